@@ -1,0 +1,6 @@
+"""Remove the poison from an image corpus: python jobs/defend.py --input URI --output URI. No arguments: the demo."""
+
+from poisoncam_ray.cli import defend, run_command
+
+if __name__ == "__main__":
+    run_command(defend)

@@ -1,0 +1,135 @@
+"""An image folder as a corpus: one file is one image, its relative path the image id.
+
+Files that are no images (captions, metadata) are neither read nor copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from poisoncam_ray.corpus import storage
+from poisoncam_ray.corpus.storage import IMAGE_SUFFIXES, Row, Slice, Source
+from poisoncam_ray.errors import UserError
+
+# Files in memory at once while reading or copying.
+_CHUNK = 64
+
+
+@dataclass(frozen=True)
+class FolderCorpus:
+    """Images under `uri`, any depth. Holds no open handle; made by `open_corpus`."""
+
+    uri: str
+    rows_per_slice: int = 1024
+
+    def sources(self) -> list[Source]:
+        """All image files, sorted by path. UserError: there are none, or a link leaves the folder."""
+        found = [s for s in storage.list_sources(self.uri) if s.path.lower().endswith(IMAGE_SUFFIXES)]
+        if not found:
+            raise UserError(f"There are no images in {self.uri}: give a folder with JPEG, PNG or WebP files.")
+        storage.refuse_escaping_links(self.uri, (s.path for s in found))
+        return found
+
+    def slices(self, sources: Sequence[Source] | None = None) -> list[Slice]:
+        """The sorted files in runs of `rows_per_slice`."""
+        paths = [s.path for s in (self.sources() if sources is None else sources)]
+        starts = range(0, len(paths), self.rows_per_slice)
+        runs = (tuple(paths[a : a + self.rows_per_slice]) for a in starts)
+        return [Slice(i, ".", a, a + len(f), f) for i, (a, f) in enumerate(zip(starts, runs, strict=True))]
+
+    def units(self, slices: Sequence[Slice] | None = None) -> list[list[Slice]]:
+        """What one writing task handles: one slice."""
+        return [[s] for s in (self.slices() if slices is None else slices)]
+
+    def changed(self, sources: Sequence[Source]) -> list[str]:
+        """One sentence for each file that differs from `sources`; empty when nothing changed."""
+        return storage.changes(sources, self.sources())
+
+    def read(self, part: Slice) -> Iterator[Row]:
+        """Every image of the slice once, in order; a few dozen in memory. UserError when a file is gone."""
+        files = part.files or ()
+        for first in range(0, len(files), _CHUNK):
+            chunk = files[first : first + _CHUNK]
+            for offset, data in enumerate(self.fetch(chunk)):
+                yield Row(part.start + first + offset, chunk[offset], data)
+
+    def fetch(self, image_ids: Sequence[str]) -> list[bytes]:
+        """The bytes of these images, in the order asked. Raises UserError for one that is gone."""
+        fs, root = storage.connect(self.uri)
+
+        def get(image_id: str) -> bytes:
+            if ".." in image_id.split("/"):
+                raise ValueError(f"image id {image_id} leaves the corpus")
+            try:
+                return fs.cat_file(f"{root}/{image_id}")
+            except FileNotFoundError as error:
+                raise UserError(
+                    f"The image {image_id} is gone from {self.uri}: restore it or index again."
+                ) from error
+
+        ids = list(image_ids)
+        return [get(i) for i in ids] if storage.is_local(fs) else storage.in_parallel(get, ids)
+
+    def labels(self, part: Slice, column: str = "") -> list[str]:
+        """The parent folder's name of each image, "" at the top; `column` is not used."""
+        return ["/".join(f.split("/")[:-1]).rsplit("/", 1)[-1] for f in part.files or ()]
+
+    def split(
+        self,
+        unit: Sequence[Slice],
+        fate_N: Sequence[int] | np.ndarray,
+        removed_columns: Mapping[str, list[Any]],
+        kept_uri: str,
+        removed_uri: str,
+    ) -> tuple[int, int]:
+        """Copy kept images (fate 0) to `kept_uri` and removed ones (1) to `removed_uri`, byte for byte under
+        the same paths; 2 (dead) goes nowhere. Why each was removed stands in
+        `removed_uri`/_removed-<slice>.parquet: column `file` and `removed_columns`.
+
+        Returns (kept, removed)."""
+        files, fates = _files(unit), np.asarray(fate_N)
+        if len(files) != len(fates):
+            raise ValueError(f"{len(fates)} fates for {len(files)} images")
+        kept = [f for f, fate in zip(files, fates, strict=True) if fate == 0]
+        removed = [f for f, fate in zip(files, fates, strict=True) if fate == 1]
+        columns = storage.removed_arrays(dict(removed_columns), len(removed))
+        storage.refuse_same_place(self.uri, kept_uri, removed_uri)
+        self._copy(kept, {}, kept_uri)
+        # An earlier run with another verdict must not leave poison in the kept corpus.
+        storage.in_parallel(lambda f: storage.delete(kept_uri, f), sorted(set(files) - set(kept)))
+        self._copy(removed, {}, removed_uri)
+        name = f"_removed-{unit[0].index:05d}.parquet"
+        if removed:
+            table = pa.table({"file": pa.array(removed, pa.string()), **columns})
+            with storage.whole_file(removed_uri, name) as path:
+                pq.write_table(table, path)
+        else:
+            storage.delete(removed_uri, name)
+        return len(kept), len(removed)
+
+    def rewrite(self, unit: Sequence[Slice], replacements: Mapping[str, bytes], out_uri: str) -> None:
+        """Copy the unit to `out_uri`, same paths, with the bytes of some images replaced."""
+        files = _files(unit)
+        if unknown := set(replacements) - set(files):
+            raise ValueError(f"no such images in this unit: {sorted(unknown)[:3]}")
+        storage.refuse_same_place(self.uri, out_uri)
+        self._copy(files, replacements, out_uri)
+
+    def _copy(self, files: list[str], replacements: Mapping[str, bytes], out_uri: str) -> None:
+        for first in range(0, len(files), _CHUNK):
+            chunk = files[first : first + _CHUNK]
+            stored = dict(zip(chunk, self.fetch(chunk), strict=True))
+            storage.in_parallel(
+                lambda pair: storage.write_bytes(out_uri, *pair),
+                [(f, replacements.get(f, stored[f])) for f in chunk],
+            )
+
+
+def _files(unit: Sequence[Slice]) -> list[str]:
+    return [f for part in unit for f in part.files or ()]

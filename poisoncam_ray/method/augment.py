@@ -1,0 +1,156 @@
+"""MoCo-v3's two asymmetric views, for a whole batch at once and with every image's own random parameters.
+
+B images, C = 3 colours, H × W pixels in, h × w pixels out. Colours are float in [0, 1]. Random numbers come
+from the CPU generator passed in and move to the images' device.
+
+Everything linear is a small matrix: a crop without rotation is separable, so crop, resize and flip are one
+matrix for the rows and one for the columns; blur likewise; all colour jitter is one affine map of RGB.
+"""
+
+import math
+
+import torch
+from torch import Generator, Tensor
+
+# RGB → luma and two colour differences (NTSC's YIQ), in which a hue change is a rotation.
+TO_YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+FROM_YIQ = torch.linalg.inv(TO_YIQ)
+BLUR_SIGMA, BLUR_AT = (0.1, 2.0), 224  # MoCo-v3's range in pixels, for images of this side
+
+
+def two_views(
+    x_BCHW: Tensor, crop: tuple[float, float], generator: Generator, out_size: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """MoCo-v3's pair (arXiv 2104.02057 §A, after BYOL): view 1 is always blurred, view 2 seldom (0.1) but
+    solarised at times (0.2). `crop`: (min, max) share of the area kept; `out_size`: side in pixels."""
+    v1_BChw = _view(x_BCHW, crop, generator, out_size, blur_p=1.0, solarize_p=0.0)
+    v2_BChw = _view(x_BCHW, crop, generator, out_size, blur_p=0.1, solarize_p=0.2)
+    return v1_BChw, v2_BChw
+
+
+def _view(
+    x_BCHW: Tensor,
+    crop: tuple[float, float],
+    generator: Generator,
+    out_size: int | None,
+    blur_p: float,
+    solarize_p: float,
+) -> Tensor:
+    v_BChw = random_resized_crop(x_BCHW, crop, generator, out_size)
+    v_BChw = color_jitter(v_BChw, generator, 0.4, 0.4, 0.2, 0.1, p=0.8, gray_p=0.2)
+    # Blur belongs to the scene, not to the pixel: MoCo-v3's 0.1–2 px at 224 px are 0.01–0.3 px at 32 px.
+    scale = v_BChw.shape[-1] / BLUR_AT
+    v_BChw = gaussian_blur(v_BChw, generator, (BLUR_SIGMA[0] * scale, BLUR_SIGMA[1] * scale), blur_p)
+    return solarize(v_BChw, generator, solarize_p)
+
+
+def random_resized_crop(
+    x_BCHW: Tensor,
+    scale: tuple[float, float],
+    generator: Generator,
+    out_size: int | None = None,
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    flip_p: float = 0.5,
+) -> Tensor:
+    """Crop a random box, resize it to out_size × out_size (default: H × W) and flip half the images.
+
+    `scale`: share of the area; `ratio`: width over height. The resize is bilinear with antialiasing: where
+    a crop shrinks, the triangle filter widens with it.
+    """
+    B, _, H, W = x_BCHW.shape
+    w_B, h_B = _crop_sizes(B, W, H, scale, ratio, generator)
+    left_B = torch.rand(B, generator=generator) * (W - w_B)
+    top_B = torch.rand(B, generator=generator) * (H - h_B)
+    columns_BwW = _resize_matrix(left_B, w_B, W, out_size or W)
+    rows_BhH = _resize_matrix(top_B, h_B, H, out_size or H)
+    flip_B = torch.rand(B, generator=generator) < flip_p
+    columns_BwW = torch.where(flip_B.view(-1, 1, 1), columns_BwW.flip(1), columns_BwW)
+    return _separable(x_BCHW, rows_BhH, columns_BwW)
+
+
+def _crop_sizes(
+    B: int, W: int, H: int, scale: tuple[float, float], ratio: tuple[float, float], generator: Generator
+) -> tuple[Tensor, Tensor]:
+    """Widths and heights in pixels: the first of ten tries that fits in the image, else all of it."""
+    area_BT = torch.empty(B, 10).uniform_(*scale, generator=generator) * W * H
+    log_ratio_BT = torch.empty(B, 10).uniform_(math.log(ratio[0]), math.log(ratio[1]), generator=generator)
+    w_BT = (area_BT * log_ratio_BT.exp()).sqrt()
+    h_BT = (area_BT / log_ratio_BT.exp()).sqrt()
+    fits_BT = (w_BT <= W) & (h_BT <= H)
+    first_B1 = fits_BT.int().argmax(1, keepdim=True)
+    any_B = fits_BT.any(1)
+    w_B = torch.where(any_B, w_BT.gather(1, first_B1)[:, 0], float(W))
+    h_B = torch.where(any_B, h_BT.gather(1, first_B1)[:, 0], float(H))
+    return w_B, h_B
+
+
+def _resize_matrix(start_B: Tensor, length_B: Tensor, n_in: int, n_out: int) -> Tensor:
+    """Row j holds output pixel j's weights over the input pixels: [start, start + length) → n_out pixels."""
+    step_B11 = (length_B / n_out).view(-1, 1, 1)
+    centre_Bj1 = start_B.view(-1, 1, 1) + (torch.arange(n_out).view(1, -1, 1) + 0.5) * step_B11 - 0.5
+    distance_Bji = (torch.arange(n_in) - centre_Bj1).abs()
+    weight_Bji = (1 - distance_Bji / step_B11.clamp(min=1)).clamp(min=0)
+    return weight_Bji / weight_Bji.sum(-1, keepdim=True)
+
+
+def _separable(x_BCHW: Tensor, rows_BhH: Tensor, columns_BwW: Tensor) -> Tensor:
+    rows_B1hH = rows_BhH[:, None].to(x_BCHW)
+    columns_B1Ww = columns_BwW.mT[:, None].to(x_BCHW)
+    return rows_B1hH @ x_BCHW @ columns_B1Ww
+
+
+def color_jitter(
+    x_BCHW: Tensor,
+    generator: Generator,
+    brightness: float,
+    contrast: float,
+    saturation: float,
+    hue: float,
+    p: float = 1.0,
+    gray_p: float = 0.0,
+) -> Tensor:
+    """Brightness, contrast and saturation by a factor within 1 ± the given strength, hue by ± `hue` turns,
+    each image with probability `p`; then all colour removed with probability `gray_p`. Clamped to [0, 1].
+
+    Luma Y and colour difference C become b·(c·Y + (1 − c)·mean Y) and b·c·s·rotate(C): in this form the
+    four jitters commute, so the random order that torchvision draws has nothing left to decide.
+    """
+    B = len(x_BCHW)
+    factor_4B = torch.rand(4, B, generator=generator) * 2 - 1
+    factor_4B *= (torch.rand(B, generator=generator) < p) * torch.tensor(
+        [[brightness], [contrast], [saturation], [hue]]
+    )
+    b_B, c_B, s_B = 1 + factor_4B[:3]
+    s_B = torch.where(torch.rand(B, generator=generator) < gray_p, 0.0, s_B)
+    cos_B, sin_B = torch.cos(2 * math.pi * factor_4B[3]), torch.sin(2 * math.pi * factor_4B[3])
+    zero_B, one_B = torch.zeros(B), torch.ones(B)
+    jitter_B33 = torch.stack(
+        [one_B, zero_B, zero_B, zero_B, s_B * cos_B, -s_B * sin_B, zero_B, s_B * sin_B, s_B * cos_B], dim=1
+    ).view(B, 3, 3)
+    matrix_B33 = ((b_B * c_B).view(B, 1, 1) * (FROM_YIQ @ jitter_B33 @ TO_YIQ)).to(x_BCHW)
+    mean_luma_B = x_BCHW.mean((2, 3)) @ TO_YIQ[0].to(x_BCHW)
+    offset_B11 = ((b_B * (1 - c_B)).to(x_BCHW) * mean_luma_B).view(B, 1, 1)
+    return torch.baddbmm(offset_B11, matrix_B33, x_BCHW.flatten(2)).clamp_(0, 1).view_as(x_BCHW)
+
+
+def gaussian_blur(x_BCHW: Tensor, generator: Generator, sigma: tuple[float, float], p: float = 1.0) -> Tensor:
+    """Blur each image with probability `p` by its own standard deviation, uniform in `sigma` (pixels)."""
+    B, _, H, W = x_BCHW.shape
+    sigma_B = torch.empty(B).uniform_(*sigma, generator=generator)
+    chosen_B = torch.rand(B, generator=generator) < p
+    # A hundredth of a pixel is no blur at all: the neighbours' weights are zero in float32.
+    sigma_B = torch.where(chosen_B, sigma_B, 0.01)
+    # Weights that add up to 1 but for rounding can leave [0, 1] by 1e-7.
+    return _separable(x_BCHW, _blur_matrix(sigma_B, H), _blur_matrix(sigma_B, W)).clamp_(0, 1)
+
+
+def _blur_matrix(sigma_B: Tensor, n: int) -> Tensor:
+    distance_nn = (torch.arange(n)[:, None] - torch.arange(n)).float()
+    weight_Bnn = torch.exp(-0.5 * (distance_nn / sigma_B.view(-1, 1, 1)) ** 2)
+    return weight_Bnn / weight_Bnn.sum(-1, keepdim=True)
+
+
+def solarize(x_BCHW: Tensor, generator: Generator, p: float) -> Tensor:
+    """Invert the bright half of the colours (x ≥ 0.5) of each image with probability `p`."""
+    chosen_B111 = (torch.rand(len(x_BCHW), generator=generator) < p).view(-1, 1, 1, 1).to(x_BCHW.device)
+    return torch.where(chosen_B111 & (x_BCHW >= 0.5), 1 - x_BCHW, x_BCHW)

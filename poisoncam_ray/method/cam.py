@@ -1,0 +1,113 @@
+"""Cluster Activation Masking (DESIGN §1 step 3): the window of an image that holds it in its cluster.
+
+N images   B masks   C channels   H = W image side   D feature dimensions   K clusters
+M masked images at once   own_N clusters of the unmasked images   a_NHW heat maps
+box_N4 integer [x0, y0, x1, y1)
+"""
+
+from typing import Literal, Protocol
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from poisoncam_ray.method.kmeans import distances
+
+ScoreKind = Literal["hard", "margin", "distance"]
+
+
+class Embedder(Protocol):
+    """What a method asks of an encoder: images in [0, 1] to L2-normalised features."""
+
+    def embed(self, x_BCHW: Tensor, /) -> Tensor: ...
+
+
+def mask_scores(f_NBD: Tensor, own_N: Tensor, c_KD: Tensor, kind: ScoreKind) -> Tensor:
+    """How far each mask moved its image out of its own cluster: s_NB, higher is further.
+
+    hard      1 where the masked image falls into another cluster, else 0 (the paper's)
+    margin    distance to the own centroid minus distance to the nearest other; positive where hard is 1
+    distance  distance to the own centroid
+
+    Raises ValueError for an unknown kind, or a margin with fewer than two clusters.
+    """
+    d_NBK = distances(f_NBD.flatten(0, 1), c_KD).unflatten(0, f_NBD.shape[:2])
+    if kind == "hard":
+        return (d_NBK.argmin(dim=2) != own_N[:, None]).float()
+    own_NB1 = own_N[:, None, None].expand(*d_NBK.shape[:2], 1)
+    own_distance_NB = d_NBK.gather(2, own_NB1)[..., 0]
+    if kind == "distance":
+        return own_distance_NB
+    if kind == "margin":
+        if len(c_KD) < 2:
+            raise ValueError("a margin needs at least two clusters")
+        return own_distance_NB - d_NBK.scatter(2, own_NB1, torch.inf).amin(dim=2)
+    raise ValueError(f"mask score {kind!r} is none of hard, margin, distance")
+
+
+def heat_map(s_NB: Tensor, m_BHW: Tensor, keep_only: bool) -> Tensor:
+    """a_NHW: how much each pixel matters to the image's assignment.
+
+    Hiding masks: the mean score of the masks, weighted by how far each hides the pixel, Σ s(1−m) / Σ(1−m).
+    Keep-only masks: minus the mean score weighted by how far each shows it, −Σ s·m / Σ m (an image that one
+    window alone holds in its cluster is held by that window). A pixel that no mask weighs gets the image's
+    mean, so it neither wins nor loses a window.
+    """
+    weight_BHW = m_BHW if keep_only else 1 - m_BHW
+    total_HW = weight_BHW.sum(dim=0)
+    mean_N11 = s_NB.mean(dim=1)[:, None, None]
+    # Centred scores keep the sums small: the mean returns unchanged wherever the weights are defined.
+    a_NHW = torch.einsum("nb,bhw->nhw", s_NB - mean_N11[:, 0], weight_BHW) / total_HW.clamp(min=1e-6)
+    a_NHW = torch.where(total_HW > 0, a_NHW, 0) + mean_N11
+    return -a_NHW if keep_only else a_NHW
+
+
+def best_window(a_NHW: Tensor, window: int) -> tuple[Tensor, Tensor]:
+    """The `window` × `window` box of greatest sum in each heat map: (box_N4, sum_N).
+
+    Among equal sums the first, row by row, wins.
+    Raises ValueError when the window does not fit.
+    """
+    height, width = a_NHW.shape[1:]
+    if not 1 <= window <= min(height, width):
+        raise ValueError(f"a window of {window} pixels does not fit into {width} × {height}")
+    columns = F.avg_pool2d(a_NHW[:, None], (window, 1), stride=1)
+    sum_NYX = F.avg_pool2d(columns, (1, window), stride=1)[:, 0] * window**2
+    sum_N, place_N = sum_NYX.flatten(1).max(dim=1)
+    y_N, x_N = place_N // sum_NYX.shape[2], place_N % sum_NYX.shape[2]
+    return torch.stack([x_N, y_N, x_N + window, y_N + window], dim=1), sum_N
+
+
+@torch.inference_mode()
+def candidate_windows(
+    encoder: Embedder,
+    x_NCHW: Tensor,
+    own_N: Tensor,
+    c_KD: Tensor,
+    m_BHW: Tensor,
+    kind: ScoreKind,
+    keep_only: bool,
+    window: int,
+    fill_NC: Tensor,
+    batch: int,
+) -> tuple[Tensor, Tensor]:
+    """The candidate trigger of each image: (box_N4, a_NHW).
+
+    All N × B masked images go through the encoder in shared batches of `batch`. Hidden pixels take the
+    image's `fill_NC` colour in [0, 1] (see `mean_colour`).
+    """
+    n, b = len(x_NCHW), len(m_BHW)
+    m_BHW = m_BHW.to(x_NCHW)
+    s_parts = []
+    for i_M in torch.arange(n * b, device=x_NCHW.device).split(batch):
+        image_M, m_M1HW = i_M // b, m_BHW[i_M % b][:, None]
+        masked_MCHW = torch.lerp(fill_NC[image_M][:, :, None, None], x_NCHW[image_M], m_M1HW)
+        f_MD = encoder.embed(masked_MCHW)
+        s_parts.append(mask_scores(f_MD[:, None], own_N[image_M], c_KD, kind)[:, 0])
+    a_NHW = heat_map(torch.cat(s_parts).view(n, b), m_BHW, keep_only)
+    return best_window(a_NHW, window)[0], a_NHW
+
+
+def mean_colour(x_NCHW: Tensor) -> Tensor:
+    """fill_NC: each image's own mean colour, which tells the encoder least about what was hidden."""
+    return x_NCHW.mean(dim=(2, 3))

@@ -1,0 +1,142 @@
+"""The poison classifier: finds in every image what the search found in a few (DESIGN section 1, step 6).
+
+x        images, uint8 or float in [0, 1]      B, N, V  images in a batch, in a corpus, held out
+t, crops candidate triggers cut out by the     M        crops
+         search, uint8                         w        a crop's side in pixels
+C, H, W  channels, height, width               E        twice B: a batch's positives and negatives
+"""
+
+from collections.abc import Sequence
+
+import torch
+from timm.layers import SelectAdaptivePool2d
+from torch import Generator, Tensor, nn
+
+from poisoncam_ray.method.augment import color_jitter, gaussian_blur, random_resized_crop
+from poisoncam_ray.method.encoder import build_encoder
+from poisoncam_ray.method.paste import paste, paste_resized, random_places
+from poisoncam_ray.method.threshold import choose_threshold as choose_threshold
+
+# The paper pastes at 20 to 80 of 224 pixels.
+PASTE_SIZE = (20 / 224, 80 / 224)
+# Generalised cross entropy (Zhang & Sabuncu, arXiv 1805.07836): 0 is cross entropy, 1 the absolute error.
+Q = 0.7
+
+
+class PoisonClassifier(nn.Module):
+    """A residual network of four basic blocks in which the strongest place of the image speaks.
+
+    A trigger covers a small part of an image, so logit_B comes from every channel's largest response over
+    the last feature map and not from its mean.
+    """
+
+    def __init__(self, image_size: int):
+        super().__init__()
+        self.encoder = build_encoder("resnet_tiny", image_size)
+        self.encoder.backbone.global_pool = SelectAdaptivePool2d(pool_type="max", flatten=True)
+        self.head = nn.Linear(self.encoder.dim, 1)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return self.head(self.encoder(x_BCHW))[:, 0]
+
+
+def make_training_batch(
+    x_BCHW: Tensor, crops_MCww: Tensor, paste_size: tuple[float, float], generator: Generator
+) -> tuple[Tensor, Tensor]:
+    """Both faces of every image: x_ECHW with the first B carrying a crop, and their target_E of 1 and 0."""
+    B, side = len(x_BCHW), x_BCHW.shape[-1]
+    device = x_BCHW.device
+    x_BCHW = random_resized_crop(x_BCHW, (0.5, 1.0), generator)
+    # Cut mildly here and at the end: half a trigger is still one, an image that lost its paste a wrong label.
+    crop_B = torch.randint(len(crops_MCww), (B,), generator=generator).to(device)
+    t_BCww = random_resized_crop(crops_MCww[crop_B], (0.7, 1.0), generator, flip_p=0.0)
+    # A negative carries a window of another photograph: the paste's own edges and blur tell nothing then.
+    share = (crops_MCww.shape[-1] / side) ** 2
+    other_BCww = random_resized_crop(
+        x_BCHW.roll(1, 0), (share / 2, share * 2), generator, out_size=t_BCww.shape[-1]
+    )
+    t_ECww = torch.cat([t_BCww, other_BCww])
+    t_ECww = color_jitter(t_ECww, generator, 0.4, 0.4, 0.2, 0.02, p=0.8)
+    low, high = paste_size
+    size_B = (low + (high - low) * torch.rand(B, generator=generator)) * side
+    centre_B2 = size_B[:, None] / 2 + torch.rand(B, 2, generator=generator) * (side - size_B[:, None])
+    size_E, centre_E2 = size_B.repeat(2).to(device), centre_B2.repeat(2, 1).to(device)
+    x_ECHW = paste_resized(x_BCHW.repeat(2, 1, 1, 1), t_ECww, size_E, centre_E2)
+    bare_B = (torch.rand(B, generator=generator) < 0.5).to(device)
+    x_ECHW[B:] = torch.where(bare_B[:, None, None, None], x_BCHW, x_ECHW[B:])
+    x_ECHW = random_resized_crop(x_ECHW, (0.8, 1.0), generator, flip_p=0.0)
+    x_ECHW = color_jitter(x_ECHW, generator, 0.4, 0.4, 0.2, 0.02, p=0.8)
+    x_ECHW = gaussian_blur(x_ECHW, generator, (0.003 * side, 0.03 * side), p=0.5)
+    return x_ECHW, torch.arange(2 * B, device=device).lt(B).float()
+
+
+def train_classifier(
+    x_NCHW: Tensor,
+    crops_MCww: Tensor,
+    seed: int,
+    steps: int = 150,
+    batch: int = 32,
+    learning_rate: float = 2e-3,
+    paste_size: tuple[float, float] = PASTE_SIZE,
+) -> PoisonClassifier:
+    """One member of the ensemble, in evaluation mode; the same arguments give the same weights.
+
+    x_NCHW: uint8, a sample of the corpus without the images that the search found poisonous. What poison is
+    left in it is met by a loss that gives up on examples it cannot fit. crops_MCww: uint8, the best
+    candidates. batch: photographs a step, each seen with and without a crop. paste_size: the smallest and
+    the largest side of a paste as shares of the image's; a paste of few pixels shows nothing, so images of
+    32 to 64 px do better from 0.18.
+    Raises ValueError when there are no images or no crops.
+    """
+    if len(x_NCHW) == 0 or len(crops_MCww) == 0:
+        raise ValueError("The poison classifier needs at least one image and one crop to learn from.")
+    device = x_NCHW.device
+    generator = Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = PoisonClassifier(x_NCHW.shape[-1]).to(device)
+    # A quarter less time a step on a CPU, and what tensor cores want.
+    model = model.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.2)
+    crops_MCww = crops_MCww.float() / 255
+    model.train()
+    for _ in range(steps):
+        index_B = torch.randint(len(x_NCHW), (batch,), generator=generator).to(device)
+        x_ECHW, target_E = make_training_batch(
+            x_NCHW[index_B].float() / 255, crops_MCww, paste_size, generator
+        )
+        optimizer.zero_grad(set_to_none=True)
+        robust_loss(model(x_ECHW), target_E).backward()
+        optimizer.step()
+        schedule.step()
+    return model.eval()
+
+
+def robust_loss(logit_E: Tensor, target_E: Tensor) -> Tensor:
+    """Generalised cross entropy, (1 − p^Q) / Q with p the probability of the target: an example that
+    contradicts what all others say (unknown poison among the negatives, a wrong crop) has little pull."""
+    log_p_E = nn.functional.logsigmoid(torch.where(target_E > 0.5, logit_E, -logit_E))
+    return ((1 - (Q * log_p_E).exp()) / Q).mean()
+
+
+@torch.no_grad()
+def poison_logit(models: Sequence[nn.Module], x_NCHW: Tensor, batch: int = 512) -> Tensor:
+    """The ensemble's mean logit_N for uint8 images; `batch` bounds memory and changes nothing else."""
+    logit_N = torch.empty(len(x_NCHW), device=x_NCHW.device)
+    for start in range(0, len(x_NCHW), batch):
+        x_BCHW = x_NCHW[start : start + batch].float() / 255
+        logit_N[start : start + batch] = torch.stack([model(x_BCHW) for model in models]).mean(0)
+    return logit_N
+
+
+def held_out_pastes(x_NCHW: Tensor, crops_MCww: Tensor, n: int, seed: int) -> Tensor:
+    """Images as an attacker would leave them, for choose_threshold: x_VCHW uint8, held-out crop v mod M
+    pasted at its own size at a random place of image v of a random sample of n."""
+    generator = Generator().manual_seed(seed)
+    index_V = torch.randint(len(x_NCHW), (n,), generator=generator)
+    seed_1 = torch.randint(2**31, (1,), generator=generator)
+    height, width = crops_MCww.shape[-2:]
+    box_V4 = random_places(seed_1, torch.arange(n), height, width, x_NCHW.shape[-2], x_NCHW.shape[-1])[0]
+    t_VCww = crops_MCww[torch.arange(n) % len(crops_MCww)]
+    return paste(x_NCHW[index_V.to(x_NCHW.device)], t_VCww, box_V4.to(x_NCHW.device))

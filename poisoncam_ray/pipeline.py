@@ -1,0 +1,217 @@
+"""The order of the stages, and the runner with its four duties: skip, refuse, check the ledger, commit last."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
+
+from poisoncam_ray.artifact import MANIFEST, STARTED, Folder, Ledger, Manifest
+from poisoncam_ray.config import Config, differences, fingerprint
+from poisoncam_ray.corpus import Corpus, Slice
+from poisoncam_ray.errors import LedgerError, UserError
+from poisoncam_ray.progress import Progress
+
+RUN = "run.json"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage hands back to the runner: where its rows went, and numbers for people."""
+
+    ledger: Ledger | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a stage may see: the configuration, the corpus, the committed artifacts, and its own folder."""
+
+    config: Config
+    corpus: Corpus
+    folder: Folder
+    out: Folder
+    progress: Progress
+
+    def artifact(self, name: str) -> Folder:
+        return self.folder / name
+
+    def manifest(self, name: str) -> Manifest:
+        manifest = Manifest.read(self.folder / name)
+        if manifest is None:
+            raise LedgerError(f"{name} is not committed")
+        return manifest
+
+    def slices(self) -> list[Slice]:
+        return [Slice(**item) for item in self.artifact("00_index").read_json("slices.json")]
+
+    def slice_rows(self) -> list[int]:
+        """Indexed rows of each slice."""
+        return self.artifact("00_index").read_json("rows.json")
+
+
+class Stage(ABC):
+    """Turns committed artifacts, `inputs`, into one committed artifact, `name`; `sections` are the parts of the
+    configuration that it reads. Raise `version` when the same inputs give another artifact than before."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    version: ClassVar[int]
+    inputs: ClassVar[tuple[str, ...]]
+    sections: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def run(self, run: Run) -> Outcome:
+        """Write the artifact into `run.out`; the runner commits it when the ledger holds."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """One line of the summary."""
+
+    title: str
+    manifest: Manifest
+    reused: bool
+
+
+def defence() -> list[Stage]:
+    """DEFEND, in order."""
+    from poisoncam_ray import stages
+
+    return [
+        stages.Index(),
+        stages.Pretrain(),
+        stages.Embed(),
+        stages.Cluster(),
+        stages.Search(),
+        stages.Classify(),
+        stages.Judge(),
+        stages.Clean(),
+        stages.Report(),
+    ]
+
+
+class Runner:
+    """Runs stages over one run folder. Constructing it checks everything that can be checked without work.
+
+    Raises UserError when the folder is not ours, or holds artifacts of another configuration or input.
+    """
+
+    def __init__(self, input_uri: str, output_uri: str, config: Config, stages: Sequence[Stage]) -> None:
+        from poisoncam_ray.corpus import open_corpus
+
+        self.config, self.stages, self.folder = config, list(stages), Folder(output_uri)
+        names = self.folder.names()
+        if names and RUN not in names:
+            raise UserError(
+                f"The output folder {output_uri} holds {names[0]!r}, which no run of ours wrote: give an empty one."
+            )
+        self.corpus = open_corpus(
+            input_uri,
+            format=config.index.format,
+            image_column=config.index.image_column,
+            rows_per_slice=config.index.rows_per_slice,
+        )
+        self.sources = {source.path: [source.size, source.tag] for source in self.corpus.sources()}
+        self.identities = {stage.name: self._identity(stage) for stage in self.stages}
+        self._refuse_other_work(input_uri)
+        self.input_uri = input_uri
+
+    def pending(self) -> list[Stage]:
+        """Stages that are not committed yet."""
+        return [stage for stage in self.stages if not (self.folder / stage.name).exists(MANIFEST)]
+
+    def run(self, progress: Progress) -> list[Done]:
+        self.folder.write_json(RUN, {"input": self.input_uri, "config": self.config.model_dump()})
+        return [self._run_stage(stage, progress) for stage in self.stages]
+
+    def _run_stage(self, stage: Stage, progress: Progress) -> Done:
+        out = self.folder / stage.name
+        inputs = {name: self._digest(name) for name in stage.inputs}
+        stamp = Manifest(
+            self.identities[stage.name], inputs, fingerprint({"of": self.identities[stage.name]})
+        )
+        committed = Manifest.read(out)
+        earlier = committed or Manifest.read(out, STARTED)
+        if earlier and earlier.inputs != inputs:
+            remade = [name for name in inputs if earlier.inputs.get(name) != inputs[name]]
+            raise UserError(
+                f"{stage.name} was made from another {' and '.join(remade)} than lies there now: delete {out.uri} or use an empty output folder."
+            )
+        if committed:
+            progress.skip(stage.title)
+            return Done(stage.title, committed, reused=True)
+        stamp.write(out, STARTED)
+        began = time.monotonic()
+        with progress.stage(stage.title):
+            outcome = stage.run(Run(self.config, self.corpus, self.folder, out, progress))
+        if outcome.ledger and not outcome.ledger.balanced:
+            raise LedgerError(f"{stage.title}: rows in ≠ out + removed + dead: {asdict(outcome.ledger)}")
+        manifest = Manifest(
+            stamp.identity,
+            stamp.inputs,
+            stamp.fingerprint,
+            outcome.ledger,
+            round(time.monotonic() - began, 2),
+            outcome.facts,
+        )
+        manifest.write(out)
+        progress.finish(stage.title, manifest)
+        return Done(stage.title, manifest, reused=False)
+
+    def _identity(self, stage: Stage) -> dict[str, Any]:
+        sections = {name: getattr(self.config, name).model_dump() for name in stage.sections}
+        identity = {
+            "stage": stage.name,
+            "version": stage.version,
+            "seed": self.config.seed,
+            "config": sections,
+        }
+        if not stage.inputs:
+            identity["sources"] = fingerprint(self.sources)
+        return identity
+
+    def _digest(self, name: str) -> str:
+        return fingerprint({"manifest": (self.folder / name).read_json(MANIFEST)})
+
+    def _refuse_other_work(self, input_uri: str) -> None:
+        """Name every difference between what the folder was made with and what is asked for now."""
+        found: list[str] = []
+        for stage in self.stages:
+            out = self.folder / stage.name
+            earlier = Manifest.read(out) or Manifest.read(out, STARTED)
+            if earlier is None:
+                continue
+            then, now = dict(earlier.identity), dict(self.identities[stage.name])
+            if then.pop("sources", None) != now.pop("sources", None):
+                found += self._changed_sources(out)
+            then_config, now_config = then.pop("config"), now.pop("config")
+            found += differences(then_config, now_config) + differences(then, now, stage.name)
+        if found:
+            unique = list(dict.fromkeys(line.replace(f"{stage.name}.seed", "seed") for line in found))
+            raise UserError(
+                f"{self.folder.uri} was made with other settings or input; use another output folder, or go back: "
+                + "; ".join(dict.fromkeys(_short(line) for line in unique[:20]))
+                + "."
+            )
+
+    def _changed_sources(self, index: Folder) -> list[str]:
+        if not index.exists("sources.json"):
+            return ["input: other files than when the folder was started"]
+        then = index.read_json("sources.json")
+        gone = [f"input {name}: gone" for name in sorted(set(then) - set(self.sources))]
+        new = [f"input {name}: new" for name in sorted(set(self.sources) - set(then))]
+        changed = [
+            f"input {name}: changed ({then[name][0]} bytes then, {self.sources[name][0]} now)"
+            for name in sorted(set(then) & set(self.sources))
+            if list(then[name]) != list(self.sources[name])
+        ]
+        return gone + new + changed or ["input: another order of files"]
+
+
+def _short(line: str) -> str:
+    """`02_features.seed: 0 then, 1 now` reads `seed: 0 then, 1 now`: the seed is one for all stages."""
+    head, dot, tail = line.partition(".")
+    return tail if dot and tail.startswith("seed:") else line

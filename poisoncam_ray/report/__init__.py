@@ -1,0 +1,25 @@
+"""One static, self-contained HTML page about a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from poisoncam_ray.report.facts import Facts, Fetcher, gather
+from poisoncam_ray.report.page import render
+
+__all__ = ["Facts", "Fetcher", "build_report", "gather", "render"]
+
+
+def build_report(
+    run_uri: str,
+    title: str = "PoisonCAM report",
+    about: Mapping[str, str] | None = None,
+    corpus: Fetcher | None = None,
+) -> str:
+    """The page of a run that has got as far as 07_clean, as HTML text.
+
+    `about`: facts shown under the headline as they are ({"Corpus": "s3://…"}). `corpus`: the input corpus,
+    opened; when not given, the one that the run names (run.json). With report/metrics.json in the
+    run folder the page gains a section 'measured against truth'. Raises UserError for a run without 07_clean.
+    """
+    return render(gather(run_uri, title, about, corpus))

@@ -1,0 +1,171 @@
+"""Classify: an ensemble trained on pastes of the top triggers, and a threshold from data the defence has
+(DESIGN step 6)."""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import ray
+import torch
+from torch import Tensor, nn
+
+from poisoncam_ray.artifact import Folder
+from poisoncam_ray.config import Config
+from poisoncam_ray.method.classifier import (
+    PoisonClassifier,
+    held_out_pastes,
+    poison_logit,
+    train_classifier,
+)
+from poisoncam_ray.method.threshold import choose_threshold
+from poisoncam_ray.pipeline import Outcome, Run, Stage
+from poisoncam_ray.stages.dataflow import device, fetch_images, set_threads
+from poisoncam_ray.stages.search import TRIGGERS, from_png, image_seed
+
+VALIDATION = "validation.json"
+ROLES = "triggers.parquet"
+VALIDATION_PASTES = 1000
+
+
+class Classify(Stage):
+    name = "05_classifier"
+    title = "Classify"
+    version = 1
+    inputs = ("00_index", "03_clusters", "04_search")
+    sections = ("encoder", "classify")
+
+    def run(self, run: Run) -> Outcome:
+        settings, resources = run.config.classify, run.config.resources
+        triggers = with_roles(
+            run.artifact("04_search").read_table(TRIGGERS), settings.top_k, settings.held_out, run.config.seed
+        )
+        run.out.write_table(ROLES, triggers)
+        clusters = run.artifact("03_clusters")
+        negatives, whole = draw_samples(clusters, triggers, settings.sample, run.config.seed)
+        crops = {role: crops_of(triggers, role) for role in ("train", "validate")}
+        todo = [i for i in range(settings.models) if not run.out.exists(model_name(i))]
+        images = ray.put(fetch_images(run.corpus, run.config, negatives))
+        task = ray.remote(_train).options(
+            num_cpus=resources.cpus_per_actor, num_gpus=resources.gpus_per_actor
+        )
+        # As many at once as there are actors elsewhere: each takes its share of the machine's threads.
+        waiting: list[ray.ObjectRef] = []
+        for done, i in enumerate(todo):
+            if len(waiting) >= resources.actors:
+                ready, waiting = ray.wait(waiting)
+                ray.get(ready)
+            run.progress.update(f"model {done + 1} of {len(todo)}")
+            waiting.append(task.remote(i, run.config, images, crops["train"], run.out))
+        ray.get(waiting)
+        validate = ray.remote(_validate).options(
+            num_cpus=resources.cpus_per_actor, num_gpus=resources.gpus_per_actor
+        )
+        whole_images = ray.put(fetch_images(run.corpus, run.config, whole))
+        chosen = ray.get(validate.remote(run.config, images, whole_images, crops["validate"], run.out))
+        run.out.write_json(VALIDATION, chosen)
+        facts = {
+            "summary": f"{settings.models} models, held-out recall {chosen['recall']:.3f} at p > {chosen['threshold']:.3f}",
+            "models_reused": settings.models - len(todo),
+            **chosen,
+        }
+        return Outcome(facts=facts)
+
+
+def model_name(i: int) -> str:
+    return f"model_{i}.safetensors"
+
+
+def with_roles(triggers: pa.Table, top_k: int, held_out: float, seed: int) -> pa.Table:
+    """The triggers with a `role`: of the best `top_k` a random share is held out to validate on, the others
+    train; the rest is unused."""
+    k = min(top_k, len(triggers))
+    n_held = min(k - 1, max(1, round(k * held_out))) if k > 1 else 0
+    order = torch.randperm(k, generator=torch.Generator().manual_seed(seed)).tolist()
+    held = set(order[:n_held])
+    roles = ["validate" if i in held else "train" if i < k else "unused" for i in range(len(triggers))]
+    families = pa.array([0] * len(triggers), pa.int32())
+    return triggers.append_column("role", pa.array(roles)).append_column("family", families)
+
+
+def crops_of(triggers: pa.Table, role: str) -> Tensor:
+    """t_MCww uint8; a single trigger must serve both roles."""
+    rows = [row for row in triggers.to_pylist() if row["role"] == role] or triggers.slice(0, 1).to_pylist()
+    return (torch.stack([from_png(row["crop"]) for row in rows]) * 255).round().to(torch.uint8)
+
+
+def draw_samples(clusters: Folder, triggers: pa.Table, most: int, seed: int) -> tuple[list[str], list[str]]:
+    """Two seeded random samples of at most `most` image ids: (negatives, whole).
+
+    `whole` is drawn from the whole corpus, as the threshold wants it. `negatives` leaves out the top
+    triggers' clusters: what the search itself found poisonous must be no negative example. When that leaves
+    too few, only the top images themselves are left out.
+    """
+    top = [row for row in triggers.to_pylist() if row["role"] != "unused"]
+    bad_clusters, bad_ids = {row["cluster"] for row in top}, {row["image_id"] for row in top}
+    outside: list[tuple[int, str]] = []
+    whole: list[tuple[int, str]] = []
+    for name in clusters.parts():
+        rows = clusters.read_table(name, ["image_id", "cluster"]).to_pydict()
+        drawn = [(image_seed(seed, image_id), image_id) for image_id in rows["image_id"]]
+        kept = [pair for pair, k in zip(drawn, rows["cluster"], strict=True) if k not in bad_clusters]
+        whole, outside = heapq.nsmallest(most, whole + drawn), heapq.nsmallest(most, outside + kept)
+    if len(outside) < len(whole) // 4:
+        outside = [pair for pair in whole if pair[1] not in bad_ids]
+    return sorted(i for _, i in outside), sorted(i for _, i in whole)
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """The committed classifier, ready to judge."""
+
+    models: list[nn.Module]
+    threshold: float
+
+    def p_poison(self, x_NCHW: Tensor) -> Tensor:
+        """p_N on the CPU, of uint8 images."""
+        return poison_logit(self.models, x_NCHW.to(device())).sigmoid().cpu()
+
+
+def load_models(config: Config, out: Folder) -> list[nn.Module]:
+    models: list[nn.Module] = []
+    for i in range(config.classify.models):
+        model = PoisonClassifier(config.encoder.image_size)
+        model.load_state_dict(out.read_tensors(model_name(i)))
+        models.append(model.to(device()).eval())
+    return models
+
+
+def load_ensemble(config: Config, out: Folder) -> Ensemble:
+    return Ensemble(load_models(config, out), out.read_json(VALIDATION)["threshold"])
+
+
+def _train(i: int, config: Config, x_NCHW: Tensor, crops_MCww: Tensor, out: Folder) -> None:
+    set_threads(config.resources)
+    settings = config.classify
+    model = train_classifier(
+        x_NCHW.to(device()),
+        crops_MCww.to(device()),
+        seed=config.seed * 1000 + i,
+        steps=settings.steps,
+        batch=settings.batch_size,
+        learning_rate=settings.lr,
+        paste_size=(settings.paste_min, settings.paste_max),
+    )
+    out.write_tensors(model_name(i), {key: t.cpu() for key, t in model.state_dict().items()})
+
+
+def _validate(
+    config: Config, negative_NCHW: Tensor, whole_NCHW: Tensor, crops_MCww: Tensor, out: Folder
+) -> dict[str, Any]:
+    set_threads(config.resources, processes=1)
+    models = load_models(config, out)
+    x_NCHW, n = negative_NCHW.to(device()), min(VALIDATION_PASTES, 4 * len(negative_NCHW))
+    x_VCHW = held_out_pastes(x_NCHW, crops_MCww.to(device()), n, config.seed)
+    held_out_logit_V = poison_logit(models, x_VCHW)
+    threshold, facts = choose_threshold(
+        held_out_logit_V, poison_logit(models, whole_NCHW.to(device())), n_crops=len(crops_MCww)
+    )
+    return {"threshold": threshold, "n_validation": n, **facts}

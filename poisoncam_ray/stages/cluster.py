@@ -1,0 +1,95 @@
+"""Cluster: k-means on a bounded sample of the features, then every image's assignment (DESIGN step 2)."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import ray
+import torch
+
+from poisoncam_ray.artifact import Folder, Ledger, part_name
+from poisoncam_ray.config import Resources
+from poisoncam_ray.corpus import Slice
+from poisoncam_ray.errors import UserError
+from poisoncam_ray.method.kmeans import assign, auto_k, kmeans
+from poisoncam_ray.pipeline import Outcome, Run, Stage
+from poisoncam_ray.stages.dataflow import missing, set_threads, stream_slices
+from poisoncam_ray.stages.embed import read_features
+
+CENTROIDS = "centroids.safetensors"
+
+
+class Cluster(Stage):
+    name = "03_clusters"
+    title = "Cluster"
+    version = 1
+    inputs = ("00_index", "02_features")
+    sections = ("cluster",)
+
+    def run(self, run: Run) -> Outcome:
+        slices, settings = run.slices(), run.config.cluster
+        rows = run.slice_rows()
+        k = settings.k or auto_k(sum(rows))
+        if k > sum(rows):
+            raise UserError(
+                f"cluster.k={k} is more than the {sum(rows)} images there are: lower it or leave it out."
+            )
+        features = run.artifact("02_features")
+        if not run.out.exists(CENTROIDS):
+            job = ray.remote(_train).options(num_cpus=run.config.resources.cpus_per_actor, num_gpus=0)
+            chosen = _spread(rows, settings.sample)
+            sizes = job.remote(
+                features, run.out, chosen, k, settings.iterations, run.config.seed, run.config.resources
+            )
+            ray.get(sizes)
+        todo = missing(slices, run.out)
+        for _ in stream_slices(run, todo, partial(_assign_slice, features=features, out=run.out)):
+            pass
+        written = sum(run.out.rows(name) for name in run.out.parts())
+        found = len(read_centroids(run.out))
+        facts = {"summary": f"{found:,} clusters", "k": found, "slices_reused": len(slices) - len(todo)}
+        return Outcome(Ledger(sum(rows), written), facts)
+
+
+def read_centroids(folder: Folder) -> torch.Tensor:
+    """c_KD, float32."""
+    return folder.read_tensors(CENTROIDS)["centroids_KD"]
+
+
+def _spread(rows: list[int], most: int) -> list[tuple[str, int]]:
+    """Which parts to train on and how many rows of each: an equal share of every part, `most` rows in all."""
+    share = min(1.0, most / max(1, sum(rows)))
+    return [(part_name(i), int(n * share) or min(n, 1)) for i, n in enumerate(rows) if n]
+
+
+def _train(
+    features: Folder,
+    out: Folder,
+    parts: list[tuple[str, int]],
+    k: int,
+    iterations: int,
+    seed: int,
+    resources: Resources,
+) -> None:
+    set_threads(resources, processes=1)
+    generator = torch.Generator().manual_seed(seed)
+    sample = []
+    for name, n in parts:
+        _, f_ND = read_features(features, name)
+        sample.append(f_ND[torch.randperm(len(f_ND), generator=generator)[:n].sort().values])
+    c_KD = kmeans(torch.cat(sample), k, iterations, seed)
+    out.write_tensors(CENTROIDS, {"centroids_KD": c_KD})
+
+
+def _assign_slice(piece: Slice, features: Folder, out: Folder) -> dict[str, Any]:
+    ids, f_ND = read_features(features, part_name(piece.index))
+    y_N, distance_N = assign(f_ND, read_centroids(out))
+    columns = {
+        "image_id": pa.array(ids, pa.string()),
+        "cluster": pa.array(y_N.numpy(), pa.int32()),
+        "distance": pa.array(distance_N.numpy(), pa.float32()),
+    }
+    out.write_table(part_name(piece.index), pa.table(columns))
+    return {"index": piece.index}

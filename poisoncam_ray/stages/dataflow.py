@@ -1,0 +1,178 @@
+"""How stages use Ray: connect, stream slices through tasks and actors, one committed part a slice.
+
+A slice (a fixed run of corpus rows) is the unit of work, of loss and of commit: block layout changes between
+runs, slices do not. Ray Data sees one row per slice.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+import torch
+from torch import Tensor
+
+from poisoncam_ray.artifact import Folder, part_index, part_name
+from poisoncam_ray.config import Config, Resources
+from poisoncam_ray.corpus import Corpus, Slice
+from poisoncam_ray.decode import decode
+from poisoncam_ray.errors import LedgerError
+from poisoncam_ray.pipeline import Run
+
+# Reading, training workers and actor pools wait for each other without an error when logical CPUs run out.
+LOCAL_CPUS = 8
+NO_PROGRESS_S = 900
+
+
+def connect() -> None:
+    """Join the cluster of RAY_ADDRESS (set inside `ray job submit`), or start one on this machine."""
+    if not ray.is_initialized():
+        quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+        if not os.environ.get("RAY_ADDRESS"):
+            quiet |= {"num_cpus": max(LOCAL_CPUS, os.cpu_count() or 1), "include_dashboard": False}
+        ray.init(**quiet)
+    hush()
+
+
+def hush() -> None:
+    """Our own line a stage replaces Ray Data's progress; a stuck pipeline raises instead of waiting for ever."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = NO_PROGRESS_S
+    for name in ("ray.data", "ray.train", "ray.util"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def device() -> torch.device:
+    """Asked of torch, never of Ray, which also schedules GPUs that are not there."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def set_threads(resources: Resources, processes: int | None = None) -> None:
+    """Ray gives workers one OpenMP thread; share the machine's cores among its actors instead."""
+    share = (os.cpu_count() or 1) // (processes or resources.actors)
+    torch.set_num_threads(resources.threads_per_actor or max(1, share))
+
+
+def missing(slices: list[Slice], out: Folder) -> list[Slice]:
+    """Slices whose part is not committed yet."""
+    done = {part_index(name) for name in out.parts()}
+    return [piece for piece in slices if piece.index not in done]
+
+
+def read_slice(corpus: Corpus, config: Config, index: Folder, piece: Slice) -> tuple[list[str], Tensor]:
+    """Ids and pixels x_NCHW (uint8) of the slice's indexed rows, in order.
+
+    Raises LedgerError when the corpus no longer holds what was indexed.
+    """
+    ids = index.read_table(part_name(piece.index), ["image_id"])["image_id"].to_pylist()
+    wanted = set(ids)
+    size = config.encoder.image_size
+    x_NCHW = np.empty((len(ids), 3, size, size), np.uint8)
+    found: list[str] = []
+    for row in corpus.read(piece):
+        if row.image_id in wanted:
+            x_NCHW[len(found)] = decode_indexed(row.data, config)
+            found.append(row.image_id)
+    if found != ids:
+        raise LedgerError(f"{piece.source} changed since it was indexed: use a new output folder")
+    return ids, torch.from_numpy(x_NCHW)
+
+
+def fetch_images(corpus: Corpus, config: Config, ids: list[str]) -> Tensor:
+    """Pixels x_NCHW (uint8) of images anywhere in the corpus."""
+    size = config.encoder.image_size
+    decoded = [decode_indexed(data, config) for data in corpus.fetch(ids)]
+    return (
+        torch.from_numpy(np.stack(decoded)) if decoded else torch.empty(0, 3, size, size, dtype=torch.uint8)
+    )
+
+
+def decode_indexed(data: bytes | None, config: Config) -> np.ndarray:
+    limits = config.index
+    return decode(data or b"", config.encoder.image_size, limits.max_pixels, limits.max_bytes)
+
+
+def stream_slices(
+    run: Run, todo: list[Slice], work: Callable[[Slice], dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """`work` on every slice as a Ray Data task; yields its small dictionaries as they come."""
+    if todo:
+        dataset = _dataset(todo).map(
+            partial(_on_slice, work=work), num_cpus=run.config.resources.cpus_per_reader
+        )
+        yield from _count(run, dataset, len(todo))
+
+
+def stream_images(
+    run: Run, todo: list[Slice], actor: type, arguments: tuple[Any, ...]
+) -> Iterator[dict[str, Any]]:
+    """Decode every slice in CPU tasks, hand it to a pool of `actor`s: actor(*arguments)(index, ids, x_NCHW).
+
+    Yields the actors' small dictionaries as they come.
+    """
+    if not todo:
+        return
+    resources = run.config.resources
+    reader = partial(_decode_slice, corpus=run.corpus, config=run.config, index=run.artifact("00_index"))
+    dataset = (
+        _dataset(todo)
+        .map(reader, num_cpus=resources.cpus_per_reader)
+        .map_batches(
+            _OnImages,
+            fn_constructor_args=(actor, arguments, run.config),
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(resources.actors, len(todo))),
+            num_cpus=resources.cpus_per_actor,
+            num_gpus=resources.gpus_per_actor,
+        )
+    )
+    yield from _count(run, dataset, len(todo))
+
+
+class _OnImages:
+    def __init__(self, actor: type, arguments: tuple[Any, ...], config: Config) -> None:
+        set_threads(config.resources)
+        self.size = config.encoder.image_size
+        self.actor = actor(*arguments)
+
+    def __call__(self, batch: pa.Table) -> dict[str, list[Any]]:
+        row = batch.to_pylist()[0]
+        # A copy: torch wants memory it may write to.
+        pixels = (
+            torch.frombuffer(bytearray(row["pixels"]), dtype=torch.uint8) if row["ids"] else torch.empty(0)
+        )
+        x_NCHW = pixels.reshape(-1, 3, self.size, self.size)
+        return {key: [value] for key, value in self.actor(row["index"], row["ids"], x_NCHW).items()}
+
+
+def _dataset(todo: list[Slice]) -> ray.data.Dataset:
+    items = [{"slice": json.dumps(asdict(piece))} for piece in todo]
+    return ray.data.from_items(items, override_num_blocks=len(items))
+
+
+def _on_slice(row: dict[str, Any], work: Callable[[Slice], dict[str, Any]]) -> dict[str, Any]:
+    return work(Slice(**json.loads(row["slice"])))
+
+
+def _decode_slice(row: dict[str, Any], corpus: Corpus, config: Config, index: Folder) -> dict[str, Any]:
+    piece = Slice(**json.loads(row["slice"]))
+    ids, x_NCHW = read_slice(corpus, config, index, piece)
+    return {"index": piece.index, "ids": ids, "pixels": x_NCHW.numpy().tobytes()}
+
+
+def _count(run: Run, dataset: ray.data.Dataset, total: int) -> Iterator[dict[str, Any]]:
+    for done, row in enumerate(dataset.iter_rows(), start=1):
+        run.progress.update(f"{done} of {total} slices")
+        yield row

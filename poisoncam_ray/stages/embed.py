@@ -1,0 +1,77 @@
+"""Embed: the L2-normalised backbone feature of every indexed image (DESIGN step 2)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from poisoncam_ray.artifact import Folder, Ledger, part_name
+from poisoncam_ray.method.encoder import Encoder, build_encoder
+from poisoncam_ray.pipeline import Outcome, Run, Stage
+from poisoncam_ray.stages.dataflow import device, missing, stream_images
+
+
+class Embed(Stage):
+    name = "02_features"
+    title = "Embed"
+    version = 1
+    inputs = ("00_index", "01_encoder")
+    sections = ("encoder", "embed")
+
+    def run(self, run: Run) -> Outcome:
+        slices = run.slices()
+        todo = missing(slices, run.out)
+        arguments = (run.artifact("01_encoder"), run.out, run.config.embed.batch_size)
+        for _ in stream_images(run, todo, EmbedSlice, arguments):
+            pass
+        indexed = run.manifest("00_index").ledger
+        rows = sum(run.out.rows(name) for name in run.out.parts())
+        facts = {
+            "summary": f"{rows:,} features",
+            "slices": len(slices),
+            "slices_reused": len(slices) - len(todo),
+        }
+        return Outcome(Ledger(indexed.rows_out if indexed else 0, rows), facts)
+
+
+class EmbedSlice:
+    """Holds the encoder in an actor and writes one part a slice."""
+
+    def __init__(self, encoder: Folder, out: Folder, batch_size: int) -> None:
+        self.encoder, self.out, self.batch_size = load_encoder(encoder), out, batch_size
+
+    def __call__(self, index: int, ids: list[str], x_NCHW: Tensor) -> dict[str, int]:
+        f_ND = embed_images(self.encoder, x_NCHW, self.batch_size)
+        self.out.write_table(part_name(index), feature_table(ids, f_ND))
+        return {"index": index, "rows": len(ids)}
+
+
+def load_encoder(folder: Folder) -> Encoder:
+    """The committed encoder, at rest on this process's device."""
+    made = folder.read_json("config.json")
+    encoder = build_encoder(made["backbone"], made["image_size"], made["patch_size"])
+    encoder.load_state_dict(folder.read_tensors("model.safetensors"))
+    return encoder.to(device()).eval()
+
+
+@torch.inference_mode()
+def embed_images(encoder: Encoder, x_NCHW: Tensor, batch_size: int) -> Tensor:
+    """f_ND float32 on the CPU, unit length, of uint8 images."""
+    parts = [encoder.embed(x_BCHW.to(device()).float() / 255).cpu() for x_BCHW in x_NCHW.split(batch_size)]
+    return torch.cat(parts) if len(x_NCHW) else torch.empty(0, encoder.dim)
+
+
+def feature_table(ids: list[str], f_ND: Tensor) -> pa.Table:
+    values = pa.array(f_ND.numpy().astype(np.float16).reshape(-1))
+    features = pa.FixedSizeListArray.from_arrays(values, f_ND.shape[1])
+    return pa.table({"image_id": pa.array(ids, pa.string()), "feature": features})
+
+
+def read_features(folder: Folder, name: str) -> tuple[list[str], Tensor]:
+    """Ids and f_ND (float32) of one part."""
+    table = folder.read_table(name)
+    column = table["feature"].combine_chunks()
+    flat = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+    return table["image_id"].to_pylist(), torch.from_numpy(flat).reshape(len(table), column.type.list_size)

@@ -1,0 +1,55 @@
+"""Judge: the ensemble's verdict on every indexed image."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+from torch import Tensor
+
+from poisoncam_ray.artifact import Folder, Ledger, part_name
+from poisoncam_ray.config import Config
+from poisoncam_ray.pipeline import Outcome, Run, Stage
+from poisoncam_ray.stages.classify import load_ensemble
+from poisoncam_ray.stages.dataflow import missing, stream_images
+
+
+class Judge(Stage):
+    name = "06_verdicts"
+    title = "Judge"
+    version = 1
+    inputs = ("00_index", "05_classifier")
+    sections = ("encoder",)
+
+    def run(self, run: Run) -> Outcome:
+        slices = run.slices()
+        todo = missing(slices, run.out)
+        for _ in stream_images(run, todo, JudgeSlice, (run.config, run.artifact("05_classifier"), run.out)):
+            pass
+        rows = removed = 0
+        for name in run.out.parts():
+            verdicts = run.out.read_table(name, ["verdict"])["verdict"].to_pylist()
+            rows, removed = rows + len(verdicts), removed + verdicts.count("remove")
+        facts = {
+            "summary": f"{removed:,} of {rows:,} images flagged",
+            "flagged": removed,
+            "slices_reused": len(slices) - len(todo),
+        }
+        return Outcome(Ledger(sum(run.slice_rows()), rows), facts)
+
+
+class JudgeSlice:
+    """Holds the ensemble in an actor and writes one part a slice."""
+
+    def __init__(self, config: Config, classifier: Folder, out: Folder) -> None:
+        self.ensemble, self.out = load_ensemble(config, classifier), out
+
+    def __call__(self, index: int, ids: list[str], x_NCHW: Tensor) -> dict[str, int]:
+        p_N = self.ensemble.p_poison(x_NCHW)
+        verdicts = ["remove" if p > self.ensemble.threshold else "keep" for p in p_N.tolist()]
+        columns = {
+            "image_id": pa.array(ids, pa.string()),
+            "p_poison": pa.array(p_N.numpy(), pa.float32()),
+            "verdict": pa.array(verdicts, pa.string()),
+            "family": pa.array([0] * len(ids), pa.int32()),
+        }
+        self.out.write_table(part_name(index), pa.table(columns))
+        return {"index": index}

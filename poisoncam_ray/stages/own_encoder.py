@@ -1,0 +1,54 @@
+"""Bring your own encoder: a checkpoint of the user's own pretraining takes the place of stage 1."""
+
+from __future__ import annotations
+
+import io
+import pickle
+
+import fsspec
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from poisoncam_ray.artifact import Folder
+from poisoncam_ray.config import Config
+from poisoncam_ray.errors import UserError
+from poisoncam_ray.method.encoder import build_encoder, load_encoder_state
+
+
+def import_encoder(uri: str, config: Config, out: Folder) -> None:
+    """Read `uri` into 01_encoder. UserError when it is missing, unsafe, or does not fit the backbone."""
+    made = config.encoder
+    state = read_checkpoint(uri)
+    try:
+        # A user's model may have trained its patch projection and positions: the checkpoint brings both.
+        encoder = build_encoder(made.backbone, made.image_size, made.patch_size)
+        load_encoder_state(encoder, state)
+    except ValueError as error:
+        raise UserError(f"The encoder {uri}: {error}") from None
+    out.write_tensors("model.safetensors", encoder.state_dict())
+    out.write_json("config.json", made.model_dump() | {"dim": encoder.dim})
+
+
+def read_checkpoint(uri: str) -> dict[str, Tensor]:
+    """The state dict of a safetensors file, or of a torch file that holds tensors only (weights_only)."""
+    try:
+        with fsspec.open(uri, "rb") as file:
+            data = file.read()
+    except (OSError, ValueError) as error:
+        raise UserError(f"The encoder {uri} cannot be read: {error}.") from None
+    try:
+        if uri.endswith(".safetensors"):
+            return safetensors.torch.load(data)
+        loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"The encoder {uri} holds Python objects besides tensors: save its state dict as safetensors."
+        ) from None
+    except (safetensors.SafetensorError, RuntimeError, EOFError, ValueError) as error:
+        raise UserError(f"The encoder {uri} is no checkpoint: {str(error).splitlines()[0]}.") from None
+    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"The encoder {uri} holds no state dict: save one as safetensors.")
+    return state

@@ -1,0 +1,254 @@
+"""Pretrain: the threat model, MoCo-v3 on the suspicious corpus itself (DESIGN step 1), on Ray Train.
+
+Every random draw is a pure function of (seed, step, rank), so a checkpoint holds tensors and a step number
+and the resumed training is the undisturbed one. Checkpoints are ours (safetensors and JSON): nothing that
+comes from storage is unpickled.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from dataclasses import dataclass
+from threading import Event, Thread
+from typing import Any
+
+import ray.train
+import torch
+import torch.distributed as dist
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from poisoncam_ray.artifact import Folder
+from poisoncam_ray.config import Config
+from poisoncam_ray.corpus import Corpus
+from poisoncam_ray.errors import UserError
+from poisoncam_ray.method.augment import two_views
+from poisoncam_ray.method.encoder import Encoder, build_encoder
+from poisoncam_ray.method.moco import MoCoV3, gather_keys, learning_rate_at, momentum_at
+from poisoncam_ray.pipeline import Outcome, Run, Stage
+from poisoncam_ray.stages.dataflow import hush, set_threads
+from poisoncam_ray.stages.own_encoder import import_encoder
+from poisoncam_ray.stages.training_data import Epochs
+
+STATE = "state.json"
+PROGRESS = "progress.json"
+
+
+class Pretrain(Stage):
+    name = "01_encoder"
+    title = "Pretrain"
+    version = 1
+    inputs = ("00_index",)
+    sections = ("encoder", "pretrain")
+
+    def run(self, run: Run) -> Outcome:
+        encoder = run.config.encoder
+        if encoder.checkpoint:
+            import_encoder(encoder.checkpoint, run.config, run.out)
+            return Outcome(
+                facts={"summary": f"your own {encoder.backbone} taken over", "checkpoint": encoder.checkpoint}
+            )
+        job = Job(run.config, run.corpus, run.artifact("00_index"), run.out, run.slice_rows())
+        if not job.epochs.total:
+            raise UserError(
+                f"pretrain.batch_size={run.config.pretrain.batch_size} is more than the {sum(job.slice_rows)} images there are: lower it."
+            )
+        resumed = latest_checkpoint(run.out)
+        if resumed != job.epochs.total:
+            _fit(job, run)
+        history = run.out.read_json("history.json")
+        facts = {
+            "summary": f"{encoder.backbone}, {run.config.pretrain.epochs} epochs, loss {history[-1]['loss']:.2f}",
+            "steps": job.epochs.total,
+            "resumed_at_step": resumed or 0,
+        }
+        return Outcome(facts=facts)
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a training worker needs; small, so that it travels."""
+
+    config: Config
+    corpus: Corpus
+    index: Folder
+    out: Folder
+    slice_rows: list[int]
+
+    @property
+    def epochs(self) -> Epochs:
+        p = self.config.pretrain
+        return Epochs(self.slice_rows, p.epochs, p.batch_size, p.workers, self.config.seed, p.shuffle_rows)
+
+
+def _fit(job: Job, run: Run) -> None:
+    settings, resources = run.config.pretrain, run.config.resources
+    gpu = resources.gpus_per_actor > 0
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"job": job},
+        scaling_config=ScalingConfig(
+            num_workers=settings.workers,
+            use_gpu=gpu,
+            resources_per_worker={"CPU": resources.cpus_per_actor, "GPU": 1 if gpu else 0},
+        ),
+        # A finished run of the same name would train nothing: our checkpoints carry the state, the name is new.
+        run_config=RunConfig(
+            name=f"train-{uuid.uuid4().hex[:8]}",
+            storage_path=(run.out / "_train").uri,
+            failure_config=FailureConfig(max_failures=settings.max_failures),
+        ),
+    )
+    finished = Event()
+    watcher = Thread(target=_watch, args=(run, finished), daemon=True)
+    watcher.start()
+    try:
+        trainer.fit()
+    finally:
+        finished.set()
+        watcher.join()
+    run.out.delete("_train")
+
+
+def _watch(run: Run, finished: Event) -> None:
+    """Ray's fit() says nothing until it ends; rank 0 leaves its progress in the run folder."""
+    while not finished.wait(3):
+        if run.out.exists(PROGRESS):
+            at = run.out.read_json(PROGRESS)
+            run.progress.update(f"step {at['step']} of {at['total']}, loss {at['loss']:.3f}")
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """One rank of the training. Rank 0 writes checkpoints, history and at last the encoder."""
+    job: Job = config["job"]
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    settings, epochs = job.config.pretrain, job.epochs
+    hush()
+    set_threads(job.config.resources, processes=max(1, context.get_local_world_size()))
+    device = ray.train.torch.get_device()
+    # Weights first, on every rank alike, before anything else draws from the global generator.
+    torch.manual_seed(job.config.seed)
+    made = job.config.encoder
+    encoder = build_encoder(made.backbone, made.image_size, made.patch_size)
+    model = MoCoV3(encoder, settings.hidden_dim, settings.out_dim, settings.temperature).to(device)
+    optimizer = _optimizer(model, settings.weight_decay)
+    step, history = restore(job.out, model, optimizer)
+    whole, gather = _distributed(model, device), gather_keys if world > 1 else None
+    base_rate = settings.lr * settings.batch_size / 256
+    warmup = round(settings.warmup_epochs * epochs.steps_per_epoch)
+    began, losses = time.monotonic(), []
+    model.train()
+    for x_BCHW in epochs.batches(job.corpus, job.config, job.index, rank, start=step):
+        rate = learning_rate_at(step, epochs.total, warmup, base_rate)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        generator = torch.Generator().manual_seed(_draw(job.config.seed, step, rank))
+        v1_BCHW, v2_BCHW = two_views(x_BCHW.to(device).float() / 255, (settings.crop_min, 1.0), generator)
+        model.update_key(momentum_at(step, epochs.total, settings.momentum))
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
+            loss = whole(v1_BCHW, v2_BCHW, gather, rank)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        step += 1
+        losses.append(loss.detach())
+        due = step % settings.checkpoint_every == 0 or step == epochs.total
+        if step % epochs.steps_per_epoch == 0 or due:
+            mean = _mean_over_ranks(torch.stack(losses).mean())
+            losses = []
+            if rank == 0:
+                at = {
+                    "step": step,
+                    "total": epochs.total,
+                    "epoch": step / epochs.steps_per_epoch,
+                    "loss": mean,
+                    "lr": rate,
+                }
+                history.append(at | {"seconds": round(time.monotonic() - began, 1)})
+                job.out.write_json(PROGRESS, at)
+                if due:
+                    save(job.out, step, model, optimizer, history)
+            ray.train.report({"step": step, "loss": mean})
+    if rank == 0:
+        job.out.write_tensors(
+            "model.safetensors", {k: v.cpu() for k, v in model.encoder.state_dict().items()}
+        )
+        job.out.write_json("config.json", encoder_facts(job.config, model.encoder))
+        job.out.write_json("history.json", history)
+
+
+def encoder_facts(config: Config, encoder: Encoder) -> dict[str, Any]:
+    return config.encoder.model_dump() | {"dim": encoder.dim, "patch_size": config.encoder.patch_size}
+
+
+def save(
+    out: Folder, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, history: list[dict[str, Any]]
+) -> None:
+    """One checkpoint; its state.json, written last, commits it. The one before goes when it is safe."""
+    folder = out / "checkpoints" / f"step-{step:08d}"
+    folder.write_tensors(
+        "model.safetensors", {key: t.detach().cpu() for key, t in model.state_dict().items()}
+    )
+    moments = optimizer.state_dict()["state"]
+    flat = {f"{i}.{name}": t.detach().cpu() for i, entry in moments.items() for name, t in entry.items()}
+    folder.write_tensors("optimizer.safetensors", flat)
+    folder.write_json(STATE, {"step": step, "history": history})
+    for name in (out / "checkpoints").names():
+        if name < f"step-{step:08d}":
+            (out / "checkpoints" / name).delete()
+
+
+def latest_checkpoint(out: Folder) -> int | None:
+    """The step of the newest committed checkpoint."""
+    folder = out / "checkpoints"
+    steps = [int(name.removeprefix("step-")) for name in folder.names() if (folder / name).exists(STATE)]
+    return max(steps, default=None)
+
+
+def restore(
+    out: Folder, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[int, list[dict[str, Any]]]:
+    """Load the newest checkpoint, if any: the step to go on at, and the history until then."""
+    step = latest_checkpoint(out)
+    if step is None:
+        return 0, []
+    folder = out / "checkpoints" / f"step-{step:08d}"
+    model.load_state_dict(folder.read_tensors("model.safetensors"))
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in folder.read_tensors("optimizer.safetensors").items():
+        index, _, name = key.partition(".")
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return step, folder.read_json(STATE)["history"]
+
+
+def _optimizer(model: MoCoV3, weight_decay: float) -> torch.optim.AdamW:
+    return torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=0.0, weight_decay=weight_decay
+    )
+
+
+def _distributed(model: MoCoV3, device: torch.device) -> nn.Module:
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return model
+    if device.type == "cuda":
+        # MoCo-v3 normalises its heads over the joined batch; SyncBatchNorm has no CPU version.
+        for name in ("projector", "predictor", "key_projector"):
+            setattr(model, name, nn.SyncBatchNorm.convert_sync_batchnorm(getattr(model, name)))
+    return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+
+
+def _mean_over_ranks(value: Tensor) -> float:
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(value)
+        value /= dist.get_world_size()
+    return float(value)
+
+
+def _draw(seed: int, step: int, rank: int) -> int:
+    """A generator seed no two (seed, step, rank) of one run share."""
+    return (seed << 40) ^ (step << 12) ^ rank

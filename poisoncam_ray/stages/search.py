@@ -1,0 +1,268 @@
+"""Search: Cluster Activation Masking and poison scores over the live clusters, round by round (DESIGN steps 3–5).
+
+Each round is committed on its own. The driver holds clusters, counters and a bounded pool of images a cluster,
+never all rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+from PIL import Image
+from ray.util import ActorPool
+from torch import Tensor
+
+from poisoncam_ray.artifact import Folder
+from poisoncam_ray.config import Config
+from poisoncam_ray.corpus import Corpus
+from poisoncam_ray.method import prune
+from poisoncam_ray.method.cam import candidate_windows, mean_colour
+from poisoncam_ray.method.kmeans import assign
+from poisoncam_ray.method.masks import make_masks
+from poisoncam_ray.method.paste import crop
+from poisoncam_ray.method.score import poison_scores
+from poisoncam_ray.pipeline import Outcome, Run, Stage
+from poisoncam_ray.stages.cluster import read_centroids
+from poisoncam_ray.stages.dataflow import device, fetch_images, set_threads
+from poisoncam_ray.stages.embed import embed_images, load_encoder
+
+CANDIDATES = pa.schema(
+    [("image_id", pa.string()), ("cluster", pa.int32())]
+    + [(side, pa.int32()) for side in ("x0", "y0", "x1", "y1")]
+    + [("changed", pa.int32()), ("gain", pa.int32()), ("n_flip", pa.int32())]
+    + [("score", pa.float32()), ("crop", pa.binary())]
+)
+TRIGGERS = "triggers.parquet"
+TRIGGERS_KEPT = 200
+
+
+class Search(Stage):
+    name = "04_search"
+    title = "Search"
+    version = 1
+    inputs = ("00_index", "01_encoder", "03_clusters")
+    sections = ("encoder", "search")
+
+    def run(self, run: Run) -> Outcome:
+        settings, seed = run.config.search, run.config.seed
+        rules = prune.SearchRules(
+            settings.per_cluster,
+            settings.prune,
+            settings.min_live,
+            settings.max_rounds,
+            settings.max_candidates,
+        )
+        most = settings.per_cluster * settings.max_rounds
+        pool = gather_pool(run.artifact("03_clusters"), seed, most, settings.flip_images)
+        state = prune.start(pool.y_P, pool.n_clusters)
+        turn_P = prune.turns(pool.y_P, seed)
+        scorers = None
+        while True:
+            picks = prune.picks(state, rules, pool.y_P, turn_P).tolist()
+            stopped = prune.reason_to_stop(state, rules, len(picks))
+            if stopped:
+                break
+            folder = run.out / f"round={state.round:03d}"
+            if not folder.exists("live.json"):
+                scorers = scorers or start_scorers(run, pool)
+                found = score_round(scorers, run, pool, picks, state)
+                folder.write_table("candidates.parquet", pa.Table.from_pylist(found, schema=CANDIDATES))
+            table = folder.read_table("candidates.parquet", ["cluster", "score"])
+            cluster_P, score_P = (torch.from_numpy(table[name].to_numpy()) for name in ("cluster", "score"))
+            before = state
+            state = prune.advance(state, rules, cluster_P, score_P)
+            if not folder.exists("live.json"):
+                best = {k: state.best[k] for k in before.live}
+                folder.write_json(
+                    "live.json", {"live": list(state.live), "best": best, "scored": state.scored}
+                )
+        triggers = best_triggers(run.out, state.round)
+        run.out.write_table(TRIGGERS, triggers)
+        facts = {
+            "summary": f"{state.scored:,} candidates in {state.round} rounds, best score {triggers['score'][0].as_py():.2f}",
+            "candidates": state.scored,
+            "rounds": state.round,
+            "stopped": stopped,
+        }
+        return Outcome(facts=facts)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """What the search draws from: of each cluster the first images in a seeded random order (P in all), and
+    the flip-test images (F), the nearest of their centroids, spread over clusters."""
+
+    ids: list[str]
+    y_P: Tensor
+    flip_ids: list[str]
+    n_clusters: int
+
+
+def gather_pool(clusters: Folder, seed: int, per_cluster: int, n_flip: int) -> Pool:
+    """One pass over the assignments, at most `per_cluster` + n_flip / K rows of each cluster in memory."""
+    k = len(read_centroids(clusters))
+    near = -(-n_flip // k)
+    drawn: list[list[tuple[int, str]]] = [[] for _ in range(k)]
+    nearest: list[list[tuple[float, str]]] = [[] for _ in range(k)]
+    for name in clusters.parts():
+        rows = clusters.read_table(name).to_pydict()
+        for image_id, y, distance in zip(rows["image_id"], rows["cluster"], rows["distance"], strict=True):
+            drawn[y].append((image_seed(seed, image_id), image_id))
+            nearest[y].append((distance, image_id))
+        drawn = [sorted(rows)[:per_cluster] for rows in drawn]
+        nearest = [sorted(rows)[:near] for rows in nearest]
+    ids = [image_id for rows in drawn for _, image_id in rows]
+    y_P = torch.tensor([y for y, rows in enumerate(drawn) for _ in rows])
+    # The nearest of every cluster first, then the second nearest …: clusters take turns.
+    turns = [rows[turn][1] for turn in range(near) for rows in nearest if turn < len(rows)]
+    return Pool(ids, y_P, turns[:n_flip], k)
+
+
+def image_seed(seed: int, image_id: str) -> int:
+    """A 63-bit number of (seed, image): random places that no batching and no order of work can change."""
+    digest = hashlib.blake2b(f"{seed}:{image_id}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def start_scorers(run: Run, pool: Pool) -> ActorPool:
+    resources = run.config.resources
+    # Once into the object store, from there once to every node.
+    flip = ray.put((pool.flip_ids, fetch_images(run.corpus, run.config, pool.flip_ids)))
+    actor = ray.remote(Scorer).options(
+        num_cpus=resources.cpus_per_actor,
+        num_gpus=resources.gpus_per_actor,
+        max_restarts=-1,
+        max_task_retries=-1,
+    )
+    folders = (run.artifact("01_encoder"), run.artifact("03_clusters"))
+    return ActorPool([actor.remote(run.config, run.corpus, *folders, flip) for _ in range(resources.actors)])
+
+
+def score_round(
+    scorers: ActorPool, run: Run, pool: Pool, picks: list[int], state: prune.SearchState
+) -> list[dict[str, Any]]:
+    """Rows of CANDIDATES, in the order of `picks`."""
+    size = run.config.search.chunk
+    # Neighbours in the corpus share a row group: fetched together they are read once.
+    ordered = sorted(picks, key=lambda p: pool.ids[p])
+    chunks = [
+        [(pool.ids[p], int(pool.y_P[p])) for p in ordered[i : i + size]] for i in range(0, len(ordered), size)
+    ]
+    rows: list[dict[str, Any]] = []
+    for result in scorers.map(lambda actor, chunk: actor.score.remote(chunk), chunks):
+        rows += result
+        done = state.scored + len(rows)
+        run.progress.update(
+            f"round {state.round}: {len(state.live)} live clusters, {done:,} candidates scored"
+        )
+    return rows
+
+
+class Scorer:
+    """An actor that finds and scores candidates; holds the encoder, the centroids and the flip-test images."""
+
+    def __init__(
+        self,
+        config: Config,
+        corpus: Corpus,
+        encoder: Folder,
+        clusters: Folder,
+        flip: tuple[list[str], Tensor],
+    ) -> None:
+        set_threads(config.resources)
+        self.config, self.corpus, self.device = config, corpus, device()
+        self.encoder = load_encoder(encoder)
+        self.c_KD = read_centroids(clusters).to(self.device)
+        x_FCHW = flip[1]
+        f_FD = embed_images(self.encoder, x_FCHW, config.search.batch_size).to(self.device)
+        self.y_F = assign(f_FD, self.c_KD)[0]
+        self.x_FCHW = x_FCHW.to(self.device).float() / 255
+        self.m_BHW = search_masks(config)
+
+    def score(self, chunk: list[tuple[str, int]]) -> list[dict[str, Any]]:
+        settings, ids = self.config.search, [image_id for image_id, _ in chunk]
+        x_NCHW = fetch_images(self.corpus, self.config, ids).to(self.device).float() / 255
+        own_N = torch.tensor([cluster for _, cluster in chunk], device=self.device)
+        box_N4 = find_windows(self.config, self.encoder, x_NCHW, own_N, self.c_KD, self.m_BHW)
+        t_NCww = crop(x_NCHW, box_N4)
+        seeds_N = torch.tensor([image_seed(self.config.seed, image_id) for image_id in ids])
+        changed_N, gain_N = poison_scores(
+            self.encoder, t_NCww, self.x_FCHW, self.y_F, own_N, self.c_KD, seeds_N, settings.batch_size
+        )
+        reading_N = changed_N if settings.reading == "changed" else gain_N.clamp(min=0)
+        return [
+            {
+                "image_id": image_id,
+                "cluster": cluster,
+                **dict(zip(("x0", "y0", "x1", "y1"), box, strict=True)),
+                "changed": changed,
+                "gain": gain,
+                "n_flip": len(self.y_F),
+                "score": reading / len(self.y_F),
+                "crop": to_png(t_CHW),
+            }
+            for (image_id, cluster), box, changed, gain, reading, t_CHW in zip(
+                chunk,
+                box_N4.tolist(),
+                changed_N.tolist(),
+                gain_N.tolist(),
+                reading_N.tolist(),
+                t_NCww,
+                strict=True,
+            )
+        ]
+
+
+def search_masks(config: Config) -> Tensor:
+    settings = config.search
+    generator = torch.Generator().manual_seed(config.seed)
+    side = config.encoder.image_size
+    return make_masks(settings.strategy, settings.masks, side, config.cell_px, config.window_px, generator)
+
+
+def find_windows(
+    config: Config, encoder: Any, x_NCHW: Tensor, own_N: Tensor, c_KD: Tensor, m_BHW: Tensor
+) -> Tensor:
+    """box_N4 of the candidate trigger of each image, by the configured strategy."""
+    settings = config.search
+    box_N4, _ = candidate_windows(
+        encoder,
+        x_NCHW,
+        own_N,
+        c_KD,
+        m_BHW,
+        settings.score,
+        settings.strategy == "keep_only",
+        config.window_px,
+        mean_colour(x_NCHW),
+        settings.batch_size,
+    )
+    return box_N4
+
+
+def best_triggers(out: Folder, rounds: int) -> pa.Table:
+    """The best-scored candidates of all rounds, best first, with their `rank`; ties by image id."""
+    tables = [(out / f"round={i:03d}").read_table("candidates.parquet") for i in range(rounds)]
+    table = pa.concat_tables(tables).sort_by([("score", "descending"), ("image_id", "ascending")])
+    top = table.slice(0, TRIGGERS_KEPT)
+    return top.append_column("rank", pa.array(np.arange(len(top)), pa.int32()))
+
+
+def to_png(t_CHW: Tensor) -> bytes:
+    pixels = (t_CHW.cpu() * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    sink = io.BytesIO()
+    Image.fromarray(pixels).save(sink, "PNG")
+    return sink.getvalue()
+
+
+def from_png(data: bytes) -> Tensor:
+    """t_CHW float in [0, 1]."""
+    pixels = np.array(Image.open(io.BytesIO(data), formats=["PNG"]).convert("RGB"))
+    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255

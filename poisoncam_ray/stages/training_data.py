@@ -1,0 +1,111 @@
+"""Training batches through Ray Data in an order that depends on (seed, epoch, rank) alone.
+
+Ray's own splitting gives each worker whatever is ready, so no two runs see the same batches. Here every
+worker streams its own slices, decoded by cluster tasks, and shuffles them itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import ray.data
+import torch
+from torch import Tensor
+
+from poisoncam_ray.artifact import Folder
+from poisoncam_ray.config import Config
+from poisoncam_ray.corpus import Corpus, Slice
+from poisoncam_ray.stages.dataflow import read_slice
+
+
+@dataclass(frozen=True)
+class Epochs:
+    """`slice_rows`: indexed rows of each slice; `batch_size`: of all workers together; rows left over at an
+    epoch's end are dropped, as in the reference."""
+
+    slice_rows: list[int]
+    epochs: int
+    batch_size: int
+    workers: int
+    seed: int
+    shuffle_rows: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return sum(self.slice_rows) // self.batch_size
+
+    @property
+    def total(self) -> int:
+        return self.epochs * self.steps_per_epoch
+
+    def plan(self, epoch: int, rank: int) -> list[int]:
+        """Slice indices that this rank reads in this epoch, in order; as many rows as its batches need.
+
+        Ranks take turns along one permutation; a rank whose slices are short reads its first ones again.
+        """
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.slice_rows)).tolist()
+        filled = [i for i in order if self.slice_rows[i]]
+        own = filled[rank :: self.workers] or filled
+        needed, rows = self.steps_per_epoch * self.batch_size // self.workers, 0
+        chosen: list[int] = []
+        while rows < needed:
+            chosen.append(own[len(chosen) % len(own)])
+            rows += self.slice_rows[chosen[-1]]
+        return chosen
+
+    def batches(
+        self, corpus: Corpus, config: Config, index: Folder, rank: int, start: int
+    ) -> Iterator[Tensor]:
+        """x_BCHW (uint8) of every step from `start` on, B = batch_size / workers."""
+        slices = [Slice(**item) for item in index.read_json("slices.json")]
+        first = start // max(1, self.steps_per_epoch)
+        plans = [self.plan(epoch, rank) for epoch in range(first, self.epochs)]
+        order = [i for plan in plans for i in plan]
+        if not order:
+            return
+        context = ray.data.DataContext.get_current()
+        context.execution_options.preserve_order = True
+        read = partial(_read, slices=slices, corpus=corpus, config=config, index=index)
+        dataset = ray.data.from_items([{"i": i} for i in order], override_num_blocks=len(order))
+        rows = iter(dataset.map(read, num_cpus=config.resources.cpus_per_reader).iter_rows())
+        size = config.encoder.image_size
+        skip = start % self.steps_per_epoch
+        for epoch, plan in enumerate(plans, start=first):
+            pieces = (_pixels(next(rows)["pixels"], size) for _ in plan)
+            for step, x_BCHW in enumerate(self._shuffled(pieces, epoch, rank)):
+                if epoch > first or step >= skip:
+                    yield x_BCHW
+
+    def _shuffled(self, pieces: Iterator[Tensor], epoch: int, rank: int) -> Iterator[Tensor]:
+        """Batches from windows of `shuffle_rows` rows, each window in random order."""
+        generator = torch.Generator().manual_seed((self.seed << 32) ^ (epoch << 12) ^ rank)
+        size, left = self.batch_size // self.workers, self.steps_per_epoch
+        held: list[Tensor] = []
+        for piece in pieces:
+            held.append(piece)
+            if sum(len(p) for p in held) >= self.shuffle_rows:
+                window_NCHW = _permuted(held, generator)
+                n = min(left, len(window_NCHW) // size)
+                yield from window_NCHW[: n * size].split(size)
+                held, left = [window_NCHW[n * size :]], left - n
+        if left:
+            yield from _permuted(held, generator)[: left * size].split(size)
+
+
+def _permuted(held: list[Tensor], generator: torch.Generator) -> Tensor:
+    x_NCHW = torch.cat(held)
+    return x_NCHW[torch.randperm(len(x_NCHW), generator=generator)]
+
+
+def _read(
+    row: dict[str, int], slices: list[Slice], corpus: Corpus, config: Config, index: Folder
+) -> dict[str, bytes]:
+    _, x_NCHW = read_slice(corpus, config, index, slices[row["i"]])
+    return {"pixels": x_NCHW.numpy().tobytes()}
+
+
+def _pixels(data: bytes, size: int) -> Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8).reshape(-1, 3, size, size)

@@ -1,0 +1,197 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from poisoncam_ray.method.augment import (
+    color_jitter,
+    gaussian_blur,
+    random_resized_crop,
+    solarize,
+    two_views,
+)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def coordinates(n: int, height: int, width: int) -> torch.Tensor:
+    """Images whose red is x and green is y, in pixels: what a crop shows tells where it was taken."""
+    y, x = torch.meshgrid(torch.arange(height).float(), torch.arange(width).float(), indexing="ij")
+    return torch.stack([x, y, torch.ones_like(x)]).expand(n, -1, -1, -1)
+
+
+@settings(max_examples=20, deadline=None)
+@given(size=st.integers(8, 40), out=st.integers(4, 40), seed=st.integers(0, 999))
+def test_every_pixel_lies_in_the_range_of_its_image(size, out, seed):
+    x = torch.rand(4, 3, size, size + 3, generator=generator(seed))
+    for view in two_views(x, (0.3, 1.0), generator(seed), out):
+        assert view.shape == (4, 3, out, out)
+        assert view.min() >= 0 and view.max() <= 1
+
+
+def test_the_same_generator_gives_the_same_views_and_images_differ_among_themselves():
+    x = torch.rand(1, 3, 16, 16).expand(5, -1, -1, -1)
+    one, other = two_views(x, (0.4, 1.0), generator(1)), two_views(x, (0.4, 1.0), generator(1))
+    assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
+    assert not torch.equal(one[0], one[1])
+    assert len({image.numpy().tobytes() for image in one[0]}) == 5
+
+
+def test_crop_of_everything_is_the_image_or_its_mirror():
+    x = torch.rand(20, 3, 12, 12, generator=generator())
+    kept = random_resized_crop(x, (1.0, 1.0), generator(), ratio=(1.0, 1.0), flip_p=0.0)
+    assert torch.allclose(kept, x, atol=1e-5)
+    mirrored = random_resized_crop(x, (1.0, 1.0), generator(), ratio=(1.0, 1.0), flip_p=1.0)
+    assert torch.allclose(mirrored, x.flip(3), atol=1e-5)
+    mixed = random_resized_crop(x, (1.0, 1.0), generator(), ratio=(1.0, 1.0))
+    straight = (mixed - x).abs().amax((1, 2, 3)) < 1e-4
+    flipped = (mixed - x.flip(3)).abs().amax((1, 2, 3)) < 1e-4
+    assert (straight ^ flipped).all() and 0 < straight.sum() < 20
+
+
+@settings(max_examples=25, deadline=None)
+@given(out=st.integers(4, 24), seed=st.integers(0, 999))
+def test_crop_resizes_as_torch_does(out, seed):
+    """Read the box off the coordinate image, cut an image of noise with grid_sample: the same pixels."""
+    n, size = 4, 16
+    noise = torch.rand(n, 3, size, size, generator=generator(seed))
+    options = {"scale": (0.05, out * out / size**2 if out < size else 1.0), "flip_p": 0.5, "out_size": out}
+    where = random_resized_crop(coordinates(n, size, size), generator=generator(seed), **options)
+    crop = random_resized_crop(noise, generator=generator(seed), **options)
+    # Inside the image's border of half a pixel, where resampling a ramp returns the sampling position.
+    grid = torch.stack([(2 * where[:, 0] + 1) / size - 1, (2 * where[:, 1] + 1) / size - 1], dim=-1)
+    expected = F.grid_sample(noise, grid, align_corners=False, padding_mode="border")
+    enlarging = _steps(where) <= 1
+    assert torch.allclose(crop[enlarging], expected[enlarging], atol=1e-3)
+
+
+def _steps(where: torch.Tensor) -> torch.Tensor:
+    """Pixels in per pixel out, the larger of both directions, from the middle of the coordinate image."""
+    middle = where.shape[-1] // 2
+    dx = (where[:, 0, middle, middle] - where[:, 0, middle, middle - 1]).abs()
+    dy = (where[:, 1, middle, middle] - where[:, 1, middle - 1, middle]).abs()
+    return torch.maximum(dx, dy)
+
+
+def test_shrinking_is_antialiased_as_in_torch():
+    x = torch.rand(3, 3, 32, 32, generator=generator())
+    small = random_resized_crop(x, (1.0, 1.0), generator(), 8, ratio=(1.0, 1.0), flip_p=0.0)
+    assert torch.allclose(small, F.interpolate(x, size=(8, 8), mode="bilinear", antialias=True), atol=1e-5)
+
+
+def test_crops_keep_area_and_shape_in_range_and_reach_everywhere():
+    n, size = 2000, 64
+    view = random_resized_crop(coordinates(n, size, size), (0.4, 0.6), generator(), size, flip_p=0.0)
+    left, right = view[:, 0, 32, 2], view[:, 0, 32, -3]
+    top, bottom = view[:, 1, 2, 32], view[:, 1, -3, 32]
+    width, height = (right - left) * size / (size - 5), (bottom - top) * size / (size - 5)
+    area, ratio = width * height / size**2, width / height
+    assert area.min() > 0.38 and area.max() < 0.62
+    assert ratio.min() > 0.73 and ratio.max() < 1.36
+    assert left.min() < 4 and right.max() > 59 and top.min() < 4 and bottom.max() > 59
+    assert area.mean() == pytest.approx(0.5, abs=0.01)
+
+
+def luma(x: torch.Tensor) -> torch.Tensor:
+    return 0.299 * x[:, 0] + 0.587 * x[:, 1] + 0.114 * x[:, 2]
+
+
+def test_no_jitter_is_no_change():
+    x = torch.rand(4, 3, 6, 6)
+    assert torch.allclose(color_jitter(x, generator(), 0.4, 0.4, 0.2, 0.1, p=0.0), x, atol=1e-5)
+    assert torch.allclose(color_jitter(x, generator(), 0, 0, 0, 0), x, atol=1e-5)
+
+
+def test_each_jitter_does_what_its_name_says():
+    x = torch.rand(50, 3, 6, 6, generator=generator()) * 0.3 + 0.35  # far enough from 0 and 1 never to clamp
+    mean = luma(x).mean((1, 2)).view(-1, 1, 1, 1)
+
+    factor = color_jitter(x, generator(), 0.4, 0, 0, 0) / x
+    assert torch.allclose(factor, factor[:, :1, :1, :1].expand_as(x), atol=1e-4)
+    assert factor.min() > 0.6 and factor.max() < 1.4 and factor.std() > 0.1
+
+    contrast = (color_jitter(x, generator(), 0, 0.4, 0, 0) - mean) / (x - mean)
+    contrast = contrast.flatten(1).median(1).values
+    expected = mean + contrast.view(-1, 1, 1, 1) * (x - mean)
+    assert torch.allclose(color_jitter(x, generator(), 0, 0.4, 0, 0), expected, atol=1e-4)
+    assert contrast.min() > 0.6 and contrast.max() < 1.4 and contrast.std() > 0.1
+
+    gray = luma(x)[:, None].expand_as(x)
+    saturated = color_jitter(x, generator(), 0, 0, 0.2, 0)
+    factor = ((saturated - gray) / (x - gray)).flatten(1).median(1).values
+    assert torch.allclose(saturated, gray + factor.view(-1, 1, 1, 1) * (x - gray), atol=1e-3)
+    assert factor.min() > 0.8 and factor.max() < 1.2 and factor.std() > 0.05
+
+    turned = color_jitter(x, generator(), 0, 0, 0, 0.1)
+    assert torch.allclose(luma(turned), luma(x), atol=1e-3)
+    assert (turned - x).abs().max() > 0.05
+
+
+def test_all_jitters_together_are_the_product_of_their_parts():
+    """Luma and colour against the definition, by image: b(cY + (1 − c)mean Y) and b·c·s times colour."""
+    x = torch.rand(1, 3, 6, 6, generator=generator()) * 0.2 + 0.4
+    for seed in range(20):
+        draw = 2 * torch.rand(4, 1, generator=generator(seed)) - 1
+        b, c, s = 1 + 0.3 * draw[0], 1 + 0.3 * draw[1], 1 + 0.3 * draw[2]
+        y = luma(x)
+        expected = b * (c * y + (1 - c) * y.mean())
+        got = color_jitter(x, generator(seed), 0.3, 0.3, 0.3, 0.0)
+        assert torch.allclose(luma(got), expected, atol=1e-3)
+        assert torch.allclose(got - luma(got)[:, None], b * c * s * (x - y[:, None]), atol=1e-3)
+
+
+def test_gray_images_have_equal_colours_and_their_luma_and_come_as_often_as_asked():
+    x = torch.rand(400, 3, 5, 5, generator=generator())
+    assert torch.allclose(
+        color_jitter(x, generator(), 0, 0, 0, 0, gray_p=1.0), luma(x)[:, None].expand_as(x), atol=1e-3
+    )
+    some = color_jitter(x, generator(), 0.4, 0.4, 0.2, 0.1, p=0.8, gray_p=0.2)
+    gray = (some.amax(1) - some.amin(1)).amax((1, 2)) < 1e-3
+    assert 0.12 < gray.float().mean() < 0.28
+    untouched = (color_jitter(x, generator(), 0.4, 0.4, 0.2, 0.1, p=0.8) - x).abs().amax((1, 2, 3)) < 1e-4
+    assert 0.12 < untouched.float().mean() < 0.28
+
+
+def test_blur_of_a_point_is_a_gaussian():
+    x = torch.zeros(1, 3, 21, 21)
+    x[:, :, 10, 10] = 1
+    sigma = 1.5
+    blurred = gaussian_blur(x, generator(), (sigma, sigma))[0, 0]
+    total = sum(math.exp(-0.5 * (d / sigma) ** 2) for d in range(-10, 11))
+    for i, j in [(10, 10), (10, 11), (9, 12), (7, 10)]:
+        distance = (i - 10) ** 2 + (j - 10) ** 2
+        assert float(blurred[i, j]) == pytest.approx(
+            math.exp(-0.5 * distance / sigma**2) / total**2, rel=1e-4
+        )
+
+
+def test_blur_keeps_flat_images_and_leaves_the_rest_alone_as_often_as_asked():
+    assert torch.allclose(
+        gaussian_blur(torch.full((2, 3, 9, 7), 0.3), generator(), (0.5, 2.0)), torch.tensor(0.3)
+    )
+    x = torch.rand(400, 3, 8, 8, generator=generator())
+    assert torch.allclose(gaussian_blur(x, generator(), (0.5, 2.0), p=0.0), x, atol=1e-6)
+    same = (gaussian_blur(x, generator(), (0.5, 2.0), p=0.1) - x).abs().amax((1, 2, 3)) < 1e-5
+    assert 0.85 < same.float().mean() < 0.95
+
+
+def test_solarize_inverts_the_bright_half_of_the_chosen_images():
+    x = torch.rand(400, 3, 4, 4, generator=generator())
+    everywhere = solarize(x, generator(), 1.0)
+    assert torch.equal(everywhere, torch.where(x < 0.5, x, 1 - x))
+    assert torch.equal(solarize(x, generator(), 0.0), x)
+    some = (solarize(x, generator(), 0.2) != x).any(3).any(2).any(1)
+    assert 0.12 < some.float().mean() < 0.28
+
+
+def test_only_the_first_view_is_always_blurred_and_only_the_second_is_solarised():
+    checkers = (torch.arange(224)[:, None] + torch.arange(224)).remainder(2).float()
+    x = checkers.expand(24, 3, -1, -1) * 0.9
+    v1, v2 = two_views(x, (0.99, 1.0), generator())
+    sharpness = [(v[:, :, :, 1:] - v[:, :, :, :-1]).abs().mean((1, 2, 3)) for v in (v1, v2)]
+    assert sharpness[0].median() < 0.5 * sharpness[1].median()

@@ -1,0 +1,181 @@
+import pytest
+import timm
+import torch
+
+from poisoncam_ray.method.encoder import Encoder, build_encoder, encoder_state_from, load_encoder_state
+
+SMALL = [
+    ("resnet_tiny", 32, None, 128, (4, 4)),
+    ("vit_tiny_convstem", 32, None, 128, (4, 4)),
+    ("vit_tiny_patch16_224", 32, 8, 192, (4, 4)),
+    ("resnet18", 64, None, 512, (2, 2)),
+]
+
+
+@pytest.fixture(params=SMALL, ids=[case[0] for case in SMALL])
+def case(request):
+    torch.manual_seed(0)
+    name, size, patch, dim, grid = request.param
+    return build_encoder(name, size, patch).eval(), dim, grid
+
+
+def test_feature_is_one_vector_an_image_and_embed_is_its_direction(case):
+    encoder, dim, _ = case
+    x = torch.rand(3, 3, encoder.image_size, encoder.image_size)
+    f, e = encoder(x), encoder.embed(x)
+    assert f.shape == (3, dim) and encoder.dim == dim
+    assert torch.allclose(e.norm(dim=1), torch.ones(3), atol=1e-5)
+    assert torch.allclose(e * f.norm(dim=1, keepdim=True), f, atol=1e-5)
+
+
+def test_normalisation_is_inside(case):
+    encoder, _, _ = case
+    x = torch.rand(2, 3, encoder.image_size, encoder.image_size)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    normalised = (x - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+    assert torch.allclose(encoder(x), encoder.backbone(normalised), atol=1e-5)
+
+
+def test_feature_map_is_the_grid_the_feature_hangs_on(case):
+    encoder, _, grid = case
+    x = torch.rand(2, 3, encoder.image_size, encoder.image_size)
+    f, m = encoder.feature_map(x)
+    assert torch.allclose(f, encoder(x), atol=1e-5)
+    assert m.shape[2:] == grid
+    (gradient,) = torch.autograd.grad((f * torch.randn_like(f)).sum(), m)
+    assert gradient.abs().sum() > 0
+
+
+def test_feature_map_cells_lie_where_their_pixels_do():
+    encoder = build_encoder("vit_tiny_patch16_224", 32, patch_size=8).eval()
+    encoder.backbone.blocks = encoder.backbone.blocks[
+        -1:
+    ]  # before any attention a cell sees its own patch only
+    x = torch.rand(1, 3, 32, 32)
+    changed = x.clone()
+    changed[:, :, 8:16, 24:32] = 0
+    differs = (encoder.feature_map(x)[1] - encoder.feature_map(changed)[1]).abs().sum(1)[0] > 1e-4
+    assert differs.nonzero().tolist() == [[1, 3]]
+
+
+def test_feature_map_works_on_frozen_weights_and_inside_no_grad(case):
+    encoder, _, _ = case
+    encoder.requires_grad_(False)
+    with torch.no_grad():
+        f, m = encoder.feature_map(torch.rand(1, 3, encoder.image_size, encoder.image_size))
+    torch.autograd.grad(f.sum(), m)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_patch_projection_is_frozen_on_request_and_positions_always(frozen):
+    vit = build_encoder("vit_tiny_patch16_224", 32, 8, frozen_patch=frozen).backbone
+    assert vit.patch_embed.proj.weight.requires_grad is not frozen
+    assert not vit.pos_embed.requires_grad
+    assert torch.equal(vit.pos_embed[0, 0], torch.zeros(192))
+    assert len(vit.pos_embed[0].unique(dim=0)) == 17
+
+
+def test_every_block_of_the_tiny_resnet_works_from_the_first_step():
+    encoder = build_encoder("resnet_tiny", 32).eval()
+    x = torch.rand(2, 3, 32, 32)
+    before = encoder(x)
+    for stage in range(1, 5):
+        block = getattr(encoder.backbone, f"layer{stage}")[0]
+        kept = block.conv2.weight.data.clone()
+        block.conv2.weight.data.zero_()
+        assert not torch.allclose(encoder(x), before, atol=1e-3), stage
+        block.conv2.weight.data.copy_(kept)
+
+
+def test_a_convolutional_stem_always_trains():
+    stem = build_encoder("vit_tiny_convstem", 32, frozen_patch=True).backbone.patch_embed
+    assert all(p.requires_grad for p in stem.parameters())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("resnet_tinny", 32), "did you mean 'resnet_tiny'"),
+        (("vit_bse_patch16_224", 224), "did you mean 'vit_base_patch16_224'"),
+        (("vit_tiny_patch16_224", 40), "does not divide an image of 40 px"),
+        (("vit_tiny_patch16_224", 32, 5), "patch of 5 px does not divide"),
+        (("vit_tiny_convstem", 36), "does not divide an image of 36 px"),
+        (("vit_tiny_convstem", 32, 4), "leave patch_size out"),
+        (("resnet18", 64, 8), "leave patch_size out"),
+        (("convnext_tiny", 64), "neither a ViT nor a ResNet"),
+    ],
+)
+def test_mistakes_are_one_clear_sentence(arguments, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        build_encoder(*arguments)
+
+
+def moco_v3_checkpoint(model: torch.nn.Module, head: str) -> dict[str, torch.Tensor]:
+    """The layout that moco-v3's main_moco.py saves: both networks, heads where the classifier was."""
+    body = {k: v for k, v in model.state_dict().items() if not k.startswith(("head.", "fc."))}
+    return {
+        **{f"module.base_encoder.{k}": v for k, v in body.items()},
+        **{f"module.momentum_encoder.{k}": v + 1 for k, v in body.items()},
+        f"module.base_encoder.{head}.0.weight": torch.rand(8, 4),
+        f"module.base_encoder.{head}.1.running_mean": torch.rand(8),
+        f"module.momentum_encoder.{head}.0.weight": torch.rand(8, 4),
+        "module.predictor.0.weight": torch.rand(8, 4),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "head"),
+    [
+        ("resnet18", {}, "fc"),
+        ("vit_tiny_patch16_224", {"img_size": 32, "patch_size": 8}, "head"),
+    ],
+)
+def test_moco_v3_checkpoints_load_into_the_encoder(name, options, head):
+    model = timm.create_model(name, num_classes=10, **options).eval()
+    encoder = build_encoder(name, 32, options.get("patch_size")).eval()
+    load_encoder_state(encoder, moco_v3_checkpoint(model, head))
+    x = torch.rand(2, 3, 32, 32)
+    model.reset_classifier(0)
+    assert torch.allclose(encoder.backbone(x), model(x), atol=1e-5)
+
+
+def test_other_layouts_give_the_same_weights():
+    encoder = build_encoder("resnet_tiny", 32)
+    plain = encoder.backbone.state_dict()
+    layouts = {
+        "ours": encoder.state_dict(),
+        "plain": plain,
+        "data parallel": {f"module.{k}": v for k, v in plain.items()} | {"module.fc.weight": torch.rand(1)},
+        "backbone": {f"backbone.{k}": v for k, v in plain.items()} | {"projector.0.weight": torch.rand(1)},
+        "momentum only": {f"module.momentum_encoder.{k}": v for k, v in plain.items()},
+    }
+    for layout, state in layouts.items():
+        found = encoder_state_from(state)
+        assert found.keys() == plain.keys(), layout
+        assert encoder_state_from(found).keys() == plain.keys(), layout
+
+
+def test_state_round_trip_changes_nothing():
+    one, two = build_encoder("resnet_tiny", 32).eval(), build_encoder("resnet_tiny", 32).eval()
+    x = torch.rand(2, 3, 32, 32)
+    assert not torch.allclose(one(x), two(x), atol=1e-4)
+    load_encoder_state(two, one.state_dict())
+    assert torch.equal(one(x), two(x))
+
+
+def test_a_checkpoint_that_does_not_fit_is_named_key_by_key_and_loads_nothing():
+    encoder: Encoder = build_encoder("resnet_tiny", 32)
+    before = {k: v.clone() for k, v in encoder.state_dict().items()}
+    state = {k: v + 1 for k, v in before.items()}
+    state["backbone.surprise"] = state.pop("backbone.bn1.weight")
+    state["backbone.conv1.weight"] = torch.zeros(16, 3, 7, 7)
+    with pytest.raises(ValueError) as caught:
+        load_encoder_state(encoder, state)
+    for part in (
+        "1 missing (bn1.weight)",
+        "1 unexpected (surprise)",
+        "conv1.weight (16, 3, 7, 7) instead of",
+    ):
+        assert part in str(caught.value)
+    for key, value in encoder.state_dict().items():
+        assert torch.equal(value, before[key])

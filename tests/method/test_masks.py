@@ -1,0 +1,103 @@
+import math
+from typing import get_args
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from poisoncam_ray.method import masks
+from poisoncam_ray.method.masks import GROUP, make_masks
+
+
+def make(strategy, n_masks=16, image_size=32, cell=4, window=11, seed=0):
+    return make_masks(strategy, n_masks, image_size, cell, window, torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("strategy", get_args(masks.Strategy))
+def test_every_strategy_gives_visibilities_of_the_asked_shape(strategy):
+    m_BHW = make(strategy)
+    assert m_BHW.shape == (16, 32, 32)
+    assert m_BHW.dtype == torch.float32
+    assert m_BHW.min() >= 0 and m_BHW.max() <= 1
+    assert torch.equal(m_BHW, make(strategy))
+
+
+@pytest.mark.parametrize("strategy", ["interval", "random", "full_coverage"])
+def test_random_strategies_follow_the_seed(strategy):
+    assert not torch.equal(make(strategy, seed=0), make(strategy, seed=1))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    groups=st.integers(1, 5), image_size=st.integers(4, 40), cell=st.integers(1, 12), seed=st.integers(0, 99)
+)
+def test_full_coverage_hides_every_pixel_exactly_once_per_group(groups, image_size, cell, seed):
+    cell = min(cell, image_size)
+    m_BHW = make("full_coverage", groups * GROUP, image_size, cell, 1, seed)
+    assert set(m_BHW.unique().tolist()) <= {0.0, 1.0}
+    for group in (1 - m_BHW).split(GROUP):
+        assert torch.equal(group.sum(0), torch.ones(image_size, image_size))
+
+
+def test_full_coverage_hides_whole_cells_in_equal_hands():
+    m_BHW = make("full_coverage", 40, 32, 8)
+    for m_HW in m_BHW:
+        cells_GG = m_HW[::8, ::8]
+        assert torch.equal(m_HW, torch.kron(cells_GG, torch.ones(8, 8)))
+        assert (cells_GG == 0).sum() == 16 // GROUP
+
+
+def test_full_coverage_wants_whole_groups():
+    with pytest.raises(ValueError, match="10 is not a multiple"):
+        make("full_coverage", 10)
+
+
+@settings(max_examples=30, deadline=None)
+@given(image_size=st.integers(2, 40), cell=st.integers(1, 12), seed=st.integers(0, 99))
+def test_random_hides_half_of_the_cells(image_size, cell, seed):
+    cell = min(cell, image_size)
+    cells = math.ceil(image_size / cell)
+    for m_HW in make("random", 5, image_size, cell, 1, seed):
+        cells_GG = m_HW[::cell, ::cell]
+        assert torch.equal(m_HW, torch.kron(cells_GG, torch.ones(cell, cell))[:image_size, :image_size])
+        assert (cells_GG == 0).sum() == cells**2 // 2
+
+
+def test_interval_is_continuous_and_centred():
+    m_BHW = make("interval", 400, 32, 4)
+    assert len(m_BHW.unique()) > 1000
+    assert m_BHW.mean() == pytest.approx(0.5, abs=0.02)
+    assert (m_BHW.diff(dim=2).abs() <= 0.25 + 1e-6).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(n_masks=st.integers(1, 90), image_size=st.integers(2, 24), data=st.data())
+def test_windows_equal_slow_drawing_and_hide_is_the_complement_of_keep(n_masks, image_size, data):
+    window = data.draw(st.integers(1, image_size))
+    keep_BHW = make("keep_only", n_masks, image_size, 1, window)
+    assert torch.equal(make("sliding", n_masks, image_size, 1, window), 1 - keep_BHW)
+    assert len(keep_BHW) <= n_masks
+    per_side = min(math.isqrt(n_masks), image_size - window + 1)
+    seen = set()
+    for m_HW in keep_BHW:
+        y_x = m_HW.nonzero()
+        y, x = y_x.amin(0).tolist()
+        drawn = torch.zeros(image_size, image_size)
+        drawn[y : y + window, x : x + window] = 1
+        assert torch.equal(m_HW, drawn)
+        seen.add((y, x))
+    assert len(seen) == len(keep_BHW) == per_side**2
+    if per_side > 1:
+        assert {(0, 0), (image_size - window, image_size - window)} <= seen
+
+
+def test_one_unknown_strategy_and_sizes_out_of_range_are_refused():
+    with pytest.raises(ValueError, match="'blobs' is none of interval"):
+        make("blobs")
+    with pytest.raises(ValueError, match="window must be 1 … 32 pixels wide, got 33"):
+        make("sliding", window=33)
+    with pytest.raises(ValueError, match="cell must be 1 … 32 pixels wide, got 0"):
+        make("random", cell=0)
+    with pytest.raises(ValueError, match="at least one mask"):
+        make("random", n_masks=0)

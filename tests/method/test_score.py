@@ -1,0 +1,71 @@
+import pytest
+import torch
+
+from poisoncam_ray.method.kmeans import assign
+from poisoncam_ray.method.paste import random_places
+from poisoncam_ray.method.score import poison_scores
+
+
+class Projection:
+    """A fixed random linear encoder: every pixel matters, so every place of a paste does too."""
+
+    def __init__(self, side):
+        self.w_PD = torch.randn(3 * side * side, 5, generator=torch.Generator().manual_seed(4))
+
+    def embed(self, x_BCHW):
+        return torch.nn.functional.normalize((x_BCHW - 0.5).flatten(1) @ self.w_PD, dim=1)
+
+
+@pytest.fixture
+def setting():
+    generator = torch.Generator().manual_seed(0)
+    encoder = Projection(8)
+    x_FCHW = torch.rand(9, 3, 8, 8, generator=generator)
+    t_NCww = torch.rand(4, 3, 5, 5, generator=generator).round()
+    c_KD = torch.nn.functional.normalize(torch.randn(6, 5, generator=generator), dim=1)
+    y_F, _ = assign(encoder.embed(x_FCHW), c_KD)
+    return encoder, t_NCww, x_FCHW, y_F, torch.tensor([0, 3, 5, 1]), c_KD, torch.tensor([11, 7, 7, 90])
+
+
+def test_both_readings_equal_a_double_loop(setting):
+    encoder, t_NCww, x_FCHW, y_F, own_N, c_KD, seeds_N = setting
+    changed_N, gain_N = poison_scores(*setting, batch=64)
+    box_NF4 = random_places(seeds_N, torch.arange(9), 5, 5, 8, 8)
+    for n in range(4):
+        changed = gain = 0
+        for f in range(9):
+            x0, y0, x1, y1 = box_NF4[n, f].tolist()
+            pasted = x_FCHW[f].clone()
+            pasted[:, y0:y1, x0:x1] = t_NCww[n]
+            feature = encoder.embed(pasted[None])[0]
+            cluster = min(range(6), key=lambda k: float((feature - c_KD[k]).norm()))
+            changed += cluster != y_F[f]
+            gain += (cluster == own_N[n]) * 1 - (y_F[f] == own_N[n]) * 1
+        assert (int(changed_N[n]), int(gain_N[n])) == (changed, gain)
+    assert changed_N.sum() > 0
+
+
+@pytest.mark.parametrize("batch", [1, 5, 9, 10, 36])
+def test_the_batch_does_not_matter(setting, batch):
+    whole = poison_scores(*setting, batch=1000)
+    for a, b in zip(poison_scores(*setting, batch=batch), whole, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_candidate_scores_the_same_alone(setting):
+    encoder, t_NCww, x_FCHW, y_F, own_N, c_KD, seeds_N = setting
+    changed_N, gain_N = poison_scores(*setting, batch=7)
+    for n in range(4):
+        one = slice(n, n + 1)
+        alone = poison_scores(encoder, t_NCww[one], x_FCHW, y_F, own_N[one], c_KD, seeds_N[one], 7)
+        assert (int(alone[0]), int(alone[1])) == (int(changed_N[n]), int(gain_N[n]))
+
+
+def test_a_paste_of_nothing_new_moves_nothing():
+    encoder = Projection(8)
+    x_FCHW, c_KD = torch.full((4, 3, 8, 8), 0.3), torch.randn(3, 5)
+    y_F, _ = assign(encoder.embed(x_FCHW), c_KD)
+    counts = poison_scores(
+        encoder, torch.full((1, 3, 3, 3), 0.3), x_FCHW, y_F, y_F[:1], c_KD, torch.tensor([1]), 8
+    )
+    assert [int(count) for count in counts] == [0, 0]

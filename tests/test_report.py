@@ -1,0 +1,270 @@
+"""The report: what it says of a run written by hand, and that nothing of the corpus can act in it."""
+
+import base64
+import hashlib
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_run import DEAD, ERROR, FakeRun, make_fake_run
+from hypothesis import given
+from hypothesis import strategies as st
+
+from poisoncam_ray.artifact import Folder, Ledger
+from poisoncam_ray.errors import UserError
+from poisoncam_ray.report import Facts, build_report, gather, render
+from poisoncam_ray.report.plot import curve, histogram, ranked, stacked, steps
+
+VOID = {"meta", "img", "br", "hr", "link", "input"}
+EVIL = "\"><script>alert(1)</script><style>*{display:none}</style>'"
+
+
+class Page(HTMLParser):
+    """Every start tag with its attributes; fails on tags that do not nest."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(html)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def all(self, name: str) -> list[dict]:
+        return [attrs for tag, attrs in self.tags if tag == name]
+
+
+@pytest.fixture(scope="module")
+def fake(tmp_path_factory: pytest.TempPathFactory) -> FakeRun:
+    return make_fake_run(tmp_path_factory.mktemp("fake"))
+
+
+@pytest.fixture(scope="module")
+def html(fake: FakeRun) -> str:
+    return build_report(fake.run, about={"Note": EVIL})
+
+
+def test_the_headline_and_the_ledger_are_those_of_the_run(fake: FakeRun, html: str) -> None:
+    page = Page(html)
+    assert "19 of 120 images carry what looks like one trigger. They were removed." in page.text
+    assert "120 in = 100 kept + 19 removed + 1 unreadable" in page.text
+    assert "Measured against truth" not in page.text
+
+
+def test_gathered_facts_are_those_of_the_run(fake: FakeRun) -> None:
+    facts = gather(fake.run)
+    assert facts.ledger == Ledger(120, 100, 19, 1) and facts.ledger.balanced
+    assert facts.families == {0: 19}
+    assert [trigger.rank for trigger in facts.triggers] == list(range(8))
+    assert facts.triggers[0].role == "train" and facts.triggers[0].picture
+    assert len(facts.scores) == 18 and sum(chosen for _, chosen in facts.scores) == 8
+    assert [(row["live"], row["tried"]) for row in facts.rounds] == [(4, 9), (2, 9)]
+    assert {thumb.image_id for thumb in facts.removed_sample} == fake.removed
+    assert len(facts.borderline_sample) == 24
+    assert not {thumb.image_id for thumb in facts.borderline_sample} & (fake.removed | {DEAD})
+    assert [row["count"] for row in facts.dead] == [1]
+
+
+def test_histogram_and_borderline_equal_a_read_of_everything(fake: FakeRun) -> None:
+    facts, verdicts = gather(fake.run), Folder(fake.run) / "06_verdicts"
+    rows = [row for name in verdicts.parts() for row in verdicts.read_table(name).to_pylist()]
+    for verdict, bins in (("keep", facts.kept_bins), ("remove", facts.removed_bins)):
+        p = [row["p_poison"] for row in rows if row["verdict"] == verdict]
+        assert bins == np.histogram(p, bins=50, range=(0, 1))[0].tolist()
+    kept = sorted((row["p_poison"] for row in rows if row["verdict"] == "keep"), reverse=True)
+    assert [thumb.p_poison for thumb in facts.borderline_sample] == kept[:24]
+
+
+def test_nothing_of_the_corpus_acts_and_nothing_is_fetched(html: str) -> None:
+    page = Page(html)
+    tags = {tag for tag, _ in page.tags}
+    assert not tags & {"script", "link", "iframe", "object", "embed", "form", "base"}
+    assert len(page.all("style")) == 1
+    assert EVIL in page.text and ERROR in page.text and "a<b>.parquet#20" in page.text
+    for _, attrs in page.tags:
+        assert not [name for name in attrs if name.startswith("on") or name == "style"]
+        for name in ("src", "href"):
+            assert attrs.get(name, "data:image/").startswith("data:image/")
+    assert "url(" not in html and "@import" not in html
+
+
+def test_the_policy_allows_this_style_and_nothing_else(html: str) -> None:
+    policy = next(a["content"] for a in Page(html).all("meta") if "http-equiv" in a)
+    style = re.search(r"<style>(.*?)</style>", html, re.DOTALL).group(1)
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    assert policy.startswith("default-src 'none'; img-src data:;")
+    assert f"style-src 'sha256-{digest}'" in policy and "unsafe" not in policy
+
+
+def test_every_picture_and_plot_has_words(html: str) -> None:
+    page = Page(html)
+    pictures, plots = page.all("img"), [a for a in page.all("svg") if "preserveaspectratio" not in a]
+    assert len(pictures) >= 40 and all(picture["alt"] for picture in pictures)
+    assert len(plots) >= 6 and all(plot["role"] == "img" and plot["aria-label"] for plot in plots)
+    assert page.all("html")[0]["lang"] == "en"
+
+
+def test_the_window_is_drawn_where_it_was_found(fake: FakeRun, html: str) -> None:
+    best = max(fake.candidates, key=lambda row: row["score"])
+    window = next(a for a in Page(html).all("rect") if a["class"] == "window")
+    assert (int(window["x"]), int(window["y"])) == (best["x0"], best["y0"])
+    assert (int(window["width"]), int(window["height"])) == (10, 10)
+
+
+def test_measured_against_truth(fake: FakeRun, tmp_path: Path) -> None:
+    run = Folder(str(shutil.copytree(fake.run, tmp_path / "run")))
+    probes = {"acc_clean": 0.5, "acc_patched": 0.25, "asr": 0.875}
+    metrics = {
+        "recall": 0.9875,
+        "n_poisoned": 20,
+        "precision": None,
+        "strategies": {"gradcam": {"accuracy": 0.05}},
+    }
+    (run / "report").write_json("metrics.json", metrics | {"threat_model": probes, "retrained": probes})
+    text = Page(build_report(run.uri)).text
+    for words in (
+        "Measured against truth",
+        "98.8 %",
+        "gradcam",
+        "5.0 %",
+        "Threat model",
+        "Retrained",
+        "87.5 %",
+    ):
+        assert words in text
+
+
+def test_a_clean_corpus_is_told_without_triumph(tmp_path: Path) -> None:
+    fake = make_fake_run(tmp_path, poison=False)
+    text = Page(build_report(fake.run)).text
+    assert "No evidence of poison. All 119 readable images were kept." in text
+    assert "none convincing" in text and "absence of evidence" in text
+
+
+def test_a_corpus_that_is_gone_costs_the_pictures_only(fake: FakeRun, tmp_path: Path) -> None:
+    run = Folder(str(shutil.copytree(fake.run, tmp_path / "run")))
+    run.write_json("run.json", run.read_json("run.json") | {"input": str(tmp_path / "gone")})
+    facts = gather(run.uri)
+    assert {trigger.picture for trigger in facts.triggers} == {None}
+    assert "no image" in Page(render(facts)).text
+
+
+def test_a_missing_part_of_the_run_costs_its_section_only(fake: FakeRun, tmp_path: Path) -> None:
+    run = Folder(str(shutil.copytree(fake.run, tmp_path / "run")))
+    (run / "01_encoder").delete("history.json")
+    (run / "05_classifier").delete("validation.json")
+    (run / "05_classifier").delete("triggers.parquet")
+    run.delete("dead")
+    run.delete("run.json")
+    page = Page(build_report(run.uri))
+    assert "Training loss" not in page.text and "do not add up" in page.text
+
+
+def test_an_unfinished_run_is_one_sentence(fake: FakeRun, tmp_path: Path) -> None:
+    run = Folder(str(shutil.copytree(fake.run, tmp_path / "run")))
+    (run / "07_clean").delete("_manifest.json")
+    with pytest.raises(UserError, match="no finished 07_clean"):
+        build_report(run.uri)
+
+
+def test_credentials_in_a_url_stay_out(fake: FakeRun, tmp_path: Path) -> None:
+    run = Folder(str(shutil.copytree(fake.run, tmp_path / "run")))
+    settings = run.read_json("run.json")
+    settings["config"]["encoder"]["checkpoint"] = "https://host/model?X-Signature=s3cr3t"
+    run.write_json("run.json", settings | {"input": "nowhere://key:s3cr3t@bucket/corpus"})
+    html = build_report(run.uri)
+    assert "s3cr3t" not in html and "bucket/corpus" in html and "https://host/model" in html
+
+
+def test_equal_runs_give_equal_pages(fake: FakeRun) -> None:
+    assert build_report(fake.run) == build_report(fake.run)
+
+
+@pytest.mark.parametrize(
+    ("ledger", "families", "headline"),
+    [
+        (
+            Ledger(60_000, 59_588, 412),
+            {0: 412},
+            "412 of 60,000 images carry what looks like one trigger. They were removed.",
+        ),
+        (
+            Ledger(9, 6, 3),
+            {0: 1, 4: 2},
+            "3 of 9 images carry what look like 2 different triggers. They were removed.",
+        ),
+        (Ledger(9, 8, 1), {0: 1}, "1 of 9 images carries what looks like one trigger. It was removed."),
+        (Ledger(9, 8, 0, 1), {}, "No evidence of poison. All 8 readable images were kept."),
+    ],
+)
+def test_headline(ledger: Ledger, families: dict, headline: str) -> None:
+    facts = Facts(title="t", about={}, ledger=ledger, families=families)
+    assert facts.headline == headline and headline in Page(render(facts)).text
+
+
+counts = st.lists(st.integers(0, 10**9), min_size=50, max_size=50)
+
+
+@given(counts, counts, st.floats(0, 1))
+def test_histogram_stays_inside_and_shows_every_bin(kept: list, removed: list, threshold: float) -> None:
+    plot = histogram(kept, removed, threshold)
+    present = sum(n > 0 for n in kept + removed)
+    assert (plot is None) == (present == 0)
+    if plot:
+        assert len(plot.bars) == present
+        for bar in plot.bars:
+            assert bar.height > 1 and bar.y >= -1e-6 and bar.y + bar.height == pytest.approx(100)
+            assert bar.x >= 0 and bar.x + bar.width <= 100 + 1e-6
+
+
+@given(st.lists(st.tuples(st.floats(-1, 1), st.booleans()), max_size=2000))
+def test_ranked_scores_stay_inside_and_keep_every_chosen_one(scores: list) -> None:
+    scores.sort(reverse=True)
+    plot = ranked(scores)
+    assert (plot is None) == (not scores)
+    if plot:
+        assert sum(dot.kind == "chosen" for dot in plot.dots) == sum(chosen for _, chosen in scores)
+        assert all(-1e-6 <= value <= 100 + 1e-6 for dot in plot.dots for value in (dot.x, dot.y))
+        assert len(plot.dots) <= 1100 + sum(chosen for _, chosen in scores)
+
+
+@given(st.lists(st.floats(allow_infinity=True, allow_nan=True, width=16), max_size=1000))
+def test_curves_stay_inside_and_short(ys: list) -> None:
+    plot = curve(list(enumerate(ys)))
+    if plot:
+        points = [tuple(map(float, point.split(","))) for point in plot.line.split()]
+        assert 1 <= len(points) <= 300
+        assert all(0 <= value <= 100 for point in points for value in point)
+
+
+@given(st.lists(st.integers(0, 10**6), max_size=60))
+def test_steps_stay_inside(live: list) -> None:
+    plot = steps(live)
+    assert (plot is None) == (not live)
+    assert all(bar.y >= -1e-6 and bar.height >= 0 for bar in plot.bars) if plot else True
+
+
+@given(st.lists(st.integers(0, 10**9), min_size=3, max_size=3))
+def test_the_ledger_bar_is_full_and_shows_whatever_there_is(parts: list) -> None:
+    plot = stacked(dict(zip(("kept", "removed", "dead"), parts, strict=True)))
+    assert len(plot.bars) == sum(n > 0 for n in parts)
+    if plot.bars:
+        assert sum(bar.width for bar in plot.bars) == pytest.approx(100)
+        assert min(bar.width for bar in plot.bars) > 0.9
