@@ -8,7 +8,7 @@ box_N4 integer [x0, y0, x1, y1)
 from typing import Literal, Protocol
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
 from poisoncam_ray.method.kmeans import distances
@@ -86,13 +86,15 @@ def candidate_windows(
     c_KD: Tensor,
     m_BHW: Tensor,
     kind: ScoreKind,
-    keep_only: bool,
+    keep_only: bool | Tensor,
     window: int,
     fill_NC: Tensor,
     batch: int,
 ) -> tuple[Tensor, Tensor]:
-    """The candidate trigger of each image: (box_N4, a_NHW).
+    """The candidate trigger of each image and the map it was read from: (box_N4, a_NHW).
 
+    `keep_only` says how to read the masks, all alike or one by one (`masks.keep_only`). Each reading gives a
+    heat map of its own; they are standardised per image and added, so `a_NHW` has no unit.
     All N × B masked images go through the encoder in shared batches of `batch`. Hidden pixels take the
     image's `fill_NC` colour in [0, 1] (see `mean_colour`).
     """
@@ -104,8 +106,19 @@ def candidate_windows(
         masked_MCHW = torch.lerp(fill_NC[image_M][:, :, None, None], x_NCHW[image_M], m_M1HW)
         f_MD = encoder.embed(masked_MCHW)
         s_parts.append(mask_scores(f_MD[:, None], own_N[image_M], c_KD, kind)[:, 0])
-    a_NHW = heat_map(torch.cat(s_parts).view(n, b), m_BHW, keep_only)
+    s_NB = torch.cat(s_parts).view(n, b)
+    keep_B = torch.as_tensor(keep_only, device=x_NCHW.device).expand(b)
+    a_NHW = torch.zeros_like(x_NCHW[:, 0])
+    for keep in (False, True):
+        if (keep_B == keep).any():
+            a_NHW += _standardised(heat_map(s_NB[:, keep_B == keep], m_BHW[keep_B == keep], keep))
     return best_window(a_NHW, window)[0], a_NHW
+
+
+def _standardised(a_NHW: Tensor) -> Tensor:
+    """Mean 0 and deviation 1 over each image's pixels; a flat map stays flat."""
+    deviation_N11 = a_NHW.std(dim=(1, 2), correction=0, keepdim=True)
+    return (a_NHW - a_NHW.mean(dim=(1, 2), keepdim=True)) / deviation_N11.clamp(min=1e-6)
 
 
 def mean_colour(x_NCHW: Tensor) -> Tensor:

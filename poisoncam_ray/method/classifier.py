@@ -15,7 +15,6 @@ from torch import Generator, Tensor, nn
 from poisoncam_ray.method.augment import color_jitter, gaussian_blur, random_resized_crop
 from poisoncam_ray.method.encoder import build_encoder
 from poisoncam_ray.method.paste import paste, paste_resized, random_places
-from poisoncam_ray.method.threshold import choose_threshold as choose_threshold
 
 # The paper pastes at 20 to 80 of 224 pixels.
 PASTE_SIZE = (20 / 224, 80 / 224)

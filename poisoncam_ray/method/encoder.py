@@ -15,7 +15,7 @@ from timm.models.resnet import BasicBlock, ResNet
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-OURS = ("resnet_tiny", "vit_tiny_convstem")
+OURS = ("resnet_tiny", "resnet_tiny_s2", "vit_tiny_convstem")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -103,7 +103,7 @@ def build_encoder(
     """A fresh encoder for image_size × image_size pixels.
 
     `name`: any timm ViT or ResNet, or one of ours: "resnet_tiny" (four basic blocks, 16–128 channels, for
-    32–64 px), "vit_tiny_convstem" (4 layers, 128 wide, 4 heads, 8 px patches). `patch_size`: pixels, ViTs
+    32–64 px), "resnet_tiny_s2" (the same behind a stride-2 stem, a third of the time a step), "vit_tiny_convstem" (4 layers, 128 wide, 4 heads, 8 px patches). `patch_size`: pixels, ViTs
     only; None keeps the model's own. `frozen_patch`: MoCo-v3's fix for unstable ViT training (arXiv
     2104.02057 §4.2), a random patch projection that is never trained; convolutional stems train regardless.
     Weights are drawn from torch's global generator. ValueError names what to change.
@@ -112,8 +112,8 @@ def build_encoder(
         near = difflib.get_close_matches(name, [*OURS, *timm.list_models(["vit*", "deit*", "resnet*"])], n=1)
         raise ValueError(f"Unknown backbone '{name}'" + (f": did you mean '{near[0]}'?" if near else "."))
     backbone: Any
-    if name == "resnet_tiny":
-        backbone = _resnet_tiny()
+    if name in ("resnet_tiny", "resnet_tiny_s2"):
+        backbone = _resnet_tiny(stem_stride=2 if name == "resnet_tiny_s2" else 1)
     elif name == "vit_tiny_convstem":
         if patch_size not in (None, 8):
             raise ValueError(f"vit_tiny_convstem has 8 px patches, not {patch_size}: leave patch_size out.")
@@ -138,7 +138,7 @@ def build_encoder(
     return Encoder(backbone, image_size)
 
 
-def _resnet_tiny() -> nn.Module:
+def _resnet_tiny(stem_stride: int) -> nn.Module:
     basic_block: Any = BasicBlock  # timm's annotation asks for an instance where its code wants the class
     # timm starts every block as its shortcut (last norm's weight zero). In the few hundred steps that this
     # network is for, the weights stay below about 0.1: it would see little beyond its stem.
@@ -146,8 +146,12 @@ def _resnet_tiny() -> nn.Module:
         basic_block, (1, 1, 1, 1), channels=(16, 32, 64, 128), stem_type="deep", stem_width=8, num_classes=0,
         zero_init_last=False,
     )  # fmt: skip
-    # timm's stems shrink the image fourfold, which leaves 32 px images 1 × 1 cell: one stride-1 convolution.
-    net.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+    # timm's stems shrink the image fourfold, which leaves 32 px images 1 × 1 cell: one convolution instead.
+    net.conv1 = nn.Conv2d(3, 16, 3, stride=stem_stride, padding=1, bias=False)
+    if stem_stride == 2:
+        # Keeps the last map at an eighth of the side: a window's place must still be told.
+        block = net.layer4[0]
+        block.conv1.stride = block.downsample[0].stride = (1, 1)
     net.maxpool = nn.Identity()
     net.init_weights(zero_init_last=False)
     return net

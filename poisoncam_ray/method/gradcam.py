@@ -7,7 +7,7 @@ map_BEhw the encoder's last feature map: E channels on an h × w grid
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
 from poisoncam_ray.method.cam import best_window

@@ -7,10 +7,10 @@ import math
 from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
-Strategy = Literal["interval", "random", "full_coverage", "sliding", "keep_only"]
+Strategy = Literal["interval", "random", "full_coverage", "sliding", "keep_only", "mixed"]
 
 # Full coverage: this many masks together hide every cell exactly once, so each hides a quarter of the image.
 GROUP = 4
@@ -26,15 +26,18 @@ def make_masks(
     full_coverage  each GROUP of masks hides every cell exactly once (`n_masks` a multiple of GROUP)
     sliding        one window hidden; its places form a regular grid over the image
     keep_only      one window visible at the same places
+    mixed          half interval, half keep_only: two kinds of evidence that err on different images
 
-    `cell` and `window` are sides in pixels, 1 … `image_size`; the first three read only `cell`, the last two
-    only `window`. B = `n_masks`, except for the two window strategies: B is the largest square number of
-    different places that does not exceed it.
+    `cell` and `window` are sides in pixels, 1 … `image_size`; the first three read only `cell`, `sliding` and
+    `keep_only` only `window`. B = `n_masks`, except where windows take part: their number is the largest
+    square number of different places that fits into `n_masks` (for `mixed`: into half of it, and there are
+    as many interval masks).
 
     Raises ValueError for an unknown strategy or sizes out of range.
     """
-    if n_masks < 1:
-        raise ValueError(f"at least one mask is needed, got {n_masks}")
+    least = 2 if strategy == "mixed" else 1
+    if n_masks < least:
+        raise ValueError(f"{strategy} needs at least {least} mask(s), got {n_masks}")
     for name, side in (("cell", cell), ("window", window)):
         if not 1 <= side <= image_size:
             raise ValueError(f"the {name} must be 1 … {image_size} pixels wide, got {side}")
@@ -42,6 +45,10 @@ def make_masks(
         return 1 - _windows(n_masks, image_size, window)
     if strategy == "keep_only":
         return _windows(n_masks, image_size, window)
+    if strategy == "mixed":
+        keep_BHW = _windows(n_masks // 2, image_size, window)
+        hide_BHW = make_masks("interval", len(keep_BHW), image_size, cell, window, generator)
+        return torch.cat([hide_BHW, keep_BHW])
     cells = math.ceil(image_size / cell)
     if strategy == "interval":
         v_BGG = torch.rand(n_masks, cells, cells, generator=generator)
@@ -53,6 +60,13 @@ def make_masks(
     if strategy == "full_coverage":
         return _blocks(_full_coverage(n_masks, cells, generator), cell, image_size)
     raise ValueError(f"mask strategy {strategy!r} is none of {', '.join(get_args(Strategy))}")
+
+
+def keep_only(strategy: Strategy, n: int) -> Tensor:
+    """keep_B, bool: which of the strategy's `n` masks show what matters, rather than hide it."""
+    if strategy == "mixed":
+        return torch.arange(n) >= n // 2
+    return torch.full((n,), strategy == "keep_only")
 
 
 def _full_coverage(n_masks: int, cells: int, generator: torch.Generator) -> Tensor:

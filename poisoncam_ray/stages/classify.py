@@ -67,7 +67,7 @@ class Classify(Stage):
         chosen = ray.get(validate.remote(run.config, images, whole_images, crops["validate"], run.out))
         run.out.write_json(VALIDATION, chosen)
         facts = {
-            "summary": f"{settings.models} models, held-out recall {chosen['recall']:.3f} at p > {chosen['threshold']:.3f}",
+            "summary": f"{settings.models} models, held-out recall {chosen['recall']:.3f} above logit {chosen['threshold_logit']:.1f}",
             "models_reused": settings.models - len(todo),
             **chosen,
         }
@@ -122,11 +122,13 @@ class Ensemble:
     """The committed classifier, ready to judge."""
 
     models: list[nn.Module]
-    threshold: float
+    threshold_logit: float
 
     def p_poison(self, x_NCHW: Tensor) -> Tensor:
-        """p_N on the CPU, of uint8 images."""
-        return poison_logit(self.models, x_NCHW.to(device())).sigmoid().cpu()
+        """p_N on the CPU, of uint8 images; above 0.5 is poison. Logits are read from the threshold, which may
+        lie where a plain sigmoid no longer tells one image from another."""
+        logit_N = poison_logit(self.models, x_NCHW.to(device()))
+        return (logit_N - self.threshold_logit).sigmoid().cpu()
 
 
 def load_models(config: Config, out: Folder) -> list[nn.Module]:
@@ -139,7 +141,7 @@ def load_models(config: Config, out: Folder) -> list[nn.Module]:
 
 
 def load_ensemble(config: Config, out: Folder) -> Ensemble:
-    return Ensemble(load_models(config, out), out.read_json(VALIDATION)["threshold"])
+    return Ensemble(load_models(config, out), out.read_json(VALIDATION)["threshold_logit"])
 
 
 def _train(i: int, config: Config, x_NCHW: Tensor, crops_MCww: Tensor, out: Folder) -> None:
@@ -165,7 +167,7 @@ def _validate(
     x_NCHW, n = negative_NCHW.to(device()), min(VALIDATION_PASTES, 4 * len(negative_NCHW))
     x_VCHW = held_out_pastes(x_NCHW, crops_MCww.to(device()), n, config.seed)
     held_out_logit_V = poison_logit(models, x_VCHW)
-    threshold, facts = choose_threshold(
+    _, facts = choose_threshold(
         held_out_logit_V, poison_logit(models, whole_NCHW.to(device())), n_crops=len(crops_MCww)
     )
-    return {"threshold": threshold, "n_validation": n, **facts}
+    return {"threshold": 0.5, "n_validation": n, **facts}

@@ -44,7 +44,7 @@ class JudgeSlice:
 
     def __call__(self, index: int, ids: list[str], x_NCHW: Tensor) -> dict[str, int]:
         p_N = self.ensemble.p_poison(x_NCHW)
-        verdicts = ["remove" if p > self.ensemble.threshold else "keep" for p in p_N.tolist()]
+        verdicts = ["remove" if p > 0.5 else "keep" for p in p_N.tolist()]
         columns = {
             "image_id": pa.array(ids, pa.string()),
             "p_poison": pa.array(p_N.numpy(), pa.float32()),

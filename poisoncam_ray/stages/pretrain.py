@@ -35,6 +35,8 @@ from poisoncam_ray.stages.training_data import Epochs
 
 STATE = "state.json"
 PROGRESS = "progress.json"
+# Written after the encoder: what says that training is over.
+HISTORY = "history.json"
 
 
 class Pretrain(Stage):
@@ -57,9 +59,9 @@ class Pretrain(Stage):
                 f"pretrain.batch_size={run.config.pretrain.batch_size} is more than the {sum(job.slice_rows)} images there are: lower it."
             )
         resumed = latest_checkpoint(run.out)
-        if resumed != job.epochs.total:
+        if not run.out.exists(HISTORY):
             _fit(job, run)
-        history = run.out.read_json("history.json")
+        history = run.out.read_json(HISTORY)
         facts = {
             "summary": f"{encoder.backbone}, {run.config.pretrain.epochs} epochs, loss {history[-1]['loss']:.2f}",
             "steps": job.epochs.total,
@@ -134,7 +136,9 @@ def train_worker(config: dict[str, Any]) -> None:
     torch.manual_seed(job.config.seed)
     made = job.config.encoder
     encoder = build_encoder(made.backbone, made.image_size, made.patch_size)
-    model = MoCoV3(encoder, settings.hidden_dim, settings.out_dim, settings.temperature).to(device)
+    model = MoCoV3(encoder, settings.hidden_dim, settings.out_dim, settings.temperature)
+    # A third less time a step on a CPU, and what tensor cores want.
+    model = model.to(device, memory_format=torch.channels_last)
     optimizer = _optimizer(model, settings.weight_decay)
     step, history = restore(job.out, model, optimizer)
     whole, gather = _distributed(model, device), gather_keys if world > 1 else None
@@ -148,6 +152,7 @@ def train_worker(config: dict[str, Any]) -> None:
             group["lr"] = rate
         generator = torch.Generator().manual_seed(_draw(job.config.seed, step, rank))
         v1_BCHW, v2_BCHW = two_views(x_BCHW.to(device).float() / 255, (settings.crop_min, 1.0), generator)
+        v1_BCHW, v2_BCHW = (v.contiguous(memory_format=torch.channels_last) for v in (v1_BCHW, v2_BCHW))
         model.update_key(momentum_at(step, epochs.total, settings.momentum))
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
             loss = whole(v1_BCHW, v2_BCHW, gather, rank)
@@ -178,7 +183,7 @@ def train_worker(config: dict[str, Any]) -> None:
             "model.safetensors", {k: v.cpu() for k, v in model.encoder.state_dict().items()}
         )
         job.out.write_json("config.json", encoder_facts(job.config, model.encoder))
-        job.out.write_json("history.json", history)
+        job.out.write_json(HISTORY, history)
 
 
 def encoder_facts(config: Config, encoder: Encoder) -> dict[str, Any]:
@@ -228,7 +233,7 @@ def restore(
 
 def _optimizer(model: MoCoV3, weight_decay: float) -> torch.optim.AdamW:
     return torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad], lr=0.0, weight_decay=weight_decay
+        [p for p in model.parameters() if p.requires_grad], lr=0.0, weight_decay=weight_decay, fused=True
     )
 
 

@@ -66,7 +66,7 @@ def test_robust_loss_equals_its_formula_and_bounds_what_a_wrong_label_costs():
 @pytest.fixture(scope="module")
 def trained() -> tuple[torch.Tensor, torch.Tensor, torch.nn.Module]:
     x, crops = photographs(60, 20, 0), checkerboards(6, 7)
-    return x, crops, train_classifier(x, crops, seed=3, steps=150, batch=12, paste_size=(0.3, 0.5))
+    return x, crops, train_classifier(x, crops, seed=3, steps=80, batch=12, paste_size=(0.3, 0.5))
 
 
 def test_it_tells_pasted_from_unpasted_images_it_has_not_seen(trained):

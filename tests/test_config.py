@@ -1,0 +1,71 @@
+"""Configuration: layers, validation, and sentences that say what to change."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from poisoncam_ray.config import Config, differences, fingerprint, load_config, presets
+from poisoncam_ray.errors import UserError
+
+
+def test_overrides_win_over_file_and_preset(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("pretrain: {epochs: 7, lr: 1e-3}\nsearch: {masks: 32}\n")
+    config = load_config("imagenet100", str(file), ["search.masks=16", "cluster.k=null"])
+    assert (config.pretrain.epochs, config.pretrain.lr, config.search.masks) == (7, 1e-3, 16)
+    assert config.encoder.image_size == 224
+    assert config.cluster.k is None
+
+
+@pytest.mark.parametrize("name", sorted(presets()))
+def test_every_preset_is_valid(name):
+    assert isinstance(load_config(name), Config)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("search.maks=3", "did you mean 'search.masks'"),
+        ("serach.masks=3", "did you mean 'search"),
+        ("search.masks=0", "search.masks=0"),
+        ("search.prune=1.5", "search.prune=1.5"),
+        ("search.window=0.01", "search.window=0.01 of 32 px"),
+        ("search.window=1.5", "search.window=1.5"),
+        ("search.strategy=magic", "search.strategy='magic'"),
+        ("pretrain.batch_size=many", "pretrain.batch_size='many'"),
+        ("encoder.patch_size=5", "does not divide"),
+        ("pretrain.workers=3", "multiple of pretrain.workers"),
+        ("search.masks", "section.key=value"),
+        ("classify.paste_min=0.9", "paste_min must not exceed paste_max"),
+    ],
+)
+def test_mistakes_are_told_in_one_sentence(override, words):
+    with pytest.raises(UserError) as caught:
+        load_config(overrides=[override])
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_preset_and_unreadable_files(tmp_path):
+    with pytest.raises(UserError, match="did you mean 'imagenet100'"):
+        load_config("imagenet10")
+    with pytest.raises(UserError, match="cannot be read"):
+        load_config(file=str(tmp_path / "none.yaml"))
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("a: [")
+    with pytest.raises(UserError, match="is not YAML"):
+        load_config(file=str(broken))
+    broken.write_text("- a list")
+    with pytest.raises(UserError, match="sections"):
+        load_config(file=str(broken))
+
+
+def test_differences_name_the_key_and_both_values():
+    then, now = Config().model_dump(), load_config(overrides=["search.window=0.3"]).model_dump()
+    assert differences(then, now) == ["search.window: 0.35 then, 0.3 now"]
+
+
+@given(st.dictionaries(st.text(max_size=5), st.integers(), max_size=6))
+def test_fingerprint_is_blind_to_order_and_sees_values(tree):
+    assert fingerprint(tree) == fingerprint(dict(reversed(tree.items())))
+    assert fingerprint(tree) != fingerprint({**tree, "another": 1})
