@@ -21,7 +21,7 @@ from poisoncam_ray.errors import UserError
 
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
-Strategy = Literal["interval", "random", "full_coverage", "sliding", "keep_only"]
+Strategy = Literal["interval", "random", "full_coverage", "sliding", "keep_only", "mixed"]
 
 
 class Section(BaseModel):
@@ -52,7 +52,7 @@ class Encoder(Section):
 class Pretrain(Section):
     """MoCo-v3 (DESIGN step 1). `lr` is the base rate per 256 images: the rate used is lr × batch_size / 256."""
 
-    epochs: Count = 12
+    epochs: Count = 20
     batch_size: Annotated[int, Field(ge=2)] = 128
     lr: Annotated[float, Field(gt=0)] = 4e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
@@ -86,22 +86,22 @@ class Cluster(Section):
 class Search(Section):
     """Cluster Activation Masking, poison score, pruning (DESIGN steps 3 to 5)."""
 
-    strategy: Strategy = "keep_only"
+    strategy: Strategy = "mixed"
     score: Literal["hard", "margin", "distance"] = "distance"
-    masks: Count = 64
+    masks: Annotated[int, Field(ge=2)] = 128
     cell: Fraction = 0.125
     window: Fraction = 0.35
     reading: Literal["changed", "gain"] = "gain"
     """Which reading of the poison score ranks candidates; both are recorded."""
-    flip_images: Count = 150
+    flip_images: Count = 100
     per_cluster: Count = 2
     prune: Annotated[float, Field(gt=0, lt=1)] = 0.25
-    min_live: Count = 4
+    min_live: Count = 8
     """The search stops when no more clusters than this are live …"""
     max_rounds: Count = 50
     max_candidates: Count = 100_000
     """… or after this many rounds, or when the next round would score more candidates than this in all."""
-    batch_size: Count = 512
+    batch_size: Count = 128
     chunk: Count = 32
     """Candidates in one unit of work."""
 
@@ -140,6 +140,8 @@ class Resources(Section):
     threads_per_actor: Count | None = None
     """Torch threads in each actor and training worker; null: the machine's cores over the actors."""
     cpus_per_reader: Annotated[float, Field(gt=0)] = 0.5
+    readers: Count | None = 2
+    """Reading tasks at once; null: as many as the cluster has CPUs for."""
 
 
 class Config(Section):
@@ -158,8 +160,8 @@ class Config(Section):
         side = self.encoder.image_size
         if self.window_px < 2:
             raise ValueError(f"search.window={self.search.window} of {side} px is less than 2 px")
-        if self.search.strategy == "keep_only" and self.search.score == "hard" and self.search.masks < 4:
-            raise ValueError("search.masks must be at least 4 for keep_only masks")
+        if self.search.strategy == "full_coverage" and self.search.masks % 4:
+            raise ValueError(f"search.masks={self.search.masks} must be a multiple of 4 for full_coverage")
         if self.pretrain.batch_size % self.pretrain.workers:
             raise ValueError("pretrain.batch_size must be a multiple of pretrain.workers")
         if self.encoder.patch_size and side % self.encoder.patch_size:

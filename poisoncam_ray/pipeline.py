@@ -78,19 +78,17 @@ class Done:
 
 def defence() -> list[Stage]:
     """DEFEND, in order."""
-    from poisoncam_ray import stages
+    from poisoncam_ray.stages.classify import Classify
+    from poisoncam_ray.stages.clean import Clean
+    from poisoncam_ray.stages.cluster import Cluster
+    from poisoncam_ray.stages.embed import Embed
+    from poisoncam_ray.stages.index import Index
+    from poisoncam_ray.stages.judge import Judge
+    from poisoncam_ray.stages.pretrain import Pretrain
+    from poisoncam_ray.stages.report import Report
+    from poisoncam_ray.stages.search import Search
 
-    return [
-        stages.Index(),
-        stages.Pretrain(),
-        stages.Embed(),
-        stages.Cluster(),
-        stages.Search(),
-        stages.Classify(),
-        stages.Judge(),
-        stages.Clean(),
-        stages.Report(),
-    ]
+    return [Index(), Pretrain(), Embed(), Cluster(), Search(), Classify(), Judge(), Clean(), Report()]
 
 
 class Runner:
@@ -213,5 +211,5 @@ class Runner:
 
 def _short(line: str) -> str:
     """`02_features.seed: 0 then, 1 now` reads `seed: 0 then, 1 now`: the seed is one for all stages."""
-    head, dot, tail = line.partition(".")
+    _, dot, tail = line.partition(".")
     return tail if dot and tail.startswith("seed:") else line

@@ -47,11 +47,11 @@ class Scored:
     the centre crop left (0 … 1); `pure_S`: more than half of the image's cluster is poison."""
 
     image_id: list[str]
-    box_S4: Tensor  # noqa: N815
-    true_S4: Tensor  # noqa: N815
-    visible_S: Tensor  # noqa: N815
-    own_S: Tensor  # noqa: N815
-    pure_S: Tensor  # noqa: N815
+    box_S4: Tensor
+    true_S4: Tensor
+    visible_S: Tensor
+    own_S: Tensor
+    pure_S: Tensor
 
     def marks(self, box_S4: Tensor) -> Metrics:
         """How well windows find the triggers, over all scored poisoned images and over poison clusters."""

@@ -27,9 +27,10 @@ from poisoncam_ray.evaluate.joined import (
 from poisoncam_ray.method.boxes import random_boxes
 from poisoncam_ray.method.cam import ScoreKind, candidate_windows, mean_colour
 from poisoncam_ray.method.gradcam import gradcam_windows
-from poisoncam_ray.method.masks import Strategy, make_masks
+from poisoncam_ray.method.masks import Strategy, keep_only, make_masks
 from poisoncam_ray.stages.cluster import read_centroids
-from poisoncam_ray.stages.dataflow import device, fetch_images
+from poisoncam_ray.stages.compute import device
+from poisoncam_ray.stages.dataflow import fetch_images
 from poisoncam_ray.stages.embed import load_encoder
 
 IMAGES_AT_ONCE = 256
@@ -65,7 +66,8 @@ def compare_strategies(
     generator = torch.Generator().manual_seed(seed)
     for start in range(0, len(scored.image_id), IMAGES_AT_ONCE):
         rows = slice(start, start + IMAGES_AT_ONCE)
-        x_NCHW = fetch_images(corpus, config, scored.image_id[rows]).to(device()).float() / 255
+        pixels = torch.from_numpy(fetch_images(corpus, config, scored.image_id[rows]))
+        x_NCHW = pixels.to(device()).float() / 255
         own_N = scored.own_S[rows].to(device())
         for name, m_BHW in masks.items():
             if name == "gradcam":
@@ -81,7 +83,7 @@ def compare_strategies(
                     c_KD,
                     m_BHW,
                     cast(ScoreKind, kind),
-                    strategy == "keep_only",
+                    keep_only(cast(Strategy, strategy), len(m_BHW)),
                     window,
                     mean_colour(x_NCHW),
                     config.search.batch_size,

@@ -58,7 +58,12 @@ def make_table(setting: Setting, config: Config, out: Folder, progress: Progress
         target = str(classes[0])
         take_classes(setting.train_uri, corpora / "clean", classes, setting.per_class, SHARDS)
         take_classes(setting.validation_uri, corpora / "validation", classes, setting.per_class, 1)
-        clean = Runner((corpora / "clean").uri, (corpora / "never-poisoned").uri, seeded, defence()[:STAGES_OF_AN_ENCODER])
+        clean = Runner(
+            (corpora / "clean").uri,
+            (corpora / "never-poisoned").uri,
+            seeded,
+            defence()[:STAGES_OF_AN_ENCODER],
+        )
         clean.run(progress)
         for trigger in setting.triggers:
             rows.append(_one_run(setting, seeded, corpora, trigger, target, progress))
@@ -94,7 +99,13 @@ def _one_run(
     if not poisoned.exists("attack.json"):
         poisoned.delete()
         poison_corpus(
-            (corpora / "clean").uri, poisoned.uri, [target], [trigger], setting.width, setting.share, config.seed
+            (corpora / "clean").uri,
+            poisoned.uri,
+            [target],
+            [trigger],
+            setting.width,
+            setting.share,
+            config.seed,
         )
     if not patched.exists("attack.json"):
         patched.delete()
@@ -124,7 +135,10 @@ def _write(out: Folder, rows: Sequence[dict[str, Any]]) -> None:
     writer.writeheader()
     writer.writerows(rows)
     out.write_bytes("results.csv", sink.getvalue().encode())
-    lines = [f"| {len(rows)} runs | mean | spread (standard deviation) | least | most |", "|---|---|---|---|---|"]
+    lines = [
+        f"| {len(rows)} runs | mean | spread (standard deviation) | least | most |",
+        "|---|---|---|---|---|",
+    ]
     for key in rows[0]:
         values = [row[key] for row in rows if isinstance(row[key], int | float) and key != "seed"]
         if values:

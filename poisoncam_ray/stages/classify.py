@@ -22,7 +22,8 @@ from poisoncam_ray.method.classifier import (
 )
 from poisoncam_ray.method.threshold import choose_threshold
 from poisoncam_ray.pipeline import Outcome, Run, Stage
-from poisoncam_ray.stages.dataflow import device, fetch_images, set_threads
+from poisoncam_ray.stages.compute import device, set_threads
+from poisoncam_ray.stages.dataflow import Pixels, fetch_images
 from poisoncam_ray.stages.search import TRIGGERS, from_png, image_seed
 
 VALIDATION = "validation.json"
@@ -144,11 +145,16 @@ def load_ensemble(config: Config, out: Folder) -> Ensemble:
     return Ensemble(load_models(config, out), out.read_json(VALIDATION)["threshold_logit"])
 
 
-def _train(i: int, config: Config, x_NCHW: Tensor, crops_MCww: Tensor, out: Folder) -> None:
+def tensor(x_NCHW: Pixels) -> Tensor:
+    """On this process's device; a copy, because Ray's shared memory may not be written to."""
+    return torch.from_numpy(x_NCHW.copy()).to(device())
+
+
+def _train(i: int, config: Config, x_NCHW: Pixels, crops_MCww: Tensor, out: Folder) -> None:
     set_threads(config.resources)
     settings = config.classify
     model = train_classifier(
-        x_NCHW.to(device()),
+        tensor(x_NCHW),
         crops_MCww.to(device()),
         seed=config.seed * 1000 + i,
         steps=settings.steps,
@@ -160,14 +166,14 @@ def _train(i: int, config: Config, x_NCHW: Tensor, crops_MCww: Tensor, out: Fold
 
 
 def _validate(
-    config: Config, negative_NCHW: Tensor, whole_NCHW: Tensor, crops_MCww: Tensor, out: Folder
+    config: Config, negative_NCHW: Pixels, whole_NCHW: Pixels, crops_MCww: Tensor, out: Folder
 ) -> dict[str, Any]:
     set_threads(config.resources, processes=1)
     models = load_models(config, out)
-    x_NCHW, n = negative_NCHW.to(device()), min(VALIDATION_PASTES, 4 * len(negative_NCHW))
+    x_NCHW, n = tensor(negative_NCHW), min(VALIDATION_PASTES, 4 * len(negative_NCHW))
     x_VCHW = held_out_pastes(x_NCHW, crops_MCww.to(device()), n, config.seed)
     held_out_logit_V = poison_logit(models, x_VCHW)
     _, facts = choose_threshold(
-        held_out_logit_V, poison_logit(models, whole_NCHW.to(device())), n_crops=len(crops_MCww)
+        held_out_logit_V, poison_logit(models, tensor(whole_NCHW)), n_crops=len(crops_MCww)
     )
     return {"threshold": 0.5, "n_validation": n, **facts}

@@ -15,7 +15,8 @@ from poisoncam_ray.corpus import Slice
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.method.kmeans import assign, auto_k, kmeans
 from poisoncam_ray.pipeline import Outcome, Run, Stage
-from poisoncam_ray.stages.dataflow import missing, set_threads, stream_slices
+from poisoncam_ray.stages.compute import set_threads
+from poisoncam_ray.stages.dataflow import missing, stream_slices
 from poisoncam_ray.stages.embed import read_features
 
 CENTROIDS = "centroids.safetensors"

@@ -1,7 +1,10 @@
 """How stages use Ray: connect, stream slices through tasks and actors, one committed part a slice.
 
 A slice (a fixed run of corpus rows) is the unit of work, of loss and of commit: block layout changes between
-runs, slices do not. Ray Data sees one row per slice.
+runs, slices do not. Ray Data sees one row per slice. Torch is not imported here: reading and decoding tasks
+run in many processes, and it would cost each of them seconds.
+
+N images   C channels   H = W encoder image side
 """
 
 from __future__ import annotations
@@ -18,11 +21,10 @@ import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from poisoncam_ray.artifact import Folder, part_index, part_name
-from poisoncam_ray.config import Config, Resources
+from poisoncam_ray.config import Config
 from poisoncam_ray.corpus import Corpus, Slice
 from poisoncam_ray.decode import decode
 from poisoncam_ray.errors import LedgerError
@@ -31,6 +33,8 @@ from poisoncam_ray.pipeline import Run
 # Reading, training workers and actor pools wait for each other without an error when logical CPUs run out.
 LOCAL_CPUS = 8
 NO_PROGRESS_S = 900
+
+Pixels = NDArray[np.uint8]
 
 
 def connect() -> None:
@@ -53,15 +57,9 @@ def hush() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def device() -> torch.device:
-    """Asked of torch, never of Ray, which also schedules GPUs that are not there."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def set_threads(resources: Resources, processes: int | None = None) -> None:
-    """Ray gives workers one OpenMP thread; share the machine's cores among its actors instead."""
-    share = (os.cpu_count() or 1) // (processes or resources.actors)
-    torch.set_num_threads(resources.threads_per_actor or max(1, share))
+def readers(config: Config) -> ray.data.TaskPoolStrategy:
+    """How many reading tasks run at once."""
+    return ray.data.TaskPoolStrategy(size=config.resources.readers)
 
 
 def missing(slices: list[Slice], out: Folder) -> list[Slice]:
@@ -70,8 +68,8 @@ def missing(slices: list[Slice], out: Folder) -> list[Slice]:
     return [piece for piece in slices if piece.index not in done]
 
 
-def read_slice(corpus: Corpus, config: Config, index: Folder, piece: Slice) -> tuple[list[str], Tensor]:
-    """Ids and pixels x_NCHW (uint8) of the slice's indexed rows, in order.
+def read_slice(corpus: Corpus, config: Config, index: Folder, piece: Slice) -> tuple[list[str], Pixels]:
+    """Ids and pixels x_NCHW of the slice's indexed rows, in order.
 
     Raises LedgerError when the corpus no longer holds what was indexed.
     """
@@ -86,19 +84,17 @@ def read_slice(corpus: Corpus, config: Config, index: Folder, piece: Slice) -> t
             found.append(row.image_id)
     if found != ids:
         raise LedgerError(f"{piece.source} changed since it was indexed: use a new output folder")
-    return ids, torch.from_numpy(x_NCHW)
+    return ids, x_NCHW
 
 
-def fetch_images(corpus: Corpus, config: Config, ids: list[str]) -> Tensor:
-    """Pixels x_NCHW (uint8) of images anywhere in the corpus."""
+def fetch_images(corpus: Corpus, config: Config, ids: list[str]) -> Pixels:
+    """Pixels x_NCHW of images anywhere in the corpus, in the order of `ids`."""
     size = config.encoder.image_size
     decoded = [decode_indexed(data, config) for data in corpus.fetch(ids)]
-    return (
-        torch.from_numpy(np.stack(decoded)) if decoded else torch.empty(0, 3, size, size, dtype=torch.uint8)
-    )
+    return np.stack(decoded) if decoded else np.empty((0, 3, size, size), np.uint8)
 
 
-def decode_indexed(data: bytes | None, config: Config) -> np.ndarray:
+def decode_indexed(data: bytes | None, config: Config) -> Pixels:
     limits = config.index
     return decode(data or b"", config.encoder.image_size, limits.max_pixels, limits.max_bytes)
 
@@ -108,9 +104,9 @@ def stream_slices(
 ) -> Iterator[dict[str, Any]]:
     """`work` on every slice as a Ray Data task; yields its small dictionaries as they come."""
     if todo:
-        dataset = _dataset(todo).map(
-            partial(_on_slice, work=work), num_cpus=run.config.resources.cpus_per_reader
-        )
+        on_slice = partial(_on_slice, work=work)
+        cpus = run.config.resources.cpus_per_reader
+        dataset = _dataset(todo).map(on_slice, compute=readers(run.config), num_cpus=cpus)
         yield from _count(run, dataset, len(todo))
 
 
@@ -124,13 +120,13 @@ def stream_images(
     if not todo:
         return
     resources = run.config.resources
-    reader = partial(_decode_slice, corpus=run.corpus, config=run.config, index=run.artifact("00_index"))
+    read = partial(_decode_slice, corpus=run.corpus, config=run.config, index=run.artifact("00_index"))
     dataset = (
         _dataset(todo)
-        .map(reader, num_cpus=resources.cpus_per_reader)
+        .map(read, compute=readers(run.config), num_cpus=resources.cpus_per_reader)
         .map_batches(
             _OnImages,
-            fn_constructor_args=(actor, arguments, run.config),
+            fn_constructor_args=(actor, arguments, run.config.encoder.image_size),
             batch_size=1,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(resources.actors, len(todo))),
@@ -142,19 +138,18 @@ def stream_images(
 
 
 class _OnImages:
-    def __init__(self, actor: type, arguments: tuple[Any, ...], config: Config) -> None:
-        set_threads(config.resources)
-        self.size = config.encoder.image_size
-        self.actor = actor(*arguments)
+    def __init__(self, actor: type, arguments: tuple[Any, ...], size: int) -> None:
+        self.size, self.actor = size, actor(*arguments)
 
     def __call__(self, batch: pa.Table) -> dict[str, list[Any]]:
         row = batch.to_pylist()[0]
-        # A copy: torch wants memory it may write to.
-        pixels = (
-            torch.frombuffer(bytearray(row["pixels"]), dtype=torch.uint8) if row["ids"] else torch.empty(0)
-        )
-        x_NCHW = pixels.reshape(-1, 3, self.size, self.size)
+        x_NCHW = as_pixels(row["pixels"], self.size)
         return {key: [value] for key, value in self.actor(row["index"], row["ids"], x_NCHW).items()}
+
+
+def as_pixels(data: bytes, size: int) -> Pixels:
+    """x_NCHW from the bytes that travel between processes; a copy, since torch wants memory it may write to."""
+    return np.frombuffer(bytearray(data), np.uint8).reshape(-1, 3, size, size)
 
 
 def _dataset(todo: list[Slice]) -> ray.data.Dataset:
@@ -169,7 +164,7 @@ def _on_slice(row: dict[str, Any], work: Callable[[Slice], dict[str, Any]]) -> d
 def _decode_slice(row: dict[str, Any], corpus: Corpus, config: Config, index: Folder) -> dict[str, Any]:
     piece = Slice(**json.loads(row["slice"]))
     ids, x_NCHW = read_slice(corpus, config, index, piece)
-    return {"index": piece.index, "ids": ids, "pixels": x_NCHW.numpy().tobytes()}
+    return {"index": piece.index, "ids": ids, "pixels": x_NCHW.tobytes()}
 
 
 def _count(run: Run, dataset: ray.data.Dataset, total: int) -> Iterator[dict[str, Any]]:

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from poisoncam_ray.artifact import Folder, Ledger, part_name
+from poisoncam_ray.config import Config
 from poisoncam_ray.method.encoder import Encoder, build_encoder
 from poisoncam_ray.pipeline import Outcome, Run, Stage
-from poisoncam_ray.stages.dataflow import device, missing, stream_images
+from poisoncam_ray.stages.compute import device, set_threads
+from poisoncam_ray.stages.dataflow import Pixels, missing, stream_images
 
 
 class Embed(Stage):
@@ -23,7 +25,7 @@ class Embed(Stage):
     def run(self, run: Run) -> Outcome:
         slices = run.slices()
         todo = missing(slices, run.out)
-        arguments = (run.artifact("01_encoder"), run.out, run.config.embed.batch_size)
+        arguments = (run.config, run.artifact("01_encoder"), run.out)
         for _ in stream_images(run, todo, EmbedSlice, arguments):
             pass
         indexed = run.manifest("00_index").ledger
@@ -39,11 +41,12 @@ class Embed(Stage):
 class EmbedSlice:
     """Holds the encoder in an actor and writes one part a slice."""
 
-    def __init__(self, encoder: Folder, out: Folder, batch_size: int) -> None:
-        self.encoder, self.out, self.batch_size = load_encoder(encoder), out, batch_size
+    def __init__(self, config: Config, encoder: Folder, out: Folder) -> None:
+        set_threads(config.resources)
+        self.encoder, self.out, self.batch_size = load_encoder(encoder), out, config.embed.batch_size
 
-    def __call__(self, index: int, ids: list[str], x_NCHW: Tensor) -> dict[str, int]:
-        f_ND = embed_images(self.encoder, x_NCHW, self.batch_size)
+    def __call__(self, index: int, ids: list[str], x_NCHW: Pixels) -> dict[str, int]:
+        f_ND = embed_images(self.encoder, torch.from_numpy(x_NCHW), self.batch_size)
         self.out.write_table(part_name(index), feature_table(ids, f_ND))
         return {"index": index, "rows": len(ids)}
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pyarrow as pa
-from torch import Tensor
+import torch
 
 from poisoncam_ray.artifact import Folder, Ledger, part_name
 from poisoncam_ray.config import Config
 from poisoncam_ray.pipeline import Outcome, Run, Stage
 from poisoncam_ray.stages.classify import load_ensemble
-from poisoncam_ray.stages.dataflow import missing, stream_images
+from poisoncam_ray.stages.compute import set_threads
+from poisoncam_ray.stages.dataflow import Pixels, missing, stream_images
 
 
 class Judge(Stage):
@@ -40,10 +41,11 @@ class JudgeSlice:
     """Holds the ensemble in an actor and writes one part a slice."""
 
     def __init__(self, config: Config, classifier: Folder, out: Folder) -> None:
+        set_threads(config.resources)
         self.ensemble, self.out = load_ensemble(config, classifier), out
 
-    def __call__(self, index: int, ids: list[str], x_NCHW: Tensor) -> dict[str, int]:
-        p_N = self.ensemble.p_poison(x_NCHW)
+    def __call__(self, index: int, ids: list[str], x_NCHW: Pixels) -> dict[str, int]:
+        p_N = self.ensemble.p_poison(torch.from_numpy(x_NCHW))
         verdicts = ["remove" if p > 0.5 else "keep" for p in p_N.tolist()]
         columns = {
             "image_id": pa.array(ids, pa.string()),

@@ -29,7 +29,8 @@ from poisoncam_ray.method.augment import two_views
 from poisoncam_ray.method.encoder import Encoder, build_encoder
 from poisoncam_ray.method.moco import MoCoV3, gather_keys, learning_rate_at, momentum_at
 from poisoncam_ray.pipeline import Outcome, Run, Stage
-from poisoncam_ray.stages.dataflow import hush, set_threads
+from poisoncam_ray.stages.compute import set_threads
+from poisoncam_ray.stages.dataflow import hush
 from poisoncam_ray.stages.own_encoder import import_encoder
 from poisoncam_ray.stages.training_data import Epochs
 
@@ -138,7 +139,7 @@ def train_worker(config: dict[str, Any]) -> None:
     encoder = build_encoder(made.backbone, made.image_size, made.patch_size)
     model = MoCoV3(encoder, settings.hidden_dim, settings.out_dim, settings.temperature)
     # A third less time a step on a CPU, and what tensor cores want.
-    model = model.to(device, memory_format=torch.channels_last)
+    model = model.to(device).to(memory_format=torch.channels_last)
     optimizer = _optimizer(model, settings.weight_decay)
     step, history = restore(job.out, model, optimizer)
     whole, gather = _distributed(model, device), gather_keys if world > 1 else None

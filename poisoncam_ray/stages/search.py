@@ -25,12 +25,13 @@ from poisoncam_ray.corpus import Corpus
 from poisoncam_ray.method import prune
 from poisoncam_ray.method.cam import candidate_windows, mean_colour
 from poisoncam_ray.method.kmeans import assign
-from poisoncam_ray.method.masks import make_masks
+from poisoncam_ray.method.masks import keep_only, make_masks
 from poisoncam_ray.method.paste import crop
 from poisoncam_ray.method.score import poison_scores
 from poisoncam_ray.pipeline import Outcome, Run, Stage
 from poisoncam_ray.stages.cluster import read_centroids
-from poisoncam_ray.stages.dataflow import device, fetch_images, set_threads
+from poisoncam_ray.stages.compute import device, set_threads
+from poisoncam_ray.stages.dataflow import Pixels, fetch_images
 from poisoncam_ray.stages.embed import embed_images, load_encoder
 
 CANDIDATES = pa.schema(
@@ -75,7 +76,7 @@ class Search(Stage):
                 found = score_round(scorers, run, pool, picks, state)
                 folder.write_table("candidates.parquet", pa.Table.from_pylist(found, schema=CANDIDATES))
             table = folder.read_table("candidates.parquet", ["cluster", "score"])
-            cluster_P, score_P = (torch.from_numpy(table[name].to_numpy()) for name in ("cluster", "score"))
+            cluster_P, score_P = (torch.tensor(table[name].to_pylist()) for name in ("cluster", "score"))
             before = state
             state = prune.advance(state, rules, cluster_P, score_P)
             if not folder.exists("live.json"):
@@ -134,7 +135,7 @@ def image_seed(seed: int, image_id: str) -> int:
 def start_scorers(run: Run, pool: Pool) -> ActorPool:
     resources = run.config.resources
     # Once into the object store, from there once to every node.
-    flip = ray.put((pool.flip_ids, fetch_images(run.corpus, run.config, pool.flip_ids)))
+    flip = ray.put(fetch_images(run.corpus, run.config, pool.flip_ids))
     actor = ray.remote(Scorer).options(
         num_cpus=resources.cpus_per_actor,
         num_gpus=resources.gpus_per_actor,
@@ -174,21 +175,22 @@ class Scorer:
         corpus: Corpus,
         encoder: Folder,
         clusters: Folder,
-        flip: tuple[list[str], Tensor],
+        x_FCHW: Pixels,
     ) -> None:
         set_threads(config.resources)
         self.config, self.corpus, self.device = config, corpus, device()
         self.encoder = load_encoder(encoder)
         self.c_KD = read_centroids(clusters).to(self.device)
-        x_FCHW = flip[1]
-        f_FD = embed_images(self.encoder, x_FCHW, config.search.batch_size).to(self.device)
+        flip_FCHW = torch.from_numpy(x_FCHW.copy())
+        f_FD = embed_images(self.encoder, flip_FCHW, config.search.batch_size).to(self.device)
         self.y_F = assign(f_FD, self.c_KD)[0]
-        self.x_FCHW = x_FCHW.to(self.device).float() / 255
+        self.x_FCHW = flip_FCHW.to(self.device).float() / 255
         self.m_BHW = search_masks(config)
 
     def score(self, chunk: list[tuple[str, int]]) -> list[dict[str, Any]]:
         settings, ids = self.config.search, [image_id for image_id, _ in chunk]
-        x_NCHW = fetch_images(self.corpus, self.config, ids).to(self.device).float() / 255
+        pixels = torch.from_numpy(fetch_images(self.corpus, self.config, ids))
+        x_NCHW = pixels.to(self.device).float() / 255
         own_N = torch.tensor([cluster for _, cluster in chunk], device=self.device)
         box_N4 = find_windows(self.config, self.encoder, x_NCHW, own_N, self.c_KD, self.m_BHW)
         t_NCww = crop(x_NCHW, box_N4)
@@ -239,7 +241,7 @@ def find_windows(
         c_KD,
         m_BHW,
         settings.score,
-        settings.strategy == "keep_only",
+        keep_only(settings.strategy, len(m_BHW)),
         config.window_px,
         mean_colour(x_NCHW),
         settings.batch_size,

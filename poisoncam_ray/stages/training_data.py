@@ -18,7 +18,7 @@ from torch import Tensor
 from poisoncam_ray.artifact import Folder
 from poisoncam_ray.config import Config
 from poisoncam_ray.corpus import Corpus, Slice
-from poisoncam_ray.stages.dataflow import read_slice
+from poisoncam_ray.stages.dataflow import as_pixels, read_slice, readers
 
 
 @dataclass(frozen=True)
@@ -70,11 +70,13 @@ class Epochs:
         context.execution_options.preserve_order = True
         read = partial(_read, slices=slices, corpus=corpus, config=config, index=index)
         dataset = ray.data.from_items([{"i": i} for i in order], override_num_blocks=len(order))
-        rows = iter(dataset.map(read, num_cpus=config.resources.cpus_per_reader).iter_rows())
+        rows = iter(
+            dataset.map(read, compute=readers(config), num_cpus=config.resources.cpus_per_reader).iter_rows()
+        )
         size = config.encoder.image_size
         skip = start % self.steps_per_epoch
         for epoch, plan in enumerate(plans, start=first):
-            pieces = (_pixels(next(rows)["pixels"], size) for _ in plan)
+            pieces = (torch.from_numpy(as_pixels(next(rows)["pixels"], size)) for _ in plan)
             for step, x_BCHW in enumerate(self._shuffled(pieces, epoch, rank)):
                 if epoch > first or step >= skip:
                     yield x_BCHW
@@ -104,8 +106,4 @@ def _read(
     row: dict[str, int], slices: list[Slice], corpus: Corpus, config: Config, index: Folder
 ) -> dict[str, bytes]:
     _, x_NCHW = read_slice(corpus, config, index, slices[row["i"]])
-    return {"pixels": x_NCHW.numpy().tobytes()}
-
-
-def _pixels(data: bytes, size: int) -> Tensor:
-    return torch.frombuffer(bytearray(data), dtype=torch.uint8).reshape(-1, 3, size, size)
+    return {"pixels": x_NCHW.tobytes()}

@@ -1,0 +1,88 @@
+"""Backbones by their timm names, and a small ViT with a convolutional stem built from timm's parts.
+
+T tokens   D feature dimensions
+"""
+
+import difflib
+from typing import Any
+
+import timm
+import torch
+from timm.layers.patch_embed import PatchEmbed
+from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+
+class ConvStem(PatchEmbed):
+    """Three stride-2 convolutions to 8 px patches in place of one large projection: what lets a small ViT
+    train within minutes ("Early convolutions help transformers see better", arXiv 2106.14881)."""
+
+    def __init__(self, in_chans: int = 3, embed_dim: int = 128, **kwargs):
+        super().__init__(in_chans=in_chans, embed_dim=embed_dim, **kwargs)
+        layers: list[nn.Module] = []
+        for width in (embed_dim // 4, embed_dim // 2, embed_dim):
+            layers += [
+                nn.Conv2d(in_chans, width, 3, stride=2, padding=1, bias=False),
+                nn.BatchNorm2d(width),
+                nn.ReLU(),
+            ]
+            in_chans = width
+        self.proj: Any = nn.Sequential(*layers, nn.Conv2d(embed_dim, embed_dim, 1))
+
+
+def vit_tiny_convstem(image_size: int, patch_size: int | None) -> nn.Module:
+    """4 layers, 128 wide, 4 heads, 8 px patches. ValueError for any other patch."""
+    if patch_size not in (None, 8):
+        raise ValueError(f"vit_tiny_convstem has 8 px patches, not {patch_size}: leave patch_size out.")
+    vit = VisionTransformer(
+        img_size=image_size, patch_size=8, embed_dim=128, depth=4, num_heads=4, num_classes=0,
+        embed_layer=ConvStem,
+    )  # fmt: skip
+    return prepared(vit, image_size, frozen_patch=False)
+
+
+def from_timm(
+    name: str, image_size: int, patch_size: int | None, frozen_patch: bool, ours: tuple[str, ...]
+) -> nn.Module:
+    """Any timm ViT or ResNet, untrained, without a head. ValueErrors name what to change."""
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, [*ours, *timm.list_models(["vit*", "deit*", "resnet*"])], n=1)
+        raise ValueError(f"Unknown backbone '{name}'" + (f": did you mean '{near[0]}'?" if near else "."))
+    family = timm.model_entrypoint(name).__module__.rsplit(".", 1)[-1]
+    if family == "resnet":
+        return timm.create_model(name, pretrained=False, num_classes=0)
+    if family not in ("vision_transformer", "deit"):
+        raise ValueError(f"'{name}' is neither a ViT nor a ResNet: choose one, such as vit_base_patch16_224.")
+    options: dict[str, Any] = {"img_size": image_size}
+    if patch_size is not None:
+        options["patch_size"] = patch_size
+    return prepared(
+        timm.create_model(name, pretrained=False, num_classes=0, **options), image_size, frozen_patch
+    )
+
+
+def prepared(vit: Any, image_size: int, frozen_patch: bool) -> nn.Module:
+    """A ViT as MoCo-v3 trains it: fixed positions and, if asked, a random patch projection that is never
+    trained (arXiv 2104.02057 §4.2). ValueError when the patch does not divide the image."""
+    patch = vit.patch_embed.patch_size[0]
+    if image_size % patch:
+        raise ValueError(
+            f"A patch of {patch} px does not divide an image of {image_size} px: change patch_size or "
+            f"image_size, to {max(1, round(image_size / patch)) * patch} px, say."
+        )
+    if vit.pos_embed is not None and vit.embed_dim % 4 == 0:
+        _fix_positions(vit)
+    if frozen_patch and isinstance(vit.patch_embed.proj, nn.Conv2d):
+        vit.patch_embed.proj.requires_grad_(False)
+    return vit
+
+
+def _fix_positions(vit: Any) -> None:
+    """MoCo-v3's fixed 2-D sine-cosine position embedding; the class token's position is zero."""
+    grid = list(vit.patch_embed.grid_size)
+    table_TD = build_sincos2d_pos_embed(grid, dim=vit.embed_dim, interleave_sin_cos=False)
+    with torch.no_grad():
+        vit.pos_embed.zero_()
+        vit.pos_embed[0, -table_TD.shape[0] :] = table_TD
+    vit.pos_embed.requires_grad_(False)

@@ -1,0 +1,22 @@
+"""Torch in a worker process: which device, how many threads."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from poisoncam_ray.config import Resources
+
+
+def device() -> torch.device:
+    """Asked of torch, never of Ray, which also schedules GPUs that are not there."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def set_threads(resources: Resources, processes: int | None = None) -> None:
+    """Ray gives workers one OpenMP thread; share the machine's cores among its actors instead."""
+    share = (os.cpu_count() or 1) // (processes or resources.actors)
+    torch.set_num_threads(resources.threads_per_actor or max(1, share))
+    # Late in training, denormal numbers slow a CPU down many times over.
+    torch.set_flush_denormal(True)
