@@ -1,4 +1,4 @@
-"""Remove the poison from an image corpus: python jobs/defend.py --input URI --output URI. No arguments: the demo."""
+"""Remove the poison from a corpus: jobs/defend.py --input URI --output URI. No arguments: the demo."""
 
 from poisoncam_ray.cli import defend, run_command
 

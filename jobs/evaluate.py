@@ -1,4 +1,4 @@
-"""Measure a finished run against the attack's truth. `python jobs/evaluate.py --help` lists the options."""
+"""Measure a finished run against the attack's truth (--help lists the options)."""
 
 from poisoncam_ray.cli import evaluate, run_command
 

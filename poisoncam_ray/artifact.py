@@ -1,4 +1,4 @@
-"""The run folder: files on any fsspec filesystem, each written atomically, and the manifest that commits a stage.
+"""The run folder: files on any fsspec filesystem, each written atomically; a manifest commits a stage.
 
 Nothing here is ever unpickled: JSON, Parquet and safetensors only. Torch is imported where it is needed: a
 mistake in a path or setting must be told before it has loaded.
@@ -153,6 +153,12 @@ class Manifest:
         ledger = Ledger(**tree.pop("ledger")) if tree.get("ledger") else None
         tree.pop("ledger", None)
         return Manifest(ledger=ledger, **tree)
+
+
+def absolute(uri: str) -> str:
+    """A local path independent of the process's working folder; other URIs as they are."""
+    filesystem, path = fsspec.core.url_to_fs(uri)
+    return path if "file" in _protocols(filesystem) else uri
 
 
 def part_name(index: int) -> str:

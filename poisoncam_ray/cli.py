@@ -135,8 +135,8 @@ def run_defence(input_uri: str, output_uri: str, config: Config) -> list[Done]:
     ledger = next(stage.manifest.ledger for stage in done if stage.title == "Clean")
     if ledger:
         progress.console.print(
-            f"{ledger.rows_in:,} rows = {ledger.rows_out:,} kept + {ledger.removed:,} removed + {ledger.dead:,} dead "
-            f"({time.monotonic() - began:.0f} s)"
+            f"{ledger.rows_in:,} rows = {ledger.rows_out:,} kept + {ledger.removed:,} removed "
+            f"+ {ledger.dead:,} dead ({time.monotonic() - began:.0f} s)"
         )
     progress.console.print(f"clean corpus  {escape(output_uri)}/07_clean")
     progress.console.print(f"report        {escape(output_uri)}/report/index.html")

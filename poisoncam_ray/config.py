@@ -1,4 +1,4 @@
-"""Configuration: one frozen, validated section per stage; presets, a YAML file, `section.key=value` overrides.
+"""Configuration: one frozen, validated section per stage; presets, a YAML file, `section.key=value`.
 
 Precedence, lowest first: the defaults below, `--preset NAME` (a YAML file of jobs/configs/), `--config FILE`,
 overrides. Fractions are shares of the encoder's image side unless a docstring says otherwise.
@@ -50,7 +50,7 @@ class Encoder(Section):
 
 
 class Pretrain(Section):
-    """MoCo-v3 (DESIGN step 1). `lr` is the base rate per 256 images: the rate used is lr × batch_size / 256."""
+    """MoCo-v3 (DESIGN step 1). `lr` is the base rate: lr × batch_size / 256 is used."""
 
     epochs: Count = 20
     batch_size: Annotated[int, Field(ge=2)] = 128
@@ -75,7 +75,7 @@ class Embed(Section):
 
 
 class Cluster(Section):
-    """k-means (DESIGN step 2). `k` null takes 3·√N, which is 1,068 for the paper's 126,689 images (paper: 1000)."""
+    """k-means (DESIGN step 2). `k` null takes 3·√N: 1,068 for the paper's 126,689 images (paper: 1000)."""
 
     k: Annotated[int, Field(ge=2)] | None = None
     iterations: Count = 20
@@ -115,7 +115,7 @@ class Classify(Section):
     """Share of the top-k triggers kept from training, to validate on."""
     paste_min: Fraction = 0.18
     paste_max: Fraction = 0.40
-    """Side of a paste. The paper's 0.09 to 0.36 are for 224 px: under 6 px a paste of a 32 px image is noise."""
+    """Side of a paste. The paper's 0.09 to 0.36 are for 224 px: below 6 px a paste is noise."""
     models: Count = 3
     steps: Count = 150
     batch_size: Annotated[int, Field(ge=2)] = 32
@@ -192,7 +192,7 @@ def presets() -> dict[str, Path]:
 def load_config(preset: str | None = None, file: str | None = None, overrides: Iterable[str] = ()) -> Config:
     """Merge preset, YAML file and `section.key=value` overrides into a validated Config.
 
-    Raises UserError, one sentence, for an unknown preset, file, key (the nearest is suggested) or a bad value.
+    Raises UserError, one sentence, for an unknown preset, file or key (the nearest is suggested) or a value.
     """
     tree: dict[str, Any] = {}
     if preset is not None:
@@ -280,7 +280,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(tree, dict):
         raise UserError(
-            f"The configuration file {path} must hold sections such as 'search:', not a {type(tree).__name__}."
+            f"The configuration file {path} must hold sections such as 'search:', "
+            f"not a {type(tree).__name__}."
         )
     return _numbers(tree)
 

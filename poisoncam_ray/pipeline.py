@@ -1,4 +1,4 @@
-"""The order of the stages, and the runner with its four duties: skip, refuse, check the ledger, commit last."""
+"""The order of the stages, and the runner's four duties: skip, refuse, check the ledger, commit last."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
-from poisoncam_ray.artifact import MANIFEST, STARTED, Folder, Ledger, Manifest
+from poisoncam_ray.artifact import MANIFEST, STARTED, Folder, Ledger, Manifest, absolute
 from poisoncam_ray.config import Config, differences, fingerprint
 from poisoncam_ray.corpus import Corpus, Slice
 from poisoncam_ray.errors import LedgerError, UserError
 from poisoncam_ray.progress import Progress
 
 RUN = "run.json"
+DIFFERENCES_SHOWN = 20
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,8 @@ class Run:
 
 
 class Stage(ABC):
-    """Turns committed artifacts, `inputs`, into one committed artifact, `name`; `sections` are the parts of the
-    configuration that it reads. Raise `version` when the same inputs give another artifact than before."""
+    """Turns committed artifacts, `inputs`, into one committed artifact, `name`; `sections` are the parts of
+    the configuration that it reads. Raise `version` when the same inputs give another artifact."""
 
     name: ClassVar[str]
     title: ClassVar[str]
@@ -100,11 +101,16 @@ class Runner:
     def __init__(self, input_uri: str, output_uri: str, config: Config, stages: Sequence[Stage]) -> None:
         from poisoncam_ray.corpus import open_corpus
 
+        # Cluster workers have working folders of their own.
+        input_uri, output_uri = absolute(input_uri), absolute(output_uri)
         self.config, self.stages, self.folder = config, list(stages), Folder(output_uri)
+        if f"{self.folder.path}/".startswith(f"{Folder(input_uri).path.rstrip('/')}/"):
+            raise UserError(f"The output {output_uri} lies inside the input {input_uri}: give another place.")
         names = self.folder.names()
         if names and RUN not in names:
             raise UserError(
-                f"The output folder {output_uri} holds {names[0]!r}, which no run of ours wrote: give an empty one."
+                f"The output folder {output_uri} holds {names[0]!r}, which no run of ours wrote: "
+                "give an empty one."
             )
         self.corpus = open_corpus(
             input_uri,
@@ -114,7 +120,7 @@ class Runner:
         )
         self.sources = {source.path: [source.size, source.tag] for source in self.corpus.sources()}
         self.identities = {stage.name: self._identity(stage) for stage in self.stages}
-        self._refuse_other_work(input_uri)
+        self._refuse_other_work()
         self.input_uri = input_uri
 
     def pending(self) -> list[Stage]:
@@ -136,7 +142,8 @@ class Runner:
         if earlier and earlier.inputs != inputs:
             remade = [name for name in inputs if earlier.inputs.get(name) != inputs[name]]
             raise UserError(
-                f"{stage.name} was made from another {' and '.join(remade)} than lies there now: delete {out.uri} or use an empty output folder."
+                f"{stage.name} was made from another {' and '.join(remade)} than lies there now: "
+                f"delete {out.uri} or use an empty output folder."
             )
         if committed:
             progress.skip(stage.title)
@@ -174,7 +181,7 @@ class Runner:
     def _digest(self, name: str) -> str:
         return fingerprint({"manifest": (self.folder / name).read_json(MANIFEST)})
 
-    def _refuse_other_work(self, input_uri: str) -> None:
+    def _refuse_other_work(self) -> None:
         """Name every difference between what the folder was made with and what is asked for now."""
         found: list[str] = []
         for stage in self.stages:
@@ -185,14 +192,13 @@ class Runner:
             then, now = dict(earlier.identity), dict(self.identities[stage.name])
             if then.pop("sources", None) != now.pop("sources", None):
                 found += self._changed_sources(out)
-            then_config, now_config = then.pop("config"), now.pop("config")
-            found += differences(then_config, now_config) + differences(then, now, stage.name)
+            found += differences({"seed": then.pop("seed")}, {"seed": now.pop("seed")})
+            found += differences(then.pop("config"), now.pop("config"))
+            found += differences(then, now, stage.name)
         if found:
-            unique = list(dict.fromkeys(line.replace(f"{stage.name}.seed", "seed") for line in found))
             raise UserError(
-                f"{self.folder.uri} was made with other settings or input; use another output folder, or go back: "
-                + "; ".join(dict.fromkeys(_short(line) for line in unique[:20]))
-                + "."
+                f"{self.folder.uri} was made with other settings or input; use another output folder, or go "
+                "back: " + "; ".join(list(dict.fromkeys(found))[:DIFFERENCES_SHOWN]) + "."
             )
 
     def _changed_sources(self, index: Folder) -> list[str]:
@@ -207,9 +213,3 @@ class Runner:
             if list(then[name]) != list(self.sources[name])
         ]
         return gone + new + changed or ["input: another order of files"]
-
-
-def _short(line: str) -> str:
-    """`02_features.seed: 0 then, 1 now` reads `seed: 0 then, 1 now`: the seed is one for all stages."""
-    _, dot, tail = line.partition(".")
-    return tail if dot and tail.startswith("seed:") else line

@@ -15,7 +15,9 @@ def photographs() -> Path:
     """Tiny ImageNet's 100 classes, which are never copied into the repository."""
     folder = DATA / "tiny-imagenet-100"
     if not folder.is_dir():
-        pytest.skip("the photographs (shared/data/tiny-imagenet-100 beside the project) are not on this machine")
+        pytest.skip(
+            "the photographs (shared/data/tiny-imagenet-100 beside the project) are not on this machine"
+        )
     return folder
 
 

@@ -40,7 +40,7 @@ def draw_small(folder: Path, n_images: int = 240) -> Path:
     return folder
 
 
-def defend(*arguments: str, wait: bool = True) -> subprocess.Popen:
+def defend(*arguments: str, wait: bool = True, timeout: float = 900) -> subprocess.Popen:
     """jobs/defend.py as its own process, as a user runs it."""
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "jobs" / "defend.py"), *arguments],
@@ -50,7 +50,7 @@ def defend(*arguments: str, wait: bool = True) -> subprocess.Popen:
         start_new_session=True,
     )
     if wait:
-        process.said = process.communicate(timeout=600)[0]
+        process.said = process.communicate(timeout=timeout)[0]
     return process
 
 
@@ -62,7 +62,10 @@ def verdicts(run: Path) -> list[dict]:
 def stamps(folder: Path) -> dict[str, tuple[str, int]]:
     """Digest and modification time of every file: equal where nothing was written again."""
     return {
-        str(path.relative_to(folder)): (hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_mtime_ns)
+        str(path.relative_to(folder)): (
+            hashlib.sha256(path.read_bytes()).hexdigest(),
+            path.stat().st_mtime_ns,
+        )
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }

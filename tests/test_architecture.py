@@ -15,7 +15,8 @@ METHOD = sorted((PACKAGE / "method").glob("*.py"))
 # The paper's files know tensors: torch, timm, faiss and the standard library.
 METHOD_MAY_IMPORT = {"torch", "timm", "faiss", "poisoncam_ray", "numpy"}
 STANDARD = {
-    "__future__", "collections", "copy", "dataclasses", "difflib", "functools", "itertools", "math", "statistics", "typing",
+    "__future__", "collections", "copy", "dataclasses", "difflib", "functools", "itertools", "math",
+    "statistics", "typing",
 }  # fmt: skip
 NO_IO = {"open", "print", "exec", "eval"}
 
@@ -42,7 +43,11 @@ def test_the_method_knows_tensors_only(file):
         root = name.split(".")[0]
         assert root in METHOD_MAY_IMPORT | STANDARD, f"{file.name} imports {name}"
         assert not name.startswith("poisoncam_ray.") or name.startswith("poisoncam_ray.method"), name
-    calls = [node.func.id for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
+    calls = [
+        node.func.id
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    ]
     assert not NO_IO & set(calls)
 
 
@@ -53,14 +58,22 @@ def test_every_file_of_the_method_has_a_test(file):
 
 def test_the_defence_never_reads_truth_or_labels():
     for file in [*(PACKAGE / "stages").glob("*.py"), *METHOD, PACKAGE / "pipeline.py"]:
-        assert not [name for name in imports(file) if name.startswith(("poisoncam_ray.evaluate", "poisoncam_ray.attack"))]
+        assert not [
+            name
+            for name in imports(file)
+            if name.startswith(("poisoncam_ray.evaluate", "poisoncam_ray.attack"))
+        ]
         assert ".labels(" not in file.read_text(), file.name
 
 
 def test_stages_hold_no_maths_of_their_own():
     for file in (PACKAGE / "stages").glob("*.py"):
         assert "torch.nn.functional" not in imports(file), file.name
-        assert not [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult)]
+        assert not [
+            node
+            for node in ast.walk(ast.parse(file.read_text()))
+            if isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult)
+        ]
 
 
 def test_nothing_is_unpickled_from_storage():

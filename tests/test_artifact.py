@@ -107,7 +107,7 @@ def test_parts_are_named_in_the_order_of_their_slices(a, b):
 
 @pytest.mark.parametrize(
     ("counts", "balanced"),
-    [((0, 0), True), ((5, 5), True), ((5, 3, 1, 1), True), ((5, 4), False), ((5, 5, 1), False), ((5, 6, 0, -1), False)],
+    [((0, 0), True), ((5, 5), True), ((5, 3, 1, 1), True), ((5, 4), False), ((5, 5, 1), False)],
 )
 def test_a_ledger_balances_when_every_row_ended_in_one_place(counts, balanced):
     assert Ledger(*counts).balanced is balanced

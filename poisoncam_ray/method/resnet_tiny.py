@@ -1,4 +1,4 @@
-"""A residual network small enough to pretrain on two cores: four basic blocks, 16 to 128 channels, 0.3 M weights.
+"""A residual network small enough to pretrain on two cores: four basic blocks, 16 to 128 channels.
 
 Written here and not taken from timm: importing timm costs every worker process of a cluster ten seconds of
 CPU, more than this network needs for thousands of images.

@@ -68,7 +68,7 @@ class Classify(Stage):
         chosen = ray.get(validate.remote(run.config, images, whole_images, crops["validate"], run.out))
         run.out.write_json(VALIDATION, chosen)
         facts = {
-            "summary": f"{settings.models} models, held-out recall {chosen['recall']:.3f} above logit {chosen['threshold_logit']:.1f}",
+            "summary": f"{settings.models} models, {chosen['recall']:.1%} of held-out pastes recognised",
             "models_reused": settings.models - len(todo),
             **chosen,
         }

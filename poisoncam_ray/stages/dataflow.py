@@ -48,7 +48,7 @@ def connect() -> None:
 
 
 def hush() -> None:
-    """Our own line a stage replaces Ray Data's progress; a stuck pipeline raises instead of waiting for ever."""
+    """Our line a stage replaces Ray Data's progress; a stuck pipeline raises instead of waiting."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -148,7 +148,7 @@ class _OnImages:
 
 
 def as_pixels(data: bytes, size: int) -> Pixels:
-    """x_NCHW from the bytes that travel between processes; a copy, since torch wants memory it may write to."""
+    """x_NCHW from the bytes that travel between processes; a copy, since torch must be able to write."""
     return np.frombuffer(bytearray(data), np.uint8).reshape(-1, 3, size, size)
 
 

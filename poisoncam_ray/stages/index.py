@@ -62,7 +62,8 @@ class Index(Stage):
         rows = sum(piece.stop - piece.start for piece in slices)
         if alive == 0:
             raise UserError(
-                f"None of the {rows} rows of {run.corpus.uri} holds an image that decodes: see {dead_folder.uri}."
+                f"None of the {rows} rows of {run.corpus.uri} holds an image that decodes: "
+                f"see {dead_folder.uri} for the reasons."
             )
         run.out.write_json("rows.json", [counts[piece.index][0] for piece in slices])
         facts = {

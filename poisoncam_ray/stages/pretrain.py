@@ -57,14 +57,15 @@ class Pretrain(Stage):
         job = Job(run.config, run.corpus, run.artifact("00_index"), run.out, run.slice_rows())
         if not job.epochs.total:
             raise UserError(
-                f"pretrain.batch_size={run.config.pretrain.batch_size} is more than the {sum(job.slice_rows)} images there are: lower it."
+                f"pretrain.batch_size={run.config.pretrain.batch_size} is more than the "
+                f"{sum(job.slice_rows)} images there are: lower it."
             )
         resumed = latest_checkpoint(run.out)
         if not run.out.exists(HISTORY):
             _fit(job, run)
-        history = run.out.read_json(HISTORY)
+        last = run.out.read_json(HISTORY)[-1]
         facts = {
-            "summary": f"{encoder.backbone}, {run.config.pretrain.epochs} epochs, loss {history[-1]['loss']:.2f}",
+            "summary": f"{encoder.backbone}, {last['epoch']:.0f} epochs, loss {last['loss']:.2f}",
             "steps": job.epochs.total,
             "resumed_at_step": resumed or 0,
         }
@@ -98,7 +99,7 @@ def _fit(job: Job, run: Run) -> None:
             use_gpu=gpu,
             resources_per_worker={"CPU": resources.cpus_per_actor, "GPU": 1 if gpu else 0},
         ),
-        # A finished run of the same name would train nothing: our checkpoints carry the state, the name is new.
+        # A finished run of the same name would train nothing; our own checkpoints carry the state.
         run_config=RunConfig(
             name=f"train-{uuid.uuid4().hex[:8]}",
             storage_path=(run.out / "_train").uri,

@@ -1,7 +1,7 @@
-"""Search: Cluster Activation Masking and poison scores over the live clusters, round by round (DESIGN steps 3–5).
+"""Search: Cluster Activation Masking and poison scores, round by round (DESIGN steps 3–5).
 
-Each round is committed on its own. The driver holds clusters, counters and a bounded pool of images a cluster,
-never all rows.
+Each round is committed on its own. The driver holds clusters, counters and a bounded pool of images a
+cluster, never all rows.
 """
 
 from __future__ import annotations
@@ -86,8 +86,9 @@ class Search(Stage):
                 )
         triggers = best_triggers(run.out, state.round)
         run.out.write_table(TRIGGERS, triggers)
+        best_score = triggers["score"][0].as_py()
         facts = {
-            "summary": f"{state.scored:,} candidates in {state.round} rounds, best score {triggers['score'][0].as_py():.2f}",
+            "summary": f"{state.scored:,} candidates in {state.round} rounds, best score {best_score:.2f}",
             "candidates": state.scored,
             "rounds": state.round,
             "stopped": stopped,
@@ -167,7 +168,7 @@ def score_round(
 
 
 class Scorer:
-    """An actor that finds and scores candidates; holds the encoder, the centroids and the flip-test images."""
+    """An actor that finds and scores candidates; holds encoder, centroids and flip-test images."""
 
     def __init__(
         self,

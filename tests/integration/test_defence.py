@@ -44,11 +44,15 @@ def test_every_row_is_kept_removed_or_dead_and_kept_bytes_are_the_source_bytes(f
     assert len(kept) + len(removed) + len(dead) == len(before) == 240
     assert not set(kept) & set(removed)
     assert all(kept[key] == before[key] for key in kept)
-    assert all({k: v for k, v in row.items() if not k.startswith("_")} == before[key] for key, row in removed.items())
+    assert all(
+        {k: v for k, v in row.items() if not k.startswith("_")} == before[key] for key, row in removed.items()
+    )
     assert sorted(row["row"] for row in dead) == sorted(BROKEN)
     assert {row["error"] for row in dead} == {"empty", "undecodable", "truncated"}
     assert f"{len(kept)} kept + {len(removed)} removed + 4 dead" in said
-    assert [p.name for p in sorted((run / "07_clean").glob("*.parquet"))] == [p.name for p in sorted(corpus.glob("*"))]
+    assert [p.name for p in sorted((run / "07_clean").glob("*.parquet"))] == [
+        p.name for p in sorted(corpus.glob("*"))
+    ]
 
 
 def test_verdicts_say_what_was_removed(finished):
@@ -60,9 +64,17 @@ def test_verdicts_say_what_was_removed(finished):
 
 def test_ledgers_chain_from_the_input_to_the_clean_corpus(finished):
     _, run, _ = finished
-    ledgers = {name: Manifest.read(Folder(str(run / name))).ledger for name in ("00_index", "02_features", "06_verdicts", "07_clean")}
+    ledgers = {
+        name: Manifest.read(Folder(str(run / name))).ledger
+        for name in ("00_index", "02_features", "06_verdicts", "07_clean")
+    }
     assert ledgers["00_index"].rows_in == ledgers["07_clean"].rows_in == 240
-    assert ledgers["00_index"].rows_out == ledgers["02_features"].rows_out == ledgers["06_verdicts"].rows_out == 236
+    assert (
+        ledgers["00_index"].rows_out
+        == ledgers["02_features"].rows_out
+        == ledgers["06_verdicts"].rows_out
+        == 236
+    )
     assert all(ledger.balanced for ledger in ledgers.values())
 
 
@@ -79,12 +91,17 @@ def test_a_second_run_does_nothing_and_says_so(finished):
     assert process.returncode == 0
     assert "Nothing to do" in process.said
     after = stamps(run)
-    assert {k: v for k, v in after.items() if k != "run.json"} == {k: v for k, v in before.items() if k != "run.json"}
+    assert {k: v for k, v in after.items() if k != "run.json"} == {
+        k: v for k, v in before.items() if k != "run.json"
+    }
 
 
 def test_changed_settings_seed_and_input_are_refused_and_named(finished, tmp_path):
     corpus, run, _ = finished
-    for change, words in (("search.window=0.3", "search.window: 0.35 then, 0.3 now"), ("seed=9", "seed: 0 then, 9 now")):
+    for change, words in (
+        ("search.window=0.3", "search.window: 0.35 then, 0.3 now"),
+        ("seed=9", "seed: 0 then, 9 now"),
+    ):
         process = defend("--input", str(corpus), "--output", str(run), *SETTINGS, change)
         assert process.returncode == 2, process.said
         assert words in process.said
@@ -102,7 +119,9 @@ def test_an_artifact_made_anew_makes_what_came_from_it_refused(finished, tmp_pat
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
     manifest = Manifest.read(Folder(str(copy / "03_clusters")))
-    Manifest(**{**manifest.__dict__, "seconds": manifest.seconds + 1}).write(Folder(str(copy / "03_clusters")))
+    Manifest(**{**manifest.__dict__, "seconds": manifest.seconds + 1}).write(
+        Folder(str(copy / "03_clusters"))
+    )
     (copy / "05_classifier" / MANIFEST).unlink()
     process = defend("--input", str(corpus), "--output", str(copy), *SETTINGS)
     assert process.returncode == 2

@@ -41,7 +41,7 @@ def kill_in(stage: str, command: list[str], run: Path, seed: int) -> None:
 
 
 def finished_files(run: Path) -> dict[str, tuple[str, int]]:
-    """What must never be written again: all of a committed stage, and the finished pieces of a running one."""
+    """What must never be written again: a committed stage, and the finished pieces of a running one."""
     committed = {stage for stage in STAGES if (run / stage / MANIFEST).exists()}
     rounds = {f"04_search/{path.parent.name}" for path in (run / "04_search").glob("round=*/live.json")}
 

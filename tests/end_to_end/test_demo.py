@@ -1,0 +1,25 @@
+"""The README's first command: the embedded demo, its detection asserted."""
+
+from __future__ import annotations
+
+import pytest
+
+from poisoncam_ray.artifact import Folder, Manifest
+from tests.small import defend
+
+
+@pytest.mark.timeout(1800)
+def test_the_demo_finds_the_poison_and_says_so(tmp_path):
+    process = defend("--output", str(tmp_path / "demo"), timeout=1700)
+    assert process.returncode == 0, process.said
+    run = tmp_path / "demo" / "run"
+    metrics = Folder(str(run / "report")).read_json("metrics.json")
+    ledger = Manifest.read(Folder(str(run / "07_clean"))).ledger
+    assert ledger.rows_in == metrics["n_images"] == 3000
+    assert metrics["asr"] >= 0.6
+    assert metrics["top20_precision"] == 1.0
+    assert metrics["trigger_detection_accuracy"] >= 0.9
+    assert metrics["recall"] >= 0.98
+    assert metrics["false_positive_rate"] <= 0.01
+    assert process.said.strip().endswith("report/index.html")
+    assert "measured against truth" in (run / "report" / "index.html").read_text().lower()

@@ -1,0 +1,33 @@
+"""Real photographs, the CPU-sized preset, one seed and one of the tuning triggers: does it still hold?
+
+The README's table, on other classes and triggers, comes from jobs/photographs.py.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from poisoncam_ray.artifact import Folder
+from poisoncam_ray.config import load_config
+from poisoncam_ray.evaluate.table import Setting, make_table
+from poisoncam_ray.progress import Progress
+
+
+@pytest.mark.photographs
+@pytest.mark.timeout(2400)
+def test_a_backdoor_in_photographs_is_found_and_removed(photographs, triggers, ray_cluster, tmp_path):
+    setting = Setting(
+        str(photographs / "train"),
+        str(photographs / "val"),
+        (str(triggers / "trigger_10.png"),),
+        seeds=(0,),
+        labels=tuple(range(10)),
+    )
+    (row,) = make_table(setting, load_config("tiny-cnn"), Folder(str(tmp_path)), Progress())
+    assert row["asr"] >= 0.7
+    assert row["asr_never_poisoned"] <= 0.2
+    assert row["top20_precision"] == 1.0
+    assert row["trigger_detection_accuracy"] >= 0.9
+    assert row["recall"] >= 0.98
+    assert row["false_positive_rate"] <= 0.01
+    assert row["recorded accuracy"] > row["gradcam accuracy"]

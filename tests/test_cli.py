@@ -1,0 +1,171 @@
+"""A user's mistakes end with exit code 2 and one sentence that says what to change; nothing is started for them."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from PIL import Image
+
+from poisoncam_ray import cli
+
+
+def image(size: int = 8) -> bytes:
+    sink = io.BytesIO()
+    Image.new("RGB", (size, size), (9, 90, 200)).save(sink, "PNG")
+    return sink.getvalue()
+
+
+@pytest.fixture
+def corpus(tmp_path) -> Path:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    table = pa.table({"image": pa.array([image()] * 4, pa.binary()), "label": ["a", "b", "a", "b"]})
+    pq.write_table(table, folder / "a.parquet")
+    return folder
+
+
+@pytest.fixture
+def program(monkeypatch, capsys):
+    """A command as a program: (exit code, what it wrote on standard error)."""
+
+    def started(*_):
+        raise AssertionError("Ray was started for a mistake that could be told before")
+
+    def call(command, *arguments: object) -> tuple[int, str]:
+        monkeypatch.setattr("poisoncam_ray.stages.dataflow.connect", started)
+        monkeypatch.setattr(sys, "argv", ["program", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.run_command(command)
+        return ended.value.code, capsys.readouterr().err
+
+    return call
+
+
+@pytest.fixture
+def refuses(program):
+    """The one sentence that a defence of these arguments ends with."""
+
+    def call(*arguments: object) -> str:
+        code, said = program(cli.defend, *arguments)
+        assert code == 2, said
+        assert "Traceback" not in said
+        assert said.startswith("error ") and said.endswith(".\n") and said.count("\n") == 1, said
+        return said
+
+    return call
+
+
+def test_input_that_is_not_there_or_empty(refuses, tmp_path):
+    assert "nowhere does not exist" in refuses("--input", tmp_path / "nowhere", "--output", tmp_path / "run")
+    (tmp_path / "empty").mkdir()
+    assert "empty is empty" in refuses("--input", tmp_path / "empty", "--output", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_corpus_without_rows_or_without_the_column(refuses, corpus, tmp_path):
+    place = ("--input", corpus, "--output", tmp_path / "run")
+    assert "image column picture is missing in a.parquet: set image_column to image" in refuses(
+        *place, "index.image_column=picture"
+    )
+    pq.write_table(pa.table({"label": ["a"], "n": [1]}), corpus / "a.parquet")
+    assert "No column of a.parquet holds images" in refuses(*place)
+    pq.write_table(pa.table({"image": pa.array([], pa.binary())}), corpus / "a.parquet")
+    assert "hold no rows" in refuses(*place)
+
+
+def test_an_unreadable_shard(refuses, corpus, tmp_path):
+    shard = corpus / "a.parquet"
+    shard.write_bytes(shard.read_bytes()[:-20])
+    said = refuses("--input", corpus, "--output", tmp_path / "run")
+    assert "a.parquet cannot be read" in said and "take it out of the corpus" in said
+
+
+def test_an_output_folder_that_is_not_ours(refuses, corpus, tmp_path):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.tex").touch()
+    assert "'thesis.tex'" in refuses("--input", corpus, "--output", tmp_path / "home")
+    assert "'a.parquet'" in refuses("--input", corpus, "--output", corpus)
+    assert "thesis.tex" in refuses("--input", corpus, "--output", tmp_path / "home" / "thesis.tex")
+    assert "--output" in refuses("--input", corpus)
+
+
+def test_an_output_inside_the_input_is_refused(refuses, corpus):
+    said = refuses("--input", corpus, "--output", corpus / "run")
+    assert "lies inside the input" in said
+    assert not (corpus / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("search.maks=3", "no configuration key 'search.maks'; did you mean 'search.masks'?"),
+        ("search.window=1.5", "search.window=1.5"),
+        ("search.window=-1", "search.window=-1"),
+        ("seed=-1", "seed=-1"),
+        ("encoder.patch_size=5", "encoder.patch_size=5 does not divide encoder.image_size=32"),
+        ("masks", "section.key=value"),
+        ("search=[1]", "search"),
+        ("search.masks.x=1", "search.masks"),
+    ],
+)
+def test_settings_that_do_not_exist_or_fit(refuses, corpus, tmp_path, setting, words):
+    said = refuses("--input", corpus, "--output", tmp_path / "run", setting)
+    assert words in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_presets_and_files_that_do_not_exist_or_fit(refuses, corpus, tmp_path):
+    place = ("--input", corpus, "--output", tmp_path / "run")
+    assert "did you mean 'imagenet100'?" in refuses(*place, "--preset", "imagenet10")
+    assert "none.yaml cannot be read" in refuses(*place, "--config", tmp_path / "none.yaml")
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump({"pretrain": {"epoch": 3}}))
+    assert "did you mean 'pretrain.epochs'?" in refuses(*place, "--config", file)
+
+
+def test_brackets_in_a_path_are_shown_as_they_are(refuses, tmp_path):
+    assert "[bold]x[/] does not exist" in refuses("--input", f"{tmp_path}/[bold]x[/]", "--output", tmp_path / "run")
+
+
+def test_an_option_that_does_not_exist_shows_the_usage(program, corpus):
+    code, said = program(cli.defend, "--inptu", corpus)
+    assert code == 2 and "--inptu" in said and "Traceback" not in said
+
+
+def test_help_names_the_presets(program):
+    code, said = program(cli.defend, "--help")
+    assert code == 0 and said == ""
+
+
+def test_a_patch_attack_has_one_target(program, corpus, tmp_path):
+    code, said = program(
+        cli.attack, "--input", corpus, "--output", tmp_path / "o", "--target", "a", "--target", "b", "--patch"
+    )
+    assert code == 2 and "one --target" in said and "Traceback" not in said
+
+
+def test_an_attack_on_a_label_that_is_not_there(program, corpus, tmp_path):
+    code, said = program(
+        cli.attack, "--input", corpus, "--output", tmp_path / "o", "--target", "zebra", "--trigger", "generated:1"
+    )
+    assert code == 2 and "zebra" in said and said.count("\n") == 1
+
+
+def test_evaluating_what_is_no_run(program, tmp_path):
+    code, said = program(cli.evaluate, "--run", tmp_path / "none", "--truth", tmp_path / "truth.parquet")
+    assert code == 2 and "Traceback" not in said and said.count("\n") == 1
+
+
+def test_a_failure_of_ours_is_not_called_the_users_mistake(program, monkeypatch):
+    def broken() -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(sys, "argv", ["program"])
+    with pytest.raises(RuntimeError, match="a bug"):
+        cli.run_command(broken)

@@ -1,0 +1,267 @@
+"""The runner's four duties, with stages of a few lines: skip, refuse, check the ledger, commit last."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from poisoncam_ray.artifact import MANIFEST, STARTED, Folder, Ledger, Manifest
+from poisoncam_ray.config import load_config
+from poisoncam_ray.errors import LedgerError, UserError
+from poisoncam_ray.pipeline import Outcome, Run, Runner, Stage, defence
+from poisoncam_ray.progress import Progress
+
+
+class First(Stage):
+    """Writes down the sources, as every stage that reads the corpus itself does."""
+
+    name = "00_first"
+    title = "First"
+    version = 1
+    inputs = ()
+    sections = ("index",)
+
+    def run(self, run: Run) -> Outcome:
+        assert run.out.names() == [STARTED]
+        run.out.write_json("sources.json", {s.path: [s.size, s.tag] for s in run.corpus.sources()})
+        rows = sum(piece.stop - piece.start for piece in run.corpus.slices())
+        return Outcome(Ledger(rows, rows - 1, dead=1), {"summary": "three rows"})
+
+
+class Second(Stage):
+    """Loses `lost` rows without a word, and fails `failures` times."""
+
+    name = "01_second"
+    title = "Second"
+    version = 1
+    inputs = ("00_first",)
+    sections = ("search",)
+    ran: ClassVar[int] = 0
+
+    def __init__(self, lost: int = 0, failures: int = 0) -> None:
+        self.lost, self.failures = lost, failures
+
+    def run(self, run: Run) -> Outcome:
+        Second.ran += 1
+        read = run.manifest("00_first").ledger
+        assert read is not None
+        run.out.write_json("half.json", run.config.search.window)
+        if self.failures:
+            self.failures -= 1
+            raise RuntimeError("the machine went away")
+        return Outcome(Ledger(read.rows_out, read.rows_out - self.lost))
+
+
+def write_shard(path: Path, rows: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sink = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(sink, "PNG")
+    pq.write_table(pa.table({"image": pa.array([sink.getvalue()] * rows, pa.binary())}), path)
+
+
+@pytest.fixture
+def corpus(tmp_path) -> Path:
+    write_shard(tmp_path / "corpus" / "a.parquet", 3)
+    write_shard(tmp_path / "corpus" / "b.parquet", 1)
+    return tmp_path / "corpus"
+
+
+@pytest.fixture
+def out(tmp_path) -> Path:
+    return tmp_path / "run"
+
+
+def run(corpus: Path, out: Path, *overrides: str, stages: list[Stage] | None = None):
+    """What was done, and what the user read."""
+    console = Console(record=True, file=io.StringIO(), soft_wrap=True)
+    runner = Runner(str(corpus), str(out), load_config(overrides=overrides), stages or [First(), Second()])
+    return runner.run(Progress(console)), console.export_text()
+
+
+def refusal(corpus: Path, out: Path, *overrides: str, stages: list[Stage] | None = None) -> str:
+    """The sentence, told before any stage ran and without touching the folder."""
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    with pytest.raises(UserError) as caught:
+        Runner(str(corpus), str(out), load_config(overrides=overrides), stages or [First(), Second()])
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_stages_run_in_order_and_are_committed_with_their_ledgers(corpus, out):
+    done, said = run(corpus, out)
+    assert [(stage.title, stage.reused) for stage in done] == [("First", False), ("Second", False)]
+    first, second = (Manifest.read(Folder(str(out / name))) for name in ("00_first", "01_second"))
+    assert first.ledger == Ledger(4, 3, dead=1) and second.ledger == Ledger(3, 3)
+    assert first.identity["config"].keys() == {"index"} and "sources" in first.identity
+    assert second.inputs.keys() == {"00_first"} and "sources" not in second.identity
+    assert "three rows" in said
+
+
+def test_what_is_committed_is_skipped(corpus, out):
+    run(corpus, out)
+    ran = Second.ran
+    stamps = {path: path.stat().st_mtime_ns for path in out.glob("*/*")}
+    runner = Runner(str(corpus), str(out), load_config(), [First(), Second()])
+    assert runner.pending() == []
+    done, said = run(corpus, out)
+    assert all(stage.reused for stage in done) and Second.ran == ran
+    assert {path: path.stat().st_mtime_ns for path in out.glob("*/*")} == stamps
+    assert said.count("done before, nothing to do") == 2
+
+
+def test_a_stage_that_failed_is_run_again_over_what_it_left(corpus, out):
+    stages = [First(), Second(failures=1)]
+    with pytest.raises(RuntimeError):
+        run(corpus, out, stages=stages)
+    second = out / "01_second"
+    assert (second / "half.json").exists() and (second / STARTED).exists() and not (second / MANIFEST).exists()
+    assert [s.name for s in Runner(str(corpus), str(out), load_config(), stages).pending()] == ["01_second"]
+    done, _ = run(corpus, out, stages=stages)
+    assert [stage.reused for stage in done] == [True, False]
+
+
+@pytest.mark.parametrize("lost", [1, -1])
+def test_a_row_lost_or_invented_fails_the_stage_and_commits_nothing(corpus, out, lost):
+    with pytest.raises(LedgerError, match="Second.*rows_in': 3") as caught:
+        run(corpus, out, stages=[First(), Second(lost)])
+    assert f"'rows_out': {3 - lost}" in str(caught.value)
+    assert not (out / "01_second" / MANIFEST).exists()
+    assert not run(corpus, out)[0][1].reused
+
+
+def test_the_manifest_is_written_last(corpus, out, monkeypatch):
+    order, write = [], Folder.write_bytes
+
+    def note(self, name, data):
+        order.append(f"{Path(self.uri).name}/{name}")
+        write(self, name, data)
+
+    monkeypatch.setattr(Folder, "write_bytes", note)
+    run(corpus, out)
+    for stage in ("00_first", "01_second"):
+        own = [name for name in order if name.startswith(stage)]
+        assert own[0] == f"{stage}/{STARTED}" and own[-1] == f"{stage}/{MANIFEST}" and len(own) == 3
+    assert order.index(f"00_first/{MANIFEST}") < order.index(f"01_second/{STARTED}")
+
+
+def test_no_stage_starts_before_the_ones_it_reads_are_committed(corpus, out):
+    with pytest.raises(FileNotFoundError):
+        run(corpus, out, stages=[Second()])
+    assert not (out / "01_second").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["search.window=0.3"], "search.window: 0.35 then, 0.3 now"),
+        (["index.rows_per_slice=7"], "index.rows_per_slice: 1024 then, 7 now"),
+        (["index.image_column=image"], "index.image_column: None then, 'image' now"),
+        (["search.masks=16", "search.cell=0.2"], "search.cell: 0.125 then, 0.2 now; search.masks: 128 then, 16 now"),
+    ],
+)
+def test_other_settings_are_refused_and_named(corpus, out, overrides, words):
+    run(corpus, out)
+    said = refusal(corpus, out, *overrides)
+    assert words in said and "seed" not in said and "another output folder" in said
+
+
+def test_another_seed_is_named_once(corpus, out):
+    run(corpus, out)
+    said = refusal(corpus, out, "seed=9")
+    assert said.count("seed: 0 then, 9 now") == 1 and "00_first" not in said
+
+
+def test_settings_that_no_stage_read_and_resources_change_nothing(corpus, out):
+    run(corpus, out)
+    done, _ = run(corpus, out, "classify.top_k=3", "resources.actors=7")
+    assert all(stage.reused for stage in done)
+
+
+def test_another_version_of_a_stage_is_refused(corpus, out):
+    class Newer(Second):
+        version = 2
+
+    run(corpus, out)
+    assert "01_second.version: 1 then, 2 now" in refusal(corpus, out, stages=[First(), Newer()])
+
+
+def test_a_stage_that_only_started_is_held_to_its_settings_too(corpus, out):
+    with pytest.raises(RuntimeError):
+        run(corpus, out, stages=[First(), Second(failures=1)])
+    assert "search.window: 0.35 then, 0.3 now" in refusal(corpus, out, "search.window=0.3")
+
+
+def test_input_that_is_gone_new_or_changed_is_named(corpus, out):
+    run(corpus, out)
+    for path in corpus.iterdir():
+        path.rename(path.with_suffix(".kept"))
+    write_shard(corpus / "b.parquet", 2)
+    write_shard(corpus / "c" / "d.parquet", 1)
+    size = (corpus / "b.kept").stat().st_size, (corpus / "b.parquet").stat().st_size
+    said = refusal(corpus, out)
+    assert f"input b.parquet: changed ({size[0]} bytes then, {size[1]} now)" in said
+    assert "input a.parquet: gone" in said and "input c/d.parquet: new" in said
+    for path in corpus.glob("*.kept"):
+        path.rename(path.with_suffix(".parquet"))
+    assert refusal(corpus, out).endswith("go back: input c/d.parquet: new.")
+    (corpus / "c" / "d.parquet").unlink()
+    assert all(stage.reused for stage in run(corpus, out)[0])
+
+
+def test_a_file_written_again_with_the_same_size_counts_as_changed(corpus, out):
+    run(corpus, out)
+    write_shard(corpus / "b.parquet", 1)
+    assert "input b.parquet: changed" in refusal(corpus, out)
+
+
+def test_a_copy_of_the_input_elsewhere_is_the_same_input_when_its_stamps_are(corpus, out):
+    run(corpus, out)
+    corpus.rename(corpus.with_name("moved"))
+    done, _ = run(corpus.with_name("moved"), out)
+    assert all(stage.reused for stage in done)
+
+
+def test_a_folder_that_is_not_ours_is_refused(corpus, out):
+    out.mkdir()
+    (out / ".DS_Store").touch()
+    assert Runner(str(corpus), str(out), load_config(), [First()]).pending()
+    (out / "thesis.tex").write_text("years of work")
+    assert "'thesis.tex', which no run of ours wrote" in refusal(corpus, out)
+    assert (out / "thesis.tex").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("committed", [True, False], ids=["committed", "only started"])
+def test_an_artifact_made_anew_makes_what_came_from_it_refused(corpus, out, committed):
+    run(corpus, out)
+    folder = Folder(str(out / "00_first"))
+    manifest = Manifest.read(folder)
+    replace(manifest, seconds=manifest.seconds + 1).write(folder)
+    if not committed:
+        (out / "01_second" / MANIFEST).unlink()
+    with pytest.raises(UserError, match="01_second was made from another 00_first than lies there now"):
+        run(corpus, out)
+
+
+def test_a_stage_may_read_committed_artifacts_only(corpus, out):
+    config = load_config()
+    runner = Runner(str(corpus), str(out), config, [First()])
+    seen = Run(config, runner.corpus, runner.folder, runner.folder / "x", Progress())
+    with pytest.raises(LedgerError, match="00_first is not committed"):
+        seen.manifest("00_first")
+
+
+def test_every_stage_of_the_defence_reads_only_stages_before_it():
+    stages = defence()
+    for i, stage in enumerate(stages):
+        assert set(stage.inputs) <= {earlier.name for earlier in stages[:i]}
+        assert set(stage.sections) <= set(load_config().model_dump()) - {"resources", "seed"}
+    assert len({stage.name for stage in stages}) == len(stages)
