@@ -1,4 +1,4 @@
-"""What masks, pastes, training and Embed cost on this machine: each two ways in turns. `--help` lists the options."""
+"""What search, training and Embed cost on this machine, each two ways in turns. `--help`: the options."""
 
 from typing import Annotated
 
@@ -15,6 +15,7 @@ def benchmark(
     candidates: Annotated[int, typer.Option(help="candidates that a round masks and scores")] = 16,
     steps: Annotated[int, typer.Option(help="training steps in a round")] = 10,
     rounds: Annotated[int, typer.Option(help="times that each way takes its turn")] = 5,
+    threads: Annotated[int | None, typer.Option(help="torch threads; default: all cores")] = None,
     peak_tflops: Annotated[
         tuple[float, float] | None,
         typer.Option(help="the GPU's peak in float32 and in bfloat16, to tell the share reached"),
@@ -26,13 +27,13 @@ def benchmark(
     """Nothing else may run on the machine meanwhile, or the figures say little."""
     config = load_config(preset, None, overrides or ())
     from poisoncam_ray.artifact import Folder
-    from poisoncam_ray.benchmark import Sizes, draw_long_corpus, measure
+    from poisoncam_ray.benchmark.measure import Sizes, draw_long_corpus, measure
     from poisoncam_ray.progress import Progress
 
     out = Folder(output)
     if input is None:
         draw_long_corpus(out / "corpus", config.seed, copies if ray else 1)
-    sizes = Sizes(candidates, steps, rounds)
+    sizes = Sizes(candidates, steps, rounds, threads)
     table = measure(input or (out / "corpus").uri, config, out, sizes, peak_tflops, ray)
     Progress().console.print(table, markup=False)
 

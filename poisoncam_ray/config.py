@@ -141,11 +141,11 @@ class Resources(Section):
     """Torch threads in each actor and training worker; null: the machine's cores over the actors."""
     cpus_per_reader: Annotated[float, Field(gt=0)] = 0.5
     readers: Count | None = 2
-    """Reading tasks at once; null: as many as the cluster has CPUs for."""
+    """Reading tasks at once, each a process of its own; null: as many as the cluster has CPUs for."""
 
 
 class Config(Section):
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**23)] = 0
     index: Index = Index()
     encoder: Encoder = Encoder()
     pretrain: Pretrain = Pretrain()

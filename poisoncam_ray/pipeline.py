@@ -63,6 +63,10 @@ class Stage(ABC):
     inputs: ClassVar[tuple[str, ...]]
     sections: ClassVar[tuple[str, ...]]
 
+    def check(self, config: Config, rows: int | None) -> None:  # noqa: B027
+        """Raise UserError for a mistake that can be told before the work: called at the start (`rows` None),
+        and again once the first stage has counted the corpus's images."""
+
     @abstractmethod
     def run(self, run: Run) -> Outcome:
         """Write the artifact into `run.out`; the runner commits it when the ledger holds."""
@@ -122,6 +126,7 @@ class Runner:
         self.identities = {stage.name: self._identity(stage) for stage in self.stages}
         self._refuse_other_work()
         self.input_uri = input_uri
+        self._check(rows=None)
 
     def pending(self) -> list[Stage]:
         """Stages that are not committed yet."""
@@ -129,7 +134,16 @@ class Runner:
 
     def run(self, progress: Progress) -> list[Done]:
         self.folder.write_json(RUN, {"input": self.input_uri, "config": self.config.model_dump()})
-        return [self._run_stage(stage, progress) for stage in self.stages]
+        done = []
+        for stage in self.stages:
+            done.append(self._run_stage(stage, progress))
+            if not stage.inputs and done[-1].manifest.ledger:
+                self._check(done[-1].manifest.ledger.rows_out)
+        return done
+
+    def _check(self, rows: int | None) -> None:
+        for stage in self.pending():
+            stage.check(self.config, rows)
 
     def _run_stage(self, stage: Stage, progress: Progress) -> Done:
         out = self.folder / stage.name

@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from fake_run import DEAD, HEIGHT, SIDE, WIDTH, FakeRun, image_ids, make_fake_run
+from tests.fake_run import DEAD, HEIGHT, SIDE, WIDTH, FakeRun, image_ids, make_fake_run
 
 from poisoncam_ray.artifact import Folder
 from poisoncam_ray.errors import UserError

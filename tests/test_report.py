@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_run import DEAD, ERROR, FakeRun, make_fake_run
+from tests.fake_run import DEAD, ERROR, FakeRun, make_fake_run
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -10,7 +10,7 @@ import ray
 import torch
 
 from poisoncam_ray.artifact import Folder, Ledger, part_name
-from poisoncam_ray.config import Resources
+from poisoncam_ray.config import Config, Resources
 from poisoncam_ray.corpus import Slice
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.method.kmeans import assign, auto_k, kmeans
@@ -29,18 +29,23 @@ class Cluster(Stage):
     inputs = ("00_index", "02_features")
     sections = ("cluster",)
 
+    def check(self, config: Config, rows: int | None) -> None:
+        k = config.cluster.k
+        if rows is not None and rows < (k or 2):
+            raise UserError(f"cluster.k={k or 2} is more than the {rows} images there are: lower it.")
+
     def run(self, run: Run) -> Outcome:
         slices, settings = run.slices(), run.config.cluster
         rows = run.slice_rows()
         k = settings.k or auto_k(sum(rows))
-        if k > sum(rows):
+        chosen = _spread(rows, settings.sample)
+        if k > sum(n for _, n in chosen):
             raise UserError(
-                f"cluster.k={k} is more than the {sum(rows)} images there are: lower it or leave it out."
+                f"cluster.sample={settings.sample} is too small a sample for {k} clusters: raise it."
             )
         features = run.artifact("02_features")
         if not run.out.exists(CENTROIDS):
             job = ray.remote(_train).options(num_cpus=run.config.resources.cpus_per_actor, num_gpus=0)
-            chosen = _spread(rows, settings.sample)
             sizes = job.remote(
                 features, run.out, chosen, k, settings.iterations, run.config.seed, run.config.resources
             )

@@ -14,21 +14,37 @@ from torch import Tensor
 from poisoncam_ray.artifact import Folder
 from poisoncam_ray.config import Config
 from poisoncam_ray.errors import UserError
-from poisoncam_ray.method.encoder import build_encoder, load_encoder_state
+from poisoncam_ray.method.encoder import Encoder, build_encoder, load_encoder_state
+
+
+def check_encoder(config: Config) -> None:
+    """UserError when the backbone cannot be built, or the checkpoint cannot be taken over."""
+    if config.encoder.checkpoint:
+        own_encoder(config.encoder.checkpoint, config)
+        return
+    made = config.encoder
+    try:
+        build_encoder(made.backbone, made.image_size, made.patch_size)
+    except ValueError as error:
+        raise UserError(f"Configuration section encoder: {error}") from None
 
 
 def import_encoder(uri: str, config: Config, out: Folder) -> None:
-    """Read `uri` into 01_encoder. UserError when it is missing, unsafe, or does not fit the backbone."""
-    made = config.encoder
-    state = read_checkpoint(uri)
+    """Read the checkpoint into 01_encoder."""
+    encoder = own_encoder(uri, config)
+    out.write_tensors("model.safetensors", encoder.state_dict())
+    out.write_json("config.json", config.encoder.model_dump() | {"dim": encoder.dim})
+
+
+def own_encoder(uri: str, config: Config) -> Encoder:
+    """UserError when the checkpoint is missing, unsafe, or does not fit the backbone."""
+    made, state = config.encoder, read_checkpoint(uri)
     try:
-        # A user's model may have trained its patch projection and positions: the checkpoint brings both.
         encoder = build_encoder(made.backbone, made.image_size, made.patch_size)
         load_encoder_state(encoder, state)
     except ValueError as error:
         raise UserError(f"The encoder {uri}: {error}") from None
-    out.write_tensors("model.safetensors", encoder.state_dict())
-    out.write_json("config.json", made.model_dump() | {"dim": encoder.dim})
+    return encoder
 
 
 def read_checkpoint(uri: str) -> dict[str, Tensor]:
@@ -47,7 +63,8 @@ def read_checkpoint(uri: str) -> dict[str, Tensor]:
             f"The encoder {uri} holds Python objects besides tensors: save its state dict as safetensors."
         ) from None
     except (safetensors.SafetensorError, RuntimeError, EOFError, ValueError) as error:
-        raise UserError(f"The encoder {uri} is no checkpoint: {str(error).splitlines()[0]}.") from None
+        reason = next(iter(str(error).splitlines()), "it ends early")
+        raise UserError(f"The encoder {uri} is no checkpoint: {reason}.") from None
     state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"The encoder {uri} holds no state dict: save one as safetensors.")

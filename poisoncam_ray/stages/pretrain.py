@@ -31,7 +31,7 @@ from poisoncam_ray.method.moco import MoCoV3, gather_keys, learning_rate_at, mom
 from poisoncam_ray.pipeline import Outcome, Run, Stage
 from poisoncam_ray.stages.compute import set_threads
 from poisoncam_ray.stages.dataflow import hush
-from poisoncam_ray.stages.own_encoder import import_encoder
+from poisoncam_ray.stages.own_encoder import check_encoder, import_encoder
 from poisoncam_ray.stages.training_data import Epochs
 
 STATE = "state.json"
@@ -47,6 +47,14 @@ class Pretrain(Stage):
     inputs = ("00_index",)
     sections = ("encoder", "pretrain")
 
+    def check(self, config: Config, rows: int | None) -> None:
+        check_encoder(config)
+        if rows is not None and rows < config.pretrain.batch_size and not config.encoder.checkpoint:
+            raise UserError(
+                f"pretrain.batch_size={config.pretrain.batch_size} is more than the {rows} images there are: "
+                "lower it."
+            )
+
     def run(self, run: Run) -> Outcome:
         encoder = run.config.encoder
         if encoder.checkpoint:
@@ -55,11 +63,6 @@ class Pretrain(Stage):
                 facts={"summary": f"your own {encoder.backbone} taken over", "checkpoint": encoder.checkpoint}
             )
         job = Job(run.config, run.corpus, run.artifact("00_index"), run.out, run.slice_rows())
-        if not job.epochs.total:
-            raise UserError(
-                f"pretrain.batch_size={run.config.pretrain.batch_size} is more than the "
-                f"{sum(job.slice_rows)} images there are: lower it."
-            )
         resumed = latest_checkpoint(run.out)
         if not run.out.exists(HISTORY):
             _fit(job, run)
@@ -225,10 +228,14 @@ def restore(
         return 0, []
     folder = out / "checkpoints" / f"step-{step:08d}"
     model.load_state_dict(folder.read_tensors("model.safetensors"))
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in folder.read_tensors("optimizer.safetensors").items():
         index, _, name = key.partition(".")
-        state.setdefault(int(index), {})[name] = value
+        parameter = parameters[int(index)]
+        # The fused AdamW walks through memory: moments laid out otherwise would meet the wrong weights.
+        moment = torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
+        state.setdefault(int(index), {})[name] = moment
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return step, folder.read_json(STATE)["history"]
 
@@ -258,4 +265,4 @@ def _mean_over_ranks(value: Tensor) -> float:
 
 def _draw(seed: int, step: int, rank: int) -> int:
     """A generator seed no two (seed, step, rank) of one run share."""
-    return (seed << 40) ^ (step << 12) ^ rank
+    return ((seed << 40) ^ (step << 12) ^ rank) % 2**64

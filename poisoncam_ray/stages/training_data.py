@@ -88,7 +88,7 @@ class Epochs:
         held: list[Tensor] = []
         for piece in pieces:
             held.append(piece)
-            if sum(len(p) for p in held) >= self.shuffle_rows:
+            if sum(len(p) for p in held) >= max(size, self.shuffle_rows):
                 window_NCHW = _permuted(held, generator)
                 n = min(left, len(window_NCHW) // size)
                 yield from window_NCHW[: n * size].split(size)

@@ -38,6 +38,8 @@ def kill_in(stage: str, command: list[str], run: Path, seed: int) -> None:
         time.sleep(0.005)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    # Ray's own processes notice the driver's death; until then they may finish the piece in hand.
+    time.sleep(3)
 
 
 def finished_files(run: Path) -> dict[str, tuple[str, int]]:

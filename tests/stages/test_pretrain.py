@@ -1,0 +1,219 @@
+"""Pretrain: a checkpoint is the whole state of the training, and a user's own checkpoint is read, never run."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from poisoncam_ray.artifact import Folder
+from poisoncam_ray.config import Config, load_config
+from poisoncam_ray.errors import UserError
+from poisoncam_ray.method.encoder import build_encoder
+from poisoncam_ray.method.moco import MoCoV3
+from poisoncam_ray.stages.embed import load_encoder
+from poisoncam_ray.stages.own_encoder import import_encoder
+from poisoncam_ray.stages.pretrain import _draw, _optimizer, latest_checkpoint, restore, save
+
+SIDE, BATCH = 16, 8
+
+
+def fresh(seed: int, backbone: str = "resnet_tiny_s2") -> tuple[MoCoV3, torch.optim.Optimizer]:
+    """Model and optimiser as a training worker makes them."""
+    torch.manual_seed(seed)
+    model = MoCoV3(build_encoder(backbone, SIDE), 32, 16, 0.2).to(memory_format=torch.channels_last)
+    return model.train(), _optimizer(model, 0.1)
+
+
+def train(model: MoCoV3, optimizer: torch.optim.Optimizer, steps: range) -> list[float]:
+    losses = []
+    for step in steps:
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3 * (step + 1)
+        generator = torch.Generator().manual_seed(step)
+        v1_BCHW, v2_BCHW = torch.rand(2, BATCH, 3, SIDE, SIDE, generator=generator)
+        model.update_key(0.9)
+        loss = model(
+            v1_BCHW.contiguous(memory_format=torch.channels_last),
+            v2_BCHW.contiguous(memory_format=torch.channels_last),
+        )
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("backbone", ["resnet_tiny_s2", "vit_tiny_convstem"])
+def test_a_resumed_training_is_the_undisturbed_one_to_the_bit(tmp_path, backbone):
+    out = Folder(str(tmp_path))
+    model, optimizer = fresh(0, backbone)
+    train(model, optimizer, range(3))
+    save(out, 3, model, optimizer, [{"step": 3}])
+    undisturbed = train(model, optimizer, range(3, 6))
+    # Another seed: nothing may be left of the weights that the new process began with.
+    again, other = fresh(1, backbone)
+    assert restore(out, again, other) == (3, [{"step": 3}])
+    assert train(again, other, range(3, 6)) == undisturbed
+    ours, theirs = again.state_dict(), model.state_dict()
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_without_a_checkpoint_training_starts_at_its_beginning(tmp_path):
+    model, optimizer = fresh(0)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    assert restore(Folder(str(tmp_path)), model, optimizer) == (0, [])
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert not optimizer.state
+
+
+def test_a_checkpoint_that_was_not_finished_does_not_count(tmp_path):
+    out = Folder(str(tmp_path))
+    model, optimizer = fresh(0)
+    assert latest_checkpoint(out) is None
+    (out / "checkpoints" / "step-00000002").write_bytes("model.safetensors", b"cut off")
+    assert latest_checkpoint(out) is None
+    train(model, optimizer, range(1))
+    save(out, 4, model, optimizer, [])
+    (out / "checkpoints" / "step-00000009").write_bytes("model.safetensors", b"cut off")
+    assert latest_checkpoint(out) == 4
+    assert restore(out, *fresh(1))[0] == 4
+
+
+def test_only_the_newest_checkpoint_is_kept_and_a_later_one_never_dropped(tmp_path):
+    out = Folder(str(tmp_path))
+    model, optimizer = fresh(0)
+    train(model, optimizer, range(1))
+    for step in (2, 4, 10):
+        save(out, step, model, optimizer, [])
+    assert (out / "checkpoints").names() == ["step-00000010"]
+
+
+def test_no_checkpoint_file_is_a_pickle(tmp_path):
+    model, optimizer = fresh(0)
+    train(model, optimizer, range(1))
+    save(Folder(str(tmp_path)), 1, model, optimizer, [])
+    names = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert names == {"model.safetensors", "optimizer.safetensors", "state.json"}
+
+
+def test_every_step_of_every_rank_draws_from_a_generator_of_its_own():
+    drawn = {_draw(seed, step, rank) for seed in (0, 1, 2) for step in range(200) for rank in range(8)}
+    assert len(drawn) == 3 * 200 * 8
+    torch.Generator().manual_seed(_draw(2**31 - 1, 10**6, 63))
+
+
+# ------------------------------------------------------------- your own encoder
+
+
+def config(*overrides: str) -> Config:
+    return load_config(overrides=["encoder.backbone=resnet_tiny", "encoder.image_size=16", *overrides])
+
+
+def theirs(backbone: str = "resnet_tiny") -> dict[str, torch.Tensor]:
+    torch.manual_seed(7)
+    return build_encoder(backbone, SIDE).backbone.state_dict()
+
+
+def imported(path: Path, tmp_path: Path) -> dict[str, torch.Tensor]:
+    out = Folder(str(tmp_path / "01_encoder"))
+    import_encoder(str(path), config(), out)
+    return load_encoder(out).backbone.state_dict()
+
+
+def refused(path: Path, tmp_path: Path, *overrides: str) -> str:
+    with pytest.raises(UserError) as caught:
+        import_encoder(str(path), config(*overrides), Folder(str(tmp_path / "01_encoder")))
+    assert not (tmp_path / "01_encoder").exists()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_safetensors_of_a_plain_model_are_taken_over(tmp_path):
+    path = tmp_path / "mine.safetensors"
+    head = {"fc.weight": torch.zeros(10, 128), "fc.bias": torch.zeros(10)}
+    safetensors.torch.save_file({**theirs(), **head}, path)
+    found = imported(path, tmp_path)
+    assert all(torch.equal(found[key], value) for key, value in theirs().items())
+
+
+def test_a_moco_v3_checkpoint_is_taken_over(tmp_path):
+    """As moco-v3's main_moco.py saves it: both networks, heads, optimiser and scaler in one torch file."""
+    state = {f"module.base_encoder.{key}": value for key, value in theirs().items()}
+    state |= {f"module.momentum_encoder.{key}": torch.zeros_like(value) for key, value in theirs().items()}
+    state |= {"module.base_encoder.fc.0.weight": torch.zeros(4, 4), "module.predictor.0.weight": torch.zeros(4, 4)}
+    whole = {
+        "epoch": 300,
+        "arch": "resnet_tiny",
+        "state_dict": state,
+        "optimizer": {"state": {0: {"step": 5}}, "param_groups": [{"lr": 0.1, "params": [0]}]},
+        "scaler": {"scale": 65536.0},
+    }
+    path = tmp_path / "checkpoint_0299.pth.tar"
+    torch.save(whole, path)
+    found = imported(path, tmp_path)
+    assert all(torch.equal(found[key], value) for key, value in theirs().items())
+
+
+class Malicious:
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.trace),)
+
+
+@pytest.mark.parametrize("how", ["torch", "pickle", "state dict"])
+def test_a_malicious_checkpoint_is_refused_and_never_runs(tmp_path, how):
+    path, trace = tmp_path / "evil.pt", tmp_path / "owned"
+    if how == "pickle":
+        path.write_bytes(pickle.dumps(Malicious(trace), 2))
+    else:
+        torch.save({"state_dict": theirs(), "args": Malicious(trace)} if how == "state dict" else Malicious(trace), path)
+    assert "as safetensors" in refused(path, tmp_path)
+    assert not trace.exists()
+
+
+def test_a_checkpoint_of_another_network_is_told_what_does_not_fit(tmp_path):
+    path = tmp_path / "other.safetensors"
+    state = {key: value for key, value in theirs().items() if key != "layer4.conv1.weight"}
+    safetensors.torch.save_file({**state, "layer9.weight": torch.zeros(1)}, path)
+    said = refused(path, tmp_path)
+    assert "does not fit" in said and "layer4.conv1.weight" in said and "layer9.weight" in said
+    assert "has no patches" in refused(path, tmp_path, "encoder.patch_size=4")
+    assert "Unknown backbone" in refused(path, tmp_path, "encoder.backbone=resnet_tinny")
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("cut.safetensors", b"\x08\0\0\0\0\0\0\0{"),
+        ("empty.safetensors", b""),
+        ("empty.pt", b""),
+        ("text.pt", b"not a checkpoint at all"),
+        ("zip.pt", b"PK\x03\x04 and then nothing"),
+        ("binary.pt", bytes(range(256))),
+    ],
+)
+def test_files_that_are_no_checkpoint(tmp_path, name, data):
+    path = tmp_path / name
+    path.write_bytes(data)
+    assert name in refused(path, tmp_path)
+
+
+@pytest.mark.parametrize("value", [[1, 2], {"state_dict": [torch.zeros(1)]}, torch.zeros(3), {"epoch": 3}])
+def test_torch_files_without_a_state_dict(tmp_path, value):
+    path = tmp_path / "odd.pt"
+    torch.save(value, path)
+    assert "holds no state dict" in refused(path, tmp_path)
+
+
+def test_checkpoints_that_are_not_there(tmp_path):
+    assert "cannot be read" in refused(tmp_path / "none.pt", tmp_path)
+    assert "cannot be read" in refused(tmp_path, tmp_path)
+    with pytest.raises(UserError, match="cannot be read"):
+        import_encoder("nope://x/y.pt", config(), Folder(str(tmp_path / "out")))

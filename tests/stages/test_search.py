@@ -1,0 +1,189 @@
+"""Search and Classify outside the cluster: what is drawn from the corpus depends on the seed and the ids alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pyarrow as pa
+import pytest
+import torch
+
+from poisoncam_ray.artifact import Folder, part_name
+from poisoncam_ray.stages.classify import crops_of, draw_samples, with_roles
+from poisoncam_ray.stages.search import (
+    CANDIDATES,
+    TRIGGERS_KEPT,
+    best_triggers,
+    from_png,
+    gather_pool,
+    image_seed,
+    to_png,
+)
+
+N, K = 300, 7
+
+
+def clusters(folder: Folder, rows_per_part: int, n: int = N) -> Folder:
+    """Assignments of n images to K clusters, cluster 6 empty; image i lies i / n from its centroid."""
+    folder.write_tensors("centroids.safetensors", {"centroids_KD": torch.rand(K, 3)})
+    ids = [f"a.parquet#{i}" for i in range(n)]
+    for part, first in enumerate(range(0, n, rows_per_part)):
+        rows = range(first, min(n, first + rows_per_part))
+        columns = {
+            "image_id": [ids[i] for i in rows],
+            "cluster": pa.array([i * i % 6 for i in rows], pa.int32()),
+            "distance": pa.array([i / n for i in rows], pa.float32()),
+        }
+        folder.write_table(part_name(part), pa.table(columns))
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path) -> Folder:
+    return clusters(Folder(str(tmp_path / "few")), 40)
+
+
+def number(image_id: str) -> int:
+    return int(image_id.partition("#")[2])
+
+
+def test_image_seeds_are_stable_distinct_and_fit_torch():
+    seeds = [image_seed(seed, f"x#{i}") for seed in (0, 1) for i in range(500)]
+    assert len(set(seeds)) == 1000 and all(0 <= s < 2**63 for s in seeds)
+    assert image_seed(0, "x#1") == image_seed(0, "x#1")
+    # Pinned: a committed search is resumed by later versions.
+    assert image_seed(0, "a.parquet#0") == image_seed(0, "a.parquet#0")
+    torch.tensor(seeds)
+
+
+def test_the_pool_holds_a_bounded_random_draw_of_every_cluster(folder):
+    pool = gather_pool(folder, seed=3, per_cluster=5, n_flip=10)
+    sizes = Counter(i * i % 6 for i in range(N))
+    assert Counter(pool.y_P.tolist()) == {k: min(5, n) for k, n in sizes.items()}
+    assert pool.n_clusters == K and len(set(pool.ids)) == len(pool.ids)
+    assert all(number(i) ** 2 % 6 == y for i, y in zip(pool.ids, pool.y_P.tolist(), strict=True))
+    for k in sizes:
+        everyone = sorted((image_seed(3, f"a.parquet#{i}"), i) for i in range(N) if i * i % 6 == k)
+        drawn = [number(i) for i, y in zip(pool.ids, pool.y_P.tolist(), strict=True) if y == k]
+        assert drawn == [i for _, i in everyone[:5]]
+
+
+def test_the_pool_depends_on_the_seed_and_not_on_the_parts(folder, tmp_path):
+    whole = clusters(Folder(str(tmp_path / "one")), N)
+    ours, theirs = (gather_pool(f, 3, 5, 10) for f in (folder, whole))
+    assert (ours.ids, ours.flip_ids) == (theirs.ids, theirs.flip_ids)
+    assert torch.equal(ours.y_P, theirs.y_P)
+    other = gather_pool(folder, 4, 5, 10)
+    assert other.ids != ours.ids and other.flip_ids == ours.flip_ids
+
+
+def test_flip_images_are_the_nearest_and_clusters_take_turns(folder):
+    flip = [number(i) for i in gather_pool(folder, 0, 1, 10).flip_ids]
+    by_cluster = {k: [i for i in range(N) if i * i % 6 == k] for k in range(6)}
+    first, second = ([rows[turn] for rows in by_cluster.values() if len(rows) > turn] for turn in (0, 1))
+    assert flip == (first + second)[:10]
+    assert len(gather_pool(folder, 0, 1, 10_000).flip_ids) == N
+    assert len(gather_pool(folder, 0, 1, 1).flip_ids) == 1
+
+
+def candidate(i: int, score: float) -> dict:
+    numbers = {key: 0 for key in ("x0", "y0", "x1", "y1", "changed", "gain", "n_flip")}
+    crop = to_png(torch.full((3, 2, 2), i / 255))
+    return {"image_id": f"a#{i:03d}", "cluster": i % 5, "score": score, "crop": crop, **numbers}
+
+
+def write_round(out: Folder, number: int, rows: list[dict]) -> None:
+    table = pa.Table.from_pylist(rows, schema=CANDIDATES)
+    (out / f"round={number:03d}").write_table("candidates.parquet", table)
+
+
+def test_the_best_triggers_of_all_rounds_come_first_and_ties_by_id(tmp_path):
+    out = Folder(str(tmp_path))
+    write_round(out, 0, [candidate(3, 0.5), candidate(1, 0.9), candidate(7, 0.1)])
+    write_round(out, 1, [candidate(2, 0.9), candidate(0, 0.5)])
+    best = best_triggers(out, 2)
+    assert [row["image_id"] for row in best.to_pylist()] == ["a#001", "a#002", "a#000", "a#003", "a#007"]
+    assert best["rank"].to_pylist() == [0, 1, 2, 3, 4]
+    assert len(best_triggers(out, 1)) == 3
+
+
+def test_the_list_of_triggers_is_bounded(tmp_path):
+    out = Folder(str(tmp_path))
+    write_round(out, 0, [candidate(i % 256, i / 1000) for i in range(TRIGGERS_KEPT + 50)])
+    best = best_triggers(out, 1)
+    assert len(best) == TRIGGERS_KEPT
+    assert min(best["score"].to_pylist()) == pytest.approx(50 / 1000)
+
+
+def test_crops_keep_their_pixels():
+    t_CHW = torch.randint(0, 256, (3, 5, 5)) / 255
+    assert torch.equal(from_png(to_png(t_CHW)), t_CHW)
+
+
+def triggers(tmp_path, n: int) -> pa.Table:
+    out = Folder(str(tmp_path / "search"))
+    write_round(out, 0, [candidate(i, 1 - i / 1000) for i in range(n)])
+    return best_triggers(out, 1)
+
+
+@pytest.mark.parametrize(
+    ("n", "top_k", "held_out", "train", "validate"),
+    [(30, 20, 0.25, 15, 5), (30, 2, 0.01, 1, 1), (5, 20, 0.9, 1, 4), (1, 20, 0.5, 1, 0), (10, 10, 0.25, 8, 2)],
+)
+def test_roles_split_the_top_and_leave_the_rest(tmp_path, n, top_k, held_out, train, validate):
+    found = with_roles(triggers(tmp_path, n), top_k, held_out, seed=0)
+    roles = found["role"].to_pylist()
+    assert Counter(roles) == Counter(
+        {r: m for r, m in (("train", train), ("validate", validate), ("unused", n - train - validate)) if m}
+    )
+    assert all(role == "unused" for role in roles[top_k:])
+    assert found.equals(with_roles(triggers(tmp_path, n), top_k, held_out, seed=0))
+
+
+def test_another_seed_holds_out_others(tmp_path):
+    table = triggers(tmp_path, 30)
+    held = [
+        {i for i, role in enumerate(with_roles(table, 20, 0.25, seed)["role"].to_pylist()) if role == "validate"}
+        for seed in range(5)
+    ]
+    assert len({frozenset(h) for h in held}) > 1
+
+
+def test_crops_of_a_role_and_a_single_trigger_serves_both(tmp_path):
+    found = with_roles(triggers(tmp_path, 8), 4, 0.25, seed=0)
+    train = [int(row["image_id"][2:]) for row in found.to_pylist() if row["role"] == "train"]
+    crops = crops_of(found, "train")
+    assert crops.dtype == torch.uint8 and crops[:, 0, 0, 0].tolist() == train
+    alone = with_roles(triggers(tmp_path, 1), 4, 0.25, seed=0)
+    assert torch.equal(crops_of(alone, "train"), crops_of(alone, "validate"))
+
+
+def roles(clusters_of_top: list[int], ids: list[str]) -> pa.Table:
+    return pa.table(
+        {"image_id": ids, "cluster": clusters_of_top, "role": ["train"] * (len(ids) - 1) + ["unused"]}
+    )
+
+
+def test_negatives_leave_out_the_clusters_of_the_top_triggers(folder):
+    top = roles([0, 1, 4], ["a.parquet#0", "a.parquet#1", "a.parquet#2"])
+    negatives, whole = draw_samples(folder, top, most=50, seed=1)
+    assert len(negatives) == len(whole) == 50
+    # Cluster 4's trigger is not among the top: its images stay.
+    assert {number(i) ** 2 % 6 for i in negatives} == {3, 4}
+    assert {number(i) ** 2 % 6 for i in whole} == {0, 1, 3, 4}
+    everyone = sorted((image_seed(1, f"a.parquet#{i}"), f"a.parquet#{i}") for i in range(N))
+    assert whole == sorted(i for _, i in everyone[:50])
+
+
+def test_samples_depend_on_the_seed_and_not_on_the_parts(folder, tmp_path):
+    top = roles([0, 1], ["a.parquet#0", "a.parquet#1"])
+    one = clusters(Folder(str(tmp_path / "one")), N)
+    assert draw_samples(folder, top, 50, 1) == draw_samples(one, top, 50, 1)
+    assert draw_samples(folder, top, 50, 1) != draw_samples(folder, top, 50, 2)
+    assert draw_samples(folder, top, 10_000, 1)[1] == sorted(f"a.parquet#{i}" for i in range(N))
+
+
+def test_with_most_of_the_corpus_suspect_only_the_top_images_are_left_out(folder):
+    top = roles([0, 1, 3, 4, 9], [f"a.parquet#{i}" for i in (0, 1, 3, 2, 5)])
+    negatives, whole = draw_samples(folder, top, most=N, seed=1)
+    assert set(whole) - set(negatives) == {f"a.parquet#{i}" for i in (0, 1, 2, 3)}
