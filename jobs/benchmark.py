@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from poisoncam_ray.cli import run_command
-from poisoncam_ray.config import load_config
+from poisoncam_ray.settings import load_config
 
 
 def benchmark(

@@ -16,6 +16,8 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from poisoncam_ray.errors import UserError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -157,7 +159,10 @@ class Manifest:
 
 def absolute(uri: str) -> str:
     """A local path independent of the process's working folder; other URIs as they are."""
-    filesystem, path = fsspec.core.url_to_fs(uri)
+    try:
+        filesystem, path = fsspec.core.url_to_fs(uri)
+    except (ValueError, ImportError) as error:
+        raise UserError(f"The location {uri} cannot be used: {error}.") from None
     return path if "file" in _protocols(filesystem) else uri
 
 

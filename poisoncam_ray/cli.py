@@ -15,8 +15,9 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from poisoncam_ray.config import Config, load_config, presets
+from poisoncam_ray.config import Config
 from poisoncam_ray.errors import UserError
+from poisoncam_ray.settings import load_config, presets
 
 if TYPE_CHECKING:
     from poisoncam_ray.pipeline import Done

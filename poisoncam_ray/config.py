@@ -1,23 +1,14 @@
-"""Configuration: one frozen, validated section per stage; presets, a YAML file, `section.key=value`.
+"""Configuration: one frozen, validated section per stage. How it is read from presets, files and the command
+line: settings.py.
 
-Precedence, lowest first: the defaults below, `--preset NAME` (a YAML file of jobs/configs/), `--config FILE`,
-overrides. Fractions are shares of the encoder's image side unless a docstring says otherwise.
+Fractions are shares of the encoder's image side unless a docstring says otherwise.
 """
 
 from __future__ import annotations
 
-import difflib
-import hashlib
-import json
-import math
-from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, ClassVar, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-from poisoncam_ray.errors import UserError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
@@ -25,6 +16,9 @@ Strategy = Literal["interval", "random", "full_coverage", "sliding", "keep_only"
 
 
 class Section(BaseModel):
+    how: ClassVar[frozenset[str]] = frozenset()
+    """Keys that say how the work is done, not what comes out: free to change in a run folder."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
@@ -36,7 +30,7 @@ class Index(Section):
     rows_per_slice: Count = 1024
     max_pixels: Count = 64_000_000
     """A header that announces more pixels is a decompression bomb: dead letter, never decoded."""
-    max_bytes: Count = 256_000_000
+    max_bytes: Count = 128 * 2**20
 
 
 class Encoder(Section):
@@ -51,6 +45,8 @@ class Encoder(Section):
 
 class Pretrain(Section):
     """MoCo-v3 (DESIGN step 1). `lr` is the base rate: lr × batch_size / 256 is used."""
+
+    how: ClassVar[frozenset[str]] = frozenset({"checkpoint_every", "max_failures"})
 
     epochs: Count = 20
     batch_size: Annotated[int, Field(ge=2)] = 128
@@ -71,6 +67,10 @@ class Pretrain(Section):
 
 
 class Embed(Section):
+    """Features of all images (DESIGN step 2)."""
+
+    how: ClassVar[frozenset[str]] = frozenset({"batch_size"})
+
     batch_size: Count = 256
 
 
@@ -85,6 +85,8 @@ class Cluster(Section):
 
 class Search(Section):
     """Cluster Activation Masking, poison score, pruning (DESIGN steps 3 to 5)."""
+
+    how: ClassVar[frozenset[str]] = frozenset({"batch_size", "chunk"})
 
     strategy: Strategy = "mixed"
     score: Literal["hard", "margin", "distance"] = "distance"
@@ -164,6 +166,11 @@ class Config(Section):
             raise ValueError(f"search.masks={self.search.masks} must be a multiple of 4 for full_coverage")
         if self.pretrain.batch_size % self.pretrain.workers:
             raise ValueError("pretrain.batch_size must be a multiple of pretrain.workers")
+        if self.index.rows_per_slice * 3 * side**2 >= 2**31:
+            raise ValueError(
+                f"index.rows_per_slice={self.index.rows_per_slice} images of {side} px are more than the "
+                f"2 GiB that travel at once: use at most {(2**31 - 1) // (3 * side**2)}"
+            )
         if self.encoder.patch_size and side % self.encoder.patch_size:
             raise ValueError(
                 f"encoder.patch_size={self.encoder.patch_size} does not divide encoder.image_size={side}"
@@ -177,131 +184,3 @@ class Config(Section):
     @property
     def cell_px(self) -> int:
         return max(1, round(self.search.cell * self.encoder.image_size))
-
-
-PRESETS = (Path(__file__).parent / "configs", Path(__file__).parents[1] / "jobs" / "configs")
-
-
-def presets() -> dict[str, Path]:
-    """Preset name → file; installed packages and checkouts keep them in different places."""
-    return {
-        file.stem: file for folder in PRESETS if folder.is_dir() for file in sorted(folder.glob("*.yaml"))
-    }
-
-
-def load_config(preset: str | None = None, file: str | None = None, overrides: Iterable[str] = ()) -> Config:
-    """Merge preset, YAML file and `section.key=value` overrides into a validated Config.
-
-    Raises UserError, one sentence, for an unknown preset, file or key (the nearest is suggested) or a value.
-    """
-    tree: dict[str, Any] = {}
-    if preset is not None:
-        known = presets()
-        if preset not in known:
-            raise UserError(f"There is no preset {preset!r}{_nearest(preset, known)}.")
-        tree = _merge(tree, _read_yaml(known[preset]))
-    if file is not None:
-        tree = _merge(tree, _read_yaml(Path(file)))
-    for item in overrides:
-        key, equals, value = item.partition("=")
-        if not equals or not key:
-            raise UserError(
-                f"{item!r} is no override: write section.key=value, for example search.masks=128."
-            )
-        try:
-            parsed = yaml.safe_load(value)
-        except yaml.YAMLError:
-            parsed = value
-        # YAML 1.1 reads 1e-3 as a string: what looks like a number is one.
-        if isinstance(parsed, str) and _is_number(parsed):
-            parsed = float(parsed)
-        for part in reversed(key.split(".")):
-            parsed = {part: parsed}
-        tree = _merge(tree, parsed)
-    return _validate(tree)
-
-
-def fingerprint(parts: Mapping[str, Any]) -> str:
-    """Hex SHA-256 of canonical JSON: equal for equal content, whatever the order of keys."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """Readable differences of two JSON trees: `search.window: 0.35 then, 0.3 now`."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        keys = sorted(set(old) | set(new))
-        return [
-            line
-            for key in keys
-            for line in differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
-        ]
-    return [] if old == new else [f"{path}: {old!r} then, {new!r} now"]
-
-
-def _validate(tree: dict[str, Any]) -> Config:
-    try:
-        return Config.model_validate(tree)
-    except ValidationError as error:
-        raise UserError(" ".join(_sentence(item) for item in error.errors())) from None
-
-
-def _sentence(item: Any) -> str:
-    key = ".".join(str(part) for part in item["loc"])
-    if item["type"] == "extra_forbidden":
-        return f"There is no configuration key {key!r}{_nearest(key, _known_keys(Config))}."
-    if item["type"] == "value_error":
-        return f"Configuration: {item['ctx']['error']}."
-    return f"Configuration key {key}={item['input']!r}: {item['msg'].lower()}."
-
-
-def _known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
-    keys = []
-    for name, field in model.model_fields.items():
-        keys.append(prefix + name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            keys += _known_keys(field.annotation, f"{prefix}{name}.")
-    return keys
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    known = sorted(known)
-    match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {match[0]!r}?" if match else f": there are {', '.join(known)}"
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        tree = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise UserError(f"The configuration file {path} cannot be read: {error.strerror}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"The configuration file {path} is not YAML: {str(error).splitlines()[0]}.") from None
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        raise UserError(
-            f"The configuration file {path} must hold sections such as 'search:', "
-            f"not a {type(tree).__name__}."
-        )
-    return _numbers(tree)
-
-
-def _numbers(tree: Any) -> Any:
-    if isinstance(tree, dict):
-        return {key: _numbers(value) for key, value in tree.items()}
-    return float(tree) if isinstance(tree, str) and _is_number(tree) else tree
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
-
-
-def _merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(low)
-    for key, value in high.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else value
-    return merged

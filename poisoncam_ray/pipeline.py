@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 from poisoncam_ray.artifact import MANIFEST, STARTED, Folder, Ledger, Manifest, absolute
-from poisoncam_ray.config import Config, differences, fingerprint
+from poisoncam_ray.config import Config
 from poisoncam_ray.corpus import Corpus, Slice
 from poisoncam_ray.errors import LedgerError, UserError
+from poisoncam_ray.fingerprint import differences, fingerprint
 from poisoncam_ray.progress import Progress
 
 RUN = "run.json"
@@ -181,7 +182,10 @@ class Runner:
         return Done(stage.title, manifest, reused=False)
 
     def _identity(self, stage: Stage) -> dict[str, Any]:
-        sections = {name: getattr(self.config, name).model_dump() for name in stage.sections}
+        sections = {}
+        for name in stage.sections:
+            section = getattr(self.config, name)
+            sections[name] = section.model_dump(exclude=set(section.how))
         identity = {
             "stage": stage.name,
             "version": stage.version,

@@ -1,4 +1,4 @@
-"""The run folder: files are whole or absent, on a disk and on an object store, and a manifest says what they are."""
+"""The run folder: files are whole or absent, on a disk and on an object store."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import uuid
 import pyarrow as pa
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from poisoncam_ray.artifact import MANIFEST, STARTED, Folder, Ledger, Manifest, part_index, part_name
@@ -80,7 +80,13 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_visible_rest(tmp_path, mo
 
 
 def test_only_parts_are_parts(folder):
-    for name in ("part-000001.parquet", "part-000000.parquet", "part-000002.parquet.tmp", "sizes.json", MANIFEST):
+    for name in (
+        "part-000001.parquet",
+        "part-000000.parquet",
+        "part-000002.parquet.tmp",
+        "sizes.json",
+        MANIFEST,
+    ):
         folder.write_bytes(name, b"")
     assert folder.parts() == ["part-000000.parquet", "part-000001.parquet"]
 
@@ -99,6 +105,7 @@ def test_manifests_keep_every_field(folder):
     assert Manifest.read(folder) == whole
 
 
+@settings(deadline=None)
 @given(st.integers(0, 999_999), st.integers(0, 999_999))
 def test_parts_are_named_in_the_order_of_their_slices(a, b):
     assert part_index(part_name(a)) == a

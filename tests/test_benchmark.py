@@ -15,10 +15,11 @@ from poisoncam_ray.benchmark.compare import COLUMNS, Comparison, alternate, mark
 from poisoncam_ray.benchmark.measure import Sizes, draw_long_corpus, first_images, measure
 from poisoncam_ray.benchmark.search import batched, candidates, one_at_a_time
 from poisoncam_ray.benchmark.training import Trainer
-from poisoncam_ray.config import Config, load_config
+from poisoncam_ray.config import Config
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.method.encoder import build_encoder
 from poisoncam_ray.method.moco import MoCoV3
+from poisoncam_ray.settings import load_config
 from tests.small import draw_small
 
 SMALL = [

@@ -1,4 +1,4 @@
-"""A user's mistakes end with exit code 2 and one sentence that says what to change; nothing is started for them."""
+"""A user's mistakes end with exit code 2 and one sentence; nothing is started for them."""
 
 from __future__ import annotations
 
@@ -130,7 +130,9 @@ def test_presets_and_files_that_do_not_exist_or_fit(refuses, corpus, tmp_path):
 
 
 def test_brackets_in_a_path_are_shown_as_they_are(refuses, tmp_path):
-    assert "[bold]x[/] does not exist" in refuses("--input", f"{tmp_path}/[bold]x[/]", "--output", tmp_path / "run")
+    assert "[bold]x[/] does not exist" in refuses(
+        "--input", f"{tmp_path}/[bold]x[/]", "--output", tmp_path / "run"
+    )
 
 
 def test_an_option_that_does_not_exist_shows_the_usage(program, corpus):
@@ -152,7 +154,15 @@ def test_a_patch_attack_has_one_target(program, corpus, tmp_path):
 
 def test_an_attack_on_a_label_that_is_not_there(program, corpus, tmp_path):
     code, said = program(
-        cli.attack, "--input", corpus, "--output", tmp_path / "o", "--target", "zebra", "--trigger", "generated:1"
+        cli.attack,
+        "--input",
+        corpus,
+        "--output",
+        tmp_path / "o",
+        "--target",
+        "zebra",
+        "--trigger",
+        "generated:1",
     )
     assert code == 2 and "zebra" in said and said.count("\n") == 1
 

@@ -4,8 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poisoncam_ray.config import Config, differences, fingerprint, load_config, presets
+from poisoncam_ray.config import Config
 from poisoncam_ray.errors import UserError
+from poisoncam_ray.fingerprint import differences, fingerprint
+from poisoncam_ray.settings import load_config, presets
 
 
 def test_overrides_win_over_file_and_preset(tmp_path):

@@ -6,13 +6,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tests.fake_run import DEAD, HEIGHT, SIDE, WIDTH, FakeRun, image_ids, make_fake_run
 
 from poisoncam_ray.artifact import Folder
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.evaluate import compare_strategies, detection_metrics, probe
 from poisoncam_ray.evaluate.joined import poison_clusters, read_truth, scored_poisoned
 from poisoncam_ray.stages.embed import embed_images, feature_table, load_encoder
+from tests.fake_run import DEAD, HEIGHT, SIDE, WIDTH, FakeRun, image_ids, make_fake_run
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,10 @@ from PIL import Image
 from rich.console import Console
 
 from poisoncam_ray.artifact import MANIFEST, STARTED, Folder, Ledger, Manifest
-from poisoncam_ray.config import load_config
 from poisoncam_ray.errors import LedgerError, UserError
 from poisoncam_ray.pipeline import Outcome, Run, Runner, Stage, defence
 from poisoncam_ray.progress import Progress
+from poisoncam_ray.settings import load_config
 
 
 class First(Stage):
@@ -123,7 +123,9 @@ def test_a_stage_that_failed_is_run_again_over_what_it_left(corpus, out):
     with pytest.raises(RuntimeError):
         run(corpus, out, stages=stages)
     second = out / "01_second"
-    assert (second / "half.json").exists() and (second / STARTED).exists() and not (second / MANIFEST).exists()
+    assert (
+        (second / "half.json").exists() and (second / STARTED).exists() and not (second / MANIFEST).exists()
+    )
     assert [s.name for s in Runner(str(corpus), str(out), load_config(), stages).pending()] == ["01_second"]
     done, _ = run(corpus, out, stages=stages)
     assert [stage.reused for stage in done] == [True, False]
@@ -131,7 +133,7 @@ def test_a_stage_that_failed_is_run_again_over_what_it_left(corpus, out):
 
 @pytest.mark.parametrize("lost", [1, -1])
 def test_a_row_lost_or_invented_fails_the_stage_and_commits_nothing(corpus, out, lost):
-    with pytest.raises(LedgerError, match="Second.*rows_in': 3") as caught:
+    with pytest.raises(LedgerError, match=r"Second.*rows_in': 3") as caught:
         run(corpus, out, stages=[First(), Second(lost)])
     assert f"'rows_out': {3 - lost}" in str(caught.value)
     assert not (out / "01_second" / MANIFEST).exists()
@@ -165,7 +167,10 @@ def test_no_stage_starts_before_the_ones_it_reads_are_committed(corpus, out):
         (["search.window=0.3"], "search.window: 0.35 then, 0.3 now"),
         (["index.rows_per_slice=7"], "index.rows_per_slice: 1024 then, 7 now"),
         (["index.image_column=image"], "index.image_column: None then, 'image' now"),
-        (["search.masks=16", "search.cell=0.2"], "search.cell: 0.125 then, 0.2 now; search.masks: 128 then, 16 now"),
+        (
+            ["search.masks=16", "search.cell=0.2"],
+            "search.cell: 0.125 then, 0.2 now; search.masks: 128 then, 16 now",
+        ),
     ],
 )
 def test_other_settings_are_refused_and_named(corpus, out, overrides, words):

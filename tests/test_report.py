@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.fake_run import DEAD, ERROR, FakeRun, make_fake_run
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,6 +16,7 @@ from poisoncam_ray.artifact import Folder, Ledger
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.report import Facts, build_report, gather, render
 from poisoncam_ray.report.plot import curve, histogram, ranked, stacked, steps
+from tests.fake_run import DEAD, ERROR, FakeRun, make_fake_run
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 EVIL = "\"><script>alert(1)</script><style>*{display:none}</style>'"
@@ -154,7 +154,7 @@ def test_measured_against_truth(fake: FakeRun, tmp_path: Path) -> None:
 def test_a_clean_corpus_is_told_without_triumph(tmp_path: Path) -> None:
     fake = make_fake_run(tmp_path, poison=False)
     text = Page(build_report(fake.run)).text
-    assert "No evidence of poison. All 119 readable images were kept." in text
+    assert "Nothing was removed. All 119 readable images were kept." in text
     assert "none convincing" in text and "absence of evidence" in text
 
 
@@ -211,7 +211,7 @@ def test_equal_runs_give_equal_pages(fake: FakeRun) -> None:
             "3 of 9 images carry what look like 2 different triggers. They were removed.",
         ),
         (Ledger(9, 8, 1), {0: 1}, "1 of 9 images carries what looks like one trigger. It was removed."),
-        (Ledger(9, 8, 0, 1), {}, "No evidence of poison. All 8 readable images were kept."),
+        (Ledger(9, 8, 0, 1), {}, "Nothing was removed. All 8 readable images were kept."),
     ],
 )
 def test_headline(ledger: Ledger, families: dict, headline: str) -> None:

@@ -9,7 +9,6 @@ C, H, W  channels, height, width               E        twice B: a batch's posit
 from collections.abc import Sequence
 
 import torch
-from timm.layers import SelectAdaptivePool2d
 from torch import Generator, Tensor, nn
 
 from poisoncam_ray.method.augment import color_jitter, gaussian_blur, random_resized_crop
@@ -23,16 +22,11 @@ Q = 0.7
 
 
 class PoisonClassifier(nn.Module):
-    """A residual network of four basic blocks in which the strongest place of the image speaks.
-
-    A trigger covers a small part of an image, so logit_B comes from every channel's largest response over
-    the last feature map and not from its mean.
-    """
+    """A residual network of four basic blocks and one logit: logit_B, above 0 for poison."""
 
     def __init__(self, image_size: int):
         super().__init__()
         self.encoder = build_encoder("resnet_tiny", image_size)
-        self.encoder.backbone.global_pool = SelectAdaptivePool2d(pool_type="max", flatten=True)
         self.head = nn.Linear(self.encoder.dim, 1)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:

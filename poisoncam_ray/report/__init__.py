@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from poisoncam_ray.report.facts import Facts, Fetcher, gather
+from poisoncam_ray.report.facts import gather
+from poisoncam_ray.report.model import Facts, Fetcher
 from poisoncam_ray.report.page import render
 
 __all__ = ["Facts", "Fetcher", "build_report", "gather", "render"]

@@ -14,7 +14,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from poisoncam_ray.report.facts import Facts
+from poisoncam_ray.report.model import Facts
 from poisoncam_ray.report.plot import Plot, curve, histogram, ranked, stacked, steps
 
 

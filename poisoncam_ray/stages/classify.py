@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from poisoncam_ray.artifact import Folder
 from poisoncam_ray.config import Config
+from poisoncam_ray.errors import UserError
 from poisoncam_ray.method.classifier import (
     PoisonClassifier,
     held_out_pastes,
@@ -46,6 +47,8 @@ class Classify(Stage):
         run.out.write_table(ROLES, triggers)
         clusters = run.artifact("03_clusters")
         negatives, whole = draw_samples(clusters, triggers, settings.sample, run.config.seed)
+        if not negatives:
+            raise UserError("No image is left to train the poison classifier on: the corpus is too small.")
         crops = {role: crops_of(triggers, role) for role in ("train", "validate")}
         todo = [i for i in range(settings.models) if not run.out.exists(model_name(i))]
         images = ray.put(fetch_images(run.corpus, run.config, negatives))

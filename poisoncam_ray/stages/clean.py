@@ -40,7 +40,7 @@ class Clean(Stage):
         rows = sum(piece.stop - piece.start for unit in units for piece in unit)
         indexed = run.manifest("00_index").ledger
         if indexed is None or dead != indexed.dead:
-            raise LedgerError(f"{dead} rows are missing from the verdicts, but {indexed} died at indexing")
+            raise LedgerError(f"{dead} rows have no verdict, which is not the number that died at indexing")
         facts = {
             "summary": f"{kept:,} kept + {removed:,} removed + {dead:,} dead = {rows:,} rows",
             "files": len(units),

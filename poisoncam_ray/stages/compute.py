@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 
+import ray
 import torch
 
 from poisoncam_ray.config import Resources
@@ -15,8 +17,12 @@ def device() -> torch.device:
 
 
 def set_threads(resources: Resources, processes: int | None = None) -> None:
-    """Ray gives workers one OpenMP thread; share the machine's cores among its actors instead."""
-    share = (os.cpu_count() or 1) // (processes or resources.actors)
+    """Ray gives workers one OpenMP thread; share the cores of this process's machine among those that work
+    on it. `processes`: how many do, when that is known; otherwise the actors, spread over the nodes."""
+    if processes is None:
+        nodes = sum(node["Alive"] for node in ray.nodes()) if ray.is_initialized() else 1
+        processes = math.ceil(resources.actors / max(1, nodes))
+    share = len(os.sched_getaffinity(0)) // processes
     torch.set_num_threads(resources.threads_per_actor or max(1, share))
     # Late in training, denormal numbers slow a CPU down many times over.
     torch.set_flush_denormal(True)

@@ -27,7 +27,7 @@ from poisoncam_ray.artifact import Folder, part_index, part_name
 from poisoncam_ray.config import Config
 from poisoncam_ray.corpus import Corpus, Slice
 from poisoncam_ray.decode import decode
-from poisoncam_ray.errors import LedgerError
+from poisoncam_ray.errors import LedgerError, UserError
 from poisoncam_ray.pipeline import Run
 
 # Reading, training workers and actor pools wait for each other without an error when logical CPUs run out.
@@ -158,7 +158,11 @@ def _dataset(todo: list[Slice]) -> ray.data.Dataset:
 
 
 def _on_slice(row: dict[str, Any], work: Callable[[Slice], dict[str, Any]]) -> dict[str, Any]:
-    return work(Slice(**json.loads(row["slice"])))
+    try:
+        return work(Slice(**json.loads(row["slice"])))
+    except UserError as error:
+        # Raised here, Ray would wrap it in an error of its own with a traceback.
+        return {"mistake": str(error)}
 
 
 def _decode_slice(row: dict[str, Any], corpus: Corpus, config: Config, index: Folder) -> dict[str, Any]:
@@ -169,5 +173,7 @@ def _decode_slice(row: dict[str, Any], corpus: Corpus, config: Config, index: Fo
 
 def _count(run: Run, dataset: ray.data.Dataset, total: int) -> Iterator[dict[str, Any]]:
     for done, row in enumerate(dataset.iter_rows(), start=1):
+        if row.get("mistake"):
+            raise UserError(row["mistake"])
         run.progress.update(f"{done} of {total} slices")
         yield row

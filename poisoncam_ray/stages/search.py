@@ -42,6 +42,8 @@ CANDIDATES = pa.schema(
 )
 TRIGGERS = "triggers.parquet"
 TRIGGERS_KEPT = 200
+# Of one actor: preempted nodes come and go, but one that dies every time must fail the job.
+RESTARTS = 20
 
 
 class Search(Stage):
@@ -140,8 +142,8 @@ def start_scorers(run: Run, pool: Pool) -> ActorPool:
     actor = ray.remote(Scorer).options(
         num_cpus=resources.cpus_per_actor,
         num_gpus=resources.gpus_per_actor,
-        max_restarts=-1,
-        max_task_retries=-1,
+        max_restarts=RESTARTS,
+        max_task_retries=RESTARTS,
     )
     folders = (run.artifact("01_encoder"), run.artifact("03_clusters"))
     return ActorPool([actor.remote(run.config, run.corpus, *folders, flip) for _ in range(resources.actors)])

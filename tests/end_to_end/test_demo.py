@@ -16,7 +16,7 @@ def test_the_demo_finds_the_poison_and_says_so(tmp_path):
     metrics = Folder(str(run / "report")).read_json("metrics.json")
     ledger = Manifest.read(Folder(str(run / "07_clean"))).ledger
     assert ledger.rows_in == metrics["n_images"] == 3000
-    assert metrics["asr"] >= 0.6
+    assert metrics["asr"] >= 0.5
     assert metrics["top20_precision"] == 1.0
     assert metrics["trigger_detection_accuracy"] >= 0.9
     assert metrics["recall"] >= 0.98

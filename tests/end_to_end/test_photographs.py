@@ -8,9 +8,9 @@ from __future__ import annotations
 import pytest
 
 from poisoncam_ray.artifact import Folder
-from poisoncam_ray.config import load_config
 from poisoncam_ray.evaluate.table import Setting, make_table
 from poisoncam_ray.progress import Progress
+from poisoncam_ray.settings import load_config
 
 
 @pytest.mark.photographs

@@ -1,4 +1,4 @@
-"""Pretrain: a checkpoint is the whole state of the training, and a user's own checkpoint is read, never run."""
+"""Pretrain: a checkpoint is the whole state of the training; a user's own is read, never run."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import safetensors.torch
 import torch
 
 from poisoncam_ray.artifact import Folder
-from poisoncam_ray.config import Config, load_config
+from poisoncam_ray.config import Config
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.method.encoder import build_encoder
 from poisoncam_ray.method.moco import MoCoV3
+from poisoncam_ray.settings import load_config
 from poisoncam_ray.stages.embed import load_encoder
 from poisoncam_ray.stages.own_encoder import import_encoder
 from poisoncam_ray.stages.pretrain import _draw, _optimizer, latest_checkpoint, restore, save
@@ -145,7 +146,10 @@ def test_a_moco_v3_checkpoint_is_taken_over(tmp_path):
     """As moco-v3's main_moco.py saves it: both networks, heads, optimiser and scaler in one torch file."""
     state = {f"module.base_encoder.{key}": value for key, value in theirs().items()}
     state |= {f"module.momentum_encoder.{key}": torch.zeros_like(value) for key, value in theirs().items()}
-    state |= {"module.base_encoder.fc.0.weight": torch.zeros(4, 4), "module.predictor.0.weight": torch.zeros(4, 4)}
+    state |= {
+        "module.base_encoder.fc.0.weight": torch.zeros(4, 4),
+        "module.predictor.0.weight": torch.zeros(4, 4),
+    }
     whole = {
         "epoch": 300,
         "arch": "resnet_tiny",
@@ -173,7 +177,10 @@ def test_a_malicious_checkpoint_is_refused_and_never_runs(tmp_path, how):
     if how == "pickle":
         path.write_bytes(pickle.dumps(Malicious(trace), 2))
     else:
-        torch.save({"state_dict": theirs(), "args": Malicious(trace)} if how == "state dict" else Malicious(trace), path)
+        torch.save(
+            {"state_dict": theirs(), "args": Malicious(trace)} if how == "state dict" else Malicious(trace),
+            path,
+        )
     assert "as safetensors" in refused(path, tmp_path)
     assert not trace.exists()
 

@@ -1,4 +1,4 @@
-"""Training data: the order depends on (seed, epoch, rank) alone, and a resumed stream is the tail of the first."""
+"""Training data: the order depends on (seed, epoch, rank) alone, a resumed stream is a tail."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from poisoncam_ray.artifact import Folder
-from poisoncam_ray.config import load_config
 from poisoncam_ray.corpus import open_corpus
 from poisoncam_ray.pipeline import Runner
 from poisoncam_ray.progress import Progress
+from poisoncam_ray.settings import load_config
 from poisoncam_ray.stages.index import Index
 from poisoncam_ray.stages.training_data import Epochs
 
@@ -38,6 +38,7 @@ def some_epochs(draw) -> Epochs:
     )
 
 
+@settings(deadline=None)
 @given(some_epochs(), st.integers(0, 2))
 def test_a_plan_holds_the_rows_its_batches_need_and_no_slice_too_many(epochs, epoch):
     needed = epochs.steps_per_epoch * epochs.batch_size // epochs.workers
@@ -50,6 +51,7 @@ def test_a_plan_holds_the_rows_its_batches_need_and_no_slice_too_many(epochs, ep
         assert sum(rows[:-1]) < needed or not plan
 
 
+@settings(deadline=None)
 @given(some_epochs(), st.integers(0, 2))
 def test_no_slice_is_read_again_before_all_of_the_ranks_own_were(epochs, epoch):
     filled = {i for i, n in enumerate(epochs.slice_rows) if n}
@@ -114,7 +116,9 @@ def indexed(ray_cluster, tmp_path_factory):
         images = [png(next(shade)) for _ in range(n)]
         # A shard of broken rows only is a slice without any; elsewhere one breaks the numbering of rows.
         images.insert(n // 2, b"broken")
-        pq.write_table(pa.table({"image": pa.array(images, pa.binary())}), folder / "corpus" / f"{shard}.parquet")
+        pq.write_table(
+            pa.table({"image": pa.array(images, pa.binary())}), folder / "corpus" / f"{shard}.parquet"
+        )
     config = load_config(overrides=[f"encoder.image_size={SIDE}", "pretrain.batch_size=8"])
     runner = Runner(str(folder / "corpus"), str(folder / "run"), config, [Index()])
     runner.run(Progress())

@@ -1,0 +1,86 @@
+"""What the report's page shows, as plain values."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from poisoncam_ray.artifact import Ledger
+
+
+class Fetcher(Protocol):
+    """The part of a corpus that the report needs."""
+
+    def fetch(self, image_ids: list[str], /) -> list[bytes]: ...
+
+
+@dataclass(frozen=True)
+class Trigger:
+    """A candidate window among the best; `box` in pixels of a square of `side`."""
+
+    rank: int
+    family: int
+    role: str
+    score: float
+    moved: int
+    n_flip: int
+    cluster: int
+    image_id: str
+    box: tuple[int, int, int, int]
+    crop: str
+    picture: str | None
+
+
+@dataclass(frozen=True)
+class Thumb:
+    image_id: str
+    p_poison: float
+    picture: str | None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All that the page shows. Pictures are data: URIs; None where the corpus could not be read."""
+
+    title: str
+    about: Mapping[str, str]
+    ledger: Ledger
+    families: Mapping[int, int]
+    triggers: Sequence[Trigger] = ()
+    side: int = 1
+    reading: str = "gain"
+    scores: Sequence[tuple[float, bool]] = ()
+    rounds: Sequence[Mapping[str, Any]] = ()
+    kept_bins: Sequence[int] = ()
+    removed_bins: Sequence[int] = ()
+    validation: Mapping[str, Any] = field(default_factory=dict)
+    removed_sample: Sequence[Thumb] = ()
+    borderline_sample: Sequence[Thumb] = ()
+    loss: Sequence[tuple[float, float]] = ()
+    seconds: Sequence[Mapping[str, Any]] = ()
+    dead: Sequence[Mapping[str, Any]] = ()
+    config: Mapping[str, str] = field(default_factory=dict)
+    stage_facts: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, Any] | None = None
+
+    @property
+    def threshold(self) -> float | None:
+        return self.validation.get("threshold")
+
+    @property
+    def median_score(self) -> float | None:
+        return statistics.median(score for score, _ in self.scores) if self.scores else None
+
+    @property
+    def headline(self) -> str:
+        """The verdict in one sentence."""
+        n, removed = self.ledger.rows_in, self.ledger.removed
+        if removed == 0:
+            return f"Nothing was removed. All {self.ledger.rows_out:,} readable images were kept."
+        kinds = max(1, len(self.families))
+        what = "what looks like one trigger" if kinds == 1 else f"what look like {kinds} different triggers"
+        if removed == 1:
+            return f"1 of {n:,} images carries {what}. It was removed."
+        return f"{removed:,} of {n:,} images carry {what}. They were removed."

@@ -1,0 +1,129 @@
+"""Reading the configuration: presets, a YAML file, `section.key=value` overrides, and sentences for mistakes.
+
+Precedence, lowest first: the defaults of config.py, `--preset NAME` (a YAML file of jobs/configs/),
+`--config FILE`, overrides.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from poisoncam_ray.config import Config
+from poisoncam_ray.errors import UserError
+
+PRESETS = (Path(__file__).parent / "configs", Path(__file__).parents[1] / "jobs" / "configs")
+
+
+def presets() -> dict[str, Path]:
+    """Preset name → file; installed packages and checkouts keep them in different places."""
+    return {
+        file.stem: file for folder in PRESETS if folder.is_dir() for file in sorted(folder.glob("*.yaml"))
+    }
+
+
+def load_config(preset: str | None = None, file: str | None = None, overrides: Iterable[str] = ()) -> Config:
+    """Merge preset, YAML file and `section.key=value` overrides into a validated Config.
+
+    Raises UserError, one sentence, for an unknown preset, file or key (the nearest is suggested) or a value.
+    """
+    tree: dict[str, Any] = {}
+    if preset is not None:
+        known = presets()
+        if preset not in known:
+            raise UserError(f"There is no preset {preset!r}{_nearest(preset, known)}.")
+        tree = _merge(tree, _read_yaml(known[preset]))
+    if file is not None:
+        tree = _merge(tree, _read_yaml(Path(file)))
+    for item in overrides:
+        key, equals, value = item.partition("=")
+        if not equals or not key:
+            raise UserError(
+                f"{item!r} is no override: write section.key=value, for example search.masks=128."
+            )
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError:
+            parsed = value
+        # YAML 1.1 reads 1e-3 as a string: what looks like a number is one.
+        if isinstance(parsed, str) and _is_number(parsed):
+            parsed = float(parsed)
+        for part in reversed(key.split(".")):
+            parsed = {part: parsed}
+        tree = _merge(tree, parsed)
+    return _validate(tree)
+
+
+def _validate(tree: dict[str, Any]) -> Config:
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(" ".join(_sentence(item) for item in error.errors())) from None
+
+
+def _sentence(item: Any) -> str:
+    key = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        return f"There is no configuration key {key!r}{_nearest(key, _known_keys(Config))}."
+    if item["type"] == "value_error":
+        return f"Configuration: {item['ctx']['error']}."
+    return f"Configuration key {key}={item['input']!r}: {item['msg'].lower()}."
+
+
+def _known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    keys = []
+    for name, field in model.model_fields.items():
+        keys.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys += _known_keys(field.annotation, f"{prefix}{name}.")
+    return keys
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    known = sorted(known)
+    match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {match[0]!r}?" if match else f": there are {', '.join(known)}"
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"The configuration file {path} cannot be read: {error.strerror}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"The configuration file {path} is not YAML: {str(error).splitlines()[0]}.") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise UserError(
+            f"The configuration file {path} must hold sections such as 'search:', "
+            f"not a {type(tree).__name__}."
+        )
+    return _numbers(tree)
+
+
+def _numbers(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {key: _numbers(value) for key, value in tree.items()}
+    return float(tree) if isinstance(tree, str) and _is_number(tree) else tree
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(low)
+    for key, value in high.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
