@@ -33,6 +33,7 @@ from poisoncam_ray.pipeline import Run
 # Reading, training workers and actor pools wait for each other without an error when logical CPUs run out.
 LOCAL_CPUS = 8
 NO_PROGRESS_S = 900
+START_TRIES = 3
 
 Pixels = NDArray[np.uint8]
 
@@ -43,8 +44,20 @@ def connect() -> None:
         quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
         if not os.environ.get("RAY_ADDRESS"):
             quiet |= {"num_cpus": max(LOCAL_CPUS, os.cpu_count() or 1), "include_dashboard": False}
-        ray.init(**quiet)
+        _start(quiet)
     hush()
+
+
+def _start(options: dict[str, Any]) -> None:
+    """Ray gives its own processes a fixed 30 s to start, which a busy machine can exceed."""
+    for left in reversed(range(START_TRIES)):
+        try:
+            ray.init(**options)
+            return
+        except Exception as error:
+            ray.shutdown()
+            if left == 0 or "timed out during startup" not in str(error):
+                raise
 
 
 def hush() -> None:

@@ -80,7 +80,7 @@ def test_every_block_of_the_tiny_resnet_works_from_the_first_step():
     x = torch.rand(2, 3, 32, 32)
     before = encoder(x)
     for stage in range(1, 5):
-        block = getattr(encoder.backbone, f"layer{stage}")[0]
+        block = getattr(encoder.backbone, f"layer{stage}")
         kept = block.conv2.weight.data.clone()
         block.conv2.weight.data.zero_()
         assert not torch.allclose(encoder(x), before, atol=1e-3), stage
