@@ -6,6 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from poisoncam_ray.artifact import Folder
 from poisoncam_ray.errors import UserError
@@ -168,7 +169,7 @@ def embedded(fake: FakeRun, tmp_path_factory: pytest.TempPathFactory) -> str:
     corpus, features = open_corpus(fake.corpus), run / "02_features"
     for name in features.parts():
         ids = features.read_table(name)["image_id"].to_pylist()
-        x_NCHW = fetch_images(corpus, settings(run), ids)
+        x_NCHW = torch.from_numpy(fetch_images(corpus, settings(run), ids))
         features.write_table(
             name, feature_table(ids, embed_images(load_encoder(run / "01_encoder"), x_NCHW, 64))
         )

@@ -24,5 +24,3 @@ def set_threads(resources: Resources, processes: int | None = None) -> None:
         processes = math.ceil(resources.actors / max(1, nodes))
     share = len(os.sched_getaffinity(0)) // processes
     torch.set_num_threads(resources.threads_per_actor or max(1, share))
-    # Late in training, denormal numbers slow a CPU down many times over.
-    torch.set_flush_denormal(True)

@@ -136,6 +136,8 @@ def train_worker(config: dict[str, Any]) -> None:
     settings, epochs = job.config.pretrain, job.epochs
     hush()
     set_threads(job.config.resources, processes=max(1, context.get_local_world_size()))
+    # Late in training, denormal numbers slow a CPU down many times over.
+    torch.set_flush_denormal(True)
     device = ray.train.torch.get_device()
     # Weights first, on every rank alike, before anything else draws from the global generator.
     torch.manual_seed(job.config.seed)
