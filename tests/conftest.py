@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
+
+# First: it sets what Ray reads when a test module imports it.
+import poisoncam_ray  # noqa: F401
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -32,7 +34,6 @@ def triggers() -> Path:
 @pytest.fixture(scope="session")
 def ray_cluster():
     """A real Ray on this machine, as the stages start it."""
-    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     import ray
 
     from poisoncam_ray.stages.dataflow import connect
