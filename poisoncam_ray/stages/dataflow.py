@@ -43,7 +43,9 @@ def connect() -> None:
     if not ray.is_initialized():
         quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
         if not os.environ.get("RAY_ADDRESS"):
-            quiet |= {"num_cpus": max(LOCAL_CPUS, os.cpu_count() or 1), "include_dashboard": False}
+            # "local": a cluster that happens to run here is joined only when RAY_ADDRESS says so.
+            cpus = max(LOCAL_CPUS, os.cpu_count() or 1)
+            quiet |= {"address": "local", "num_cpus": cpus, "include_dashboard": False}
         _start(quiet)
     hush()
 
