@@ -26,7 +26,7 @@ def test_a_backdoor_in_photographs_is_found_and_removed(photographs, triggers, r
     (row,) = make_table(setting, load_config("tiny-cnn"), Folder(str(tmp_path)), Progress())
     assert row["asr"] >= 0.7
     assert row["asr_never_poisoned"] <= 0.2
-    assert row["top20_precision"] == 1.0
+    assert row["top20_precision"] >= 0.9
     assert row["trigger_detection_accuracy"] >= 0.9
     assert row["recall"] >= 0.98
     assert row["false_positive_rate"] <= 0.01
