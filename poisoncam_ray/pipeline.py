@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from poisoncam_ray.artifact import MANIFEST, STARTED, Folder, Ledger, Manifest, absolute
 from poisoncam_ray.config import Config
-from poisoncam_ray.corpus import Corpus, Slice
+from poisoncam_ray.corpus import Corpus, Slice, open_corpus
 from poisoncam_ray.errors import LedgerError, UserError
 from poisoncam_ray.fingerprint import differences, fingerprint
 from poisoncam_ray.progress import Progress
@@ -104,8 +104,6 @@ class Runner:
     """
 
     def __init__(self, input_uri: str, output_uri: str, config: Config, stages: Sequence[Stage]) -> None:
-        from poisoncam_ray.corpus import open_corpus
-
         # Cluster workers have working folders of their own.
         input_uri, output_uri = absolute(input_uri), absolute(output_uri)
         self.config, self.stages, self.folder = config, list(stages), Folder(output_uri)

@@ -51,6 +51,12 @@ class EmbedSlice:
         return {"index": index, "rows": len(ids)}
 
 
+def write_encoder(config: Config, encoder: Encoder, folder: Folder) -> None:
+    """The weights and what is needed to build the encoder again: what `load_encoder` reads."""
+    folder.write_tensors("model.safetensors", {key: t.cpu() for key, t in encoder.state_dict().items()})
+    folder.write_json("config.json", config.encoder.model_dump() | {"dim": encoder.dim})
+
+
 def load_encoder(folder: Folder) -> Encoder:
     """The committed encoder, at rest on this process's device."""
     made = folder.read_json("config.json")

@@ -53,11 +53,12 @@ class Index(Stage):
         fresh = {row["index"]: (row["alive"], row["dead"]) for row in stream_slices(run, todo, work)}
         # A dead part is written only where rows died, before the slice's own part commits it.
         dead_parts = set(dead_folder.parts())
-        counts = {}
-        for piece in slices:
-            name = part_name(piece.index)
-            earlier = lambda: (run.out.rows(name), dead_folder.rows(name) if name in dead_parts else 0)  # noqa: B023, E731
-            counts[piece.index] = fresh.get(piece.index) or earlier()
+
+        def committed(index: int) -> tuple[int, int]:
+            name = part_name(index)
+            return run.out.rows(name), dead_folder.rows(name) if name in dead_parts else 0
+
+        counts = {piece.index: fresh.get(piece.index) or committed(piece.index) for piece in slices}
         alive, died = sum(a for a, _ in counts.values()), sum(d for _, d in counts.values())
         rows = sum(piece.stop - piece.start for piece in slices)
         if alive == 0:

@@ -15,6 +15,7 @@ from poisoncam_ray.artifact import Folder
 from poisoncam_ray.config import Config
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.method.encoder import Encoder, build_encoder, load_encoder_state
+from poisoncam_ray.stages.embed import write_encoder
 
 
 def check_encoder(config: Config) -> None:
@@ -31,9 +32,7 @@ def check_encoder(config: Config) -> None:
 
 def import_encoder(uri: str, config: Config, out: Folder) -> None:
     """Read the checkpoint into 01_encoder."""
-    encoder = own_encoder(uri, config)
-    out.write_tensors("model.safetensors", encoder.state_dict())
-    out.write_json("config.json", config.encoder.model_dump() | {"dim": encoder.dim})
+    write_encoder(config, own_encoder(uri, config), out)
 
 
 def own_encoder(uri: str, config: Config) -> Encoder:

@@ -26,11 +26,12 @@ from poisoncam_ray.config import Config
 from poisoncam_ray.corpus import Corpus
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.method.augment import two_views
-from poisoncam_ray.method.encoder import Encoder, build_encoder
+from poisoncam_ray.method.encoder import build_encoder
 from poisoncam_ray.method.moco import MoCoV3, gather_keys, learning_rate_at, momentum_at
 from poisoncam_ray.pipeline import Outcome, Run, Stage
 from poisoncam_ray.stages.compute import set_threads
 from poisoncam_ray.stages.dataflow import hush
+from poisoncam_ray.stages.embed import write_encoder
 from poisoncam_ray.stages.own_encoder import check_encoder, import_encoder
 from poisoncam_ray.stages.training_data import Epochs
 
@@ -186,15 +187,8 @@ def train_worker(config: dict[str, Any]) -> None:
                     save(job.out, step, model, optimizer, history)
             ray.train.report({"step": step, "loss": mean})
     if rank == 0:
-        job.out.write_tensors(
-            "model.safetensors", {k: v.cpu() for k, v in model.encoder.state_dict().items()}
-        )
-        job.out.write_json("config.json", encoder_facts(job.config, model.encoder))
+        write_encoder(job.config, model.encoder, job.out)
         job.out.write_json(HISTORY, history)
-
-
-def encoder_facts(config: Config, encoder: Encoder) -> dict[str, Any]:
-    return config.encoder.model_dump() | {"dim": encoder.dim, "patch_size": config.encoder.patch_size}
 
 
 def save(
