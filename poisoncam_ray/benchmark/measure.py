@@ -45,7 +45,6 @@ def measure(
     peak is told. Raises UserError when the corpus at `uri` is too small.
     """
     torch.set_num_threads(sizes.threads or os.cpu_count() or 1)
-    torch.set_flush_denormal(True)
     facts, found = machine(), []
     for compared in _comparisons(uri, config, out, sizes, use_ray):
         found.append(compared.with_share(peak))
