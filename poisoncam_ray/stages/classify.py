@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-import heapq
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,8 @@ from poisoncam_ray.method.threshold import choose_threshold
 from poisoncam_ray.pipeline import Outcome, Run, Stage
 from poisoncam_ray.stages.compute import device, set_threads
 from poisoncam_ray.stages.dataflow import Pixels, fetch_images
-from poisoncam_ray.stages.search import TRIGGERS, from_png, image_seed
+from poisoncam_ray.stages.pool import assignments
+from poisoncam_ray.stages.search import TRIGGERS, from_png
 
 VALIDATION = "validation.json"
 ROLES = "triggers.parquet"
@@ -46,12 +47,14 @@ class Classify(Stage):
         )
         run.out.write_table(ROLES, triggers)
         clusters = run.artifact("03_clusters")
-        negatives, whole = draw_samples(clusters, triggers, settings.sample, run.config.seed)
+        negatives, whole = draw_samples(clusters, triggers, settings.sample)
         if not negatives:
             raise UserError("No image is left to train the poison classifier on: the corpus is too small.")
         crops = {role: crops_of(triggers, role) for role in ("train", "validate")}
         todo = [i for i in range(settings.models) if not run.out.exists(model_name(i))]
-        images = ray.put(fetch_images(run.corpus, run.config, negatives))
+        # On a worker node: the driver's may be a small one.
+        fetch = ray.remote(fetch_images).options(num_cpus=resources.cpus_per_reader)
+        images = fetch.remote(run.corpus, run.config, negatives)
         task = ray.remote(_train).options(
             num_cpus=resources.cpus_per_actor, num_gpus=resources.gpus_per_actor
         )
@@ -67,7 +70,7 @@ class Classify(Stage):
         validate = ray.remote(_validate).options(
             num_cpus=resources.cpus_per_actor, num_gpus=resources.gpus_per_actor
         )
-        whole_images = ray.put(fetch_images(run.corpus, run.config, whole))
+        whole_images = fetch.remote(run.corpus, run.config, whole)
         chosen = ray.get(validate.remote(run.config, images, whole_images, crops["validate"], run.out))
         run.out.write_json(VALIDATION, chosen)
         facts = {
@@ -100,7 +103,7 @@ def crops_of(triggers: pa.Table, role: str) -> Tensor:
     return (torch.stack([from_png(row["crop"]) for row in rows]) * 255).round().to(torch.uint8)
 
 
-def draw_samples(clusters: Folder, triggers: pa.Table, most: int, seed: int) -> tuple[list[str], list[str]]:
+def draw_samples(clusters: Folder, triggers: pa.Table, most: int) -> tuple[list[str], list[str]]:
     """Two seeded random samples of at most `most` image ids: (negatives, whole).
 
     `whole` is drawn from the whole corpus, as the threshold wants it. `negatives` leaves out the top
@@ -108,17 +111,25 @@ def draw_samples(clusters: Folder, triggers: pa.Table, most: int, seed: int) -> 
     too few, only the top images themselves are left out.
     """
     top = [row for row in triggers.to_pylist() if row["role"] != "unused"]
-    bad_clusters, bad_ids = {row["cluster"] for row in top}, {row["image_id"] for row in top}
-    outside: list[tuple[int, str]] = []
-    whole: list[tuple[int, str]] = []
-    for name in clusters.parts():
-        rows = clusters.read_table(name, ["image_id", "cluster"]).to_pydict()
-        drawn = [(image_seed(seed, image_id), image_id) for image_id in rows["image_id"]]
-        kept = [pair for pair, k in zip(drawn, rows["cluster"], strict=True) if k not in bad_clusters]
-        whole, outside = heapq.nsmallest(most, whole + drawn), heapq.nsmallest(most, outside + kept)
+    bad_clusters = pa.array(sorted({row["cluster"] for row in top}), pa.int32())
+    whole = outside = None
+    for table in assignments(clusters):
+        table = table.select(["image_id", "cluster", "draw"])
+        good = table.filter(pc.invert(pc.is_in(table["cluster"], bad_clusters)))
+        whole, outside = _first(whole, table, most), _first(outside, good, most)
+    if whole is None or outside is None:
+        return [], []
+    ids = sorted(whole["image_id"].to_pylist())
     if len(outside) < len(whole) // 4:
-        outside = [pair for pair in whole if pair[1] not in bad_ids]
-    return sorted(i for _, i in outside), sorted(i for _, i in whole)
+        bad_ids = {row["image_id"] for row in top}
+        return [i for i in ids if i not in bad_ids], ids
+    return sorted(outside["image_id"].to_pylist()), ids
+
+
+def _first(earlier: pa.Table | None, table: pa.Table, most: int) -> pa.Table:
+    """The `most` rows of lowest draw of both."""
+    both = table if earlier is None else pa.concat_tables([earlier, table])
+    return both.sort_by([("draw", "ascending"), ("image_id", "ascending")]).slice(0, most)
 
 
 @dataclass(frozen=True)

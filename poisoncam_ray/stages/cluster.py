@@ -5,10 +5,12 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import ray
 import torch
 
+from poisoncam_ray import metrics
 from poisoncam_ray.artifact import Folder, Ledger, part_name
 from poisoncam_ray.config import Config, Resources
 from poisoncam_ray.corpus import Slice
@@ -18,14 +20,16 @@ from poisoncam_ray.pipeline import Outcome, Run, Stage
 from poisoncam_ray.stages.compute import set_threads
 from poisoncam_ray.stages.dataflow import missing, stream_slices
 from poisoncam_ray.stages.embed import read_features
+from poisoncam_ray.stages.pool import image_seed
 
 CENTROIDS = "centroids.safetensors"
+PARTS_READ = 4096
 
 
 class Cluster(Stage):
     name = "03_clusters"
     title = "Cluster"
-    version = 1
+    version = 2
     inputs = ("00_index", "02_features")
     sections = ("cluster",)
 
@@ -38,7 +42,7 @@ class Cluster(Stage):
         slices, settings = run.slices(), run.config.cluster
         rows = run.slice_rows()
         k = settings.k or auto_k(sum(rows))
-        chosen = _spread(rows, settings.sample)
+        chosen = _spread(rows, settings.sample, run.config.seed)
         if k > sum(n for _, n in chosen):
             raise UserError(
                 f"cluster.sample={settings.sample} is too small a sample for {k} clusters: raise it."
@@ -51,7 +55,9 @@ class Cluster(Stage):
             )
             ray.get(sizes)
         todo = missing(slices, run.out)
-        for _ in stream_slices(run, todo, partial(_assign_slice, features=features, out=run.out)):
+        for _ in stream_slices(
+            run, todo, partial(_assign_slice, features=features, out=run.out, seed=run.config.seed)
+        ):
             pass
         written = sum(run.out.rows(name) for name in run.out.parts())
         found = len(read_centroids(run.out))
@@ -64,10 +70,17 @@ def read_centroids(folder: Folder) -> torch.Tensor:
     return folder.read_tensors(CENTROIDS)["centroids_KD"]
 
 
-def _spread(rows: list[int], most: int) -> list[tuple[str, int]]:
-    """Which parts to train on and how many rows of each: an equal share of every part, `most` rows in all."""
-    share = min(1.0, most / max(1, sum(rows)))
-    return [(part_name(i), int(n * share) or min(n, 1)) for i, n in enumerate(rows) if n]
+def _spread(rows: list[int], most: int, seed: int) -> list[tuple[str, int]]:
+    """Which parts to train on and how many rows of each: an equal share of every part, `most` rows in all.
+
+    Of a corpus with more than PARTS_READ parts, so many are drawn: k-means must not read it all.
+    """
+    filled = [i for i, n in enumerate(rows) if n]
+    if len(filled) > PARTS_READ:
+        drawn = np.random.default_rng(seed).choice(len(filled), PARTS_READ, replace=False)
+        filled = [filled[i] for i in sorted(drawn)]
+    share = min(1.0, most / max(1, sum(rows[i] for i in filled)))
+    return [(part_name(i), int(rows[i] * share) or 1) for i in filled]
 
 
 def _train(
@@ -89,13 +102,15 @@ def _train(
     out.write_tensors(CENTROIDS, {"centroids_KD": c_KD})
 
 
-def _assign_slice(piece: Slice, features: Folder, out: Folder) -> dict[str, Any]:
+def _assign_slice(piece: Slice, features: Folder, out: Folder, seed: int) -> dict[str, Any]:
     ids, f_ND = read_features(features, part_name(piece.index))
     y_N, distance_N = assign(f_ND, read_centroids(out))
     columns = {
         "image_id": pa.array(ids, pa.string()),
         "cluster": pa.array(y_N.numpy(), pa.int32()),
         "distance": pa.array(distance_N.numpy(), pa.float32()),
+        "draw": pa.array([image_seed(seed, image_id) for image_id in ids], pa.int64()),
     }
     out.write_table(part_name(piece.index), pa.table(columns))
+    metrics.count("rows", len(ids), stage=Cluster.title)
     return {"index": piece.index}

@@ -34,6 +34,9 @@ from poisoncam_ray.pipeline import Run
 LOCAL_CPUS = 8
 NO_PROGRESS_S = 900
 START_TRIES = 3
+WAVE = 4096
+# Files in memory beside their pixels.
+FETCHED_AT_ONCE = 256
 
 Pixels = NDArray[np.uint8]
 
@@ -105,8 +108,11 @@ def read_slice(corpus: Corpus, config: Config, index: Folder, piece: Slice) -> t
 def fetch_images(corpus: Corpus, config: Config, ids: list[str]) -> Pixels:
     """Pixels x_NCHW of images anywhere in the corpus, in the order of `ids`."""
     size = config.encoder.image_size
-    decoded = [decode_indexed(data, config) for data in corpus.fetch(ids)]
-    return np.stack(decoded) if decoded else np.empty((0, 3, size, size), np.uint8)
+    x_NCHW = np.empty((len(ids), 3, size, size), np.uint8)
+    for first in range(0, len(ids), FETCHED_AT_ONCE):
+        for i, data in enumerate(corpus.fetch(ids[first : first + FETCHED_AT_ONCE]), first):
+            x_NCHW[i] = decode_indexed(data, config)
+    return x_NCHW
 
 
 def decode_indexed(data: bytes | None, config: Config) -> Pixels:
@@ -118,11 +124,11 @@ def stream_slices(
     run: Run, todo: list[Slice], work: Callable[[Slice], dict[str, Any]]
 ) -> Iterator[dict[str, Any]]:
     """`work` on every slice as a Ray Data task; yields its small dictionaries as they come."""
-    if todo:
-        on_slice = partial(_on_slice, work=work)
-        cpus = run.config.resources.cpus_per_reader
-        dataset = _dataset(todo).map(on_slice, compute=readers(run.config), num_cpus=cpus)
-        yield from _count(run, dataset, len(todo))
+    on_slice = partial(_on_slice, work=work)
+    cpus = run.config.resources.cpus_per_reader
+    for wave, seen in _waves(todo):
+        dataset = _dataset(wave).map(on_slice, compute=readers(run.config), num_cpus=cpus)
+        yield from _count(run, dataset, seen, len(todo))
 
 
 def stream_images(
@@ -132,24 +138,34 @@ def stream_images(
 
     Yields the actors' small dictionaries as they come.
     """
-    if not todo:
-        return
     resources = run.config.resources
     read = partial(_decode_slice, corpus=run.corpus, config=run.config, index=run.artifact("00_index"))
-    dataset = (
-        _dataset(todo)
-        .map(read, compute=readers(run.config), num_cpus=resources.cpus_per_reader)
-        .map_batches(
-            _OnImages,
-            fn_constructor_args=(actor, arguments, run.config.encoder.image_size),
-            batch_size=1,
-            batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(resources.actors, len(todo))),
-            num_cpus=resources.cpus_per_actor,
-            num_gpus=resources.gpus_per_actor,
+    for wave, seen in _waves(todo):
+        most = min(resources.actors, len(wave))
+        dataset = (
+            _dataset(wave)
+            .map(read, compute=readers(run.config), num_cpus=resources.cpus_per_reader)
+            .map_batches(
+                _OnImages,
+                fn_constructor_args=(actor, arguments, run.config.encoder.image_size),
+                batch_size=1,
+                batch_format="pyarrow",
+                # One slice under work in an actor, one waiting: all that a lost node can take with it.
+                compute=ray.data.ActorPoolStrategy(
+                    min_size=min(resources.min_actors, most), max_size=most, max_tasks_in_flight_per_actor=2
+                ),
+                num_cpus=resources.cpus_per_actor,
+                num_gpus=resources.gpus_per_actor,
+            )
         )
-    )
-    yield from _count(run, dataset, len(todo))
+        yield from _count(run, dataset, seen, len(todo))
+
+
+def _waves(todo: list[Slice]) -> Iterator[tuple[list[Slice], int]]:
+    """Runs of slices small enough for one dataset, each with the number of slices before it: the driver keeps
+    a record of every block of a dataset until the dataset is done."""
+    for first in range(0, len(todo), WAVE):
+        yield todo[first : first + WAVE], first
 
 
 class _OnImages:
@@ -186,8 +202,8 @@ def _decode_slice(row: dict[str, Any], corpus: Corpus, config: Config, index: Fo
     return {"index": piece.index, "ids": ids, "pixels": x_NCHW.tobytes()}
 
 
-def _count(run: Run, dataset: ray.data.Dataset, total: int) -> Iterator[dict[str, Any]]:
-    for done, row in enumerate(dataset.iter_rows(), start=1):
+def _count(run: Run, dataset: ray.data.Dataset, seen: int, total: int) -> Iterator[dict[str, Any]]:
+    for done, row in enumerate(dataset.iter_rows(), start=seen + 1):
         if row.get("mistake"):
             raise UserError(row["mistake"])
         run.progress.update(f"{done} of {total} slices")

@@ -7,9 +7,12 @@ comes from storage is unpickled.
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 import time
 import uuid
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
@@ -95,6 +98,7 @@ class Job:
 def _fit(job: Job, run: Run) -> None:
     settings, resources = run.config.pretrain, run.config.resources
     gpu = resources.gpus_per_actor > 0
+    name = f"poisoncam-train-{uuid.uuid4().hex[:8]}"
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"job": job},
@@ -105,8 +109,9 @@ def _fit(job: Job, run: Run) -> None:
         ),
         # A finished run of the same name would train nothing; our own checkpoints carry the state.
         run_config=RunConfig(
-            name=f"train-{uuid.uuid4().hex[:8]}",
-            storage_path=(run.out / "_train").uri,
+            name=name,
+            # Ray Train's own notes: our checkpoints go to the run folder by our own door.
+            storage_path=tempfile.gettempdir(),
             failure_config=FailureConfig(max_failures=settings.max_failures),
         ),
     )
@@ -118,7 +123,7 @@ def _fit(job: Job, run: Run) -> None:
     finally:
         finished.set()
         watcher.join()
-    run.out.delete("_train")
+        shutil.rmtree(Path(tempfile.gettempdir()) / name, ignore_errors=True)
 
 
 def _watch(run: Run, finished: Event) -> None:

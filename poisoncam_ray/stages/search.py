@@ -6,9 +6,7 @@ cluster, never all rows.
 
 from __future__ import annotations
 
-import hashlib
 import io
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,23 +14,27 @@ import pyarrow as pa
 import ray
 import torch
 from PIL import Image
-from ray.util import ActorPool
+from ray.actor import ActorHandle
 from torch import Tensor
 
+from poisoncam_ray import metrics
 from poisoncam_ray.artifact import Folder
 from poisoncam_ray.config import Config
 from poisoncam_ray.corpus import Corpus
+from poisoncam_ray.errors import UserError
 from poisoncam_ray.method import prune
 from poisoncam_ray.method.cam import candidate_windows, mean_colour
-from poisoncam_ray.method.kmeans import assign
+from poisoncam_ray.method.kmeans import assign, auto_k
 from poisoncam_ray.method.masks import keep_only, make_masks
 from poisoncam_ray.method.paste import crop
 from poisoncam_ray.method.score import poison_scores
 from poisoncam_ray.pipeline import Outcome, Run, Stage
+from poisoncam_ray.stages.actors import spread
 from poisoncam_ray.stages.cluster import read_centroids
 from poisoncam_ray.stages.compute import device, set_threads
 from poisoncam_ray.stages.dataflow import Pixels, fetch_images
 from poisoncam_ray.stages.embed import embed_images, load_encoder
+from poisoncam_ray.stages.pool import Pool, gather_pool, image_seed
 
 CANDIDATES = pa.schema(
     [("image_id", pa.string()), ("cluster", pa.int32())]
@@ -53,6 +55,18 @@ class Search(Stage):
     inputs = ("00_index", "01_encoder", "03_clusters")
     sections = ("encoder", "search")
 
+    def check(self, config: Config, rows: int | None) -> None:
+        settings = config.search
+        if rows is None:
+            return
+        first = settings.per_cluster * min(rows, config.cluster.k or auto_k(rows))
+        if first > settings.max_candidates:
+            raise UserError(
+                f"search.max_candidates={settings.max_candidates} does not allow one round over the clusters "
+                f"of {rows} images: set it to {first} or more (about {4 * first} lets the search come to its "
+                "end), or set cluster.k lower."
+            )
+
     def run(self, run: Run) -> Outcome:
         settings, seed = run.config.search, run.config.seed
         rules = prune.SearchRules(
@@ -63,7 +77,8 @@ class Search(Stage):
             settings.max_candidates,
         )
         most = settings.per_cluster * settings.max_rounds
-        pool = gather_pool(run.artifact("03_clusters"), seed, most, settings.flip_images)
+        clusters = run.artifact("03_clusters")
+        pool = gather_pool(clusters, most, settings.flip_images, len(read_centroids(clusters)))
         state = prune.start(pool.y_P, pool.n_clusters)
         turn_P = prune.turns(pool.y_P, seed)
         scorers = None
@@ -98,61 +113,22 @@ class Search(Stage):
         return Outcome(facts=facts)
 
 
-@dataclass(frozen=True)
-class Pool:
-    """What the search draws from: of each cluster the first images in a seeded random order (P in all), and
-    the flip-test images (F), the nearest of their centroids, spread over clusters."""
-
-    ids: list[str]
-    y_P: Tensor
-    flip_ids: list[str]
-    n_clusters: int
-
-
-def gather_pool(clusters: Folder, seed: int, per_cluster: int, n_flip: int) -> Pool:
-    """One pass over the assignments, at most `per_cluster` + n_flip / K rows of each cluster in memory."""
-    k = len(read_centroids(clusters))
-    near = -(-n_flip // k)
-    drawn: list[list[tuple[int, str]]] = [[] for _ in range(k)]
-    nearest: list[list[tuple[float, str]]] = [[] for _ in range(k)]
-    for name in clusters.parts():
-        rows = clusters.read_table(name).to_pydict()
-        for image_id, y, distance in zip(rows["image_id"], rows["cluster"], rows["distance"], strict=True):
-            drawn[y].append((image_seed(seed, image_id), image_id))
-            nearest[y].append((distance, image_id))
-        drawn = [sorted(rows)[:per_cluster] for rows in drawn]
-        nearest = [sorted(rows)[:near] for rows in nearest]
-    ids = [image_id for rows in drawn for _, image_id in rows]
-    y_P = torch.tensor([y for y, rows in enumerate(drawn) for _ in rows])
-    # The nearest of every cluster first, then the second nearest …: clusters take turns.
-    turns = [rows[turn][1] for turn in range(near) for rows in nearest if turn < len(rows)]
-    return Pool(ids, y_P, turns[:n_flip], k)
-
-
-def image_seed(seed: int, image_id: str) -> int:
-    """A 63-bit number of (seed, image): random places that no batching and no order of work can change."""
-    digest = hashlib.blake2b(f"{seed}:{image_id}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
-
-
-def start_scorers(run: Run, pool: Pool) -> ActorPool:
+def start_scorers(run: Run, pool: Pool) -> list[ActorHandle]:
+    """As many as the cluster may come to have room for; an autoscaler sees those that still wait."""
     resources = run.config.resources
     # Once into the object store, from there once to every node.
     flip = ray.put(fetch_images(run.corpus, run.config, pool.flip_ids))
-    actor = ray.remote(Scorer).options(
-        num_cpus=resources.cpus_per_actor,
-        num_gpus=resources.gpus_per_actor,
-        max_restarts=RESTARTS,
-        max_task_retries=RESTARTS,
+    actor: Any = ray.remote(Scorer).options(
+        num_cpus=resources.cpus_per_actor, num_gpus=resources.gpus_per_actor, max_restarts=RESTARTS
     )
     folders = (run.artifact("01_encoder"), run.artifact("03_clusters"))
-    return ActorPool([actor.remote(run.config, run.corpus, *folders, flip) for _ in range(resources.actors)])
+    return [actor.remote(run.config, run.corpus, *folders, flip) for _ in range(resources.actors)]
 
 
 def score_round(
-    scorers: ActorPool, run: Run, pool: Pool, picks: list[int], state: prune.SearchState
+    scorers: list[ActorHandle], run: Run, pool: Pool, picks: list[int], state: prune.SearchState
 ) -> list[dict[str, Any]]:
-    """Rows of CANDIDATES, in the order of `picks`."""
+    """Rows of CANDIDATES, by cluster and image id."""
     size = run.config.search.chunk
     # Neighbours in the corpus share a row group: fetched together they are read once.
     ordered = sorted(picks, key=lambda p: pool.ids[p])
@@ -160,13 +136,13 @@ def score_round(
         [(pool.ids[p], int(pool.y_P[p])) for p in ordered[i : i + size]] for i in range(0, len(ordered), size)
     ]
     rows: list[dict[str, Any]] = []
-    for result in scorers.map(lambda actor, chunk: actor.score.remote(chunk), chunks):
-        rows += result
+    for found in spread(scorers, chunks):
+        rows += found
         done = state.scored + len(rows)
         run.progress.update(
             f"round {state.round}: {len(state.live)} live clusters, {done:,} candidates scored"
         )
-    return rows
+    return sorted(rows, key=lambda row: (row["cluster"], row["image_id"]))
 
 
 class Scorer:
@@ -190,7 +166,11 @@ class Scorer:
         self.x_FCHW = flip_FCHW.to(self.device).float() / 255
         self.m_BHW = search_masks(config)
 
-    def score(self, chunk: list[tuple[str, int]]) -> list[dict[str, Any]]:
+    @ray.method(max_task_retries=-1)
+    def ready(self) -> None:
+        """Returns once the actor stands, also after it has been started again elsewhere."""
+
+    def work(self, chunk: list[tuple[str, int]]) -> list[dict[str, Any]]:
         settings, ids = self.config.search, [image_id for image_id, _ in chunk]
         pixels = torch.from_numpy(fetch_images(self.corpus, self.config, ids))
         x_NCHW = pixels.to(self.device).float() / 255
@@ -201,6 +181,7 @@ class Scorer:
         changed_N, gain_N = poison_scores(
             self.encoder, t_NCww, self.x_FCHW, self.y_F, own_N, self.c_KD, seeds_N, settings.batch_size
         )
+        metrics.count("rows", len(ids), stage=Search.title)
         reading_N = changed_N if settings.reading == "changed" else gain_N.clamp(min=0)
         return [
             {

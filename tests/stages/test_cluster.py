@@ -33,13 +33,13 @@ def features(tmp_path) -> Folder:
 
 
 def trained(features: Folder, out: Folder, sample: int = 1000, seed: int = 0) -> torch.Tensor:
-    _train(features, out, _spread(SIZES, sample), 4, 10, seed, Resources())
+    _train(features, out, _spread(SIZES, sample, seed), 4, 10, seed, Resources())
     return read_centroids(out)
 
 
 def assigned(features: Folder, out: Folder) -> dict[str, tuple[int, float]]:
     for i, n in enumerate(SIZES):
-        _assign_slice(Slice(i, "a", 0, n), features, out)
+        _assign_slice(Slice(i, "a", 0, n), features, out, seed=0)
     rows = [row for name in out.parts() for row in out.read_table(name).to_pylist()]
     return {row["image_id"]: (row["cluster"], row["distance"]) for row in rows}
 
@@ -78,7 +78,7 @@ def test_the_same_seed_gives_the_same_centroids_also_of_a_sample(features, tmp_p
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 500), min_size=1, max_size=20), st.integers(1, 3000))
 def test_a_sample_is_bounded_and_an_equal_share_of_every_part(rows, most):
-    chosen = dict(_spread(rows, most))
+    chosen = dict(_spread(rows, most, seed=0))
     filled = {part_name(i): n for i, n in enumerate(rows) if n}
     assert chosen.keys() == filled.keys()
     assert all(1 <= chosen[name] <= filled[name] for name in chosen)
@@ -86,6 +86,15 @@ def test_a_sample_is_bounded_and_an_equal_share_of_every_part(rows, most):
     assert sum(chosen.values()) <= max(most, 1) + len(chosen)
     if most >= sum(rows):
         assert chosen == filled
+
+
+def test_k_means_reads_a_bounded_number_of_parts(monkeypatch):
+    monkeypatch.setattr("poisoncam_ray.stages.cluster.PARTS_READ", 10)
+    rows = [0, *[100] * 50]
+    chosen = _spread(rows, 200, seed=1)
+    assert len(chosen) == 10 and {n for _, n in chosen} == {20}
+    assert chosen == _spread(rows, 200, seed=1) != _spread(rows, 200, seed=2)
+    assert part_name(0) not in dict(chosen)
 
 
 def test_more_clusters_than_images_and_batches_larger_than_the_corpus():

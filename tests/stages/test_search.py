@@ -9,23 +9,24 @@ import pytest
 import torch
 
 from poisoncam_ray.artifact import Folder, part_name
+from poisoncam_ray.errors import UserError
+from poisoncam_ray.settings import load_config
 from poisoncam_ray.stages.classify import crops_of, draw_samples, with_roles
+from poisoncam_ray.stages.pool import gather_pool, image_seed
 from poisoncam_ray.stages.search import (
     CANDIDATES,
     TRIGGERS_KEPT,
+    Search,
     best_triggers,
     from_png,
-    gather_pool,
-    image_seed,
     to_png,
 )
 
 N, K = 300, 7
 
 
-def clusters(folder: Folder, rows_per_part: int, n: int = N) -> Folder:
+def clusters(folder: Folder, rows_per_part: int, n: int = N, seed: int = 3) -> Folder:
     """Assignments of n images to K clusters, cluster 6 empty; image i lies i / n from its centroid."""
-    folder.write_tensors("centroids.safetensors", {"centroids_KD": torch.rand(K, 3)})
     ids = [f"a.parquet#{i}" for i in range(n)]
     for part, first in enumerate(range(0, n, rows_per_part)):
         rows = range(first, min(n, first + rows_per_part))
@@ -33,6 +34,7 @@ def clusters(folder: Folder, rows_per_part: int, n: int = N) -> Folder:
             "image_id": [ids[i] for i in rows],
             "cluster": pa.array([i * i % 6 for i in rows], pa.int32()),
             "distance": pa.array([i / n for i in rows], pa.float32()),
+            "draw": pa.array([image_seed(seed, ids[i]) for i in rows], pa.int64()),
         }
         folder.write_table(part_name(part), pa.table(columns))
     return folder
@@ -55,7 +57,7 @@ def test_image_seeds_are_stable_distinct_and_fit_torch():
 
 
 def test_the_pool_holds_a_bounded_random_draw_of_every_cluster(folder):
-    pool = gather_pool(folder, seed=3, per_cluster=5, n_flip=10)
+    pool = gather_pool(folder, per_cluster=5, n_flip=10, n_clusters=K)
     sizes = Counter(i * i % 6 for i in range(N))
     assert Counter(pool.y_P.tolist()) == {k: min(5, n) for k, n in sizes.items()}
     assert pool.n_clusters == K and len(set(pool.ids)) == len(pool.ids)
@@ -68,20 +70,20 @@ def test_the_pool_holds_a_bounded_random_draw_of_every_cluster(folder):
 
 def test_the_pool_depends_on_the_seed_and_not_on_the_parts(folder, tmp_path):
     whole = clusters(Folder(str(tmp_path / "one")), N)
-    ours, theirs = (gather_pool(f, 3, 5, 10) for f in (folder, whole))
+    ours, theirs = (gather_pool(f, 5, 10, K) for f in (folder, whole))
     assert (ours.ids, ours.flip_ids) == (theirs.ids, theirs.flip_ids)
     assert torch.equal(ours.y_P, theirs.y_P)
-    other = gather_pool(folder, 4, 5, 10)
+    other = gather_pool(clusters(Folder(str(tmp_path / "other")), 40, seed=4), 5, 10, K)
     assert other.ids != ours.ids and other.flip_ids == ours.flip_ids
 
 
 def test_flip_images_are_the_nearest_and_clusters_take_turns(folder):
-    flip = [number(i) for i in gather_pool(folder, 0, 1, 10).flip_ids]
+    flip = [number(i) for i in gather_pool(folder, 1, 10, K).flip_ids]
     by_cluster = {k: [i for i in range(N) if i * i % 6 == k] for k in range(6)}
     first, second = ([rows[turn] for rows in by_cluster.values() if len(rows) > turn] for turn in (0, 1))
     assert flip == (first + second)[:10]
-    assert len(gather_pool(folder, 0, 1, 10_000).flip_ids) == N
-    assert len(gather_pool(folder, 0, 1, 1).flip_ids) == 1
+    assert len(gather_pool(folder, 1, 10_000, K).flip_ids) == N
+    assert len(gather_pool(folder, 1, 1, K).flip_ids) == 1
 
 
 def candidate(i: int, score: float) -> dict:
@@ -174,24 +176,42 @@ def roles(clusters_of_top: list[int], ids: list[str]) -> pa.Table:
 
 def test_negatives_leave_out_the_clusters_of_the_top_triggers(folder):
     top = roles([0, 1, 4], ["a.parquet#0", "a.parquet#1", "a.parquet#2"])
-    negatives, whole = draw_samples(folder, top, most=50, seed=1)
+    negatives, whole = draw_samples(folder, top, most=50)
     assert len(negatives) == len(whole) == 50
     # Cluster 4's trigger is not among the top: its images stay.
     assert {number(i) ** 2 % 6 for i in negatives} == {3, 4}
     assert {number(i) ** 2 % 6 for i in whole} == {0, 1, 3, 4}
-    everyone = sorted((image_seed(1, f"a.parquet#{i}"), f"a.parquet#{i}") for i in range(N))
+    everyone = sorted((image_seed(3, f"a.parquet#{i}"), f"a.parquet#{i}") for i in range(N))
     assert whole == sorted(i for _, i in everyone[:50])
 
 
 def test_samples_depend_on_the_seed_and_not_on_the_parts(folder, tmp_path):
     top = roles([0, 1], ["a.parquet#0", "a.parquet#1"])
     one = clusters(Folder(str(tmp_path / "one")), N)
-    assert draw_samples(folder, top, 50, 1) == draw_samples(one, top, 50, 1)
-    assert draw_samples(folder, top, 50, 1) != draw_samples(folder, top, 50, 2)
-    assert draw_samples(folder, top, 10_000, 1)[1] == sorted(f"a.parquet#{i}" for i in range(N))
+    other = clusters(Folder(str(tmp_path / "other")), 40, seed=4)
+    assert draw_samples(folder, top, 50) == draw_samples(one, top, 50)
+    assert draw_samples(folder, top, 50) != draw_samples(other, top, 50)
+    assert draw_samples(folder, top, 10_000)[1] == sorted(f"a.parquet#{i}" for i in range(N))
 
 
 def test_with_most_of_the_corpus_suspect_only_the_top_images_are_left_out(folder):
     top = roles([0, 1, 3, 4, 9], [f"a.parquet#{i}" for i in (0, 1, 3, 2, 5)])
-    negatives, whole = draw_samples(folder, top, most=N, seed=1)
+    negatives, whole = draw_samples(folder, top, most=N)
     assert set(whole) - set(negatives) == {f"a.parquet#{i}" for i in (0, 1, 2, 3)}
+
+
+def test_a_budget_too_small_for_one_round_is_told_before_the_work():
+    config = load_config(overrides=["search.max_candidates=99", "cluster.k=50"])
+    Search().check(config, None)
+    with pytest.raises(UserError, match=r"search.max_candidates=99 does not allow one round.* set it to 100"):
+        Search().check(config, 60_000)
+    Search().check(load_config(overrides=["search.max_candidates=100", "cluster.k=50"]), 60_000)
+
+
+def test_the_pool_is_the_same_when_it_is_merged_in_many_steps(folder, monkeypatch):
+    whole = gather_pool(folder, 5, 10, K)
+    monkeypatch.setattr("poisoncam_ray.stages.pool.PARTS_AT_ONCE", 1)
+    monkeypatch.setattr("poisoncam_ray.stages.pool.ROWS_AT_ONCE", 1)
+    merged = gather_pool(folder, 5, 10, K)
+    assert (merged.ids, merged.flip_ids) == (whole.ids, whole.flip_ids)
+    assert torch.equal(merged.y_P, whole.y_P)

@@ -1,0 +1,74 @@
+"""Chunks over actors: every chunk once, lost actors replaced, actors without a place never waited for."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from poisoncam_ray.stages.actors import spread
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+class Worker:
+    """Doubles numbers; a negative one kills the process the first time it is met."""
+
+    def __init__(self, met: str) -> None:
+        self.met = met
+
+    @ray.method(max_task_retries=-1)
+    def ready(self) -> None:
+        pass
+
+    def work(self, chunk: int) -> tuple[int, int]:
+        if chunk == 13:
+            raise ValueError("unlucky")
+        if chunk < 0 and not os.path.exists(f"{self.met}/{chunk}"):
+            open(f"{self.met}/{chunk}", "w").close()
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.02)
+        return chunk, os.getpid()
+
+
+def workers(folder, n: int, restarts: int = 5, **needs) -> list:
+    actor = ray.remote(Worker).options(num_cpus=0.1, max_restarts=restarts, **needs)
+    return [actor.remote(str(folder)) for _ in range(n)]
+
+
+def test_every_chunk_is_done_once_by_all_of_the_actors(tmp_path):
+    crew = workers(tmp_path, 2)
+    ray.get([actor.ready.remote() for actor in crew])
+    found = list(spread(crew, list(range(100, 140))))
+    assert sorted(chunk for chunk, _ in found) == list(range(100, 140))
+    assert len({pid for _, pid in found}) == 2
+    assert list(spread(workers(tmp_path, 1), [])) == []
+
+
+def test_a_killed_actor_costs_no_chunk_even_the_last(tmp_path):
+    found = [chunk for chunk, _ in spread(workers(tmp_path, 2), [1, -2, 3, 4, -5])]
+    assert sorted(found) == [-5, -2, 1, 3, 4]
+
+
+def test_an_actor_without_a_place_holds_nothing_back(tmp_path):
+    crowd = workers(tmp_path, 1) + workers(tmp_path, 1, resources={"nowhere": 1})
+    assert sorted(chunk for chunk, _ in spread(crowd, list(range(8)))) == list(range(8))
+
+
+def test_a_chunk_lost_with_an_actor_that_never_returns_goes_to_an_idle_one(tmp_path):
+    found = [chunk for chunk, _ in spread(workers(tmp_path, 2, restarts=0), [1, -3])]
+    assert sorted(found) == [-3, 1]
+
+
+def test_when_every_actor_is_gone_for_good_it_raises(tmp_path):
+    with pytest.raises(RayActorError):
+        list(spread(workers(tmp_path, 1, restarts=0), [-1, -2]))
+
+
+def test_what_work_raises_reaches_the_caller(tmp_path):
+    with pytest.raises(RayTaskError, match="unlucky"):
+        list(spread(workers(tmp_path, 1), [13]))
