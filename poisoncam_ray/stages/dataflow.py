@@ -27,7 +27,7 @@ from poisoncam_ray.artifact import Folder, part_index, part_name
 from poisoncam_ray.config import Config
 from poisoncam_ray.corpus import Corpus, Slice
 from poisoncam_ray.decode import decode
-from poisoncam_ray.errors import LedgerError, UserError
+from poisoncam_ray.errors import LedgerError
 from poisoncam_ray.pipeline import Run
 
 # Reading, training workers and actor pools wait for each other without an error when logical CPUs run out.
@@ -71,8 +71,10 @@ def hush() -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = NO_PROGRESS_S
+    # Or the cause of a failed task, perhaps a sentence of ours, is lost on its way to the driver.
+    context.raise_original_map_exception = True
     for name in ("ray.data", "ray.train", "ray.util"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def readers(config: Config) -> ray.data.TaskPoolStrategy:
@@ -189,11 +191,7 @@ def _dataset(todo: list[Slice]) -> ray.data.Dataset:
 
 
 def _on_slice(row: dict[str, Any], work: Callable[[Slice], dict[str, Any]]) -> dict[str, Any]:
-    try:
-        return work(Slice(**json.loads(row["slice"])))
-    except UserError as error:
-        # Raised here, Ray would wrap it in an error of its own with a traceback.
-        return {"mistake": str(error)}
+    return work(Slice(**json.loads(row["slice"])))
 
 
 def _decode_slice(row: dict[str, Any], corpus: Corpus, config: Config, index: Folder) -> dict[str, Any]:
@@ -204,7 +202,5 @@ def _decode_slice(row: dict[str, Any], corpus: Corpus, config: Config, index: Fo
 
 def _count(run: Run, dataset: ray.data.Dataset, seen: int, total: int) -> Iterator[dict[str, Any]]:
     for done, row in enumerate(dataset.iter_rows(), start=seen + 1):
-        if row.get("mistake"):
-            raise UserError(row["mistake"])
         run.progress.update(f"{done} of {total} slices")
         yield row

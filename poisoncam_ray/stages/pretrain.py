@@ -11,9 +11,10 @@ import shutil
 import tempfile
 import time
 import uuid
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event, Thread
+from threading import Thread
 from typing import Any
 
 import ray.train
@@ -42,6 +43,7 @@ STATE = "state.json"
 PROGRESS = "progress.json"
 # Written after the encoder: what says that training is over.
 HISTORY = "history.json"
+WATCH_EVERY_S = 3
 
 
 class Pretrain(Stage):
@@ -115,20 +117,24 @@ def _fit(job: Job, run: Run) -> None:
             failure_config=FailureConfig(max_failures=settings.max_failures),
         ),
     )
-    finished = Event()
-    watcher = Thread(target=_watch, args=(run, finished), daemon=True)
-    watcher.start()
-    try:
-        trainer.fit()
-    finally:
-        finished.set()
-        watcher.join()
-        shutil.rmtree(Path(tempfile.gettempdir()) / name, ignore_errors=True)
+    training: Future[Any] = Future()
+
+    def fit() -> None:
+        try:
+            training.set_result(trainer.fit())
+        except BaseException as error:
+            training.set_exception(error)
+
+    # In the main thread fit() would take over what Ctrl-C does, for good; a daemon never holds the exit up.
+    Thread(target=fit, daemon=True).start()
+    _watch(run, training)
+    training.result()
+    shutil.rmtree(Path(tempfile.gettempdir()) / name, ignore_errors=True)
 
 
-def _watch(run: Run, finished: Event) -> None:
+def _watch(run: Run, training: Future[Any]) -> None:
     """Ray's fit() says nothing until it ends; rank 0 leaves its progress in the run folder."""
-    while not finished.wait(3):
+    while not wait([training], timeout=WATCH_EVERY_S).done:
         if run.out.exists(PROGRESS):
             at = run.out.read_json(PROGRESS)
             run.progress.update(f"step {at['step']} of {at['total']}, loss {at['loss']:.3f}")
