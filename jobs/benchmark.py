@@ -1,4 +1,5 @@
-"""What search, training and Embed cost on this machine, each two ways in turns. `--help`: the options."""
+"""What search, training and Embed cost on this machine, each two ways in turns; or, with --memory, how much
+memory each stage takes. `--help`: the options."""
 
 from typing import Annotated
 
@@ -21,12 +22,22 @@ def benchmark(
         typer.Option(help="the GPU's peak in float32 and in bfloat16, to tell the share reached"),
     ] = None,
     ray: Annotated[bool, typer.Option("--ray/--no-ray", help="with the Embed stage on Ray")] = True,
+    memory: Annotated[
+        int | None, typer.Option(help="instead: peak memory of every stage over so many tiny images", min=1)
+    ] = None,
     preset: str = "demo",
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[section.key=value]…")] = None,
 ) -> None:
     """Nothing else may run on the machine meanwhile, or the figures say little."""
-    config = load_config(preset, None, overrides or ())
     from poisoncam_ray.artifact import Folder
+
+    if memory:
+        from poisoncam_ray.benchmark.memory import SETTINGS, measure_memory
+
+        small = load_config(None, None, [*SETTINGS, *(overrides or ())])
+        typer.echo(measure_memory(small, Folder(output), memory))
+        return
+    config = load_config(preset, None, overrides or ())
     from poisoncam_ray.benchmark.measure import Sizes, draw_long_corpus, measure
     from poisoncam_ray.progress import Progress
 

@@ -180,7 +180,9 @@ def _open(
     if f"{outside}/".startswith(f"{inside}/"):
         raise UserError(f"The output {output_uri} lies in the input {input_uri}: write it elsewhere.")
     filesystem, root = storage.connect(output_uri)
-    if filesystem.exists(root) and filesystem.find(root):
+    # A store may still list a folder whose files were deleted.
+    found = filesystem.find(root, detail=True).values() if filesystem.exists(root) else ()
+    if any(info["type"] == "file" for info in found):
         raise UserError(f"The output folder {output_uri} is not empty: give a new one.")
     return open_corpus(input_uri, corpus_format, image_column)
 
@@ -264,8 +266,7 @@ def _write(
 
 
 def _attack_unit(corpus: Corpus, attack: Attack, out_uri: str, unit: list[Slice]) -> pa.Table:
-    """Write one unit of the corpus; its truth rows, with a column `unreadable` for images meant to be
-    poisoned that do not decode."""
+    """Write one unit; its truth rows, with `unreadable` for images to be poisoned that do not decode."""
     replacements: dict[str, bytes] = {}
     rows: list[tuple] = []
     for part in unit:

@@ -1,13 +1,14 @@
 """The command line: `poisoncam defend|attack|evaluate`, and what the scripts in jobs/ call.
 
-Exit codes: 0 done, 2 the user's mistake (one sentence), 1 failed. Ray and torch are imported inside the
-commands, after the settings are checked: a misspelt key is told at once.
+Exit codes: 0 done, 2 the user's mistake (one sentence), 1 failed, 143 ended by SIGTERM, 130 by SIGINT.
+Ray and torch are imported inside the commands, after the settings are checked: a misspelt key shows at once.
 """
 
 from __future__ import annotations
 
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,12 +17,14 @@ from rich.console import Console
 from rich.markup import escape
 
 from poisoncam_ray.config import Config
-from poisoncam_ray.errors import UserError
+from poisoncam_ray.errors import StageFailedError, UserError, origin
 from poisoncam_ray.settings import load_config, presets
+from poisoncam_ray.signals import end_on_signals, ended_by
 
 if TYPE_CHECKING:
     from poisoncam_ray.pipeline import Done
 
+RESUMES = "What was finished is kept: the same command resumes."
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[section.key=value]…", help="settings that win over preset and file"),
@@ -41,9 +44,17 @@ def defend(
     preset: Preset = None,
     config: ConfigFile = None,
     encoder: Annotated[str | None, typer.Option(help="your own checkpoint: skips pretraining")] = None,
+    max_dead_fraction: Annotated[
+        float | None, typer.Option(help="stop when more than this share of the rows is broken (0.5)")
+    ] = None,
+    retry_dead: Annotated[
+        bool, typer.Option("--retry-dead", help="try the broken rows of this run again")
+    ] = False,
 ) -> None:
     """Remove the poison from a corpus. Without --input: draw, poison, defend and evaluate the demo corpus."""
     settings = [*(overrides or []), *([f"encoder.checkpoint={encoder}"] if encoder else [])]
+    if max_dead_fraction is not None:
+        settings.append(f"index.max_dead_fraction={max_dead_fraction}")
     if input is None:
         chosen = load_config(preset or "demo", config, settings)
         from poisoncam_ray.artifact import Folder
@@ -52,12 +63,12 @@ def defend(
 
         folder, console = Folder(output or "runs/demo"), Progress().console
         prepare_demo(folder, chosen.seed, console)
-        run_defence((folder / "poisoned" / "corpus").uri, (folder / "run").uri, chosen)
+        run_defence((folder / "poisoned" / "corpus").uri, (folder / "run").uri, chosen, retry_dead)
         measure_demo(folder, console)
         return
     if output is None:
         raise UserError("Give --output, the folder for the cleaned corpus and everything found on the way.")
-    run_defence(input, output, load_config(preset, config, settings))
+    run_defence(input, output, load_config(preset, config, settings), retry_dead)
 
 
 def attack(
@@ -116,7 +127,7 @@ def evaluate(
     Progress().console.print_json(data=metrics)
 
 
-def run_defence(input_uri: str, output_uri: str, config: Config) -> list[Done]:
+def run_defence(input_uri: str, output_uri: str, config: Config, retry_dead: bool = False) -> list[Done]:
     """Every check first, then Ray, then the stages; prints the counts and the report's path."""
     from poisoncam_ray.pipeline import Runner, defence
     from poisoncam_ray.progress import Progress
@@ -124,11 +135,19 @@ def run_defence(input_uri: str, output_uri: str, config: Config) -> list[Done]:
     began = time.monotonic()
     progress = Progress()
     runner = Runner(input_uri, output_uri, config, defence())
-    if runner.pending():
+    if retry_dead or runner.pending():
         from poisoncam_ray.stages.dataflow import connect
 
         connect()
-    done = runner.run(progress)
+        # Ray has put a handler of its own in the place of ours.
+        end_on_signals()
+    try:
+        done = runner.run(progress, retry_dead)
+    except Exception as error:
+        raise StageFailedError(f"{progress.title or 'Start'} failed") from error
+    except SystemExit:
+        progress.console.print(f"Stopped. {RESUMES}")
+        raise
     if all(stage.reused for stage in done):
         progress.console.print(
             "Nothing to do: every stage was done before with these settings and this input."
@@ -152,11 +171,46 @@ def run_command(command: Callable[..., None]) -> None:
 
 
 def _exit_code(app: typer.Typer) -> None:
+    end_on_signals()
+    code: str | int | None = 0
     try:
         app()
-    except UserError as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold]error[/] {escape(str(error))}")
-        sys.exit(2)
+    except SystemExit as end:
+        code = end.code
+    except Exception as error:
+        # Of a signal Ray may make an error of its own.
+        code = 1 if ended_by() else _tell(error)
+    if signal := ended_by():
+        _say(f"Ended by {signal.name}.")
+        code = 128 + signal
+    sys.exit(code)
+
+
+def _tell(error: Exception) -> int:
+    """A sentence that says what went wrong, and the traceback where it is no mistake of the user's.
+
+    Returns the exit code.
+    """
+    failure = error.__cause__ or error if isinstance(error, StageFailedError) else error
+    found = origin(failure)
+    if isinstance(found, UserError):
+        _say(str(found))
+        return 2
+    why = f"{type(found).__name__}: {str(found).strip().partition(chr(10))[0]}"
+    _say(why if failure is error else f"{error}: {why.rstrip('.')}. {RESUMES}")
+    print(printable("".join(traceback.format_exception(failure))), file=sys.stderr)
+    return 1
+
+
+def _say(sentence: str) -> None:
+    Console(stderr=True, highlight=False, soft_wrap=True).print(
+        f"[bold]error[/] {escape(printable(sentence))}"
+    )
+
+
+def printable(text: str) -> str:
+    """Without what would act on a terminal: names in a corpus may hold escape sequences."""
+    return "".join(c if c == "\n" or c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def main() -> None:

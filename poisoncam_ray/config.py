@@ -25,12 +25,16 @@ class Section(BaseModel):
 class Index(Section):
     """What counts as a corpus row, and how many rows make one unit of work."""
 
-    format: Literal["auto", "parquet", "folder"] = "auto"
+    how: ClassVar[frozenset[str]] = frozenset({"max_dead_fraction"})
+
+    format: Literal["auto", "parquet", "folder", "webdataset"] = "auto"
     image_column: str | None = None
     rows_per_slice: Count = 1024
     max_pixels: Count = 64_000_000
     """A header that announces more pixels is a decompression bomb: dead letter, never decoded."""
     max_bytes: Count = 128 * 2**20
+    max_dead_fraction: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """The job stops when more than this share of the rows is broken."""
 
 
 class Encoder(Section):
@@ -136,14 +140,24 @@ class Classify(Section):
 class Resources(Section):
     """What each Ray actor asks for. Not part of any fingerprint: it never changes a result."""
 
+    min_actors: Count = 1
+    """Actors that Embed and Judge start with …"""
     actors: Count = 1
+    """… and the most of any stage: pools grow as far as the cluster has room, or an autoscaler makes it."""
     cpus_per_actor: Annotated[float, Field(gt=0)] = 1.0
     gpus_per_actor: Annotated[float, Field(ge=0)] = 0.0
+    """0.5 puts two actors on one GPU; a training worker always has a whole one where this is not 0."""
     threads_per_actor: Count | None = None
     """Torch threads in each actor and training worker; null: the machine's cores over the actors."""
     cpus_per_reader: Annotated[float, Field(gt=0)] = 0.5
     readers: Count | None = 2
     """Reading tasks at once, each a process of its own; null: as many as the cluster has CPUs for."""
+
+    @model_validator(mode="after")
+    def _pool(self) -> Resources:
+        if self.min_actors > self.actors:
+            raise ValueError("min_actors must not exceed actors")
+        return self
 
 
 class Config(Section):

@@ -15,27 +15,17 @@ import struct
 import numpy as np
 from PIL import Image, ImageFile, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
+from poisoncam_ray.container import PNG_MAGIC, DecodeError, read_container
+
+__all__ = ["MAX_BYTES", "DecodeError", "decode", "header"]
+
 MAX_BYTES = 128 * 2**20
-_PNG = b"\x89PNG\r\n\x1a\n"
 _WHITE = (255, 255, 255, 255)
 _PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
     "JPEG": JpegImagePlugin.JpegImageFile,
     "PNG": PngImagePlugin.PngImageFile,
     "WEBP": WebPImagePlugin.WebPImageFile,
 }
-
-
-class DecodeError(Exception):
-    """Bytes that give no image. `kind`: empty, undecodable, truncated, bomb (too many pixels or bytes) or
-    zero_size; `str(error)` is the reason in words."""
-
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(kind, message)
-        self.kind = kind
-        self.message = message
-
-    def __str__(self) -> str:
-        return self.message
 
 
 def header(data: bytes, max_pixels: int, max_bytes: int = MAX_BYTES) -> tuple[int, int, str]:
@@ -81,9 +71,9 @@ def _open(data: bytes, max_pixels: int, max_bytes: int) -> ImageFile.ImageFile:
         raise DecodeError("bomb", f"{len(data)} bytes, more than the limit of {max_bytes}")
     try:
         # Sizes are read by hand first: opening a WebP already allocates its canvas.
-        name, width, height = _read_size(data)
-        _check_size(width, height, max_pixels)
-        image = _PLUGINS[name](io.BytesIO(data))
+        container = read_container(data)
+        _check_size(container.width, container.height, max_pixels)
+        image = _PLUGINS[container.format](io.BytesIO(container.pixels))
         _check_size(*image.size, max_pixels)
         return image
     except Exception as error:
@@ -97,51 +87,6 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
         raise DecodeError("bomb", f"{width} × {height} pixels, more than the limit of {max_pixels}")
 
 
-def _read_size(data: bytes) -> tuple[str, int, int]:
-    if data.startswith(_PNG):
-        return ("PNG", *struct.unpack(">II", data[16:24]))
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        if int.from_bytes(data[4:8], "little") + 8 > len(data):
-            raise DecodeError("truncated", "the WebP file ends early")
-        return ("WEBP", *_webp_size(data))
-    if data[:2] == b"\xff\xd8":
-        return ("JPEG", *_jpeg_size(data))
-    raise DecodeError("undecodable", f"neither JPEG, PNG nor WebP (starts with {data[:8].hex(' ')})")
-
-
-def _webp_size(data: bytes) -> tuple[int, int]:
-    kind, body = data[12:16], data[20:]
-    if kind == b"VP8X":
-        return int.from_bytes(body[4:7], "little") + 1, int.from_bytes(body[7:10], "little") + 1
-    if kind == b"VP8L":
-        (bits,) = struct.unpack("<I", body[1:5])
-        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    if kind == b"VP8 ":
-        width, height = struct.unpack("<HH", body[6:10])
-        return width & 0x3FFF, height & 0x3FFF
-    raise DecodeError("undecodable", "a WebP file without an image")
-
-
-def _jpeg_size(data: bytes) -> tuple[int, int]:
-    """Size in the first start-of-frame segment (ITU T.81, B.2.2)."""
-    position = 2
-    while position + 9 <= len(data):
-        if data[position] != 0xFF:
-            position += 1
-            continue
-        marker = data[position + 1]
-        if marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD8:
-            position += 1 if marker == 0xFF else 2
-            continue
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width = struct.unpack(">HH", data[position + 5 : position + 9])
-            return width, height
-        if marker in (0xD9, 0xDA):
-            raise DecodeError("undecodable", "a JPEG file without a frame header")
-        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-    raise DecodeError("truncated", "the JPEG file ends before its frame header")
-
-
 def _to_rgb(image: Image.Image, transparency: object) -> Image.Image:
     if image.mode.startswith("I"):
         return _grey16_to_rgb(image, transparency)
@@ -152,18 +97,19 @@ def _to_rgb(image: Image.Image, transparency: object) -> Image.Image:
 
 
 def _grey16_to_rgb(image: Image.Image, transparency: object) -> Image.Image:
-    grey_HW = np.asarray(image).astype(np.int64).clip(0, 65535)
-    shown_HW = (grey_HW + 128) // 257
-    if isinstance(transparency, int):
-        shown_HW = np.where(grey_HW == transparency, 255, shown_HW)
-    return Image.fromarray(shown_HW.astype(np.uint8)).convert("RGB")
+    shown = ((np.arange(65536) + 128) // 257).astype(np.uint8)
+    if isinstance(transparency, int) and 0 <= transparency < 65536:
+        shown[transparency] = 255
+    return Image.fromarray(shown[np.asarray(image).clip(0, 65535)]).convert("RGB")
 
 
 def _translate(error: Exception, data: bytes) -> DecodeError:
     if isinstance(error, DecodeError):
         return error
     words = str(error) or type(error).__name__
+    if isinstance(error, Image.DecompressionBombError):
+        return DecodeError("bomb", words)
     # struct.error and IndexError come from a header shorter than its own format demands.
     early = isinstance(error, EOFError | struct.error | IndexError) or "truncated" in words.lower()
-    early = early or (data.startswith(_PNG) and b"IEND" not in data)
+    early = early or (data.startswith(PNG_MAGIC) and b"IEND" not in data)
     return DecodeError("truncated" if early else "undecodable", words)

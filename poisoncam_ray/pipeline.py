@@ -8,11 +8,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
+from poisoncam_ray import metrics, retry
 from poisoncam_ray.artifact import MANIFEST, STARTED, Folder, Ledger, Manifest, absolute
 from poisoncam_ray.config import Config
 from poisoncam_ray.corpus import Corpus, Slice, open_corpus
+from poisoncam_ray.corpus.slices import SLICES, SOURCES, slices_of
 from poisoncam_ray.errors import LedgerError, UserError
 from poisoncam_ray.fingerprint import differences, fingerprint
+from poisoncam_ray.lease import LEASE, Lease
 from poisoncam_ray.progress import Progress
 
 RUN = "run.json"
@@ -47,11 +50,11 @@ class Run:
         return manifest
 
     def slices(self) -> list[Slice]:
-        return [Slice(**item) for item in self.artifact("00_index").read_json("slices.json")]
+        return slices_of(self.artifact("00_index").read_table(SLICES))
 
     def slice_rows(self) -> list[int]:
         """Indexed rows of each slice."""
-        return self.artifact("00_index").read_json("rows.json")
+        return self.artifact("00_index").read_table(SLICES, ["rows"])["rows"].to_pylist()
 
 
 class Stage(ABC):
@@ -109,7 +112,7 @@ class Runner:
         self.config, self.stages, self.folder = config, list(stages), Folder(output_uri)
         if f"{self.folder.path}/".startswith(f"{Folder(input_uri).path.rstrip('/')}/"):
             raise UserError(f"The output {output_uri} lies inside the input {input_uri}: give another place.")
-        names = self.folder.names()
+        names = [name for name in self.folder.names() if name != LEASE]
         if names and RUN not in names:
             raise UserError(
                 f"The output folder {output_uri} holds {names[0]!r}, which no run of ours wrote: "
@@ -125,20 +128,49 @@ class Runner:
         self.identities = {stage.name: self._identity(stage) for stage in self.stages}
         self._refuse_other_work()
         self.input_uri = input_uri
+        self._lease: Lease | None = None
         self._check(rows=None)
 
     def pending(self) -> list[Stage]:
-        """Stages that are not committed yet."""
-        return [stage for stage in self.stages if not (self.folder / stage.name).exists(MANIFEST)]
+        """Stages that are not committed yet, or will not stay so."""
+        retrying = retry.under_way(self.folder)
+        return [
+            stage
+            for stage in self.stages
+            if not (self.folder / stage.name).exists(MANIFEST) or (retrying and stage.name not in retry.KEPT)
+        ]
 
-    def run(self, progress: Progress) -> list[Done]:
+    def run(self, progress: Progress, retry_dead: bool = False) -> list[Done]:
+        """Commit what is pending; with `retry_dead`, first see what of the dead rows lives again.
+
+        Raises UserError when another driver works on the folder, LeaseLostError when one has taken it over.
+        """
+        if not retry_dead and not self.pending():
+            return self._run(progress, retry_dead=False)
+        with Lease(self.folder, lambda text: progress.console.print(text, markup=False)) as self._lease:
+            # Another driver may have begun here, with other settings, since this one was checked.
+            self._refuse_other_work()
+            return self._run(progress, retry_dead)
+
+    def _run(self, progress: Progress, retry_dead: bool) -> list[Done]:
         self.folder.write_json(RUN, {"input": self.input_uri, "config": self.config.model_dump()})
+        self._retry(retry_dead, progress)
         done = []
         for stage in self.stages:
             done.append(self._run_stage(stage, progress))
             if not stage.inputs and done[-1].manifest.ledger:
                 self._check(done[-1].manifest.ledger.rows_out)
+        retry.end(self.folder)
         return done
+
+    def _retry(self, retry_dead: bool, progress: Progress) -> None:
+        index = self._of(self.stages[0], progress)
+        if retry_dead:
+            if not self.pending():
+                for stage in self.stages:
+                    self._earlier(stage)
+            retry.begin(index, self.stages)
+        retry.take_back(index)
 
     def _check(self, rows: int | None) -> None:
         for stage in self.pending():
@@ -146,25 +178,16 @@ class Runner:
 
     def _run_stage(self, stage: Stage, progress: Progress) -> Done:
         out = self.folder / stage.name
-        inputs = {name: self._digest(name) for name in stage.inputs}
-        stamp = Manifest(
-            self.identities[stage.name], inputs, fingerprint({"of": self.identities[stage.name]})
-        )
-        committed = Manifest.read(out)
-        earlier = committed or Manifest.read(out, STARTED)
-        if earlier and earlier.inputs != inputs:
-            remade = [name for name in inputs if earlier.inputs.get(name) != inputs[name]]
-            raise UserError(
-                f"{stage.name} was made from another {' and '.join(remade)} than lies there now: "
-                f"delete {out.uri} or use an empty output folder."
-            )
+        committed = self._earlier(stage)
         if committed:
             progress.skip(stage.title)
             return Done(stage.title, committed, reused=True)
+        identity = self.identities[stage.name]
+        stamp = Manifest(identity, self._inputs(stage), fingerprint({"of": identity}))
         stamp.write(out, STARTED)
         began = time.monotonic()
         with progress.stage(stage.title):
-            outcome = stage.run(Run(self.config, self.corpus, self.folder, out, progress))
+            outcome = stage.run(self._of(stage, progress))
         if outcome.ledger and not outcome.ledger.balanced:
             raise LedgerError(f"{stage.title}: rows in ≠ out + removed + dead: {asdict(outcome.ledger)}")
         manifest = Manifest(
@@ -175,9 +198,34 @@ class Runner:
             round(time.monotonic() - began, 2),
             outcome.facts,
         )
+        if self._lease:
+            self._lease.check()
         manifest.write(out)
+        metrics.gauge("stage_seconds", manifest.seconds, stage=stage.title)
         progress.finish(stage.title, manifest)
         return Done(stage.title, manifest, reused=False)
+
+    def _of(self, stage: Stage, progress: Progress) -> Run:
+        return Run(self.config, self.corpus, self.folder, self.folder / stage.name, progress)
+
+    def _inputs(self, stage: Stage) -> dict[str, str]:
+        return {name: self._digest(name) for name in stage.inputs}
+
+    def _earlier(self, stage: Stage) -> Manifest | None:
+        """What is committed. UserError when it, or what was begun, was made from other inputs than lie there
+        now; in a retry they are others, and models are kept."""
+        out, inputs = self.folder / stage.name, self._inputs(stage)
+        committed = Manifest.read(out)
+        earlier = committed or Manifest.read(out, STARTED)
+        if earlier is None or earlier.inputs == inputs:
+            return committed
+        if retry.under_way(self.folder) and (not committed or stage.name in retry.KEPT):
+            return committed and retry.keep(out, committed, inputs)
+        remade = [name for name in inputs if earlier.inputs.get(name) != inputs[name]]
+        raise UserError(
+            f"{stage.name} was made from another {' and '.join(remade)} than lies there now: "
+            f"delete {out.uri} or use an empty output folder."
+        )
 
     def _identity(self, stage: Stage) -> dict[str, Any]:
         sections = {}
@@ -218,14 +266,15 @@ class Runner:
             )
 
     def _changed_sources(self, index: Folder) -> list[str]:
-        if not index.exists("sources.json"):
+        if not index.exists(SOURCES):
             return ["input: other files than when the folder was started"]
-        then = index.read_json("sources.json")
+        columns = index.read_table(SOURCES).to_pydict()
+        then = {path: [size, tag] for path, size, tag in zip(*columns.values(), strict=True)}
         gone = [f"input {name}: gone" for name in sorted(set(then) - set(self.sources))]
         new = [f"input {name}: new" for name in sorted(set(self.sources) - set(then))]
         changed = [
             f"input {name}: changed ({then[name][0]} bytes then, {self.sources[name][0]} now)"
             for name in sorted(set(then) & set(self.sources))
-            if list(then[name]) != list(self.sources[name])
+            if then[name] != self.sources[name]
         ]
         return gone + new + changed or ["input: another order of files"]

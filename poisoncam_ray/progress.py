@@ -16,17 +16,17 @@ LOG_EVERY_S = 15.0
 
 
 class Progress:
-    """Says which stage runs, how far it is, and how it ended."""
+    """Says which stage runs, how far it is, and how it ended. `title` is the stage last begun."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False, soft_wrap=True)
         self._status: Status | None = None
-        self._title = ""
+        self.title = ""
         self._said = 0.0
 
     @contextmanager
     def stage(self, title: str) -> Iterator[None]:
-        self._title, self._said = title, time.monotonic()
+        self.title, self._said = title, time.monotonic()
         if not self.console.is_terminal:
             self.console.print(f"{title:<9} …")
             yield
@@ -38,10 +38,10 @@ class Progress:
     def update(self, text: str) -> None:
         """`text` says how far: '12 of 40 slices'."""
         if self._status is not None:
-            self._status.update(f"{self._title:<9} {escape(text)}")
+            self._status.update(f"{self.title:<9} {escape(text)}")
         elif time.monotonic() - self._said > LOG_EVERY_S:
             self._said = time.monotonic()
-            self.console.print(f"{self._title:<9} {escape(text)}")
+            self.console.print(f"{self.title:<9} {escape(text)}")
 
     def skip(self, title: str) -> None:
         self.console.print(f"{title:<9} done before, nothing to do")

@@ -45,7 +45,7 @@ def load_trigger(name: str) -> Image.Image:
         return generate_trigger(int(number))
     try:
         with fsspec.open(name, "rb") as file:
-            return Image.open(io.BytesIO(file.read())).convert("RGB")
+            return Image.open(io.BytesIO(file.read()), formats=list(ENCODING)).convert("RGB")
     except (FileNotFoundError, IsADirectoryError) as error:
         raise UserError(f"The trigger file {name} does not exist: give one that does.") from error
     except OSError as error:

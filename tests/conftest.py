@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 # First: it sets what Ray reads when a test module imports it.
 import poisoncam_ray  # noqa: F401
+from tests.chaos import Chaos
+from tests.s3 import S3Server
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -41,3 +44,31 @@ def ray_cluster():
     connect()
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory) -> Iterator[S3Server]:
+    """A real S3 server; a test that kills it starts it again."""
+    with S3Server(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture
+def chaos(s3) -> Iterator[Chaos]:
+    """A fault proxy before the server: clients come this way with `s3.environment(chaos.endpoint)`."""
+    with Chaos(s3.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def use_s3(monkeypatch) -> Iterator[Callable[[dict[str, str]], None]]:
+    """Leads this process's own S3 clients by the variables given, until the test ends."""
+    from poisoncam_ray.s3 import PatientS3
+
+    def use(environment: dict[str, str]) -> None:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        PatientS3.clear_instance_cache()
+
+    yield use
+    PatientS3.clear_instance_cache()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -40,14 +41,17 @@ def draw_small(folder: Path, n_images: int = 240) -> Path:
     return folder
 
 
-def defend(*arguments: str, wait: bool = True, timeout: float = 900) -> subprocess.Popen:
-    """jobs/defend.py as its own process, as a user runs it."""
+def defend(
+    *arguments: str, wait: bool = True, timeout: float = 900, environment: dict[str, str] | None = None
+) -> subprocess.Popen:
+    """jobs/defend.py as its own process, as a user runs it, with `environment` besides ours."""
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "jobs" / "defend.py"), *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        env=os.environ | (environment or {}),
     )
     if wait:
         process.said = process.communicate(timeout=timeout)[0]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +16,8 @@ import yaml
 from PIL import Image
 
 from poisoncam_ray import cli
+from poisoncam_ray.errors import StageFailedError, UserError
+from tests.small import ROOT
 
 
 def image(size: int = 8) -> bytes:
@@ -34,6 +39,8 @@ def corpus(tmp_path) -> Path:
 def program(monkeypatch, capsys):
     """A command as a program: (exit code, what it wrote on standard error)."""
 
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
     def started(*_):
         raise AssertionError("Ray was started for a mistake that could be told before")
 
@@ -44,7 +51,9 @@ def program(monkeypatch, capsys):
             cli.run_command(command)
         return ended.value.code, capsys.readouterr().err
 
-    return call
+    yield call
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -172,10 +181,54 @@ def test_evaluating_what_is_no_run(program, tmp_path):
     assert code == 2 and "Traceback" not in said and said.count("\n") == 1
 
 
-def test_a_failure_of_ours_is_not_called_the_users_mistake(program, monkeypatch):
+def test_a_failure_of_ours_is_not_called_the_users_mistake(program):
     def broken() -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(sys, "argv", ["program"])
-    with pytest.raises(RuntimeError, match="a bug"):
-        cli.run_command(broken)
+    code, said = program(broken)
+    assert code == 1
+    assert said.startswith("error RuntimeError: a bug\nTraceback")
+
+
+def test_a_failed_stage_is_named_first_and_how_to_go_on(program):
+    def failing() -> None:
+        raise StageFailedError("Search failed") from OSError("no space left.")
+
+    code, said = program(failing)
+    assert code == 1
+    assert said.startswith(f"error Search failed: OSError: no space left. {cli.RESUMES}\nOSError: ")
+
+
+def test_a_mistake_found_in_a_stage_stays_a_mistake(program):
+    def failing() -> None:
+        raise StageFailedError("Index failed") from UserError("Lower it.")
+
+    assert program(failing) == (2, "error Lower it.\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_program_by_its_finallys(tmp_path, number):
+    script = tmp_path / "program.py"
+    script.write_text(
+        "import time\n"
+        "from poisoncam_ray.cli import run_command\n"
+        "def work() -> None:\n"
+        "    try:\n"
+        "        print('at work', flush=True)\n"
+        "        time.sleep(60)\n"
+        "    finally:\n"
+        "        print('released', flush=True)\n"
+        "run_command(work)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, str(script)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert process.stdout.readline() == "at work\n"
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (128 + number, "released\n")
+    assert err == f"error Ended by {signal.Signals(number).name}.\n"

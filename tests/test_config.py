@@ -27,6 +27,8 @@ def test_every_preset_is_valid(name):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
+        ("index.max_dead_fraction=1.01", "index.max_dead_fraction=1.01"),
+        ("index.max_dead_fraction=-0.1", "index.max_dead_fraction=-0.1"),
         ("search.maks=3", "did you mean 'search.masks'"),
         ("serach.masks=3", "did you mean 'search"),
         ("search.masks=0", "search.masks=0"),

@@ -41,7 +41,7 @@ def compare_embed(uri: str, config: Config, out: Folder, rounds: int) -> list[Co
     """
     if device().type == "cuda" and not config.resources.gpus_per_actor:
         raise UserError("The stage would not see the GPU: add resources.gpus_per_actor=1, or give --no-ray.")
-    config, run, clock = _with_checkpoint(config, out), out / "run", Clock()
+    config, run, clock = with_checkpoint(config, out), out / "run", Clock()
     before: list[Any] = [Index(), Pretrain()]
     prepare, runner = (Runner(uri, run.uri, config, stages) for stages in (before, [*before, Embed()]))
     began = time.perf_counter()
@@ -119,7 +119,7 @@ class Clock(Progress):
         self.laps.append(Lap(ticks[1] - ticks[0], ticks[-1] - middle, ended - ticks[0]))
 
 
-def _with_checkpoint(config: Config, out: Folder) -> Config:
+def with_checkpoint(config: Config, out: Folder) -> Config:
     """Untrained weights as a checkpoint of the user's own: embedding takes as long as with trained ones."""
     made = config.encoder
     if made.checkpoint:

@@ -5,6 +5,7 @@ Files that are no images (captions, metadata) are neither read nor copied.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from poisoncam_ray.corpus import storage
+from poisoncam_ray.corpus.shardfile import UnreadableError, for_good, reason_of, refuse_climbing
 from poisoncam_ray.corpus.storage import IMAGE_SUFFIXES, Row, Slice, Source
 from poisoncam_ray.errors import UserError
 
@@ -51,30 +53,53 @@ class FolderCorpus:
         """One sentence for each file that differs from `sources`; empty when nothing changed."""
         return storage.changes(sources, self.sources())
 
-    def read(self, part: Slice) -> Iterator[Row]:
-        """Every image of the slice once, in order; a few dozen in memory. UserError when a file is gone."""
+    def read(self, part: Slice, whole: bool = False) -> Iterator[Row]:
+        """Every image of the slice once, in order; a few dozen in memory. One that cannot be read for good is
+        a dead row with an `error`. `whole` changes nothing. UserError when a file is gone."""
         files = part.files or ()
         for first in range(0, len(files), _CHUNK):
             chunk = files[first : first + _CHUNK]
-            for offset, data in enumerate(self.fetch(chunk)):
-                yield Row(part.start + first + offset, chunk[offset], data)
+            for row, (name, found) in enumerate(
+                zip(chunk, self._stored(chunk), strict=True), part.start + first
+            ):
+                if isinstance(found, UnreadableError):
+                    yield Row(row, name, None, ("unreadable", found.reason))
+                else:
+                    yield Row(row, name, found)
 
     def fetch(self, image_ids: Sequence[str]) -> list[bytes]:
-        """The bytes of these images, in the order asked. Raises UserError for one that is gone."""
-        fs, root = storage.connect(self.uri)
+        """The bytes of these images, in the order asked. Raises UserError for one that is gone or cannot be
+        read."""
+        stored = []
+        for found in self._stored(image_ids):
+            if isinstance(found, UnreadableError):
+                raise found
+            stored.append(found)
+        return stored
 
-        def get(image_id: str) -> bytes:
-            if ".." in image_id.split("/"):
-                raise ValueError(f"image id {image_id} leaves the corpus")
+    def _stored(self, image_ids: Sequence[str]) -> list[bytes | UnreadableError]:
+        fs, root = storage.connect(self.uri)
+        local = storage.is_local(fs)
+
+        def get(image_id: str) -> bytes | UnreadableError:
+            refuse_climbing(image_id)
+            path = f"{root}/{image_id}"
+            # Reading a pipe would wait for ever.
+            if local and os.path.exists(path) and not os.path.isfile(path):
+                return UnreadableError(f"The image {image_id}", "it is no ordinary file")
             try:
-                return fs.cat_file(f"{root}/{image_id}")
+                return fs.cat_file(path)
             except FileNotFoundError as error:
                 raise UserError(
                     f"The image {image_id} is gone from {self.uri}: restore it or index again."
                 ) from error
+            except OSError as error:
+                if for_good(error, local):
+                    return UnreadableError(f"The image {image_id}", reason_of(error))
+                raise
 
         ids = list(image_ids)
-        return [get(i) for i in ids] if storage.is_local(fs) else storage.in_parallel(get, ids)
+        return [get(i) for i in ids] if local else storage.in_parallel(get, ids)
 
     def labels(self, part: Slice, column: str = "") -> list[str]:
         """The parent folder's name of each image, "" at the top; `column` is not used."""
@@ -103,14 +128,17 @@ class FolderCorpus:
         self._copy(kept, {}, kept_uri)
         # An earlier run with another verdict must not leave poison in the kept corpus.
         storage.in_parallel(lambda f: storage.delete(kept_uri, f), sorted(set(files) - set(kept)))
-        self._copy(removed, {}, removed_uri)
         name = f"_removed-{unit[0].index:05d}.parquet"
+        stale = (_listed(removed_uri, name) & set(files)) - set(removed)
+        storage.in_parallel(lambda f: storage.delete(removed_uri, f), sorted(stale))
+        # The list is written before the images: a later run knows from it what this one may have left.
         if removed:
             table = pa.table({"file": pa.array(removed, pa.string()), **columns})
             with storage.whole_file(removed_uri, name) as path:
                 pq.write_table(table, path)
         else:
             storage.delete(removed_uri, name)
+        self._copy(removed, {}, removed_uri)
         return len(kept), len(removed)
 
     def rewrite(self, unit: Sequence[Slice], replacements: Mapping[str, bytes], out_uri: str) -> None:
@@ -131,5 +159,18 @@ class FolderCorpus:
             )
 
 
+def _listed(removed_uri: str, name: str) -> set[str]:
+    """The images that an earlier run removed, by its list."""
+    fs, root = storage.connect(removed_uri)
+    try:
+        with fs.open(f"{root}/{name}", "rb") as file:
+            return set(pq.read_table(file, columns=["file"])["file"].to_pylist())
+    except FileNotFoundError:
+        return set()
+
+
 def _files(unit: Sequence[Slice]) -> list[str]:
-    return [f for part in unit for f in part.files or ()]
+    files = [f for part in unit for f in part.files or ()]
+    for name in files:
+        refuse_climbing(name)
+    return files

@@ -7,14 +7,25 @@ from __future__ import annotations
 import contextlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from poisoncam_ray.corpus import storage
-from poisoncam_ray.corpus.shards import Shard, cut, image_values, is_image_type, open_shard, open_writer
+from poisoncam_ray.corpus.columns import NoImageColumnError, check_image_column, image_values
+from poisoncam_ray.corpus.shardfile import (
+    UNREADABLE_SHARD,
+    UnreadableError,
+    by_shard,
+    copy_whole,
+    list_shards,
+    refuse_all_dead,
+    refuse_climbing,
+    version_of,
+)
+from poisoncam_ray.corpus.shards import Piece, Shard, cut, open_shard, open_writer
 from poisoncam_ray.corpus.storage import PARQUET_SUFFIXES, Row, Slice, Source
 from poisoncam_ray.errors import UserError
 
@@ -34,40 +45,40 @@ class ParquetCorpus:
 
     def sources(self) -> list[Source]:
         """All shards, sorted by path."""
-        found = storage.list_sources(f"{self.uri}/{self.only}" if self.only else self.uri)
-        return [s for s in found if s.path.lower().endswith(PARQUET_SUFFIXES)]
+        return list_shards(self.uri, self.only, PARQUET_SUFFIXES)
 
     def slices(self, sources: Sequence[Source] | None = None) -> list[Slice]:
         """Runs of about `rows_per_slice` rows that end at row groups where those are small enough; an empty
-        shard gives one empty slice. Reads every footer. UserError: unreadable shard, image column missing in
-        one, or no rows at all."""
-        paths = [s.path for s in (self.sources() if sources is None else sources)]
-        ranges = storage.in_parallel(self._ranges, paths)
-        if not any(stop for parts in ranges for _, stop in parts):
-            raise UserError(f"The Parquet files in {self.uri} hold no rows: give a corpus that has images.")
-        flat = [(p, a, b) for p, parts in zip(paths, ranges, strict=True) for a, b in parts]
-        return [Slice(i, p, a, b) for i, (p, a, b) in enumerate(flat)]
+        shard gives one empty slice. Reads every footer. A shard without a readable footer, or without the
+        image column, gives one dead row. UserError: no shard gives a row."""
+        shards = storage.in_parallel(self._scan, list(self.sources() if sources is None else sources))
+        flat = [part for parts in shards for part in parts]
+        refuse_all_dead(self.uri, flat, "Parquet")
+        return [replace(part, index=i) for i, part in enumerate(flat)]
 
     def units(self, slices: Sequence[Slice] | None = None) -> list[list[Slice]]:
         """What one writing task handles: all slices of a shard."""
-        by_source: dict[str, list[Slice]] = defaultdict(list)
-        for part in self.slices() if slices is None else slices:
-            by_source[part.source].append(part)
-        return list(by_source.values())
+        return by_shard(self.slices() if slices is None else slices)
 
     def changed(self, sources: Sequence[Source]) -> list[str]:
         """One sentence for each shard that differs from `sources`; empty when nothing changed."""
         return storage.changes(sources, self.sources())
 
-    def read(self, part: Slice) -> Iterator[Row]:
-        """Every row of the slice once, in order; memory is bounded by a row group. UserError when the shard
-        cannot be read."""
-        with open_shard(self.uri, part.source) as shard:
-            _check_rows(shard, part.stop)
-            for start, batch in self._image_batches(shard, part.start, part.stop):
-                for row, data in enumerate(image_values(batch.column(0)), start):
-                    if part.start <= row < part.stop:
-                        yield Row(row, f"{part.source}#{row}", data.as_py())
+    def read(self, part: Slice, whole: bool = False) -> Iterator[Row]:
+        """Every row of the slice once, in order; memory is bounded by a row group. A dead row has an `error`:
+        what cannot be read and the rest of its row group. `whole` demands that all columns can be read, not
+        the image alone. UserError when the shard is gone or changed."""
+        if part.error is not None:
+            yield Row(0, f"{part.source}#0", None, (UNREADABLE_SHARD, part.error))
+            return
+        try:
+            with open_shard(self.uri, part.source, part.version) as shard:
+                _check_rows(shard, part.stop)
+                for piece in shard.pieces(part.start, part.stop, None if whole else self._columns(shard)):
+                    first, stop = max(part.start, piece.first), min(part.stop, piece.first + piece.rows)
+                    yield from self._rows(part.source, range(first, stop), piece)
+        except UnreadableError as error:  # on opening: later damage comes as a piece
+            yield from self._rows(part.source, range(part.start, part.stop), Piece(0, 0, error=error))
 
     def fetch(self, image_ids: Sequence[str]) -> list[bytes]:
         """The bytes of these images, in the order asked; each row group is read once. UserError for a shard
@@ -81,19 +92,23 @@ class ParquetCorpus:
         return [found[i] for i in image_ids]
 
     def labels(self, part: Slice, column: str) -> list[str]:
-        """The column's values as strings ("" for null), one a row of the slice. UserError: no such column."""
-        with open_shard(self.uri, part.source) as shard:
+        """The column's values as strings ("" for null or dead), one a row of the slice. UserError: no such
+        column."""
+        if part.error is not None:
+            return [""]
+        found = [""] * (part.stop - part.start)
+        with open_shard(self.uri, part.source, part.version) as shard:
             names = shard.schema.names
             if column not in names:
                 raise UserError(
                     f"There is no column {column} in {part.source}: use one of {', '.join(names)}."
                 )
-            rows = (
-                (row, value)
-                for start, batch in shard.batches(part.start, part.stop, [column])
-                for row, value in enumerate(batch.column(0).to_pylist(), start)
-            )
-            return ["" if v is None else str(v) for row, v in rows if part.start <= row < part.stop]
+            for piece in shard.pieces(part.start, part.stop, [column]):
+                values = [] if piece.error else piece.whole().column(0).to_pylist()
+                for row, value in enumerate(values, piece.first):
+                    if part.start <= row < part.stop and value is not None:
+                        found[row - part.start] = str(value)
+        return found
 
     def split(
         self,
@@ -106,21 +121,31 @@ class ParquetCorpus:
         """Write the shard's kept rows (fate 0) to `kept_uri` and its removed rows (1), with
         `removed_columns` added, to `removed_uri`, under the same path; 2 (dead) goes nowhere.
 
-        Values, schema, metadata, column order, row groups and codec stay. Kept is written even when empty,
-        removed only when not. Returns (kept, removed)."""
+        Values, schema, metadata, column order, row groups and codec stay. Kept is written even when empty
+        (not for a shard that cannot be read at all), removed only when not. Row groups that are wholly dead
+        are not read; UserError when another row cannot be. Returns (kept, removed)."""
         source, fates = unit[0].source, np.asarray(fate_N)
+        refuse_climbing(source)
         kept, removed = int((fates == 0).sum()), int((fates == 1).sum())
         extra = storage.removed_arrays(dict(removed_columns), removed)
         storage.refuse_same_place(self.uri, kept_uri, removed_uri)
+        if unit[0].error is not None:
+            storage.delete(kept_uri, source)
+            storage.delete(removed_uri, source)
+            return 0, 0
         with contextlib.ExitStack() as stack:
-            shard = stack.enter_context(open_shard(self.uri, source))
+            shard = stack.enter_context(open_shard(self.uri, source, unit[0].version))
             _check_rows(shard, len(fates), exactly=True)
             write_kept = stack.enter_context(open_writer(shard, kept_uri))
             write_removed = stack.enter_context(open_writer(shard, removed_uri, extra)) if removed else None
             row = taken = 0
-            for table in shard.row_groups():
-                fate = fates[row : row + len(table)]
-                row += len(table)
+            for group, n in enumerate(shard.group_rows):
+                living = np.flatnonzero(fates[row : row + n] != 2)
+                row += n
+                if not len(living):
+                    continue
+                table = shard.table(group, int(living[-1]) + 1)
+                fate = fates[row - n : row][: len(table)]
                 write_kept(table.filter(pa.array(fate == 0)))
                 if write_removed and (fate == 1).any():
                     gone = table.filter(pa.array(fate == 1))
@@ -139,25 +164,42 @@ class ParquetCorpus:
         new = {
             int(i.rpartition("#")[2]): d for i, d in replacements.items() if i.rpartition("#")[0] == source
         }
-        with open_shard(self.uri, source) as shard:
+        if unit[0].error is not None:
+            copy_whole(self.uri, unit[0], out_uri)
+            return
+        with open_shard(self.uri, source, unit[0].version) as shard:
             if len(new) != len(replacements) or any(r >= shard.n_rows for r in new):
                 raise ValueError(f"some of {len(replacements)} replacements are no rows of {source}")
             with open_writer(shard, out_uri) as write:
                 row = 0
-                for table in shard.row_groups():
-                    write(self._replace(table, row, new))
-                    row += len(table)
+                for group, n in enumerate(shard.group_rows):
+                    write(self._replace(shard.table(group, n), row, new))
+                    row += n
 
-    def _ranges(self, source: str) -> list[tuple[int, int]]:
-        with open_shard(self.uri, source) as shard:
-            if shard.n_rows:
-                _check_image_column(shard, self.image_column)
-            return cut(shard.group_rows, self.rows_per_slice)
+    def _scan(self, source: Source) -> list[Slice]:
+        """The shard's slices, not numbered yet."""
+        version = version_of(source)
+        try:
+            with open_shard(self.uri, source.path, version) as shard:
+                if shard.n_rows:
+                    check_image_column(shard, self.image_column)
+                ranges = cut(shard.group_rows, self.rows_per_slice)
+        except (UnreadableError, NoImageColumnError) as error:
+            return [Slice(0, source.path, 0, 1, version=version, error=error.reason)]
+        return [Slice(0, source.path, start, stop, version=version) for start, stop in ranges]
 
-    def _image_batches(self, shard: Shard, start: int, stop: int) -> Iterator[tuple[int, pa.RecordBatch]]:
+    def _columns(self, shard: Shard) -> list[str]:
         name = self.image_column
-        nested = pa.types.is_struct(shard.schema.field(name).type)
-        return shard.batches(start, stop, [f"{name}.bytes" if nested else name])
+        return [f"{name}.bytes" if pa.types.is_struct(shard.schema.field(name).type) else name]
+
+    def _rows(self, source: str, rows: range, piece: Piece) -> Iterator[Row]:
+        if piece.error:
+            fault = "unreadable", piece.error.reason
+            yield from (Row(row, f"{source}#{row}", None, fault) for row in rows)
+            return
+        batch = piece.whole()
+        values = image_values(batch.column(batch.schema.names.index(self.image_column)))
+        yield from (Row(row, f"{source}#{row}", values[row - piece.first].as_py()) for row in rows)
 
     def _fetch_rows(self, source: str, rows: set[int]) -> dict[str, bytes]:
         found: dict[str, bytes] = {}
@@ -169,10 +211,10 @@ class ParquetCorpus:
                 first += n
                 if not here:
                     continue
-                for start, batch in self._image_batches(shard, here[0], here[-1] + 1):
-                    values = image_values(batch.column(0))
-                    inside = [r for r in here if start <= r < start + len(batch)]
-                    found.update({f"{source}#{r}": values[r - start].as_py() for r in inside})
+                for piece in shard.pieces(here[0], here[-1] + 1, self._columns(shard)):
+                    if inside := [r for r in here if piece.first <= r < piece.first + piece.rows]:
+                        values = image_values(piece.whole().column(0))
+                        found.update({f"{source}#{r}": values[r - piece.first].as_py() for r in inside})
         if nulls := [i for i, data in found.items() if data is None]:
             raise UserError(f"The image {nulls[0]} is null: index the corpus again if it changed.")
         return found
@@ -194,47 +236,6 @@ class ParquetCorpus:
             chunks.append(pa.array(values, type=field.type))
             start += len(values)
         return table.set_column(index, field, pa.chunked_array(chunks, type=field.type))
-
-
-def find_image_column(uri: str, paths: Sequence[str], asked: str | None) -> str:
-    """The image column: `asked` when given and fit, or the only one there is, by the first of the
-    shards `uri`/`paths` that has rows. Raises UserError that names the candidates otherwise."""
-    for path in paths:
-        with open_shard(uri, path) as shard:
-            if not shard.n_rows:
-                continue
-            names = shard.schema.names
-            if taken := [n for n in storage.REMOVED_TYPES if n in names]:
-                raise UserError(f"The column {taken[0]} of {path} is needed for results: rename it.")
-            if asked:
-                _check_image_column(shard, asked)
-                return asked
-            fit = _candidates(shard)
-            if len(fit) == 1:
-                return fit[0]
-            if fit:
-                raise UserError(
-                    f"Several columns of {path} may hold images: set image_column to one of {', '.join(fit)}."
-                )
-            raise UserError(
-                f"No column of {path} holds images (binary or struct{{bytes, path}}): it has "
-                f"{', '.join(names)}."
-            )
-    raise UserError(f"The Parquet files in {uri} hold no rows: give a corpus that has images.")
-
-
-def _candidates(shard: Shard) -> list[str]:
-    return [f.name for f in shard.schema if is_image_type(f.type)]
-
-
-def _check_image_column(shard: Shard, name: str) -> None:
-    names, fit = shard.schema.names, _candidates(shard)
-    # A shard in which every image is null may have lost the column's type.
-    if name in fit or (name in names and pa.types.is_null(shard.schema.field(name).type)):
-        return
-    wrong = "is not binary or struct{bytes, path}" if name in names else "is missing"
-    advice = f"set image_column to {' or '.join(fit)}" if fit else f"the shard has only {', '.join(names)}"
-    raise UserError(f"The image column {name} {wrong} in {shard.source}: {advice}.")
 
 
 def _check_rows(shard: Shard, rows: int, exactly: bool = False) -> None:

@@ -11,11 +11,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from poisoncam_ray.corpus import storage
-from poisoncam_ray.errors import UserError
+from poisoncam_ray.corpus.shardfile import ShardFile, UnreadableError, open_file, reason_of
 
 # Rows decoded at once: bounds memory inside large row groups, and keeps each batch of nested binary values
 # below the 2 GiB at which Arrow cannot chunk them.
 _BATCH = 64
+_ROWS_FREE = 10_000_000
+# Images hardly compress: a row group that unpacks to more than this many times its size is no corpus.
+_RATIO = 100
+_UNPACKED_FREE = 2**28
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,7 @@ class Shard:
 
     source: str
     file: pq.ParquetFile
+    handle: ShardFile
 
     @property
     def n_rows(self) -> int:
@@ -39,67 +44,106 @@ class Shard:
         metadata = self.file.metadata
         return [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
 
-    def batches(self, start: int, stop: int, columns: list[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
-        """Batches that cover rows [start, stop), each with the row number it begins at; reads only the row
-        groups touched, so the first and last batch may reach further."""
-        groups, begin, row = [], None, 0
+    def check_counts(self) -> None:
+        """Raise ValueError when the footer's counts contradict each other or cannot be true."""
+        groups = self.group_rows
+        if min(groups, default=0) < 0 or sum(groups) != self.n_rows:
+            raise ValueError(f"its footer counts {self.n_rows} rows, its row groups {sum(groups)}")
+        # Millions of equal cells compress to nothing; beyond that an image takes a byte at least.
+        if self.n_rows > _ROWS_FREE + self.handle.source.size:
+            raise ValueError(f"its footer counts {self.n_rows} rows in {self.handle.source.size} bytes")
+
+    def pieces(self, start: int, stop: int, columns: list[str] | None) -> Iterator[Piece]:
+        """Rows that cover [start, stop), in order; all columns when `columns` is None. Reads only the row
+        groups touched, so the first and last piece may reach further. Damage costs the rest of its group."""
+        row = 0
         for group, n in enumerate(self.group_rows):
-            if row < stop and row + n > start:
-                groups.append(group)
-                begin = row if begin is None else begin
-            row += n
-        row = begin or 0
-        for batch in self._stream(groups, columns):
-            if row >= stop:
-                return
-            if row + len(batch) > start:
-                yield row, batch
-            row += len(batch)
+            end = row + n
+            if row < stop and end > start:
+                for piece in self._group(group, row, n, columns):
+                    if piece.first >= stop:
+                        break
+                    if piece.first + piece.rows > start:
+                        yield piece
+            row = end
 
-    def row_groups(self) -> Iterator[pa.Table]:
-        """Each row group, all columns."""
-        for group in range(self.file.metadata.num_row_groups):
-            table = pa.Table.from_batches(list(self._stream([group], None)), schema=self.schema)
-            # One dictionary a row group, or the writer would lose categories and their order.
-            yield table.unify_dictionaries()
+    def table(self, group: int, rows: int) -> pa.Table:
+        """The first `rows` or a few more rows of a row group, all columns. Raises UnreadableError."""
+        batches, have = [], 0
+        for piece in self._group(group, 0, self.group_rows[group], None):
+            batches.append(piece.whole())
+            have += piece.rows
+            if have >= rows:
+                break
+        # One dictionary a row group, or the writer would lose categories and their order.
+        return pa.Table.from_batches(batches, schema=self.schema).unify_dictionaries()
 
-    def _stream(self, groups: list[int], columns: list[str] | None) -> Iterator[pa.RecordBatch]:
-        if not groups:
-            return
-        with _reading(self.source):
-            batches = self.file.iter_batches(_BATCH, row_groups=groups, columns=columns)
-        while True:
-            with _reading(self.source):
-                batch = next(batches, None)
-            if batch is None:
-                return
-            yield batch
+    def _refuse_bomb(self, group: int) -> None:
+        metadata = self.file.metadata.row_group(group)
+        chunks = [metadata.column(i) for i in range(metadata.num_columns)]
+        stored = sum(chunk.total_compressed_size for chunk in chunks)
+        unpacked = sum(chunk.total_uncompressed_size for chunk in chunks)
+        if unpacked > max(_UNPACKED_FREE, _RATIO * stored):
+            reason = f"row group {group} would unpack from {stored} to {unpacked} bytes"
+            raise UnreadableError(f"Parquet shard {self.source}", reason)
+
+    def _group(self, group: int, first: int, n: int, columns: list[str] | None) -> Iterator[Piece]:
+        row, end = first, first + n
+        try:
+            with _reading(self.handle):
+                self._refuse_bomb(group)
+                batches = self.file.iter_batches(_BATCH, row_groups=[group], columns=columns)
+            while row < end:
+                with _reading(self.handle):
+                    batch = next(batches, None)
+                if batch is None or row + len(batch) > end:
+                    raise UnreadableError(f"Parquet shard {self.source}", "a row group of another length")
+                yield Piece(row, len(batch), batch)
+                row += len(batch)
+        except UnreadableError as error:
+            yield Piece(row, end - row, error=error)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows [first, first + rows) of a shard, or why they cannot be read."""
+
+    first: int
+    rows: int
+    batch: pa.RecordBatch | None = None
+    error: UnreadableError | None = None
+
+    def whole(self) -> pa.RecordBatch:
+        """The batch. Raises UnreadableError when there is none."""
+        if self.error:
+            raise self.error
+        return self.batch
 
 
 @contextlib.contextmanager
-def open_shard(uri: str, source: str) -> Iterator[Shard]:
-    """Open the shard `uri`/`source`. Raises UserError naming it when it cannot be read."""
-    fs, root = storage.connect(uri)
+def open_shard(uri: str, source: str, version: str | None = None) -> Iterator[Shard]:
+    """Open the shard `uri`/`source`. Raises UnreadableError when its footer cannot be read, and all that
+    `open_file` raises."""
+    # Parquet knows the ranges it wants: a read-ahead cache would only fetch more.
     with contextlib.ExitStack() as stack:
-        with _reading(source):
-            # Parquet knows the ranges it wants: a read-ahead cache would only fetch more.
-            remote = {} if storage.is_local(fs) else {"cache_type": "none"}
-            handle = stack.enter_context(fs.open(f"{root}/{source}", "rb", **remote))
-            shard = Shard(source, stack.enter_context(pq.ParquetFile(handle)))
+        handle = stack.enter_context(open_file(uri, source, version, cache_type="none"))
+        with _reading(handle):
+            file = pq.ParquetFile(handle, page_checksum_verification=True)
+            shard = Shard(source, stack.enter_context(file), handle)
+            shard.check_counts()
         yield shard
 
 
 @contextlib.contextmanager
-def _reading(source: str) -> Iterator[None]:
+def _reading(handle: ShardFile) -> Iterator[None]:
     try:
         yield
-    except (ConnectionError, TimeoutError):
+    except Exception as error:
+        if handle.trouble:
+            raise handle.trouble from error
+        if isinstance(error, pa.ArrowException | OSError | ValueError | KeyError | MemoryError):
+            raise UnreadableError(f"Parquet shard {handle.source.path}", reason_of(error)) from error
         raise
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        raise UserError(
-            f"Parquet shard {source} cannot be read ({reason}): replace it or take it out of the corpus."
-        ) from error
 
 
 @contextlib.contextmanager
@@ -153,24 +197,3 @@ def cut(groups: Sequence[int], rows_per_slice: int) -> list[tuple[int, int]]:
             ranges.append((start, start + rows_per_slice))
             start += rows_per_slice
     return [*ranges, (start, stop)] if stop > start or not ranges else ranges
-
-
-def is_image_type(kind: pa.DataType) -> bool:
-    """Binary, or a struct with a binary field `bytes`."""
-    if pa.types.is_struct(kind):
-        i = kind.get_field_index("bytes")
-        return i >= 0 and _is_binary(kind.field(i).type)
-    return _is_binary(kind)
-
-
-def _is_binary(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
-
-
-def image_values(array: pa.Array) -> pa.Array:
-    """The binary values of an image column, null where the struct or its bytes are null."""
-    if pa.types.is_struct(array.type):
-        array = array.flatten()[array.type.get_field_index("bytes")]
-    return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array

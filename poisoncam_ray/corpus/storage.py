@@ -1,35 +1,50 @@
-"""Files of a corpus on any fsspec URL: listing, reading, and writes that are whole or absent."""
+"""Files of a corpus on any fsspec URL: what lies there and what changed. `store` reads and writes them."""
 
 from __future__ import annotations
 
-import contextlib
 import os
-import tempfile
-import uuid
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from datetime import datetime
+from typing import Any
 
 import fsspec
 import pyarrow as pa
-from fsspec.implementations.local import LocalFileSystem
 
 from poisoncam_ray.errors import UserError
+from poisoncam_ray.store import connect, delete, in_parallel, is_local, locate, whole_file, write_bytes
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "PARQUET_SUFFIXES",
+    "REMOVED_TYPES",
+    "Row",
+    "Slice",
+    "Source",
+    "changes",
+    "connect",
+    "delete",
+    "in_parallel",
+    "is_file",
+    "is_local",
+    "list_sources",
+    "locate",
+    "refuse_escaping_links",
+    "refuse_same_place",
+    "removed_arrays",
+    "source_of",
+    "whole_file",
+    "write_bytes",
+]
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 PARQUET_SUFFIXES = (".parquet",)
-# One thread a request: remote stores answer in tens of milliseconds whatever the machine's cores.
-_THREADS = 16
 REMOVED_TYPES = {
     "_reason": pa.string(),
     "_p_poison": pa.float32(),
     "_family": pa.int32(),
     "_image_id": pa.string(),
 }
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -44,36 +59,32 @@ class Source:
 
 @dataclass(frozen=True)
 class Slice:
-    """A fixed run of rows, the unit of reading and committing. Parquet: rows [start, stop) of `source`.
-    Image folder: `source` is ".", rows are positions in the sorted listing, `files` names them."""
+    """A fixed run of rows, the unit of reading and committing. Parquet and tar: rows [start, stop) of
+    `source`. Image folder: `source` is ".", rows are positions in the sorted listing, `files` names them.
+
+    `version` is the shard's size and tag when it was listed, `error` why it cannot be read at all (its one
+    row is dead). Tar: `span` is the slice's bytes [from, to), `twins` rows whose key the shard has twice."""
 
     index: int
     source: str
     start: int
     stop: int
     files: tuple[str, ...] | None = None
+    version: str | None = None
+    error: str | None = None
+    span: tuple[int, int] | None = None
+    twins: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Row:
-    """One image as stored; `data` is None where the Parquet cell is null."""
+    """One image as stored; `data` is None where the Parquet cell is null. `error`, (kind, message), says why
+    a row cannot be read: it is dead."""
 
     row: int
     image_id: str
     data: bytes | None
-
-
-def connect(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The filesystem of `uri` and the path on it, without a trailing slash."""
-    try:
-        fs, root = fsspec.core.url_to_fs(uri)
-    except (ValueError, ImportError) as error:
-        raise UserError(f"The location {uri} cannot be used: {error}.") from error
-    return fs, root.rstrip("/") or "/"
-
-
-def is_local(fs: fsspec.AbstractFileSystem) -> bool:
-    return isinstance(fs, LocalFileSystem)
+    error: tuple[str, str] | None = None
 
 
 def is_file(uri: str) -> bool:
@@ -89,7 +100,7 @@ def list_sources(uri: str) -> list[Source]:
     try:
         fs.invalidate_cache()
         if fs.isfile(root):
-            return [_source(fs, root.rsplit("/", 1)[-1], root, fs.info(root))]
+            return [source_of(fs, root.rsplit("/", 1)[-1], root, fs.info(root))]
         if is_local(fs):
             found = list(_walk_local(root))
         else:
@@ -98,18 +109,14 @@ def list_sources(uri: str) -> list[Source]:
         exists = bool(found) or fs.exists(root)
     except FileNotFoundError:
         found, exists = [], False
-    except Exception as error:
-        if isinstance(error, PermissionError) or type(error).__name__ == "NoCredentialsError":
-            raise UserError(
-                f"Access to {uri} was refused ({error}): give credentials that may read it."
-            ) from error
-        if type(error).__name__ == "EndpointConnectionError":
-            raise UserError(f"{error}: check AWS_ENDPOINT_URL and that the store runs.") from error
-        raise
+    except PermissionError as error:
+        raise UserError(
+            f"Access to {uri} was refused ({error}): give credentials that may read it."
+        ) from error
     if not exists:
         raise UserError(f"The input {uri} does not exist: give a folder or file that does.")
     visible = [(p, i) for p, i in found if p and not any(n.startswith(("_", ".")) for n in p.split("/"))]
-    return sorted((_source(fs, p, f"{root}/{p}", i) for p, i in visible), key=lambda s: s.path)
+    return sorted((source_of(fs, p, f"{root}/{p}", i) for p, i in visible), key=lambda s: s.path)
 
 
 def _walk_local(root: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -132,7 +139,8 @@ def _walk_local(root: str) -> Iterator[tuple[str, dict[str, Any]]]:
             yield os.path.relpath(path, root).replace(os.sep, "/"), {}
 
 
-def _source(fs: fsspec.AbstractFileSystem, relative: str, path: str, info: dict[str, Any]) -> Source:
+def source_of(fs: fsspec.AbstractFileSystem, relative: str, path: str, info: dict[str, Any]) -> Source:
+    """The file as listed; `info` is the store's own description (not used on a local disk)."""
     try:
         relative.encode()
     except UnicodeEncodeError as error:
@@ -140,11 +148,15 @@ def _source(fs: fsspec.AbstractFileSystem, relative: str, path: str, info: dict[
     if is_local(fs):
         try:
             stat = os.stat(path)
-        except FileNotFoundError as error:
+        except OSError as error:
+            if not os.path.islink(path):
+                raise
             raise UserError(f"{path} is a broken symbolic link: remove it.") from error
         return Source(relative, stat.st_size, str(stat.st_mtime_ns))
     keys = ("ETag", "etag", "md5Hash", "generation", "mtime", "LastModified", "last_modified", "created")
-    tag = next((str(info[k]) for k in keys if info.get(k)), "")
+    tag = next((info[k] for k in keys if info.get(k)), "")
+    # Some stores list a number where they describe one file by a date.
+    tag = str(tag.timestamp() if isinstance(tag, datetime) else tag)
     return Source(relative, int(info.get("size") or 0), tag.strip('"'))
 
 
@@ -180,53 +192,6 @@ def changes(before: Iterable[Source], now: Iterable[Source]) -> list[str]:
     ]
     added = [f"{p} was added since the corpus was indexed." for p in new if p not in old]
     return gone + differs + added
-
-
-def in_parallel(function: Callable[[T], R], items: list[T], threads: int = _THREADS) -> list[R]:
-    """`[function(x) for x in items]` with up to `threads` requests under way together."""
-    if len(items) < 2:
-        return [function(item) for item in items]
-    with ThreadPoolExecutor(min(threads, len(items))) as pool:
-        return list(pool.map(function, items))
-
-
-@contextlib.contextmanager
-def whole_file(uri: str, relative: str) -> Iterator[str]:
-    """A local path to write to; when the block ends well, its content appears at `uri`/`relative` at once.
-    When it fails, nothing appears."""
-    fs, root = connect(uri)
-    target = f"{root}/{relative}"
-    local = is_local(fs)
-    # A hidden name beside the target: on the same disk, and ignored by listings if a crash leaves it behind.
-    folder = os.path.dirname(target) if local else tempfile.gettempdir()
-    scratch = os.path.join(folder, f".writing-{uuid.uuid4().hex}")
-    os.makedirs(folder, exist_ok=True)
-    try:
-        yield scratch
-        if local:
-            os.replace(scratch, target)
-        else:
-            fs.put_file(scratch, target)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(scratch)
-
-
-def write_bytes(uri: str, relative: str, data: bytes) -> None:
-    """The same for bytes in hand; one PUT on an object store."""
-    fs, root = connect(uri)
-    if not is_local(fs):
-        fs.pipe_file(f"{root}/{relative}", data)
-        return
-    with whole_file(uri, relative) as path, open(path, "wb") as file:
-        file.write(data)
-
-
-def delete(uri: str, relative: str) -> None:
-    """Delete a file if it is there."""
-    fs, root = connect(uri)
-    with contextlib.suppress(FileNotFoundError):
-        fs.rm_file(f"{root}/{relative}")
 
 
 def removed_arrays(columns: dict[str, list[Any]], n_removed: int) -> dict[str, pa.Array]:

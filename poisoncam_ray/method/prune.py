@@ -94,6 +94,15 @@ def prune(best_K: tuple[float, ...], live: tuple[int, ...], drop: float, min_liv
     return tuple(sorted(ranked[: len(live) - n_dropped]))
 
 
+def most_rounds(n_clusters: int, rules: SearchRules) -> int:
+    """No search over so many clusters runs longer; at least 1."""
+    rounds, live = 0, n_clusters
+    while live > rules.min_live and (rules.max_rounds is None or rounds < rules.max_rounds):
+        live -= min(max(1, math.floor(rules.drop * live)), live - rules.min_live)
+        rounds += 1
+    return max(1, rounds)
+
+
 def advance(state: SearchState, rules: SearchRules, cluster_P: Tensor, score_P: Tensor) -> SearchState:
     """The state after a round whose picks, of clusters `cluster_P`, scored `score_P`."""
     best_K = torch.tensor(state.best, dtype=torch.float64)

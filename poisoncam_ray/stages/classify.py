@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -24,7 +25,7 @@ from poisoncam_ray.method.classifier import (
 from poisoncam_ray.method.threshold import choose_threshold
 from poisoncam_ray.pipeline import Outcome, Run, Stage
 from poisoncam_ray.stages.compute import device, set_threads
-from poisoncam_ray.stages.dataflow import Pixels, fetch_images
+from poisoncam_ray.stages.dataflow import RESTARTS, Pixels, fetch_images, in_flight
 from poisoncam_ray.stages.pool import assignments
 from poisoncam_ray.stages.search import TRIGGERS, from_png
 
@@ -53,23 +54,19 @@ class Classify(Stage):
         crops = {role: crops_of(triggers, role) for role in ("train", "validate")}
         todo = [i for i in range(settings.models) if not run.out.exists(model_name(i))]
         # On a worker node: the driver's may be a small one.
-        fetch = ray.remote(fetch_images).options(num_cpus=resources.cpus_per_reader)
+        fetch = ray.remote(fetch_images).options(num_cpus=resources.cpus_per_reader, max_retries=RESTARTS)
         images = fetch.remote(run.corpus, run.config, negatives)
-        task = ray.remote(_train).options(
-            num_cpus=resources.cpus_per_actor, num_gpus=resources.gpus_per_actor
-        )
+        needs: dict[str, Any] = {
+            "num_cpus": resources.cpus_per_actor,
+            "num_gpus": resources.gpus_per_actor,
+            "max_retries": RESTARTS,
+        }
+        task = ray.remote(_train).options(**needs)
+        calls = (partial(task.remote, i, run.config, images, crops["train"], run.out) for i in todo)
         # As many at once as there are actors elsewhere: each takes its share of the machine's threads.
-        waiting: list[ray.ObjectRef] = []
-        for done, i in enumerate(todo):
-            if len(waiting) >= resources.actors:
-                ready, waiting = ray.wait(waiting)
-                ray.get(ready)
-            run.progress.update(f"model {done + 1} of {len(todo)}")
-            waiting.append(task.remote(i, run.config, images, crops["train"], run.out))
-        ray.get(waiting)
-        validate = ray.remote(_validate).options(
-            num_cpus=resources.cpus_per_actor, num_gpus=resources.gpus_per_actor
-        )
+        for done, _ in enumerate(in_flight(calls, resources.actors), start=1):
+            run.progress.update(f"{done} of {len(todo)} models")
+        validate = ray.remote(_validate).options(**needs)
         whole_images = fetch.remote(run.corpus, run.config, whole)
         chosen = ray.get(validate.remote(run.config, images, whole_images, crops["validate"], run.out))
         run.out.write_json(VALIDATION, chosen)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 import ray
 
+from poisoncam_ray import metrics
 from poisoncam_ray.artifact import Folder, Ledger, part_name
 from poisoncam_ray.corpus import Corpus, Slice
 from poisoncam_ray.errors import LedgerError
 from poisoncam_ray.pipeline import Outcome, Run, Stage
+from poisoncam_ray.stages.dataflow import RESTARTS, in_flight
+from poisoncam_ray.store import in_parallel
 
 KEPT, REMOVED, DEAD = 0, 1, 2
 UNITS = "_units"
+UNITS_WAITING = 256
 
 
 class Clean(Stage):
@@ -29,13 +34,13 @@ class Clean(Stage):
         done = set(markers.names())
         todo = [(number, unit) for number, unit in enumerate(units) if marker_name(number) not in done]
         folders = {name: run.folder / name for name in ("00_index", "06_verdicts", "removed")}
-        task = ray.remote(write_unit).options(num_cpus=run.config.resources.cpus_per_reader)
-        waiting = [task.remote(number, unit, run.corpus, folders, run.out) for number, unit in todo]
-        for finished in range(len(waiting)):
-            ready, waiting = ray.wait(waiting)
-            ray.get(ready)
-            run.progress.update(f"{finished + 1} of {len(todo)} files")
-        counts = [markers.read_json(marker_name(number)) for number in range(len(units))]
+        task = ray.remote(write_unit).options(
+            num_cpus=run.config.resources.cpus_per_reader, max_retries=RESTARTS
+        )
+        calls = (partial(task.remote, number, unit, run.corpus, folders, run.out) for number, unit in todo)
+        for finished, _ in enumerate(in_flight(calls, UNITS_WAITING), start=1):
+            run.progress.update(f"{finished} of {len(todo)} files")
+        counts = in_parallel(lambda i: markers.read_json(marker_name(i)), list(range(len(units))))
         kept, removed, dead = (sum(count[key] for count in counts) for key in ("kept", "removed", "dead"))
         rows = sum(piece.stop - piece.start for unit in units for piece in unit)
         indexed = run.manifest("00_index").ledger
@@ -83,3 +88,5 @@ def write_unit(
         )
     count = {"kept": n_kept, "removed": n_removed, "dead": int((fate_N == DEAD).sum())}
     (out / UNITS).write_json(marker_name(number), count)
+    metrics.count("rows", n_kept, stage=Clean.title)
+    metrics.count("removed", n_removed)

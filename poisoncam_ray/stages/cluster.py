@@ -18,9 +18,10 @@ from poisoncam_ray.errors import UserError
 from poisoncam_ray.method.kmeans import assign, auto_k, kmeans
 from poisoncam_ray.pipeline import Outcome, Run, Stage
 from poisoncam_ray.stages.compute import set_threads
-from poisoncam_ray.stages.dataflow import missing, stream_slices
+from poisoncam_ray.stages.dataflow import RESTARTS, missing, stream_slices
 from poisoncam_ray.stages.embed import read_features
-from poisoncam_ray.stages.pool import image_seed
+from poisoncam_ray.stages.pool import PARTS_AT_ONCE, image_seed
+from poisoncam_ray.store import in_parallel
 
 CENTROIDS = "centroids.safetensors"
 PARTS_READ = 4096
@@ -49,7 +50,9 @@ class Cluster(Stage):
             )
         features = run.artifact("02_features")
         if not run.out.exists(CENTROIDS):
-            job = ray.remote(_train).options(num_cpus=run.config.resources.cpus_per_actor, num_gpus=0)
+            job = ray.remote(_train).options(
+                num_cpus=run.config.resources.cpus_per_actor, num_gpus=0, max_retries=RESTARTS
+            )
             sizes = job.remote(
                 features, run.out, chosen, k, settings.iterations, run.config.seed, run.config.resources
             )
@@ -59,7 +62,7 @@ class Cluster(Stage):
             run, todo, partial(_assign_slice, features=features, out=run.out, seed=run.config.seed)
         ):
             pass
-        written = sum(run.out.rows(name) for name in run.out.parts())
+        written = run.out.total_rows()
         found = len(read_centroids(run.out))
         facts = {"summary": f"{found:,} clusters", "k": found, "slices_reused": len(slices) - len(todo)}
         return Outcome(Ledger(sum(rows), written), facts)
@@ -95,9 +98,12 @@ def _train(
     set_threads(resources, processes=1)
     generator = torch.Generator().manual_seed(seed)
     sample = []
-    for name, n in parts:
-        _, f_ND = read_features(features, name)
-        sample.append(f_ND[torch.randperm(len(f_ND), generator=generator)[:n].sort().values])
+    for first in range(0, len(parts), PARTS_AT_ONCE):
+        some = parts[first : first + PARTS_AT_ONCE]
+        for (_, n), (_, f_ND) in zip(
+            some, in_parallel(lambda part: read_features(features, part[0]), some), strict=True
+        ):
+            sample.append(f_ND[torch.randperm(len(f_ND), generator=generator)[:n].sort().values])
     c_KD = kmeans(torch.cat(sample), k, iterations, seed)
     out.write_tensors(CENTROIDS, {"centroids_KD": c_KD})
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import os
 
-import ray
 import torch
 
 from poisoncam_ray.config import Resources
@@ -17,10 +15,7 @@ def device() -> torch.device:
 
 
 def set_threads(resources: Resources, processes: int | None = None) -> None:
-    """Ray gives workers one OpenMP thread; share the cores of this process's machine among those that work
-    on it. `processes`: how many do, when that is known; otherwise the actors, spread over the nodes."""
-    if processes is None:
-        nodes = sum(node["Alive"] for node in ray.nodes()) if ray.is_initialized() else 1
-        processes = math.ceil(resources.actors / max(1, nodes))
-    share = len(os.sched_getaffinity(0)) // processes
+    """Ray gives workers one OpenMP thread; share the machine's cores among the `processes` that work on it (all
+    actors, when it is not known). Not by how many nodes live: more threads add floats in another order."""
+    share = len(os.sched_getaffinity(0)) // (processes or resources.actors)
     torch.set_num_threads(resources.threads_per_actor or max(1, share))

@@ -15,6 +15,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,8 @@ LOCAL_CPUS = 8
 NO_PROGRESS_S = 900
 START_TRIES = 3
 WAVE = 4096
+# Of one task or actor: preempted nodes come and go, but one that dies every time must fail the job.
+RESTARTS = 20
 # Files in memory beside their pixels.
 FETCHED_AT_ONCE = 256
 
@@ -168,6 +171,29 @@ def _waves(todo: list[Slice]) -> Iterator[tuple[list[Slice], int]]:
     a record of every block of a dataset until the dataset is done."""
     for first in range(0, len(todo), WAVE):
         yield todo[first : first + WAVE], first
+
+
+def stream_pixels(order: Iterator[Slice], corpus: Corpus, config: Config, index: Folder) -> Iterator[Pixels]:
+    """x_NCHW of each slice in the order given, decoded by cluster tasks ahead of their use."""
+    ray.data.DataContext.get_current().execution_options.preserve_order = True
+    read = partial(_decode_slice, corpus=corpus, config=config, index=index)
+    while wave := list(islice(order, WAVE)):
+        dataset = _dataset(wave).map(read, compute=readers(config), num_cpus=config.resources.cpus_per_reader)
+        for row in dataset.iter_rows():
+            yield as_pixels(row["pixels"], config.encoder.image_size)
+
+
+def in_flight(submit: Iterator[Callable[[], ray.ObjectRef]], most: int) -> Iterator[Any]:
+    """Results of plain tasks as they come, at most `most` of them under way or waiting in the cluster."""
+    waiting: list[ray.ObjectRef] = []
+    for call in submit:
+        if len(waiting) >= most:
+            ready, waiting = ray.wait(waiting)
+            yield from ray.get(ready)
+        waiting.append(call())
+    while waiting:
+        ready, waiting = ray.wait(waiting)
+        yield from ray.get(ready)
 
 
 class _OnImages:

@@ -7,6 +7,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from poisoncam_ray import metrics
 from poisoncam_ray.artifact import Folder, Ledger, part_name
 from poisoncam_ray.config import Config
 from poisoncam_ray.method.encoder import Encoder, build_encoder
@@ -29,7 +30,7 @@ class Embed(Stage):
         for _ in stream_images(run, todo, EmbedSlice, arguments):
             pass
         indexed = run.manifest("00_index").ledger
-        rows = sum(run.out.rows(name) for name in run.out.parts())
+        rows = run.out.total_rows()
         facts = {
             "summary": f"{rows:,} features",
             "slices": len(slices),
@@ -48,6 +49,7 @@ class EmbedSlice:
     def __call__(self, index: int, ids: list[str], x_NCHW: Pixels) -> dict[str, int]:
         f_ND = embed_images(self.encoder, torch.from_numpy(x_NCHW), self.batch_size)
         self.out.write_table(part_name(index), feature_table(ids, f_ND))
+        metrics.count("rows", len(ids), stage=Embed.title)
         return {"index": index, "rows": len(ids)}
 
 

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from dataclasses import asdict
+from collections import Counter
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
+from poisoncam_ray import metrics
 from poisoncam_ray.artifact import Folder, Ledger, part_name
 from poisoncam_ray.config import Config
-from poisoncam_ray.corpus import Corpus, Slice
+from poisoncam_ray.corpus import Corpus, Row, Slice
+from poisoncam_ray.corpus.slices import SLICES, SOURCES, same_cut, slice_table, source_table
 from poisoncam_ray.decode import DecodeError, header
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.pipeline import Outcome, Run, Stage
 from poisoncam_ray.stages.dataflow import decode_indexed, missing, stream_slices
+from poisoncam_ray.store import in_parallel
 
 INDEX = pa.schema(
     [
@@ -34,39 +40,41 @@ DEAD = pa.schema(
         for name in ("image_id", "source", "row", "stage", "error", "message")
     ]
 )
+# So many rows must be seen before a share of them says something about the corpus.
+ENOUGH = 1000
+KINDS_SHOWN = 3
 
 
 class Index(Stage):
     name = "00_index"
     title = "Index"
-    version = 1
+    version = 2
     inputs = ()
     sections = ("index", "encoder")
 
     def run(self, run: Run) -> Outcome:
-        run.out.write_json("sources.json", {s.path: [s.size, s.tag] for s in run.corpus.sources()})
+        run.out.write_table(SOURCES, source_table(run.corpus.sources()))
         slices = run.corpus.slices()
-        run.out.write_json("slices.json", [asdict(piece) for piece in slices])
+        refuse_other_cut(run.out, slices)
+        run.out.write_table(SLICES, slice_table(slices))
         dead_folder = run.folder / "dead" / self.name
         todo = missing(slices, run.out)
         work = partial(index_slice, corpus=run.corpus, config=run.config, out=run.out, dead=dead_folder)
-        fresh = {row["index"]: (row["alive"], row["dead"]) for row in stream_slices(run, todo, work)}
-        # A dead part is written only where rows died, before the slice's own part commits it.
-        dead_parts = set(dead_folder.parts())
-
-        def committed(index: int) -> tuple[int, int]:
-            name = part_name(index)
-            return run.out.rows(name), dead_folder.rows(name) if name in dead_parts else 0
-
-        counts = {piece.index: fresh.get(piece.index) or committed(piece.index) for piece in slices}
-        alive, died = sum(a for a, _ in counts.values()), sum(d for _, d in counts.values())
+        alive_S, died = committed_rows(slices, todo, run.out, dead_folder)
+        alive, limit = int(alive_S.sum()), run.config.index.max_dead_fraction
+        refuse_mostly_dead(alive, died, limit, dead_folder)
+        for row in stream_slices(run, todo, work):
+            alive_S[row["index"]] = row["alive"]
+            alive, died = alive + row["alive"], died + row["dead"]
+            refuse_mostly_dead(alive, died, limit, dead_folder)
         rows = sum(piece.stop - piece.start for piece in slices)
         if alive == 0:
             raise UserError(
                 f"None of the {rows} rows of {run.corpus.uri} holds an image that decodes: "
                 f"see {dead_folder.uri} for the reasons."
             )
-        run.out.write_json("rows.json", [counts[piece.index][0] for piece in slices])
+        refuse_mostly_dead(alive, died, limit, dead_folder, enough=1)
+        run.out.write_table(SLICES, slice_table(slices, alive_S.tolist()))
         facts = {
             "summary": f"{alive:,} images in {len(slices):,} slices" + (f", {died:,} broken" if died else ""),
             "slices": len(slices),
@@ -75,21 +83,81 @@ class Index(Stage):
         return Outcome(Ledger(rows, alive, dead=died), facts)
 
 
+def refuse_other_cut(index: Folder, slices: list[Slice]) -> None:
+    """UserError when the artifact was begun with other slices: its parts would be those of other rows."""
+    if index.exists(SLICES) and not same_cut(index.read_table(SLICES), slice_table(slices)):
+        raise UserError(
+            f"A file of the corpus became readable or unreadable since {index.uri} was begun, and its rows "
+            "would be counted anew: use a new output folder."
+        )
+
+
+def committed_rows(
+    slices: list[Slice], todo: list[Slice], out: Folder, dead: Folder
+) -> tuple[NDArray[np.int64], int]:
+    """alive_S, the indexed rows of each slice (0 for those in `todo`), and the dead rows of all."""
+    alive_S = np.zeros(len(slices), np.int64)
+    done = sorted({piece.index for piece in slices} - {piece.index for piece in todo})
+    names = [part_name(i) for i in done]
+    alive_S[done] = in_parallel(out.rows, names)
+    # A dead part is written only where rows died, before the slice's own part commits it.
+    return alive_S, sum(in_parallel(dead.rows, sorted(set(dead.parts()) & set(names))))
+
+
+def refuse_mostly_dead(alive: int, died: int, limit: float, dead: Folder, enough: int = ENOUGH) -> None:
+    """UserError when more than the share `limit` of at least `enough` rows is dead."""
+    seen = alive + died
+    if seen < enough or died <= limit * seen:
+        return
+    errors = in_parallel(lambda name: dead.read_table(name, ["error"])["error"].to_pylist(), dead.parts())
+    kinds = Counter(kind for part in errors for kind in part).most_common(KINDS_SHOWN)
+    said = ", ".join(f"{n:,} {kind}" for kind, n in kinds)
+    raise UserError(
+        f"{died:,} of the {seen:,} rows read are broken ({said}; all are listed in {dead.uri}), more than "
+        f"--max-dead-fraction={limit:g} allows: the same command with a higher one goes on."
+    )
+
+
 def index_slice(piece: Slice, corpus: Corpus, config: Config, out: Folder, dead: Folder) -> dict[str, Any]:
     """Index one slice: rows that decode into its part, the others into the dead letter."""
-    alive_rows, dead_rows = [], []
-    for row in corpus.read(piece):
-        place = {"image_id": row.image_id, "source": piece.source, "row": row.row}
-        data = row.data or b""
+    alive_rows: list[dict[str, Any]] = []
+    dead_rows: list[dict[str, Any]] = []
+    for row in corpus.read(piece, whole=True):
+        place: dict[str, Any] = {"image_id": row.image_id, "source": piece.source, "row": row.row}
         try:
-            width, height, _ = header(data, config.index.max_pixels, config.index.max_bytes)
-            decode_indexed(data, config)
+            alive_rows.append(place | examine(row, config))
         except DecodeError as error:
             dead_rows.append(place | {"stage": Index.name, "error": error.kind, "message": str(error)})
-            continue
-        digest = hashlib.sha256(data).hexdigest()
-        alive_rows.append(place | {"sha256": digest, "width": width, "height": height, "bytes": len(data)})
     if dead_rows:
         dead.write_table(part_name(piece.index), pa.Table.from_pylist(dead_rows, schema=DEAD))
+    else:
+        # An earlier try that did not end may have left one.
+        dead.delete(part_name(piece.index))
     out.write_table(part_name(piece.index), pa.Table.from_pylist(alive_rows, schema=INDEX))
+    metrics.count("rows", len(alive_rows), stage=Index.title)
+    for kind, n in Counter(row["error"] for row in dead_rows).items():
+        metrics.count("dead", n, stage=Index.title, kind=kind)
     return {"index": piece.index, "alive": len(alive_rows), "dead": len(dead_rows)}
+
+
+def try_again(piece: Slice, corpus: Corpus, config: Config, dead: Folder) -> dict[str, int]:
+    """How many of the slice's dead rows would live now; writes nothing."""
+    rows = set(dead.read_table(part_name(piece.index), ["row"])["row"].to_pylist())
+    revived = 0
+    for row in corpus.read(piece, whole=True):
+        if row.row in rows:
+            with contextlib.suppress(DecodeError):
+                examine(row, config)
+                revived += 1
+    return {"index": piece.index, "revived": revived}
+
+
+def examine(row: Row, config: Config) -> dict[str, Any]:
+    """What the index says of the image's bytes. Raises DecodeError for a row that gives no image."""
+    if row.error:
+        raise DecodeError(*row.error)
+    data = row.data or b""
+    width, height, _ = header(data, config.index.max_pixels, config.index.max_bytes)
+    decode_indexed(data, config)
+    digest = hashlib.sha256(data).hexdigest()
+    return {"sha256": digest, "width": width, "height": height, "bytes": len(data)}

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pyarrow as pa
 import torch
 
+from poisoncam_ray import metrics
 from poisoncam_ray.artifact import Folder, Ledger, part_name
 from poisoncam_ray.config import Config
 from poisoncam_ray.pipeline import Outcome, Run, Stage
 from poisoncam_ray.stages.classify import load_ensemble
 from poisoncam_ray.stages.compute import set_threads
 from poisoncam_ray.stages.dataflow import Pixels, missing, stream_images
+from poisoncam_ray.store import in_parallel
 
 
 class Judge(Stage):
@@ -25,16 +29,20 @@ class Judge(Stage):
         todo = missing(slices, run.out)
         for _ in stream_images(run, todo, JudgeSlice, (run.config, run.artifact("05_classifier"), run.out)):
             pass
-        rows = removed = 0
-        for name in run.out.parts():
-            verdicts = run.out.read_table(name, ["verdict"])["verdict"].to_pylist()
-            rows, removed = rows + len(verdicts), removed + verdicts.count("remove")
+        counts = in_parallel(partial(_count_verdicts, run.out), run.out.parts())
+        rows, removed = sum(n for n, _ in counts), sum(n for _, n in counts)
         facts = {
             "summary": f"{removed:,} of {rows:,} images flagged",
             "flagged": removed,
             "slices_reused": len(slices) - len(todo),
         }
         return Outcome(Ledger(sum(run.slice_rows()), rows), facts)
+
+
+def _count_verdicts(out: Folder, name: str) -> tuple[int, int]:
+    """All verdicts of a part, and those that remove."""
+    verdicts = out.read_table(name, ["verdict"])["verdict"].to_pylist()
+    return len(verdicts), verdicts.count("remove")
 
 
 class JudgeSlice:
@@ -54,4 +62,5 @@ class JudgeSlice:
             "family": pa.array([0] * len(ids), pa.int32()),
         }
         self.out.write_table(part_name(index), pa.table(columns))
+        metrics.count("rows", len(ids), stage=Judge.title)
         return {"index": index}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import pickle
+import struct
+import zipfile
+from typing import Any
 
-import fsspec
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -16,6 +17,9 @@ from poisoncam_ray.config import Config
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.method.encoder import Encoder, build_encoder, load_encoder_state
 from poisoncam_ray.stages.embed import write_encoder
+from poisoncam_ray.store import connect
+
+MAX_BYTES = 8 * 2**30
 
 
 def check_encoder(config: Config) -> None:
@@ -47,24 +51,70 @@ def own_encoder(uri: str, config: Config) -> Encoder:
 
 
 def read_checkpoint(uri: str) -> dict[str, Tensor]:
-    """The state dict of a safetensors file, or of a torch file that holds tensors only (weights_only)."""
-    try:
-        with fsspec.open(uri, "rb") as file:
-            data = file.read()
-    except (OSError, ValueError) as error:
-        raise UserError(f"The encoder {uri} cannot be read: {error}.") from None
+    """The state dict of a safetensors file, or of a torch file that holds tensors only (weights_only).
+
+    UserError: it cannot be read, is larger than MAX_BYTES, packed, or holds anything else.
+    """
+    data = _read(uri)
+    if not uri.endswith(".safetensors"):
+        _refuse_packed(uri, data)
     try:
         if uri.endswith(".safetensors"):
-            return safetensors.torch.load(data)
-        loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            state: Any = safetensors.torch.load(data)
+        else:
+            loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
     except pickle.UnpicklingError:
         raise UserError(
             f"The encoder {uri} holds Python objects besides tensors: save its state dict as safetensors."
         ) from None
-    except (safetensors.SafetensorError, RuntimeError, EOFError, ValueError) as error:
+    except Exception as error:  # a damaged file can fail anywhere in either reader
         reason = next(iter(str(error).splitlines()), "it ends early")
         raise UserError(f"The encoder {uri} is no checkpoint: {reason}.") from None
-    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(_is_weight(*item) for item in state.items()):
         raise UserError(f"The encoder {uri} holds no state dict: save one as safetensors.")
     return state
+
+
+def _read(uri: str) -> bytes:
+    try:
+        filesystem, path = connect(uri)
+    except UserError as error:
+        raise UserError(f"The encoder cannot be read: {error}") from None
+    try:
+        size = filesystem.size(path) or 0
+        if size > MAX_BYTES:
+            raise UserError(
+                f"The encoder {uri} has {size:,} bytes, more than the limit of {MAX_BYTES:,}: save the "
+                "backbone's weights alone."
+            )
+        return filesystem.cat_file(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"The encoder {uri} cannot be read: {error}.") from None
+
+
+def _refuse_packed(uri: str, data: bytes) -> None:
+    """torch.save stores, never compresses: a file that would unpack to more than itself is a bomb."""
+    # What torch takes for an archive; anything else it reads as a bare pickle, of tensors only.
+    if not data.startswith(b"PK\x03\x04"):
+        return
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error) as error:
+        raise UserError(f"The encoder {uri} is no checkpoint: {error}.") from None
+    if unpacked > len(data):
+        raise UserError(
+            f"The encoder {uri} would unpack from {len(data):,} to {unpacked:,} bytes: save its state "
+            "dict as safetensors."
+        )
+
+
+def _is_weight(name: Any, value: Any) -> bool:
+    """Sparse and meta tensors can claim any shape without holding a byte."""
+    return (
+        isinstance(name, str)
+        and isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+    )

@@ -28,7 +28,7 @@ class Pool:
     """What the search draws from: of each cluster the first images in a seeded random order (P in all), and
     the flip-test images (F), the nearest of their centroids, spread over clusters."""
 
-    ids: list[str]
+    ids: pa.ChunkedArray
     y_P: Tensor
     flip_ids: list[str]
     n_clusters: int
@@ -73,7 +73,7 @@ def gather_pool(clusters: Folder, per_cluster: int, n_flip: int, n_clusters: int
     turns = np.argsort(_place_in_cluster(nearest), kind="stable")[:n_flip]
     y_P = torch.from_numpy(drawn["cluster"].to_numpy().astype(np.int64))
     flip_ids = nearest["image_id"].take(pa.array(turns)).to_pylist()
-    return Pool(drawn["image_id"].to_pylist(), y_P, flip_ids, n_clusters)
+    return Pool(drawn["image_id"], y_P, flip_ids, n_clusters)
 
 
 def lowest_of_each(table: pa.Table, key: str, most: int) -> pa.Table:

@@ -32,7 +32,7 @@ from poisoncam_ray.pipeline import Outcome, Run, Stage
 from poisoncam_ray.stages.actors import spread
 from poisoncam_ray.stages.cluster import read_centroids
 from poisoncam_ray.stages.compute import device, set_threads
-from poisoncam_ray.stages.dataflow import Pixels, fetch_images
+from poisoncam_ray.stages.dataflow import RESTARTS, Pixels, fetch_images
 from poisoncam_ray.stages.embed import embed_images, load_encoder
 from poisoncam_ray.stages.pool import Pool, gather_pool, image_seed
 
@@ -44,8 +44,6 @@ CANDIDATES = pa.schema(
 )
 TRIGGERS = "triggers.parquet"
 TRIGGERS_KEPT = 200
-# Of one actor: preempted nodes come and go, but one that dies every time must fail the job.
-RESTARTS = 20
 
 
 class Search(Stage):
@@ -76,9 +74,10 @@ class Search(Stage):
             settings.max_rounds,
             settings.max_candidates,
         )
-        most = settings.per_cluster * settings.max_rounds
         clusters = run.artifact("03_clusters")
-        pool = gather_pool(clusters, most, settings.flip_images, len(read_centroids(clusters)))
+        k = len(read_centroids(clusters))
+        most = settings.per_cluster * prune.most_rounds(k, rules)
+        pool = gather_pool(clusters, most, settings.flip_images, k)
         state = prune.start(pool.y_P, pool.n_clusters)
         turn_P = prune.turns(pool.y_P, seed)
         scorers = None
@@ -130,11 +129,10 @@ def score_round(
 ) -> list[dict[str, Any]]:
     """Rows of CANDIDATES, by cluster and image id."""
     size = run.config.search.chunk
+    ids = pool.ids.take(pa.array(picks)).to_pylist()
     # Neighbours in the corpus share a row group: fetched together they are read once.
-    ordered = sorted(picks, key=lambda p: pool.ids[p])
-    chunks = [
-        [(pool.ids[p], int(pool.y_P[p])) for p in ordered[i : i + size]] for i in range(0, len(ordered), size)
-    ]
+    ordered = sorted(zip(ids, pool.y_P[picks].tolist(), strict=True))
+    chunks = [ordered[i : i + size] for i in range(0, len(ordered), size)]
     rows: list[dict[str, Any]] = []
     for found in spread(scorers, chunks):
         rows += found

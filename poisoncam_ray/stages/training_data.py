@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from itertools import chain, islice
 
 import numpy as np
-import ray.data
 import torch
 from torch import Tensor
 
 from poisoncam_ray.artifact import Folder
 from poisoncam_ray.config import Config
-from poisoncam_ray.corpus import Corpus, Slice
-from poisoncam_ray.stages.dataflow import as_pixels, read_slice, readers
+from poisoncam_ray.corpus import Corpus
+from poisoncam_ray.corpus.slices import SLICES, slices_of
+from poisoncam_ray.stages.dataflow import stream_pixels
+
+LOOK_AHEAD = 256
 
 
 @dataclass(frozen=True)
@@ -60,23 +62,15 @@ class Epochs:
         self, corpus: Corpus, config: Config, index: Folder, rank: int, start: int
     ) -> Iterator[Tensor]:
         """x_BCHW (uint8) of every step from `start` on, B = batch_size / workers."""
-        slices = [Slice(**item) for item in index.read_json("slices.json")]
         first = start // max(1, self.steps_per_epoch)
-        plans = [self.plan(epoch, rank) for epoch in range(first, self.epochs)]
-        order = [i for plan in plans for i in plan]
-        if not order:
-            return
-        context = ray.data.DataContext.get_current()
-        context.execution_options.preserve_order = True
-        read = partial(_read, slices=slices, corpus=corpus, config=config, index=index)
-        dataset = ray.data.from_items([{"i": i} for i in order], override_num_blocks=len(order))
-        rows = iter(
-            dataset.map(read, compute=readers(config), num_cpus=config.resources.cpus_per_reader).iter_rows()
-        )
-        size = config.encoder.image_size
-        skip = start % self.steps_per_epoch
-        for epoch, plan in enumerate(plans, start=first):
-            pieces = (torch.from_numpy(as_pixels(next(rows)["pixels"], size)) for _ in plan)
+        table = index.read_table(SLICES)
+        every = chain.from_iterable(self.plan(epoch, rank) for epoch in range(first, self.epochs))
+        # Slices become objects as they are due: of a large corpus all of them are half a gigabyte.
+        order = chain.from_iterable(slices_of(table.take(part)) for part in _runs(every))
+        pixels = stream_pixels(order, corpus, config, index)
+        skip = start % max(1, self.steps_per_epoch)
+        for epoch in range(first, self.epochs):
+            pieces = (torch.from_numpy(next(pixels)) for _ in self.plan(epoch, rank))
             for step, x_BCHW in enumerate(self._shuffled(pieces, epoch, rank)):
                 if epoch > first or step >= skip:
                     yield x_BCHW
@@ -102,8 +96,6 @@ def _permuted(held: list[Tensor], generator: torch.Generator) -> Tensor:
     return x_NCHW[torch.randperm(len(x_NCHW), generator=generator)]
 
 
-def _read(
-    row: dict[str, int], slices: list[Slice], corpus: Corpus, config: Config, index: Folder
-) -> dict[str, bytes]:
-    _, x_NCHW = read_slice(corpus, config, index, slices[row["i"]])
-    return {"pixels": x_NCHW.tobytes()}
+def _runs(order: Iterator[int]) -> Iterator[list[int]]:
+    while run := list(islice(order, LOOK_AHEAD)):
+        yield run

@@ -5,14 +5,13 @@ from __future__ import annotations
 import pytest
 
 from poisoncam_ray.artifact import Folder, Manifest
-from tests.small import defend
 
 
 @pytest.mark.timeout(1800)
-def test_the_demo_finds_the_poison_and_says_so(tmp_path):
-    process = defend("--output", str(tmp_path / "demo"), timeout=1700)
+def test_the_demo_finds_the_poison_and_says_so(local_demo):
+    folder, process = local_demo
     assert process.returncode == 0, process.said
-    run = tmp_path / "demo" / "run"
+    run = folder / "run"
     metrics = Folder(str(run / "report")).read_json("metrics.json")
     ledger = Manifest.read(Folder(str(run / "07_clean"))).ledger
     assert ledger.rows_in == metrics["n_images"] == 3000

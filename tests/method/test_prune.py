@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from poisoncam_ray.method.prune import (
     SearchRules,
     advance,
+    most_rounds,
     picks,
     prune,
     reason_to_stop,
@@ -118,3 +119,14 @@ def test_prune_drops_the_worst_in_the_stated_number(scores, drop, min_live):
 def test_rules_out_of_range_are_refused():
     with pytest.raises(ValueError, match="per_cluster ≥ 1"):
         SearchRules(per_cluster=0)
+
+
+@given(st.integers(1, 200), st.floats(0, 1), st.integers(1, 5), st.one_of(st.none(), st.integers(1, 10)))
+def test_no_search_runs_longer_than_most_rounds_says(n_clusters, drop, min_live, max_rounds):
+    rules = SearchRules(1, drop, min_live, max_rounds)
+    y_N = torch.arange(n_clusters)
+    state, rounds = start(y_N, n_clusters), most_rounds(n_clusters, rules)
+    while not reason_to_stop(state, rules, n_picks=1):
+        live_P = torch.tensor(state.live)
+        state = advance(state, rules, live_P, torch.zeros(len(live_P)))
+    assert state.round == rounds

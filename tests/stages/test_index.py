@@ -6,6 +6,7 @@ import hashlib
 import io
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +15,15 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from poisoncam_ray.artifact import Folder, Ledger, Manifest
+from poisoncam_ray.artifact import Folder, Ledger, Manifest, part_name
 from poisoncam_ray.corpus import open_corpus
+from poisoncam_ray.corpus.slices import SLICES, slice_table
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.pipeline import Runner
 from poisoncam_ray.progress import Progress
 from poisoncam_ray.settings import load_config
 from poisoncam_ray.stages.dataflow import fetch_images, read_slice
-from poisoncam_ray.stages.index import Index, index_slice
+from poisoncam_ray.stages.index import ENOUGH, Index, index_slice, refuse_mostly_dead, refuse_other_cut
 
 CONFIG = load_config(overrides=["index.rows_per_slice=5", "index.max_pixels=10000", "encoder.image_size=16"])
 
@@ -135,9 +137,8 @@ def test_the_index_describes_the_stored_bytes(indexed, corpus):
         data = ALIVE[names[row["image_id"]]]
         assert row["sha256"] == hashlib.sha256(data).hexdigest() and row["bytes"] == len(data)
         assert (row["width"], row["height"]) == Image.open(io.BytesIO(data)).size
-    assert (indexed / "00_index").read_json("rows.json") == [
-        (indexed / "00_index").rows(name) for name in (indexed / "00_index").parts()
-    ]
+    index = indexed / "00_index"
+    assert index.read_table(SLICES)["rows"].to_pylist() == [index.rows(name) for name in index.parts()]
 
 
 def test_equal_images_under_equal_keys_stay_two_rows(indexed, corpus):
@@ -173,14 +174,105 @@ def test_a_corpus_without_one_image_that_decodes_is_told(ray_cluster, tmp_path):
         runner.run(Progress())
 
 
-def test_a_shard_that_breaks_in_the_middle_is_told_in_one_sentence(ray_cluster, corpus, tmp_path):
+def dead_letter(folder: Path, parts: list[list[str]]) -> Folder:
+    for i, kinds in enumerate(parts):
+        rows = [{"image_id": f"{i}#{j}", "error": kind} for j, kind in enumerate(kinds)]
+        Folder(str(folder)).write_table(f"part-{i:06d}.parquet", pa.Table.from_pylist(rows))
+    return Folder(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("alive", "died", "limit", "enough", "refused"),
+    [
+        (0, 999, 0.0, ENOUGH, False),
+        (0, 1000, 0.99, ENOUGH, True),
+        (0, 1000, 1.0, ENOUGH, False),
+        (500, 500, 0.5, ENOUGH, False),
+        (499, 501, 0.5, ENOUGH, True),
+        (10**9, 1, 0.0, ENOUGH, True),
+        (2, 1, 0.3, 1, True),
+        (0, 0, 0.0, 1, False),
+    ],
+)
+def test_a_corpus_is_refused_by_the_share_of_rows_that_died(tmp_path, alive, died, limit, enough, refused):
+    folder = dead_letter(tmp_path, [["bomb"]])
+    if not refused:
+        refuse_mostly_dead(alive, died, limit, folder, enough)
+        return
+    with pytest.raises(UserError, match=f"{died:,} of the {alive + died:,} rows"):
+        refuse_mostly_dead(alive, died, limit, folder, enough)
+
+
+def test_the_refusal_names_the_commonest_kinds_the_place_and_the_way_on(tmp_path):
+    folder = dead_letter(tmp_path, [["bomb", "empty", "empty"], ["truncated", "truncated", "empty"]])
+    with pytest.raises(UserError) as caught:
+        refuse_mostly_dead(2, 6, 0.25, folder, enough=1)
+    said = str(caught.value)
+    assert "6 of the 8 rows read are broken (3 empty, 2 truncated, 1 bomb; " in said and folder.uri in said
+    assert "--max-dead-fraction=0.25 allows: the same command with a higher one goes on" in said
+
+
+def test_a_mostly_broken_corpus_stops_early_and_a_higher_limit_goes_on(ray_cluster, tmp_path):
+    (tmp_path / "corpus").mkdir()
+    cells = [b"no image"] * 1990 + [ALIVE["twice"]] * 20
+    pq.write_table(pa.table({"image": cells}), tmp_path / "corpus" / "a.parquet")
+    settings = ["index.rows_per_slice=50", "encoder.image_size=16"]
+
+    def run(limit: float) -> Manifest:
+        config = load_config(overrides=[*settings, f"index.max_dead_fraction={limit}"])
+        Runner(str(tmp_path / "corpus"), str(tmp_path / "run"), config, [Index()]).run(Progress())
+        return Manifest.read(Folder(str(tmp_path / "run")) / "00_index")
+
+    with pytest.raises(UserError, match=r"of the 1,0[0-9]{2} rows read are broken .*undecodable"):
+        run(0.5)
+    done = {p: p.stat().st_mtime_ns for p in (tmp_path / "run" / "00_index").glob("part-*")}
+    assert done
+    # Reused slices count: the same limit stops before anything is read.
+    with pytest.raises(UserError, match="rows read are broken"):
+        run(0.5)
+    manifest = run(1.0)
+    assert manifest.ledger == Ledger(2010, 20, dead=1990)
+    assert manifest.facts["slices_reused"] >= len(done)
+    assert {p: p.stat().st_mtime_ns for p in done} == done
+
+
+def test_a_corpus_that_is_cut_otherwise_than_before_is_refused(tmp_path, corpus):
+    opened = open_corpus(str(corpus), rows_per_slice=5)
+    index, slices = Folder(str(tmp_path / "index")), opened.slices()
+    refuse_other_cut(index, slices)
+    index.write_table(SLICES, slice_table(slices))
+    refuse_other_cut(index, slices)
+    lost = replace(slices[0], start=0, stop=1, error="no footer")
+    for other in (slices[1:], [lost, *slices[1:]]):
+        with pytest.raises(UserError, match="use a new output folder"):
+            refuse_other_cut(index, other)
+    index.write_table(SLICES, slice_table([lost, *slices[1:]]))
+    refuse_other_cut(index, [replace(lost, error="no footer, in other words"), *slices[1:]])
+
+
+def test_the_dead_letter_of_a_try_that_did_not_end_goes_when_nothing_is_dead(tmp_path, corpus):
+    """Killed between dead letter and part, then a better decoder: no row may be in both."""
+    opened = open_corpus(str(corpus), rows_per_slice=1)
+    out, dead = Folder(str(tmp_path / "out")), Folder(str(tmp_path / "dead"))
+    alive = next(p for p in opened.slices() if index_slice(p, opened, CONFIG, out, dead)["alive"])
+    name = part_name(alive.index)
+    dead.write_table(name, pa.table({"image_id": ["a row that lives now"]}))
+    index_slice(alive, opened, CONFIG, out, dead)
+    assert not dead.exists(name) and out.rows(name) == 1
+
+
+def test_a_shard_that_breaks_in_the_middle_costs_its_own_rows(ray_cluster, corpus, tmp_path):
     """Its footer is whole, so only the task that reads its pages can know."""
     (tmp_path / "corpus").mkdir()
     data = bytearray((corpus / "2.parquet").read_bytes())
     data[4:400] = bytes(396)
     (tmp_path / "corpus" / "a.parquet").write_bytes(data)
-    runner = Runner(str(tmp_path / "corpus"), str(tmp_path / "run"), CONFIG, [Index()])
-    with pytest.raises(UserError) as caught:
-        runner.run(Progress())
-    assert "Parquet shard a.parquet cannot be read" in str(caught.value)
-    assert "\n" not in str(caught.value)
+    (tmp_path / "corpus" / "b.parquet").write_bytes((corpus / "0.parquet").read_bytes())
+    config = load_config(overrides=["encoder.image_size=16", "index.max_dead_fraction=1"])
+    Runner(str(tmp_path / "corpus"), str(tmp_path / "run"), config, [Index()]).run(Progress())
+    index, dead = Folder(str(tmp_path / "run" / "00_index")), Folder(str(tmp_path / "run" / "dead/00_index"))
+    rows = len(ALIVE) + len(DEAD)
+    alive, died = rows_of(index), rows_of(dead)
+    assert Manifest.read(index).ledger == Ledger(rows, len(alive), dead=len(died))
+    assert alive and {row["source"] for row in alive} == {"b.parquet"}
+    assert {row["error"] for row in died if row["source"] == "a.parquet"} == {"unreadable"}

@@ -60,11 +60,11 @@ def test_the_pool_holds_a_bounded_random_draw_of_every_cluster(folder):
     pool = gather_pool(folder, per_cluster=5, n_flip=10, n_clusters=K)
     sizes = Counter(i * i % 6 for i in range(N))
     assert Counter(pool.y_P.tolist()) == {k: min(5, n) for k, n in sizes.items()}
-    assert pool.n_clusters == K and len(set(pool.ids)) == len(pool.ids)
-    assert all(number(i) ** 2 % 6 == y for i, y in zip(pool.ids, pool.y_P.tolist(), strict=True))
+    assert pool.n_clusters == K and len(set(pool.ids.to_pylist())) == len(pool.ids)
+    assert all(number(i) ** 2 % 6 == y for i, y in zip(pool.ids.to_pylist(), pool.y_P.tolist(), strict=True))
     for k in sizes:
         everyone = sorted((image_seed(3, f"a.parquet#{i}"), i) for i in range(N) if i * i % 6 == k)
-        drawn = [number(i) for i, y in zip(pool.ids, pool.y_P.tolist(), strict=True) if y == k]
+        drawn = [number(i) for i, y in zip(pool.ids.to_pylist(), pool.y_P.tolist(), strict=True) if y == k]
         assert drawn == [i for _, i in everyone[:5]]
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 from poisoncam_ray.artifact import Folder
 from poisoncam_ray.corpus import open_corpus
+from poisoncam_ray.corpus.slices import SLICES
 from poisoncam_ray.pipeline import Runner
 from poisoncam_ray.progress import Progress
 from poisoncam_ray.settings import load_config
@@ -123,7 +124,7 @@ def indexed(ray_cluster, tmp_path_factory):
     runner = Runner(str(folder / "corpus"), str(folder / "run"), config, [Index()])
     runner.run(Progress())
     index = Folder(str(folder / "run")) / "00_index"
-    assert index.read_json("rows.json") == ROWS
+    assert index.read_table(SLICES)["rows"].to_pylist() == ROWS
     return open_corpus(str(folder / "corpus")), config, index
 
 

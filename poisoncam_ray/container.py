@@ -1,0 +1,150 @@
+"""What an image file announces, read by hand before a decoder sees it, and the file without its metadata.
+
+Only the parts that make pixels are handed on. EXIF, ICC profiles, text and thumbnails are never parsed: in
+them a small file can hide minutes of work or gigabytes.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+# Far above what encoders write: a file of more parts than this costs more time than its pixels do.
+MAX_PARTS = 65_536
+MAX_SCANS = 100
+_PNG_KEPT = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"))
+_EOI, _SOS, _JFIF, _ADOBE = 0xD9, 0xDA, 0xE0, 0xEE
+_TABLES = frozenset((0xC4, 0xCC, 0xDB, 0xDC, 0xDD))
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+# Not a stuffed zero, a fill byte, or a marker that stands alone (ITU T.81, B.1.1.3).
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
+
+
+class DecodeError(Exception):
+    """Bytes that give no image. `kind`: empty, undecodable, truncated, bomb (too many pixels, bytes or parts)
+    or zero_size; `str(error)` is the reason in words."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(kind, message)
+        self.kind = kind
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+@dataclass(frozen=True)
+class Container:
+    """`format`: JPEG, PNG or WEBP; `width`, `height`: pixels, as announced; `pixels`: the file without
+    metadata (a WebP file as it is: nothing in it is parsed that is not asked for)."""
+
+    format: str
+    width: int
+    height: int
+    pixels: bytes
+
+
+def read_container(data: bytes) -> Container:
+    """Raises DecodeError for other formats, too many parts, or a header that lies elsewhere than it must;
+    struct.error or IndexError for one that ends early."""
+    if data.startswith(PNG_MAGIC):
+        return _png(data)
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return _webp(data)
+    if data[:2] == b"\xff\xd8":
+        return _jpeg(data)
+    raise DecodeError("undecodable", f"neither JPEG, PNG nor WebP (starts with {data[:8].hex(' ')})")
+
+
+def _png(data: bytes) -> Container:
+    width, height = struct.unpack(">II", data[16:24])
+    if data[12:16] != b"IHDR":
+        raise DecodeError("undecodable", "a PNG file whose first chunk is no header")
+    kept = [PNG_MAGIC]
+    for start, end in _counted(_png_chunks(data), "chunks"):
+        # A chunk that reaches past the end is left for the decoder to complain about.
+        if data[start + 4 : start + 8] in _PNG_KEPT or end > len(data):
+            kept.append(data[start:end])
+    return Container("PNG", width, height, b"".join(kept))
+
+
+def _png_chunks(data: bytes) -> Iterator[tuple[int, int]]:
+    position, kind = len(PNG_MAGIC), b""
+    while position + 8 <= len(data) and kind != b"IEND":
+        length, kind = struct.unpack_from(">I4s", data, position)
+        yield position, position + 12 + length
+        position += 12 + length
+
+
+def _jpeg(data: bytes) -> Container:
+    size: tuple[int, int] | None = None
+    kept, scans = [data[:2]], 0
+    for start, end in _counted(_jpeg_segments(data), "segments"):
+        marker = data[start + 1]
+        if marker in _FRAMES and size is None:
+            height, width = struct.unpack(">HH", data[start + 5 : start + 9])
+            size = width, height
+        if marker in (_EOI, _SOS) and size is None:
+            raise DecodeError("undecodable", "a JPEG file without a frame header")
+        scans += marker == _SOS
+        if scans > MAX_SCANS:
+            raise DecodeError("bomb", f"more than {MAX_SCANS} scans")
+        if scans == 0 and marker in (_JFIF, _ADOBE, *_TABLES, *_FRAMES):
+            kept.append(data[start:end])
+        elif marker == _SOS and scans == 1:
+            kept.append(data[start:])
+    if size is None:
+        raise DecodeError("truncated", "the JPEG file ends before its frame header")
+    return Container("JPEG", *size, b"".join(kept))
+
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """Entropy-coded data and junk between segments are stepped over, as libjpeg does."""
+    position = 2
+    while match := _MARKER.search(data, position):
+        start = match.start()
+        length = int.from_bytes(data[start + 2 : start + 4], "big")
+        position = start + 2 + length
+        yield start, position
+        if data[start + 1] == _EOI:
+            return
+
+
+def _webp(data: bytes) -> Container:
+    end = int.from_bytes(data[4:8], "little") + 8
+    if end > len(data):
+        raise DecodeError("truncated", "the WebP file ends early")
+    for _ in _counted(_webp_chunks(data), "chunks"):
+        pass
+    return Container("WEBP", *_webp_size(data), data)
+
+
+def _webp_chunks(data: bytes) -> Iterator[tuple[int, int]]:
+    position = 12
+    while position + 8 <= len(data):
+        length = int.from_bytes(data[position + 4 : position + 8], "little")
+        yield position, position + 8 + length
+        position += 8 + length + length % 2
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    kind, body = data[12:16], data[20:30]
+    if kind == b"VP8X":
+        return int.from_bytes(body[4:7], "little") + 1, int.from_bytes(body[7:10], "little") + 1
+    if kind == b"VP8L":
+        (bits,) = struct.unpack("<I", body[1:5])
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    if kind == b"VP8 ":
+        width, height = struct.unpack("<HH", body[6:10])
+        return width & 0x3FFF, height & 0x3FFF
+    raise DecodeError("undecodable", "a WebP file without an image")
+
+
+def _counted(parts: Iterator[tuple[int, int]], what: str) -> Iterator[tuple[int, int]]:
+    for number, part in enumerate(parts):
+        if number == MAX_PARTS:
+            raise DecodeError("bomb", f"more than {MAX_PARTS} {what}")
+        yield part

@@ -1,0 +1,100 @@
+"""Which column of a Parquet corpus holds the images, and its values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from poisoncam_ray.corpus import storage
+from poisoncam_ray.corpus.shardfile import UnreadableError
+from poisoncam_ray.corpus.shards import Shard, open_shard
+from poisoncam_ray.errors import UserError
+
+# Shards opened, at most, to find the image column.
+_LOOKED_AT = 100
+
+
+class NoImageColumnError(UserError):
+    """A shard without the image column; `reason` in words, without a full stop."""
+
+    def __init__(self, reason: str, advice: str) -> None:
+        super().__init__(reason, advice)
+        self.reason, self.advice = reason, advice
+
+    def __str__(self) -> str:
+        return f"{self.reason}{self.advice}."
+
+
+def find_image_column(uri: str, paths: Sequence[str], asked: str | None) -> str:
+    """The image column: `asked` when given and fit, or the only one there is, by the first of the shards
+    `uri`/`paths` that can be read, has rows and has such a column. Raises UserError that names the
+    candidates when there is none among the first hundred."""
+    mistake: UserError | None = None
+    looked = 0
+    for path in paths:
+        try:
+            with open_shard(uri, path) as shard:
+                if shard.n_rows:
+                    looked += 1
+                    return _image_column(shard, asked)
+        except (UnreadableError, NoImageColumnError) as error:
+            mistake = mistake or error
+            looked += isinstance(error, UnreadableError)
+        if looked == _LOOKED_AT:
+            break
+    raise mistake or UserError(f"The Parquet files in {uri} hold no rows: give a corpus that has images.")
+
+
+def _image_column(shard: Shard, asked: str | None) -> str:
+    names, fit = shard.schema.names, _candidates(shard)
+    if taken := [n for n in storage.REMOVED_TYPES if n in names]:
+        raise UserError(f"The column {taken[0]} of {shard.source} is needed for results: rename it.")
+    if asked:
+        check_image_column(shard, asked)
+        return asked
+    if len(fit) > 1:
+        raise UserError(
+            f"Several columns of {shard.source} may hold images: set image_column to one of {', '.join(fit)}."
+        )
+    if not fit:
+        raise NoImageColumnError(
+            f"No column of {shard.source} holds images (binary or struct{{bytes, path}})",
+            f": it has {', '.join(names)}",
+        )
+    return fit[0]
+
+
+def _candidates(shard: Shard) -> list[str]:
+    return [f.name for f in shard.schema if is_image_type(f.type)]
+
+
+def check_image_column(shard: Shard, name: str) -> None:
+    names, fit = shard.schema.names, _candidates(shard)
+    # A shard in which every image is null may have lost the column's type.
+    if name in fit or (name in names and pa.types.is_null(shard.schema.field(name).type)):
+        return
+    wrong = "is not binary or struct{bytes, path}" if name in names else "is missing"
+    advice = f"set image_column to {' or '.join(fit)}" if fit else f"the shard has only {', '.join(names)}"
+    raise NoImageColumnError(f"The image column {name} {wrong} in {shard.source}", f": {advice}")
+
+
+def is_image_type(kind: pa.DataType) -> bool:
+    """Binary, or a struct with a binary field `bytes`."""
+    if pa.types.is_struct(kind):
+        i = kind.get_field_index("bytes")
+        return i >= 0 and _is_binary(kind.field(i).type)
+    return _is_binary(kind)
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
+
+
+def image_values(array: pa.Array) -> pa.Array:
+    """The binary values of an image column, null where the struct or its bytes are null."""
+    if pa.types.is_struct(array.type):
+        array = array.flatten()[array.type.get_field_index("bytes")]
+    return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array

@@ -1,0 +1,62 @@
+"""The files and the slices of a corpus as Parquet tables: what the index keeps of them, read by column."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from poisoncam_ray.corpus.storage import Slice, Source
+
+SOURCES = "sources.parquet"
+SLICES = "slices.parquet"
+SCHEMA = pa.schema(
+    [
+        ("index", pa.int64()),
+        ("source", pa.string()),
+        ("start", pa.int64()),
+        ("stop", pa.int64()),
+        ("files", pa.list_(pa.string())),
+        ("version", pa.string()),
+        ("error", pa.string()),
+        ("span", pa.list_(pa.int64())),
+        ("twins", pa.list_(pa.int64())),
+        ("rows", pa.int64()),
+    ]
+)
+_SOURCE = pa.schema([("path", pa.string()), ("size", pa.int64()), ("tag", pa.string())])
+_NAMES = [field.name for field in fields(Slice)]
+_TUPLES = ("files", "span", "twins")
+
+
+def source_table(sources: Sequence[Source]) -> pa.Table:
+    """One line a file: path, size in bytes, tag."""
+    columns = {name: [getattr(source, name) for source in sources] for name in _SOURCE.names}
+    return pa.table(columns, schema=_SOURCE)
+
+
+def slice_table(slices: Sequence[Slice], rows: Sequence[int] | None = None) -> pa.Table:
+    """One line a slice; `rows` is how many of its rows are indexed, null before they are counted."""
+    columns = {name: [getattr(piece, name) for piece in slices] for name in _NAMES}
+    counted: Sequence[int | None] = rows or [None] * len(slices)
+    return pa.table({**columns, "rows": counted}, schema=SCHEMA)
+
+
+def slices_of(table: pa.Table) -> list[Slice]:
+    """The slices of such a table, in its order."""
+    columns = table.select(_NAMES).to_pydict()
+    for name in _TUPLES:
+        columns[name] = [None if value is None else tuple(value) for value in columns[name]]
+    return [Slice(*values) for values in zip(*(columns[name] for name in _NAMES), strict=True)]
+
+
+def same_cut(one: pa.Table, other: pa.Table) -> bool:
+    """Whether both cut the corpus into the same slices. Why a shard is unreadable may be worded anew."""
+    return _cut(one).equals(_cut(other))
+
+
+def _cut(table: pa.Table) -> pa.Table:
+    broken = pc.is_valid(table["error"])
+    return table.drop_columns(["error", "rows"]).append_column("broken", broken)

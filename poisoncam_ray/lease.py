@@ -1,0 +1,191 @@
+"""One driver a run folder: whoever holds the highest of the numbered files in `_lease/`.
+
+A lease is taken by creating the next number, which only one of several drivers can. The holder overwrites its
+own file every ten seconds; a driver that finds another's lease watches that file, by its own clock, and takes
+over when it stays the same for a minute. A process that is dead on this machine is taken over at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any
+
+from poisoncam_ray.artifact import Folder
+from poisoncam_ray.errors import UserError
+from poisoncam_ray.store import create_once, delete
+
+LEASE = "_lease"
+BEAT_S = 10.0
+# Longer than a driver that lives can be silent: a beat, an attempt that hangs, the wait before the next one.
+WATCH_S = 60.0
+LOOK_S = 2.0
+RELEASE_S = 10.0
+
+
+class LeaseLostError(RuntimeError):
+    """Another driver has taken the run folder over while this one was silent."""
+
+
+class Lease:
+    """Holds the run folder `run` for as long as the `with` block lasts.
+
+    Entering raises UserError when another driver works there. `tell` gets a sentence when it must wait to see
+    whether one does. `beat_s` and `watch_s` are seconds.
+    """
+
+    def __init__(
+        self,
+        run: Folder,
+        tell: Callable[[str], None] = lambda _: None,
+        beat_s: float = BEAT_S,
+        watch_s: float = WATCH_S,
+    ) -> None:
+        self._run, self._folder, self._tell = run, run / LEASE, tell
+        self._beat_s, self._watch_s = beat_s, watch_s
+        self._number, self._beat = 0, 0
+        self._state = {
+            "token": uuid.uuid4().hex,
+            "host": socket.gethostname(),
+            "machine": _machine(),
+            "pid": os.getpid(),
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
+
+    def __enter__(self) -> Lease:
+        while not self._number:
+            highest = self._highest()
+            free = not highest or self._is_free(highest) or self._is_silent(highest)
+            if free and create_once(self._folder.uri, _name(highest + 1), self._content()):
+                self._number = self._settle(highest + 1)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        # A store that is away must not keep the driver from ending: others then see a lease without a beat.
+        self._thread.join(RELEASE_S)
+
+    def held(self) -> bool:
+        """Whether nobody has taken over; asks the store."""
+        return self._highest() <= self._number
+
+    def check(self) -> None:
+        """Raise LeaseLostError when somebody has taken over: nothing may be committed any more."""
+        if not self.held():
+            raise LeaseLostError(f"another driver has taken over {self._run.uri}: this one stops")
+
+    def _settle(self, number: int) -> int:
+        """`number` when the lease is ours. 0 when a higher one is there: the file came too late to count."""
+        numbers = self._numbers()
+        if max(numbers, default=number) > number:
+            delete(self._folder.uri, _name(number))
+            return 0
+        for lower in numbers:
+            if lower < number:
+                delete(self._folder.uri, _name(lower))
+        return number
+
+    def _is_free(self, number: int) -> bool:
+        state = _parsed(self._read(number))
+        if state.get("released"):
+            return True
+        return state.get("machine") == self._state["machine"] and not _is_alive(state.get("pid"))
+
+    def _is_silent(self, number: int) -> bool:
+        """Watch the lease: True when no beat came, False when it was released or followed by another.
+        UserError when a beat came."""
+        first = self._read(number)
+        state = _parsed(first)
+        who = f"process {state.get('pid', '?')} on {state.get('host', '?')}"
+        self._tell(f"{who} holds {self._run.uri}: watching for up to {self._watch_s:.0f} s if it still runs")
+        silent, look = 0.0, min(LOOK_S, self._watch_s / 10)
+        while silent < self._watch_s:
+            time.sleep(look)
+            # Counted in looks that succeeded: while the store is away, the holder cannot beat either.
+            silent += look
+            now = self._read(number)
+            if self._highest() != number or _parsed(now).get("released"):
+                return False
+            if now != first:
+                raise UserError(
+                    f"{self._run.uri} is in use by another driver ({who}, since "
+                    f"{state.get('started', '?')}): wait for it, stop it, or use another output folder."
+                )
+        return True
+
+    def _keep(self) -> None:
+        """The thread, the only writer of our file."""
+        while not self._stop.wait(self._beat_s):
+            # The store may be away: the next beat tries again.
+            with contextlib.suppress(Exception):
+                if not self.held():
+                    return
+                self._beat += 1
+                self._folder.write_bytes(_name(self._number), self._content())
+        with contextlib.suppress(Exception):
+            if self.held():
+                self._folder.write_bytes(_name(self._number), self._content(released=True))
+
+    def _content(self, released: bool = False) -> bytes:
+        return json.dumps(self._state | {"beat": self._beat, "released": released}, indent=1).encode()
+
+    def _numbers(self) -> list[int]:
+        stems = (name.removesuffix(".json") for name in self._folder.names())
+        return sorted(int(stem) for stem in stems if stem.isdecimal())
+
+    def _highest(self) -> int:
+        return max(self._numbers(), default=0)
+
+    def _read(self, number: int) -> bytes:
+        try:
+            return self._folder.read_bytes(_name(number))
+        except FileNotFoundError:
+            return b""
+
+
+def _name(number: int) -> str:
+    return f"{number:06d}.json"
+
+
+def _parsed(content: bytes) -> dict[str, Any]:
+    """Nothing known of a file that is gone or, on a disk without hard links, half written."""
+    try:
+        state = json.loads(content)
+    except ValueError:
+        return {}
+    return state if isinstance(state, dict) else {}
+
+
+def _is_alive(pid: Any) -> bool:
+    if not isinstance(pid, int) or pid < 1:
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _machine() -> str:
+    """What tells whether a process number means the same here and there: the running system, and the
+    container's own numbering. Unique to this process where the system does not say."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            return f"{file.read().strip()} {os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:
+        return uuid.uuid4().hex

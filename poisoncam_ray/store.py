@@ -1,0 +1,200 @@
+"""The one door to storage, local or remote: files that are whole or absent, reached with patience.
+
+S3 gets the patience of `s3.PatientS3`; other fsspec stores keep their own. Every function takes the URI of a
+folder and a path relative to it. Raises UserError for what the user must mend, FileNotFoundError for what is
+not there, StoreAwayError (a ConnectionError) for a store that stays away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from poisoncam_ray.errors import UserError
+
+S3_PREFIXES = ("s3://", "s3a://")
+# One thread a request: remote stores answer in tens of milliseconds whatever the machine's cores.
+THREADS = 16
+UPLOADS = 3
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def connect(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The filesystem of `uri` and the path on it, without a trailing slash."""
+    try:
+        if uri.startswith(S3_PREFIXES):
+            # Half a second to import.
+            from poisoncam_ray.s3 import PatientS3
+
+            fs: fsspec.AbstractFileSystem = PatientS3()
+            root = fs._strip_protocol(uri)
+        else:
+            fs, root = fsspec.core.url_to_fs(uri)
+    except (ValueError, ImportError) as error:
+        raise UserError(f"The location {uri} cannot be used: {error}.") from error
+    return fs, root.rstrip("/") or "/"
+
+
+def is_local(fs: fsspec.AbstractFileSystem) -> bool:
+    return isinstance(fs, LocalFileSystem)
+
+
+def exists(uri: str, relative: str = "") -> bool:
+    """Whether a file or folder is there now, whatever was listed before."""
+    fs, target = locate(uri, relative)
+    fs.invalidate_cache()
+    return fs.exists(target)
+
+
+def read_bytes(uri: str, relative: str) -> bytes:
+    fs, target = locate(uri, relative)
+    return fs.cat_file(target)
+
+
+def write_bytes(uri: str, relative: str, data: bytes) -> None:
+    """Readers see the old file or all of the new one: a rename on a disk, one request on an object store."""
+    fs, target = locate(uri, relative)
+    if is_local(fs):
+        with whole_file(uri, relative) as path, open(path, "wb") as file:
+            file.write(data)
+    elif _is_s3(uri):
+        _upload(lambda chunk: fs.pipe_file(target, data, chunksize=chunk), len(data))
+    else:
+        fs.pipe_file(target, data)
+
+
+@contextlib.contextmanager
+def whole_file(uri: str, relative: str) -> Iterator[str]:
+    """A local path to write to; when the block ends well, its content appears at `uri`/`relative` at once.
+    When it fails, nothing appears. A killed process leaves a hidden `.writing-…`, which listings ignore."""
+    fs, target = locate(uri, relative)
+    local = is_local(fs)
+    # Beside the target: on the same disk.
+    folder = os.path.dirname(target) if local else tempfile.gettempdir()
+    scratch = os.path.join(folder, f".writing-{uuid.uuid4().hex}")
+    os.makedirs(folder, exist_ok=True)
+    try:
+        yield scratch
+        if local:
+            os.replace(scratch, target)
+        elif _is_s3(uri):
+            _upload(lambda chunk: fs.put_file(scratch, target, chunksize=chunk), os.path.getsize(scratch))
+        else:
+            fs.put_file(scratch, target)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(scratch)
+
+
+def create_once(uri: str, relative: str, data: bytes) -> bool:
+    """Write a file that must not be there yet; False when it is. Of several writers one wins.
+
+    `data` must hold something that no other writer has: an answer that got lost on the way makes the store
+    say "taken" to the winner, which knows its own bytes again. On a disk without hard links readers may see
+    the file before it is whole.
+    """
+    fs, target = locate(uri, relative)
+    if is_local(fs):
+        return _create_local(uri, relative, target, data)
+    try:
+        fs.pipe_file(target, data, mode="create")
+    except OSError as error:
+        if not _was_taken(uri, error):
+            raise
+        try:
+            return fs.cat_file(target) == data
+        except FileNotFoundError:
+            return False
+    return True
+
+
+def delete(uri: str, relative: str) -> None:
+    """Delete a file if it is there."""
+    fs, target = locate(uri, relative)
+    with contextlib.suppress(FileNotFoundError):
+        fs.rm_file(target)
+
+
+def in_parallel(function: Callable[[T], R], items: list[T], threads: int = THREADS) -> list[R]:
+    """`[function(x) for x in items]` with up to `threads` requests under way together."""
+    if len(items) < 2:
+        return [function(item) for item in items]
+    with ThreadPoolExecutor(min(threads, len(items))) as pool:
+        return list(pool.map(function, items))
+
+
+def locate(uri: str, relative: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The filesystem, and on it the path of a file in the folder `uri`. UserError: the name leaves it."""
+    fs, root = connect(uri)
+    # Names come from listings and run folders, which others may have written.
+    if relative.startswith("/") or ".." in relative.split("/"):
+        raise UserError(
+            f"The name {relative} leaves {uri}: take it out of the corpus or use a new output folder."
+        )
+    return fs, f"{root.rstrip('/')}/{relative}" if relative else root
+
+
+def _is_s3(uri: str) -> bool:
+    return uri.startswith(S3_PREFIXES)
+
+
+def _upload(send: Callable[[int], object], size: int) -> None:
+    """`send(chunk size)`. When the answer that ends a large upload gets lost, the store no longer knows the
+    upload: it is done again."""
+    from poisoncam_ray.s3 import chunk_size
+
+    for left in reversed(range(UPLOADS)):
+        try:
+            send(chunk_size(size))
+            return
+        except FileNotFoundError:
+            if left == 0:
+                raise
+
+
+def _create_local(uri: str, relative: str, target: str, data: bytes) -> bool:
+    folder = os.path.dirname(target)
+    os.makedirs(folder, exist_ok=True)
+    scratch = os.path.join(folder, f".writing-{uuid.uuid4().hex}")
+    try:
+        with open(scratch, "xb") as file:
+            file.write(data)
+        os.link(scratch, target)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+            raise
+        return _create_exclusively(target, data)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(scratch)
+    return True
+
+
+def _create_exclusively(target: str, data: bytes) -> bool:
+    try:
+        with open(target, "xb") as file:
+            file.write(data)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _was_taken(uri: str, error: OSError) -> bool:
+    if not _is_s3(uri):
+        return isinstance(error, FileExistsError)
+    from poisoncam_ray.s3 import was_taken
+
+    return was_taken(error)

@@ -1,0 +1,115 @@
+"""Small image files that would cost much: by what they announce, by what they hide, by how many parts."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+SIDE = 24
+CLEAN = Image.fromarray(np.random.default_rng(3).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8))
+FRAMES = 3000
+MANY = 70_000
+
+
+def encode(format: str, image: Image.Image = CLEAN, **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return file.getvalue()
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def in_png(*chunks: bytes) -> bytes:
+    """The clean PNG with chunks put in behind its header."""
+    png = encode("PNG")
+    return png[:33] + b"".join(chunks) + png[33:]
+
+
+def segment(marker: int, body: bytes) -> bytes:
+    return bytes([0xFF, marker]) + struct.pack(">H", len(body) + 2) + body
+
+
+def in_jpeg(segments: bytes) -> bytes:
+    jpeg = encode("JPEG")
+    return jpeg[:2] + segments + jpeg[2:]
+
+
+def riff(body: bytes) -> bytes:
+    return b"RIFF" + struct.pack("<I", len(body) + 4) + b"WEBP" + body
+
+
+def announcing(width: int, height: int) -> dict[str, bytes]:
+    """Each format with this size in its header and nothing that bears it out."""
+    jpeg = bytearray(encode("JPEG"))
+    frame = jpeg.index(b"\xff\xc0")
+    jpeg[frame + 5 : frame + 9] = struct.pack(">HH", height % 65536, width % 65536)
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    canvas = (min(width, 2**24) - 1).to_bytes(3, "little") + (min(height, 2**24) - 1).to_bytes(3, "little")
+    extended = b"VP8X" + struct.pack("<I", 10) + bytes([2, 0, 0, 0]) + canvas
+    return {
+        "JPEG": bytes(jpeg),
+        "PNG": png + chunk(b"IDAT", b"") + chunk(b"IEND", b""),
+        "WEBP": riff(extended),
+    }
+
+
+def peak() -> int:
+    """The most bytes this process held since it was started; getrusage would count its parent's, too."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line)
+    return int(line.split()[1]) * 1024
+
+
+@cache
+def zeros(size: int) -> bytes:
+    return zlib.compress(bytes(size), 9)
+
+
+def tiff_of_many_tags() -> bytes:
+    """An EXIF block whose thousands of tags all point at the same 60 KB."""
+    n = 2500
+    tags = b"".join(struct.pack("<HHLL", tag, 7, 60_000, 0) for tag in range(1, n + 1))
+    return b"Exif\0\0II*\0" + struct.pack("<LH", 8, n) + tags + bytes(30_000)
+
+
+def hidden() -> dict[str, tuple[bytes, str]]:
+    """Files whose pixels are those of the clean image and whose metadata is a bomb, with their format."""
+    inflates = b"x\0\0" + zeros(2**28)
+    thumbnail = b"Exif\0\0" + bytes(65_000)
+    return {
+        "png text": (in_png(chunk(b"zTXt", inflates)), "PNG"),
+        "png international text": (in_png(chunk(b"iTXt", b"x\0\1\0\0\0" + zeros(2**28))), "PNG"),
+        "png profile": (in_png(chunk(b"iCCP", inflates)), "PNG"),
+        "png many profiles": (in_png(*[chunk(b"iCCP", b"x\0\0" + zeros(2**20))] * 2000), "PNG"),
+        "png exif": (in_png(chunk(b"eXIf", tiff_of_many_tags()[6:])), "PNG"),
+        "jpeg exif": (in_jpeg(segment(0xE1, tiff_of_many_tags())), "JPEG"),
+        "jpeg many exif": (in_jpeg(segment(0xE1, thumbnail) * 400), "JPEG"),
+        "jpeg profile": (in_jpeg(segment(0xE2, b"ICC_PROFILE\0\1\1" + bytes(65_000)) * 200), "JPEG"),
+    }
+
+
+def endless() -> dict[str, bytes]:
+    """Files of so many parts that walking them costs more than the pixels."""
+    progressive = encode("JPEG", progressive=True)
+    scan = progressive[progressive.rindex(b"\xff\xda") : -2]
+    frame = b"ANMF" + struct.pack("<I", 16) + bytes(16)
+    return {
+        "png chunks": in_png(chunk(b"IDAT", b"") * MANY),
+        "png private chunks": in_png(chunk(b"abCd", b"") * MANY),
+        "jpeg segments": in_jpeg(segment(0xDB, b"") * MANY),
+        "jpeg scans": progressive[:-2] + scan * 200 + b"\xff\xd9",
+        "webp frames": riff(b"VP8X" + struct.pack("<I", 10) + bytes(10) + frame * MANY),
+    }
+
+
+def animation(format: str) -> bytes:
+    """Thousands of frames, the clean image first."""
+    others = [Image.new("RGB", (SIDE, SIDE), (i % 256, i // 256, 9)) for i in range(FRAMES - 1)]
+    return encode(format, save_all=True, append_images=others, duration=20, lossless=True)

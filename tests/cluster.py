@@ -1,0 +1,247 @@
+"""A real Ray cluster of several nodes on this machine: `ray start` on 127.0.0.2, .3, .4 …, with a token.
+
+A node is a process tree of its own and is lost as a real one is: SIGKILL to all of it at once.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import psutil
+
+READY = "Ray runtime started"
+START_S = 120
+OBJECT_STORE = 300_000_000
+RAY = (sys.executable, "-m", "ray.scripts.scripts")
+
+
+@dataclass
+class Node:
+    """One `ray start --block` and everything below it."""
+
+    ip: str
+    process: subprocess.Popen
+    log: Path
+
+    @property
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    @property
+    def node_id(self) -> str:
+        """Ray's own name of the node, in hex."""
+        words = next(filter(None, (_raylet_id(p) for p in self.tree())), None)
+        if words is None:
+            raise RuntimeError(f"{self.ip} has no raylet")
+        return words
+
+    def tree(self) -> list[psutil.Process]:
+        with suppress(psutil.NoSuchProcess):
+            root = psutil.Process(self.process.pid)
+            return [root, *root.children(recursive=True)]
+        return []
+
+    def kill(self) -> None:
+        """SIGKILL to the whole tree. Stopped first: what is listed is then all there is."""
+        for process in (stopped := freeze(self.tree)):
+            _signal(process, signal.SIGKILL)
+        psutil.wait_procs(stopped, timeout=10)
+        self.process.wait()
+
+
+class RayNodes:
+    """The cluster: a head at 127.0.0.2, and workers that come and go.
+
+    `head_cpus` and `cpus` are logical. With 0 at the head all work is done on workers, and only there can a
+    lost node cost work. `gpus` are Ray's bookkeeping only. With `dashboard`, jobs can be submitted.
+    """
+
+    def __init__(
+        self,
+        workers: int = 2,
+        *,
+        cpus: int = 8,
+        gpus: int = 0,
+        head_cpus: int = 0,
+        dashboard: bool = False,
+    ) -> None:
+        self.cpus, self.gpus, self.dashboard = cpus, gpus, dashboard
+        self.token = secrets.token_hex(32)
+        # Short: Ray's sockets lie below, and a socket's path may have no more than 107 characters.
+        self.folder = Path(tempfile.mkdtemp(prefix="rn-"))
+        self.port, self.dashboard_port = free_port("127.0.0.2"), free_port("127.0.0.1")
+        self.nodes: list[Node] = []
+        self._started = 0
+        try:
+            head = ["--head", f"--port={self.port}", f"--include-dashboard={str(dashboard).lower()}"]
+            if dashboard:
+                head += ["--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard_port}"]
+            self.head = self._start(*head, f"--num-cpus={head_cpus}", "--num-gpus=0")
+            self.wait(self.head)
+            for node in [self.start_node() for _ in range(workers)]:
+                self.wait(node)
+        except BaseException:
+            self.stop()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.2:{self.port}"
+
+    @property
+    def dashboard_url(self) -> str:
+        return f"http://127.0.0.1:{self.dashboard_port}"
+
+    @property
+    def workers(self) -> list[Node]:
+        """Worker nodes that are up."""
+        return [node for node in self.nodes if node is not self.head and node.alive]
+
+    def environment(self) -> dict[str, str]:
+        """What a client adds to its environment to use the cluster."""
+        jobs = {"RAY_API_SERVER_ADDRESS": self.dashboard_url} if self.dashboard else {}
+        return {
+            "RAY_ADDRESS": self.address,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": self.token,
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+            **jobs,
+        }
+
+    def find(self, title: str) -> list[tuple[Node, psutil.Process]]:
+        """Worker processes, with their nodes, whose title matches; Ray sets it to what a process works on."""
+        named = {pid for pid in psutil.pids() if re.search(title, title_of(pid))}
+        trees = [(node, node.tree()) for node in self.workers] if named else []
+        return [(node, process) for node, tree in trees for process in tree if process.pid in named]
+
+    def add_node(self, cpus: int | None = None, gpus: int | None = None) -> Node:
+        """One more worker node, up and known to the cluster."""
+        node = self.start_node(cpus, gpus)
+        self.wait(node)
+        return node
+
+    def start_node(self, cpus: int | None = None, gpus: int | None = None) -> Node:
+        """The same without waiting: the node joins when it is up."""
+        return self._start(
+            f"--address={self.address}",
+            f"--num-cpus={self.cpus if cpus is None else cpus}",
+            f"--num-gpus={self.gpus if gpus is None else gpus}",
+        )
+
+    def wait(self, node: Node) -> None:
+        """Until the node is up and known to the cluster."""
+        until(lambda: READY in node.log.read_text() or not node.alive, START_S, f"{node.ip} did not start")
+        if not node.alive:
+            raise RuntimeError(node.log.read_text())
+
+    def kill_node(self, node: Node) -> None:
+        """Lose the node: raylet, agents and workers die at once, without a word to the cluster."""
+        node.kill()
+
+    def drain_node(self, node: Node, deadline_s: int) -> None:
+        """A preemption notice: the node will be gone in `deadline_s` seconds."""
+        command = [*RAY, "drain-node", f"--address={self.address}", f"--node-id={node.node_id}"]
+        command += ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=preempted"]
+        command += [f"--deadline-remaining-seconds={deadline_s}"]
+        environment = {**os.environ, **self.environment()}
+        subprocess.run(command, env=environment, check=True, capture_output=True, timeout=120)
+
+    def stop(self) -> None:
+        for node in reversed(self.nodes):
+            node.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _start(self, *options: str) -> Node:
+        self._started += 1
+        # A new address each time: a lost node's is remembered as dead.
+        ip = f"127.0.0.{self._started + 1}"
+        home = self.folder / f"n{self._started}"
+        home.mkdir()
+        log = home / "start.log"
+        command = [*RAY, "start", "--block", "--disable-usage-stats", f"--node-ip-address={ip}"]
+        command += [f"--object-store-memory={OBJECT_STORE}", f"--temp-dir={home}", *options]
+        quick = {"RAY_health_check_period_ms": "1000", "RAY_health_check_initial_delay_ms": "1000"}
+        environment = {**os.environ, **self.environment(), **quick}
+        # `ray start` refuses to start a head where an address is set already.
+        for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+            environment.pop(name, None)
+        with log.open("wb") as sink:
+            process = subprocess.Popen(
+                command, stdout=sink, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+            )
+        node = Node(ip, process, log)
+        self.nodes.append(node)
+        return node
+
+
+def freeze(listed: Callable[[], list[psutil.Process]]) -> list[psutil.Process]:
+    """SIGSTOP to all of `listed()`, again until no new one turns up; what is stopped starts no process."""
+    stopped: dict[int, psutil.Process] = {}
+    while new := [process for process in listed() if process.pid not in stopped]:
+        for process in new:
+            _signal(process, signal.SIGSTOP)
+            stopped[process.pid] = process
+    return list(stopped.values())
+
+
+def thaw(stopped: list[psutil.Process]) -> None:
+    for process in stopped:
+        _signal(process, signal.SIGCONT)
+
+
+def title_of(pid: int) -> str:
+    """`ray::Scorer.work` and the like; empty for a process that is no Ray worker, or gone."""
+    line = _command_line(pid)
+    return line if line.startswith("ray::") else ""
+
+
+def until(true: Callable[[], object], seconds: float, complaint: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > deadline:
+            raise TimeoutError(complaint)
+        time.sleep(0.1)
+
+
+def free_port(ip: str) -> int:
+    with socket.socket() as probe:
+        probe.bind((ip, 0))
+        return probe.getsockname()[1]
+
+
+def _raylet_id(process: psutil.Process) -> str | None:
+    found = re.search(r"--node[_-]id[= ]([0-9a-f]{56})", _command_line(process.pid))
+    return found[1] if found else None
+
+
+def _command_line(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").replace("\0", " ").strip()
+    except OSError:
+        return ""
+
+
+def _signal(process: psutil.Process, number: int) -> None:
+    with suppress(psutil.NoSuchProcess):
+        process.send_signal(number)
