@@ -15,7 +15,7 @@ def device() -> torch.device:
 
 
 def set_threads(resources: Resources, processes: int | None = None) -> None:
-    """Ray gives workers one OpenMP thread; share the machine's cores among the `processes` that work on it (all
-    actors, when it is not known). Not by how many nodes live: more threads add floats in another order."""
+    """Ray gives workers one OpenMP thread; share the machine's cores among the `processes` that work on it
+    (all actors, when not known). Not by how many nodes live: more threads add floats in another order."""
     share = len(os.sched_getaffinity(0)) // (processes or resources.actors)
     torch.set_num_threads(resources.threads_per_actor or max(1, share))

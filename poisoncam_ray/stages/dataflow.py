@@ -103,6 +103,8 @@ def read_slice(corpus: Corpus, config: Config, index: Folder, piece: Slice) -> t
     found: list[str] = []
     for row in corpus.read(piece):
         if row.image_id in wanted:
+            if row.error:
+                raise LedgerError(f"{row.image_id} could be read when it was indexed: {row.error[1]}")
             x_NCHW[len(found)] = decode_indexed(row.data, config)
             found.append(row.image_id)
     if found != ids:
