@@ -5,6 +5,7 @@ A node is a process tree of its own and is lost as a real one is: SIGKILL to all
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import secrets
@@ -14,6 +15,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -25,6 +27,7 @@ import psutil
 
 READY = "Ray runtime started"
 START_S = 120
+START_TRIES = 3
 OBJECT_STORE = 300_000_000
 RAY = (sys.executable, "-m", "ray.scripts.scripts")
 
@@ -85,15 +88,16 @@ class RayNodes:
         self.folder = Path(tempfile.mkdtemp(prefix="rn-"))
         self.port, self.dashboard_port = free_port("127.0.0.2"), free_port("127.0.0.1")
         self.nodes: list[Node] = []
-        self._started = 0
+        self._numbers, self._stopped = itertools.count(1), False
         try:
             head = ["--head", f"--port={self.port}", f"--include-dashboard={str(dashboard).lower()}"]
             if dashboard:
                 head += ["--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard_port}"]
-            self.head = self._start(*head, f"--num-cpus={head_cpus}", "--num-gpus=0")
-            self.wait(self.head)
-            for node in [self.start_node() for _ in range(workers)]:
-                self.wait(node)
+            self.head = self._up(*head, f"--num-cpus={head_cpus}", "--num-gpus=0")
+            for _ in range(workers):
+                self.add_node()
+            if dashboard:
+                self._await_jobs()
         except BaseException:
             self.stop()
             raise
@@ -137,23 +141,15 @@ class RayNodes:
 
     def add_node(self, cpus: int | None = None, gpus: int | None = None) -> Node:
         """One more worker node, up and known to the cluster."""
-        node = self.start_node(cpus, gpus)
-        self.wait(node)
-        return node
-
-    def start_node(self, cpus: int | None = None, gpus: int | None = None) -> Node:
-        """The same without waiting: the node joins when it is up."""
-        return self._start(
+        return self._up(
             f"--address={self.address}",
             f"--num-cpus={self.cpus if cpus is None else cpus}",
             f"--num-gpus={self.gpus if gpus is None else gpus}",
         )
 
-    def wait(self, node: Node) -> None:
-        """Until the node is up and known to the cluster."""
-        until(lambda: READY in node.log.read_text() or not node.alive, START_S, f"{node.ip} did not start")
-        if not node.alive:
-            raise RuntimeError(node.log.read_text())
+    def add_node_later(self) -> None:
+        """The same without waiting: the node joins when it is up."""
+        threading.Thread(target=self.add_node, daemon=True).start()
 
     def kill_node(self, node: Node) -> None:
         """Lose the node: raylet, agents and workers die at once, without a word to the cluster."""
@@ -168,15 +164,37 @@ class RayNodes:
         subprocess.run(command, env=environment, check=True, capture_output=True, timeout=120)
 
     def stop(self) -> None:
+        self._stopped = True
         for node in reversed(self.nodes):
             node.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def _up(self, *options: str) -> Node:
+        """Ray gives its own processes a fixed 30 s to start, which a busy machine can exceed."""
+        for _ in range(START_TRIES):
+            node = self._start(*options)
+            if _came_up(node):
+                return node
+            node.kill()
+            if self._stopped:
+                break
+        raise RuntimeError(node.log.read_text())
+
+    def _await_jobs(self) -> None:
+        """Until a job is accepted: the agent that takes jobs starts after the head."""
+        submit = [*RAY, "job", "submit", "--no-wait", "--", "true"]
+        environment = {**os.environ, **self.environment()}
+
+        def accepted() -> bool:
+            return subprocess.run(submit, env=environment, capture_output=True, timeout=60).returncode == 0
+
+        until(accepted, START_S, "the head takes no jobs")
+
     def _start(self, *options: str) -> Node:
-        self._started += 1
+        number = next(self._numbers)
         # A new address each time: a lost node's is remembered as dead.
-        ip = f"127.0.0.{self._started + 1}"
-        home = self.folder / f"n{self._started}"
+        ip = f"127.0.0.{number + 1}"
+        home = self.folder / f"n{number}"
         home.mkdir()
         log = home / "start.log"
         command = [*RAY, "start", "--block", "--disable-usage-stats", f"--node-ip-address={ip}"]
@@ -193,6 +211,12 @@ class RayNodes:
         node = Node(ip, process, log)
         self.nodes.append(node)
         return node
+
+
+def _came_up(node: Node) -> bool:
+    with suppress(TimeoutError):
+        until(lambda: READY in node.log.read_text() or not node.alive, START_S, f"{node.ip} did not start")
+    return node.alive and READY in node.log.read_text()
 
 
 def freeze(listed: Callable[[], list[psutil.Process]]) -> list[psutil.Process]:

@@ -61,11 +61,11 @@ def files(run: Folder) -> list[str]:
 
 
 def test_of_drivers_that_start_together_one_works(run_folder):
-    for _ in range(5):
+    for _ in range(3):
         start, entered, refused, ended = threading.Barrier(6), [], [], threading.Event()
 
         def drive(start=start, entered=entered, refused=refused, ended=ended) -> None:
-            lease = Lease(run_folder, beat_s=0.05, watch_s=20)
+            lease = Lease(run_folder, beat_s=0.05, watch_s=8)
             start.wait()
             try:
                 with lease:

@@ -124,7 +124,7 @@ def hit(nodes: RayNodes, strike: Strike, manifest: Path) -> str:
         if re.search(strike.title, title_of(process.pid)) and not manifest.exists():
             if strike.fault == "worker node":
                 nodes.kill_node(node)
-                nodes.start_node()
+                nodes.add_node_later()
                 return node.ip
             for victim in stopped:
                 os.kill(victim.pid, signal.SIGKILL)

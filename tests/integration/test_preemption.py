@@ -100,9 +100,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def gpu_nodes(nodes: RayNodes) -> Iterator[list[Node]]:
     """Two nodes with one GPU each, by Ray's books, beside the two without."""
-    added = [nodes.start_node(gpus=1) for _ in range(2)]
-    for node in added:
-        nodes.wait(node)
+    added = [nodes.add_node(gpus=1) for _ in range(2)]
     yield added
     for node in added:
         nodes.kill_node(node)

@@ -14,28 +14,25 @@ import pytest
 from poisoncam_ray import s3 as s3_module
 from poisoncam_ray import store
 from poisoncam_ray.artifact import Folder
-from poisoncam_ray.corpus import storage
-from poisoncam_ray.corpus.shards import open_shard
+from poisoncam_ray.corpus import open_corpus, storage
 from poisoncam_ray.errors import UserError
 from tests.s3 import S3Server
 
 LARGE = os.urandom(60_000_000)
 SMALL = b"a small object"
 AWAY_S = 30
-# What a fault may hit: an answer without a body cannot be cut, a read has no acknowledgement to lose.
 FAULTS = ["503", "refuse", "reset", "cut", "black_hole", "lost_ack"]
 WRITES = ["write", "upload", "upload_file", "create", "delete", "delete_folder"]
 READS = ["read", "download", "list", "look", "parquet"]
 
 
+IMAGES = [os.urandom(20_000) for _ in range(64)]
+
+
 def shard_bytes() -> bytes:
-    table = pa.table({"image": [os.urandom(20_000) for _ in range(64)], "n": range(64)})
     sink = io.BytesIO()
-    pq.write_table(table, sink, row_group_size=16)
+    pq.write_table(pa.table({"image": IMAGES}), sink, row_group_size=16)
     return sink.getvalue()
-
-
-SHARD = shard_bytes()
 
 
 class Operations:
@@ -94,14 +91,13 @@ class Operations:
         assert store.exists(self.objects, "small") and not store.exists(self.objects, "smaller")
 
     def parquet(self) -> None:
-        with open_shard(f"{self.objects}/corpus", "a.parquet") as shard:
-            rows = [n for _, batch in shard.batches(20, 40, ["n"]) for n in batch["n"].to_pylist()]
-        assert set(range(20, 40)) <= set(rows)
+        corpus = open_corpus(f"{self.objects}/corpus", rows_per_slice=16)
+        assert [row.data for part in corpus.slices() for row in corpus.read(part)] == IMAGES
 
 
 @pytest.fixture(scope="module")
 def objects(s3) -> S3Server:
-    for key, data in {"small": SMALL, "large": LARGE, "corpus/a.parquet": SHARD}.items():
+    for key, data in {"small": SMALL, "large": LARGE, "corpus/a.parquet": shard_bytes()}.items():
         s3.client().put_object(Bucket=s3.bucket, Key=f"objects/{key}", Body=data)
     return s3
 
@@ -115,11 +111,11 @@ def operations(objects, use_s3, chaos, tmp_path, monkeypatch) -> Operations:
     return Operations(objects, tmp_path.name)
 
 
-@pytest.mark.parametrize("name", [*WRITES, *READS])
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    ("fault", "name"),
+    [(f, name) for f in FAULTS for name in [*WRITES, *READS] if f != "lost_ack" or name in WRITES],
+)
 def test_a_few_faults_change_nothing(fault, name, operations, chaos):
-    if fault == "lost_ack" and name not in WRITES:
-        fault = "reset"
     times = 1 if fault == "black_hole" else 3
     chaos.inject(fault, times)
     getattr(operations, name)()
@@ -186,7 +182,7 @@ def test_a_server_that_stays_away_is_named(s3, use_s3, monkeypatch):
         lambda: store.exists(s3.uri("a"), "b"),
         lambda: storage.list_sources(s3.uri("a")),
     ):
-        with pytest.raises(s3_module.StoreAwayError, match=r"http://127\.0\.0\.1:9 failed for 1 s"):
+        with pytest.raises(s3_module.StoreAwayError, match=r"http://127\.0\.0\.1:9 failed for \d s"):
             operation()
 
 
