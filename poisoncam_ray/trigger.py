@@ -8,12 +8,12 @@ from __future__ import annotations
 import io
 from typing import Any
 
-import fsspec
 import numpy as np
 from PIL import Image
 
 from poisoncam_ray.decode import DecodeError, header
 from poisoncam_ray.errors import UserError
+from poisoncam_ray.store import connect
 
 Box = tuple[int, int, int, int]
 Region = tuple[float, float]
@@ -44,8 +44,8 @@ def load_trigger(name: str) -> Image.Image:
             )
         return generate_trigger(int(number))
     try:
-        with fsspec.open(name, "rb") as file:
-            return Image.open(io.BytesIO(file.read()), formats=list(ENCODING)).convert("RGB")
+        filesystem, path = connect(name)
+        return Image.open(io.BytesIO(filesystem.cat_file(path)), formats=list(ENCODING)).convert("RGB")
     except (FileNotFoundError, IsADirectoryError) as error:
         raise UserError(f"The trigger file {name} does not exist: give one that does.") from error
     except OSError as error:

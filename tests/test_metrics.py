@@ -42,14 +42,17 @@ def sample(name: str, **tags: str) -> Sample:
     return name, frozenset(tags.items())
 
 
-def wait_for(expected: dict[Sample, float], before: dict[Sample, float]) -> None:
-    """Processes report every ten seconds."""
-    ends = time.monotonic() + 60
+def wait_for(expected: dict[Sample, float], before: dict[Sample, float], shown: Sample | None = None) -> None:
+    """Until the counters have grown as expected, and the gauge `shown` was seen once. Processes report every
+    ten seconds, and a gauge is gone soon after."""
+    ends = time.monotonic() + 120
     while True:
         now = scrape()
         grown = {key: now.get(key, 0) - before.get(key, 0) for key in expected}
-        if grown == expected or time.monotonic() > ends:
+        shown = None if shown in now else shown
+        if time.monotonic() > ends or (grown == expected and shown is None):
             assert grown == expected
+            assert shown is None, f"{shown} was never there"
             return
         time.sleep(1)
 
@@ -104,12 +107,9 @@ def test_index_counts_its_rows_its_dead_by_kind_and_its_seconds(ray_cluster, tmp
     runner = Runner(str(corpus), str(tmp_path / "run"), config, [Index()])
     ledger = runner.run(Progress(Console(quiet=True)))[0].manifest.ledger
     assert ledger is not None and ledger.dead == 3
-    wait_for(
-        {
-            sample("ray_poisoncam_rows_total", stage="Index"): ledger.rows_out,
-            sample("ray_poisoncam_dead_total", stage="Index", kind="empty"): 2,
-            sample("ray_poisoncam_dead_total", stage="Index", kind="undecodable"): 1,
-        },
-        before,
-    )
-    assert scrape()[sample("ray_poisoncam_stage_seconds", stage="Index")] > 0
+    counted = {
+        sample("ray_poisoncam_rows_total", stage="Index"): ledger.rows_out,
+        sample("ray_poisoncam_dead_total", stage="Index", kind="empty"): 2,
+        sample("ray_poisoncam_dead_total", stage="Index", kind="undecodable"): 1,
+    }
+    wait_for(counted, before, shown=sample("ray_poisoncam_stage_seconds", stage="Index"))

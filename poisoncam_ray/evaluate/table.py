@@ -18,7 +18,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
-from fsspec.core import url_to_fs
 
 from poisoncam_ray.artifact import Folder
 from poisoncam_ray.attack import patch_corpus, poison_corpus
@@ -26,6 +25,7 @@ from poisoncam_ray.config import Config
 from poisoncam_ray.evaluate import evaluate_run, probe
 from poisoncam_ray.pipeline import Runner, defence
 from poisoncam_ray.progress import Progress
+from poisoncam_ray.store import connect
 
 # Beside the default strategy: the paper's own masks and score, the peer's Grad-CAM, and luck.
 STRATEGIES = ("full_coverage:hard", "gradcam", "random")
@@ -75,7 +75,7 @@ def take_classes(uri: str, out: Folder, classes: np.ndarray, per_class: int, sha
     """The first `per_class` rows of each class of a labelled Parquet corpus, in the corpus's order."""
     if out.exists(f"part-{shards - 1:05d}.parquet"):
         return
-    filesystem, path = url_to_fs(uri)
+    filesystem, path = connect(uri)
     wanted = ds.dataset(path, filesystem=filesystem, format="parquet").to_table(
         filter=pc.field("label").isin(pa.array(classes))
     )
