@@ -68,8 +68,10 @@ class Case:
         return sorted(row["image_id"] for row in rows_of(self.run / "dead" / "00_index"))
 
     def verdicts(self) -> dict[str, tuple[float, str]]:
+        """To three digits: in a batch with others the last bits of a sum differ."""
         return {
-            row["image_id"]: (row["p_poison"], row["verdict"]) for row in rows_of(self.run / "06_verdicts")
+            row["image_id"]: (round(row["p_poison"], 3), row["verdict"])
+            for row in rows_of(self.run / "06_verdicts")
         }
 
     def stamps(self) -> dict[str, tuple[str, int]]:

@@ -24,8 +24,8 @@ def choose_threshold(
     thinnest from its median to the logit that `least_recall` of a held-out crop's pastes exceed. Of `n_crops`
     held-out crops (paste v carries crop v mod n_crops) the median one sets that logit: the search errs on
     some crops, and those look clean. Pastes no higher than the corpus's median mean a classifier that
-    learned nothing: it shall flag nothing. corpus_logit_N: a random sample of the whole corpus; without its
-    suspicious images their mode is missing.
+    learned nothing: it shall flag nothing, also when rounding moves a logit. corpus_logit_N: a random sample
+    of the whole corpus; without its suspicious images their mode is missing.
 
     Facts: threshold_logit; recall, share of the median crop's pastes above the threshold; flagged_share of
     the corpus above it; unsure_share of the corpus within one logit of it (near 0 where the cut is clear);
@@ -36,7 +36,7 @@ def choose_threshold(
     h_V, l_N = held_out_logit_V.double().cpu(), corpus_logit_N.double().cpu()
     by_crop = [h_V[crop::n_crops] for crop in range(min(n_crops, len(h_V)))]
     low, high = float(l_N.median()), median(float(torch.quantile(h, 1 - least_recall)) for h in by_crop)
-    threshold = _thinnest(l_N, low, high) if high > low else float(l_N.max())
+    threshold = _thinnest(l_N, low, high) if high > low else float(l_N.max()) + 1
     facts = {
         "threshold_logit": threshold,
         "recall": median(float((h > threshold).double().mean()) for h in by_crop),

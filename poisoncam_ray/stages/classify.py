@@ -37,7 +37,7 @@ VALIDATION_PASTES = 1000
 class Classify(Stage):
     name = "05_classifier"
     title = "Classify"
-    version = 1
+    version = 2
     inputs = ("00_index", "03_clusters", "04_search")
     sections = ("encoder", "classify")
 

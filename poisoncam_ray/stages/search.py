@@ -49,7 +49,7 @@ TRIGGERS_KEPT = 200
 class Search(Stage):
     name = "04_search"
     title = "Search"
-    version = 1
+    version = 2
     inputs = ("00_index", "01_encoder", "03_clusters")
     sections = ("encoder", "search")
 
