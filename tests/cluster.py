@@ -83,6 +83,8 @@ class RayNodes:
         dashboard: bool = False,
     ) -> None:
         self.cpus, self.gpus, self.dashboard = cpus, gpus, dashboard
+        # A node that is added later lives in the same place as the first.
+        self._environment, self._cwd = dict(os.environ), os.getcwd()
         self.token = secrets.token_hex(32)
         # Short: Ray's sockets lie below, and a socket's path may have no more than 107 characters.
         self.folder = Path(tempfile.mkdtemp(prefix="rn-"))
@@ -200,13 +202,18 @@ class RayNodes:
         command = [*RAY, "start", "--block", "--disable-usage-stats", f"--node-ip-address={ip}"]
         command += [f"--object-store-memory={OBJECT_STORE}", f"--temp-dir={home}", *options]
         quick = {"RAY_health_check_period_ms": "1000", "RAY_health_check_initial_delay_ms": "1000"}
-        environment = {**os.environ, **self.environment(), **quick}
+        environment = {**self._environment, **self.environment(), **quick}
         # `ray start` refuses to start a head where an address is set already.
         for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
             environment.pop(name, None)
         with log.open("wb") as sink:
             process = subprocess.Popen(
-                command, stdout=sink, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+                command,
+                stdout=sink,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                cwd=self._cwd,
+                start_new_session=True,
             )
         node = Node(ip, process, log)
         self.nodes.append(node)
