@@ -1,0 +1,52 @@
+"""The attack and the whole defence on WebDataset tars: members follow their image, byte for byte."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from poisoncam_ray.artifact import Folder, Manifest
+from poisoncam_ray.attack import poison_corpus
+from tests.small import SETTINGS, defend, draw_small, rows_of, verdicts
+from tests.tars import raw_members, tar_bytes
+
+BROKEN = {"00003": b"", "00070": b"no image"}
+
+
+def write_tars(drawn: Path, folder: Path) -> None:
+    """The drawn corpus as two tars of samples: image, label, caption; two images are broken."""
+    folder.mkdir()
+    for shard, path in enumerate(sorted(drawn.glob("*.parquet"))):
+        members = []
+        for row in pq.read_table(path).to_pylist():
+            key = f"{len(members) // 3 + shard * 1000:05d}"
+            members += [
+                (f"{key}.jpg", BROKEN.get(key, row["image"]["bytes"])),
+                (f"{key}.cls", str(row["label"]).encode()),
+                (f"{key}.txt", f"picture {key}".encode()),
+            ]
+        (folder / f"shard-{shard}.tar").write_bytes(tar_bytes(members))
+
+
+def members_of(folder: Path) -> list[tuple[str, bytes]]:
+    return [member for path in sorted(folder.glob("*.tar")) for member in raw_members(path)]
+
+
+def test_tars_are_poisoned_defended_and_keep_their_members(tmp_path):
+    write_tars(draw_small(tmp_path / "drawn", 160), tmp_path / "clean")
+    made = poison_corpus(
+        str(tmp_path / "clean"), str(tmp_path / "poisoned"), ["1"], ["generated:7"], 0.3, 1.0, 0
+    )
+    assert made["n_poisoned"] > 20
+    corpus, run = tmp_path / "poisoned" / "corpus", tmp_path / "run"
+    process = defend("--input", str(corpus), "--output", str(run), *SETTINGS)
+    assert process.returncode == 0, process.said
+    ledger = Manifest.read(Folder(str(run / "07_clean"))).ledger
+    removed = {row["image_id"] for row in verdicts(run) if row["verdict"] == "remove"}
+    assert (ledger.rows_in, ledger.dead, ledger.removed) == (160, len(BROKEN), len(removed))
+    kept, gone = members_of(run / "07_clean"), members_of(run / "removed")
+    assert len(kept) == 3 * ledger.rows_out and len(gone) == 3 * ledger.removed
+    dead = [(name, data) for name, data in members_of(corpus) if name.partition(".")[0] in BROKEN]
+    assert sorted(kept + gone + dead) == sorted(members_of(corpus))
+    assert {row["_image_id"] for row in rows_of(run / "removed")} == removed
