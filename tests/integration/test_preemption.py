@@ -115,7 +115,9 @@ def undisturbed(nodes, gpu_nodes, corpus, tmp_path_factory) -> Watched:
 
 
 def test_half_a_gpu_puts_two_actors_on_each_and_none_elsewhere(undisturbed, gpu_nodes):
-    assert undisturbed.most[ACTOR] == {node.ip: 2 for node in gpu_nodes}
+    assert set(undisturbed.most[ACTOR]) == {node.ip for node in gpu_nodes}
+    # A process that ends keeps its title while the next one starts.
+    assert min(undisturbed.most[ACTOR].values()) >= 2
 
 
 def test_decoding_goes_on_without_a_gpu(undisturbed, gpu_nodes):
