@@ -34,6 +34,8 @@ STAGES = (
 )  # fmt: skip
 # Faults a stage. A black hole costs the client's read timeout each, a killed server its start.
 FAULTS = {"503": 3, "reset": 3, "cut": 3, "lost_ack": 3, "black_hole": 1, "kill": 1}
+# The storage tests have these too, for every way to read and write.
+MORE = ("503", "reset", "black_hole")
 AWAY_S = 3.0
 POLL_S = 0.05
 # Over in a fraction of a second on this corpus.
@@ -191,14 +193,16 @@ def outcomes() -> Iterator[dict[str, Outcome]]:
             print(f"{fault:<10} | {stage:<13} | {struck} struck | {seconds:5.1f} s | {outcome.words}")
 
 
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.timeout(1000)
+@pytest.mark.parametrize(
+    "fault", [pytest.param(fault, marks=pytest.mark.exhaustive if fault in MORE else ()) for fault in FAULTS]
+)
 def test_a_fault_in_every_stage_changes_nothing(fault, s3, chaos, calm, start_defence, outcomes):
     bucket, prefix = Bucket(s3), f"run-{fault}"
     process = start_defence(s3.uri("corpus"), s3.uri(prefix))
     trouble = Trouble(fault, chaos, bucket, prefix, lambda: process.poll() is not None)
     trouble.start()
-    said = process.communicate(timeout=550)[0]
+    said = process.communicate(timeout=900)[0]
     trouble.join()
     outcomes[fault] = Outcome(trouble.struck, said, "not as undisturbed")
     assert process.returncode == 0, said
