@@ -1,4 +1,4 @@
-"""A defence that is told to stop, and one whose shard changes under a worker: exit codes, words, resumption."""
+"""A defence that is told to stop, and one whose shard changes under a worker: exit codes and words."""
 
 from __future__ import annotations
 
