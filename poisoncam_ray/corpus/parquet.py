@@ -5,7 +5,6 @@ user's own keys are. The image column is binary or struct{bytes, path} (the Hugg
 from __future__ import annotations
 
 import contextlib
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,6 +19,7 @@ from poisoncam_ray.corpus.shardfile import (
     UnreadableError,
     by_shard,
     copy_whole,
+    fetch_by_shard,
     list_shards,
     refuse_all_dead,
     refuse_climbing,
@@ -83,13 +83,7 @@ class ParquetCorpus:
     def fetch(self, image_ids: Sequence[str]) -> list[bytes]:
         """The bytes of these images, in the order asked; each row group is read once. UserError for a shard
         that changed so that a row is gone or null."""
-        wanted: dict[str, set[int]] = defaultdict(set)
-        for image_id in image_ids:
-            source, _, row = image_id.rpartition("#")
-            wanted[source].add(int(row))
-        pairs = storage.in_parallel(lambda item: self._fetch_rows(*item), list(wanted.items()), _FETCHES)
-        found = {image_id: data for part in pairs for image_id, data in part.items()}
-        return [found[i] for i in image_ids]
+        return fetch_by_shard(image_ids, self._fetch_rows, _FETCHES)
 
     def labels(self, part: Slice, column: str) -> list[str]:
         """The column's values as strings ("" for null or dead), one a row of the slice. UserError: no such

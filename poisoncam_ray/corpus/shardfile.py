@@ -11,7 +11,7 @@ import errno
 import io
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO
 
 from poisoncam_ray.corpus import storage
@@ -168,3 +168,16 @@ def copy_whole(uri: str, part: Slice, out_uri: str) -> None:
         open_sink(out_uri, part.source) as sink,
     ):
         copy_range(file, 0, file.source.size, sink)
+
+
+def fetch_by_shard(
+    image_ids: Sequence[str], fetch_rows: Callable[[str, set[int]], dict[str, bytes]], at_once: int
+) -> list[bytes]:
+    """The bytes of "<shard>#<row>" images in the order asked, by one call a shard, `at_once` together."""
+    wanted: dict[str, set[int]] = defaultdict(set)
+    for image_id in image_ids:
+        source, _, row = image_id.rpartition("#")
+        wanted[source].add(int(row))
+    pairs = storage.in_parallel(lambda item: fetch_rows(*item), list(wanted.items()), at_once)
+    found = {image_id: data for part in pairs for image_id, data in part.items()}
+    return [found[i] for i in image_ids]

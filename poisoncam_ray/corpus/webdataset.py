@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import posixpath
 from array import array
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -29,6 +28,7 @@ from poisoncam_ray.corpus.shardfile import (
     by_shard,
     copy_range,
     copy_whole,
+    fetch_by_shard,
     list_shards,
     open_file,
     open_sink,
@@ -102,13 +102,7 @@ class WebDatasetCorpus:
     def fetch(self, image_ids: Sequence[str]) -> list[bytes]:
         """The bytes of these images, in the order asked. The first call that needs a shard reads its headers;
         where its samples lie is remembered by the process. UserError for an image that is gone."""
-        wanted: dict[str, set[int]] = defaultdict(set)
-        for image_id in image_ids:
-            source, _, row = image_id.rpartition("#")
-            wanted[source].add(int(row))
-        pairs = storage.in_parallel(lambda item: self._fetch_rows(*item), list(wanted.items()), _FETCHES)
-        found = {image_id: data for part in pairs for image_id, data in part.items()}
-        return [found[i] for i in image_ids]
+        return fetch_by_shard(image_ids, self._fetch_rows, _FETCHES)
 
     def labels(self, part: Slice, column: str) -> list[str]:
         """One label a row: the text of the member `column` (0001.cls: cls), or that field of the JSON member;

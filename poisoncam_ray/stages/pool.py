@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from poisoncam_ray.artifact import Folder
-from poisoncam_ray.corpus.storage import in_parallel
+from poisoncam_ray.store import in_parallel
 
 PARTS_AT_ONCE = 64
 # Sorting so many rows at once costs less than sorting part by part.
