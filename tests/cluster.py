@@ -201,6 +201,8 @@ class RayNodes:
         log = home / "start.log"
         command = [*RAY, "start", "--block", "--disable-usage-stats", f"--node-ip-address={ip}"]
         command += [f"--object-store-memory={OBJECT_STORE}", f"--temp-dir={home}", *options]
+        # The agent that takes jobs listens on 127.0.0.1 too, where another Ray may hold the usual port.
+        command += [f"--dashboard-agent-listen-port={free_port('127.0.0.1')}"]
         quick = {"RAY_health_check_period_ms": "1000", "RAY_health_check_initial_delay_ms": "1000"}
         environment = {**self._environment, **self.environment(), **quick}
         # `ray start` refuses to start a head where an address is set already.
