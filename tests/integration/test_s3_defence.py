@@ -239,7 +239,7 @@ def readable(key: str, data: bytes) -> bytes:
         return data
     try:
         return data + repr(pq.read_table(io.BytesIO(data)).to_pydict()).encode()
-    except pa.ArrowException:
+    except (pa.ArrowException, OSError):
         return data
 
 
