@@ -15,16 +15,19 @@ import jinja2
 from markupsafe import Markup
 
 from poisoncam_ray.report.model import Facts
-from poisoncam_ray.report.plot import Plot, curve, histogram, ranked, stacked, steps
+from poisoncam_ray.report.plot import Plot, against_null, curve, histogram, ranked, stacked, steps
+from poisoncam_ray.verdict import chance, p_words, percent
 
 
 def render(facts: Facts) -> str:
     """The page as HTML text. Deterministic: equal facts give equal pages."""
     environment = _environment()
     style = resources.files("poisoncam_ray.report").joinpath("page.css").read_text()
-    ledger = facts.ledger
+    ledger, evidence = facts.ledger, facts.evidence
+    scores = [score for score, _ in facts.scores]
     plots: dict[str, Plot | None] = {
         "ledger": stacked({"kept": ledger.rows_out, "removed": ledger.removed, "dead": ledger.dead}),
+        "evidence": against_null(scores, evidence.null_scores, evidence.threshold) if evidence else None,
         "scores": ranked(facts.scores),
         "rounds": steps([row["live"] for row in facts.rounds]),
         "histogram": histogram(facts.kept_bins, facts.removed_bins, facts.threshold),
@@ -82,6 +85,9 @@ def _environment() -> jinja2.Environment:
         "count": lambda n: f"{n:,}",
         "share": _share,
         "figure": _figure,
+        "percent": percent,
+        "chance": chance,
+        "p_words": p_words,
         "duration": _duration,
         "words": _words,
     }

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 CURVE_POINTS = 300
 RANKED_POINTS = 500
+BINS = 60
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,59 @@ def histogram(kept: Sequence[int], removed: Sequence[int], threshold: float | No
         ],
         bars=bars,
         mark=None if threshold is None else Tick(100 * threshold, f"threshold {threshold:.3g}"),
+    )
+
+
+def against_null(scores: Sequence[float], null: Sequence[float], threshold: float | None) -> Plot | None:
+    """Candidates' scores upwards, benign windows' downwards, counts on a logarithmic scale; the threshold is
+    an edge of a bin, so that no bar lies on both sides of it."""
+    both = [*scores, *null]
+    if not both:
+        return None
+    edge = max(both) if threshold is None else threshold
+    low, high = min(0.0, edge, *both), max(0.05, edge, *both)
+    width = (high - low) / BINS
+    low -= width - math.fmod(edge - low, width)
+    n = math.floor((high - low) / width) + 1
+    first_above = n if threshold is None else round((threshold - low) / width)
+    up, down = [0] * n, [0] * n
+    for bins, values in ((up, scores), (down, null)):
+        for score in values:
+            # A score that equals the threshold belongs above it, whatever the division rounds to.
+            i = min(n - 1, max(0, math.floor((score - low) / width)))
+            above = threshold is not None and score >= threshold
+            bins[max(i, first_above) if above else min(i, first_above - 1)] += 1
+    decades = [max(1, math.ceil(math.log10(max(bins) + 1))) for bins in (up, down)]
+    # Both directions share one scale; `zero` is the line between them.
+    unit = 100 / sum(decades)
+    zero = decades[0] * unit
+    bars = []
+    for i in range(n):
+        around = f"score {100 * (low + i * width):.3g} to {100 * (low + (i + 1) * width):.3g} %"
+        x, wide = 100 * i / n, 85 / n
+        if up[i]:
+            height = unit * math.log10(1 + up[i])
+            kind = "chosen" if i >= first_above else "other"
+            label = f"{around}: {up[i]:,} windows of the search"
+            bars.append(Bar(x, zero - height, wide, height, kind, label))
+        if down[i]:
+            height = unit * math.log10(1 + down[i])
+            bars.append(Bar(x, zero, wide, height, "benign", f"{around}: {down[i]:,} benign windows"))
+
+    def at(score: float) -> float:
+        return 100 * (score - low) / (n * width)
+
+    return Plot(
+        x_ticks=[
+            Tick(at(value), f"{100 * value:.3g} %")
+            for value in _round_values(low, high, 5)
+            if 0 <= at(value) <= 100
+        ],
+        y_ticks=[Tick(zero, "0")]
+        + [Tick(zero - unit * math.log10(1 + 10**d), f"{10**d:,}") for d in range(1, decades[0])]
+        + [Tick(zero + unit * math.log10(1 + 10**d), f"{10**d:,}") for d in range(1, decades[1])],
+        bars=bars,
+        mark=None if threshold is None else Tick(at(threshold), f"threshold {100 * threshold:.3g} %"),
     )
 
 
