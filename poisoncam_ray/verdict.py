@@ -83,13 +83,18 @@ def chance(p_value: float) -> str:
     if p_value > 0.1:
         return f"{percent(p_value)} of benign windows score"
     if p_value < LEAST_P:
-        return f"fewer than 1 in {1 / LEAST_P:,.0f} benign windows score"
+        return f"fewer than 1 in {1 / LEAST_P:,.0f} benign windows scores"
     # Two digits: a p-value is no more exact than that.
     return f"1 in {float(f'{1 / p_value:.2g}'):,.0f} benign windows scores"
 
 
+def p_figure(p_value: float) -> str:
+    return f"< {LEAST_P}" if p_value < LEAST_P else f"{p_value:.2g}"
+
+
 def p_words(p_value: float) -> str:
-    return f"p < {LEAST_P}" if p_value < LEAST_P else f"p = {p_value:.2g}"
+    figure = p_figure(p_value)
+    return f"p {figure}" if figure.startswith("<") else f"p = {figure}"
 
 
 def percent(share: float) -> str:

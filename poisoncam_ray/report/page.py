@@ -15,8 +15,11 @@ import jinja2
 from markupsafe import Markup
 
 from poisoncam_ray.report.model import Facts
-from poisoncam_ray.report.plot import Plot, against_null, curve, histogram, ranked, stacked, steps
-from poisoncam_ray.verdict import chance, p_words, percent
+from poisoncam_ray.report.null_plot import against_null
+from poisoncam_ray.report.plot import Plot, curve, histogram, ranked, stacked, steps
+from poisoncam_ray.verdict import chance, p_figure, p_words, percent
+
+NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
 def render(facts: Facts) -> str:
@@ -87,7 +90,8 @@ def _environment() -> jinja2.Environment:
         "figure": _figure,
         "percent": percent,
         "chance": chance,
-        "p_words": p_words,
+        "p_figure": p_figure,
+        "p_words": _p_words,
         "duration": _duration,
         "words": _words,
     }
@@ -110,6 +114,10 @@ def _figure(value: Any) -> str:
     if isinstance(value, float):
         return _share(value) if 0 <= value <= 1 else f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _p_words(p_value: float) -> str:
+    return p_words(p_value).replace(" ", NO_BREAK)
 
 
 def _words(key: str) -> str:

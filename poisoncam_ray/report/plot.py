@@ -88,59 +88,6 @@ def histogram(kept: Sequence[int], removed: Sequence[int], threshold: float | No
     )
 
 
-def against_null(scores: Sequence[float], null: Sequence[float], threshold: float | None) -> Plot | None:
-    """Candidates' scores upwards, benign windows' downwards, counts on a logarithmic scale; the threshold is
-    an edge of a bin, so that no bar lies on both sides of it."""
-    both = [*scores, *null]
-    if not both:
-        return None
-    edge = max(both) if threshold is None else threshold
-    low, high = min(0.0, edge, *both), max(0.05, edge, *both)
-    width = (high - low) / BINS
-    low -= width - math.fmod(edge - low, width)
-    n = math.floor((high - low) / width) + 1
-    first_above = n if threshold is None else round((threshold - low) / width)
-    up, down = [0] * n, [0] * n
-    for bins, values in ((up, scores), (down, null)):
-        for score in values:
-            # A score that equals the threshold belongs above it, whatever the division rounds to.
-            i = min(n - 1, max(0, math.floor((score - low) / width)))
-            above = threshold is not None and score >= threshold
-            bins[max(i, first_above) if above else min(i, first_above - 1)] += 1
-    decades = [max(1, math.ceil(math.log10(max(bins) + 1))) for bins in (up, down)]
-    # Both directions share one scale; `zero` is the line between them.
-    unit = 100 / sum(decades)
-    zero = decades[0] * unit
-    bars = []
-    for i in range(n):
-        around = f"score {100 * (low + i * width):.3g} to {100 * (low + (i + 1) * width):.3g} %"
-        x, wide = 100 * i / n, 85 / n
-        if up[i]:
-            height = unit * math.log10(1 + up[i])
-            kind = "chosen" if i >= first_above else "other"
-            label = f"{around}: {up[i]:,} windows of the search"
-            bars.append(Bar(x, zero - height, wide, height, kind, label))
-        if down[i]:
-            height = unit * math.log10(1 + down[i])
-            bars.append(Bar(x, zero, wide, height, "benign", f"{around}: {down[i]:,} benign windows"))
-
-    def at(score: float) -> float:
-        return 100 * (score - low) / (n * width)
-
-    return Plot(
-        x_ticks=[
-            Tick(at(value), f"{100 * value:.3g} %")
-            for value in _round_values(low, high, 5)
-            if 0 <= at(value) <= 100
-        ],
-        y_ticks=[Tick(zero, "0")]
-        + [Tick(zero - unit * math.log10(1 + 10**d), f"{10**d:,}") for d in range(1, decades[0])]
-        + [Tick(zero + unit * math.log10(1 + 10**d), f"{10**d:,}") for d in range(1, decades[1])],
-        bars=bars,
-        mark=None if threshold is None else Tick(at(threshold), f"threshold {100 * threshold:.3g} %"),
-    )
-
-
 def ranked(scores: Sequence[tuple[float, bool]]) -> Plot | None:
     """(score, chosen) best first, one dot each over its rank; many unchosen ones are thinned out evenly."""
     if not scores:
@@ -149,7 +96,7 @@ def ranked(scores: Sequence[tuple[float, bool]]) -> Plot | None:
     stride = max(1, len(scores) // RANKED_POINTS)
     last = max(1, len(scores) - 1)
     shown = [i for i, (_, chosen) in enumerate(scores) if chosen or i < 50 or i % stride == 0]
-    ticks = _round_values(bottom, top, 4)
+    ticks = round_values(bottom, top, 4)
     span = max(top, ticks[-1]) - bottom
 
     def y(score: float) -> float:
@@ -168,7 +115,7 @@ def steps(live: Sequence[int]) -> Plot | None:
     """One bar a round."""
     if not live:
         return None
-    ticks = _round_values(0, max(1, *live), 3)
+    ticks = round_values(0, max(1, *live), 3)
     top, width = max(ticks[-1], *live), 100 / len(live)
     every = max(1, math.ceil(len(live) / 10))
     return Plot(
@@ -204,7 +151,7 @@ def curve(points: Sequence[tuple[float, float]]) -> Plot | None:
     return Plot(
         x_ticks=[Tick(0, f"step {points[0][0]:,.0f}"), Tick(100, f"step {points[-1][0]:,.0f}")],
         y_ticks=[
-            Tick(100 * (high - v) / (high - low), f"{v:g}") for v in _round_values(low, high, 4) if low <= v
+            Tick(100 * (high - v) / (high - low), f"{v:g}") for v in round_values(low, high, 4) if low <= v
         ],
         line=" ".join(
             f"{100 * (x - xs[0]) / x_span:.2f},{100 * (high - y) / (high - low):.2f}"
@@ -213,7 +160,7 @@ def curve(points: Sequence[tuple[float, float]]) -> Plot | None:
     )
 
 
-def _round_values(low: float, high: float, n: int) -> list[float]:
+def round_values(low: float, high: float, n: int) -> list[float]:
     """About n round numbers between low and high."""
     raw = (high - low) / n
     unit = 10 ** math.floor(math.log10(raw))
