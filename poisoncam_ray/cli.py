@@ -1,6 +1,7 @@
 """The command line: `poisoncam defend|attack|evaluate`, and what the scripts in jobs/ call.
 
-Exit codes: 0 done, 2 the user's mistake (one sentence), 1 failed, 143 ended by SIGTERM, 130 by SIGINT.
+Exit codes: 0 done, 2 the user's mistake (one sentence), 1 failed, 143 ended by SIGTERM, 130 by SIGINT;
+3 done and poison found, for those who ask for it with --exit-code.
 Ray and torch are imported inside the commands, after the settings are checked: a misspelt key shows at once.
 """
 
@@ -10,7 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -21,9 +22,7 @@ from poisoncam_ray.errors import StageFailedError, UserError, origin
 from poisoncam_ray.settings import load_config, presets
 from poisoncam_ray.signals import end_on_signals, ended_by
 
-if TYPE_CHECKING:
-    from poisoncam_ray.pipeline import Done
-
+FOUND_POISON = 3
 RESUMES = "What was finished is kept: the same command resumes."
 Overrides = Annotated[
     list[str] | None,
@@ -50,6 +49,9 @@ def defend(
     retry_dead: Annotated[
         bool, typer.Option("--retry-dead", help="try the broken rows of this run again")
     ] = False,
+    exit_code: Annotated[
+        bool, typer.Option("--exit-code", help="end with code 3 when poison was found; without it, 0")
+    ] = False,
 ) -> None:
     """Remove the poison from a corpus. Without --input: draw, poison, defend and evaluate the demo corpus."""
     settings = [*(overrides or []), *([f"encoder.checkpoint={encoder}"] if encoder else [])]
@@ -63,12 +65,16 @@ def defend(
 
         folder, console = Folder(output or "runs/demo"), Progress().console
         prepare_demo(folder, chosen.seed, console)
-        run_defence((folder / "poisoned" / "corpus").uri, (folder / "run").uri, chosen, retry_dead)
+        poison = run_defence((folder / "poisoned" / "corpus").uri, (folder / "run").uri, chosen, retry_dead)
         measure_demo(folder, console)
-        return
-    if output is None:
-        raise UserError("Give --output, the folder for the cleaned corpus and everything found on the way.")
-    run_defence(input, output, load_config(preset, config, settings), retry_dead)
+    else:
+        if output is None:
+            raise UserError(
+                "Give --output, the folder for the cleaned corpus and everything found on the way."
+            )
+        poison = run_defence(input, output, load_config(preset, config, settings), retry_dead)
+    if poison and exit_code:
+        raise typer.Exit(FOUND_POISON)
 
 
 def attack(
@@ -127,10 +133,14 @@ def evaluate(
     Progress().console.print_json(data=metrics)
 
 
-def run_defence(input_uri: str, output_uri: str, config: Config, retry_dead: bool = False) -> list[Done]:
-    """Every check first, then Ray, then the stages; prints the counts and the report's path."""
+def run_defence(input_uri: str, output_uri: str, config: Config, retry_dead: bool = False) -> bool:
+    """Every check first, then Ray, then the stages; prints the counts, the verdict and the report's path.
+
+    Returns whether poison was found.
+    """
     from poisoncam_ray.pipeline import Runner, defence
     from poisoncam_ray.progress import Progress
+    from poisoncam_ray.verdict import read_evidence, tell
 
     began = time.monotonic()
     progress = Progress()
@@ -152,15 +162,22 @@ def run_defence(input_uri: str, output_uri: str, config: Config, retry_dead: boo
         progress.console.print(
             "Nothing to do: every stage was done before with these settings and this input."
         )
-    ledger = next(stage.manifest.ledger for stage in done if stage.title == "Clean")
+    manifests = {stage.title: stage.manifest for stage in done}
+    ledger = manifests["Clean"].ledger
+    removed = ledger.removed if ledger else 0
     if ledger:
         progress.console.print(
             f"{ledger.rows_in:,} rows = {ledger.rows_out:,} kept + {ledger.removed:,} removed "
             f"+ {ledger.dead:,} dead ({time.monotonic() - began:.0f} s)"
         )
+    evidence = read_evidence(runner.folder / "04_search")
+    if evidence:
+        by_family = manifests["Report"].facts.get("removed_by_family", {})
+        for line in tell(evidence, removed, {int(family): n for family, n in by_family.items()}):
+            progress.console.print(line)
     progress.console.print(f"clean corpus  {escape(output_uri)}/07_clean")
     progress.console.print(f"report        {escape(output_uri)}/report/index.html")
-    return done
+    return removed > 0 or (evidence is not None and evidence.poison)
 
 
 def run_command(command: Callable[..., None]) -> None:

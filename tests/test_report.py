@@ -4,7 +4,6 @@ import base64
 import hashlib
 import re
 import shutil
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -17,38 +16,9 @@ from poisoncam_ray.errors import UserError
 from poisoncam_ray.report import Facts, build_report, gather, render
 from poisoncam_ray.report.plot import curve, histogram, ranked, stacked, steps
 from tests.fake_run import DEAD, ERROR, FakeRun, make_fake_run
+from tests.page import Page
 
-VOID = {"meta", "img", "br", "hr", "link", "input"}
 EVIL = "\"><script>alert(1)</script><style>*{display:none}</style>'"
-
-
-class Page(HTMLParser):
-    """Every start tag with its attributes; fails on tags that do not nest."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict]] = []
-        self.open: list[str] = []
-        self.text = ""
-        self.feed(html)
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-    def all(self, name: str) -> list[dict]:
-        return [attrs for tag, attrs in self.tags if tag == name]
 
 
 @pytest.fixture(scope="module")

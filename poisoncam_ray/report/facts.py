@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import base64
 import heapq
-import io
 import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image
 
 from poisoncam_ray.artifact import Folder, Ledger, Manifest
-from poisoncam_ray.corpus import open_corpus
-from poisoncam_ray.decode import DecodeError, decode
 from poisoncam_ray.errors import UserError
-from poisoncam_ray.report.model import Facts, Fetcher, Thumb, Trigger
+from poisoncam_ray.report.model import Facts, Fetcher, Suspect, Thumb, Trigger
+from poisoncam_ray.report.pictures import data_uri, fetch_pictures
+from poisoncam_ray.verdict import Evidence, read_evidence
 
 STAGES = (
     "00_index",
@@ -35,14 +32,15 @@ STAGES = (
     "07_clean",
 )
 TRIGGERS = 20
+TRIGGERS_OF_A_FAMILY = 4
+"""Shown at least, however many families there are."""
 DOUBTFUL_TRIGGERS = 6
+FAMILIES = 12
+FAMILY_SAMPLE = 6
 REMOVED_SAMPLE = 48
 BORDERLINE_SAMPLE = 24
 DEAD_LINES = 30
 BINS = 50
-THUMBNAIL = 128
-"""Pictures are shown at the encoder's resolution up to this side in pixels, larger ones are shrunk to it."""
-MAX_PIXELS = 64_000_000
 
 
 def gather(
@@ -63,14 +61,30 @@ def gather(
     dead = _dead(run)
     candidates = _trigger_table(run)
     scores, rounds = _search(run, candidates)
-    triggers = _best_triggers(candidates)
+    evidence = read_evidence(run / "04_search")
+    triggers = _best_triggers(candidates, evidence)
+    validation = _json(run / "05_classifier", "validation.json") or {}
 
     wanted = [row["image_id"] for row in triggers]
-    wanted += [image_id for sample in (verdicts.removed, verdicts.borderline) for _, image_id in sample]
-    pictures = _pictures(corpus, settings, wanted, side)
+    samples = [verdicts.removed, verdicts.borderline, *verdicts.of_family.values()]
+    wanted += [drawn.image_id for sample in samples for drawn in sample]
+    pictures = fetch_pictures(corpus, settings, wanted, side)
 
-    def thumbs(sample: list[tuple[float, str]]) -> list[Thumb]:
-        return [Thumb(image_id, p, pictures.get(image_id)) for p, image_id in sorted(sample, reverse=True)]
+    def thumbs(sample: list[_Drawn]) -> list[Thumb]:
+        return [
+            Thumb(drawn.image_id, drawn.p, pictures.get(drawn.image_id), drawn.family)
+            for drawn in sorted(sample, key=lambda drawn: (drawn.p, drawn.image_id), reverse=True)
+        ]
+
+    suspects = [
+        Suspect(
+            family,
+            verdicts.families[family.family],
+            _crops(candidates, family.family),
+            thumbs(verdicts.of_family.get(family.family, [])),
+        )
+        for family in (evidence.families[:FAMILIES] if evidence else ())
+    ]
 
     reading = config.get("search", {}).get("reading", "gain")
     return Facts(
@@ -78,11 +92,13 @@ def gather(
         about={"Corpus": _public(settings.get("input", "")), "Run folder": _public(run_uri), **(about or {})},
         ledger=_ledger(manifests, sum(row["count"] for row in dead)),
         families=dict(sorted(verdicts.families.items())),
+        evidence=evidence,
+        suspects=suspects,
         triggers=[
             Trigger(
                 moved=row[reading],
                 box=(row["x0"], row["y0"], row["x1"], row["y1"]),
-                crop=_data_uri(row["crop"], "png"),
+                crop=data_uri(row["crop"], "png"),
                 picture=pictures.get(row["image_id"]),
                 **{
                     key: row[key]
@@ -97,7 +113,7 @@ def gather(
         rounds=rounds,
         kept_bins=verdicts.kept_bins.tolist(),
         removed_bins=verdicts.removed_bins.tolist(),
-        validation=_json(run / "05_classifier", "validation.json") or {},
+        validation=validation,
         removed_sample=thumbs(verdicts.removed),
         borderline_sample=thumbs(verdicts.borderline),
         loss=[(row["step"], row["loss"]) for row in _json(run / "01_encoder", "history.json") or []],
@@ -109,36 +125,62 @@ def gather(
     )
 
 
+@dataclass(frozen=True)
+class _Drawn:
+    """An image drawn into a sample: `draw` is its id's checksum, so the sample depends neither on parts nor
+    on their order."""
+
+    draw: int
+    image_id: str
+    p: float
+    family: int
+
+
 @dataclass
 class _Verdicts:
     kept_bins: np.ndarray
     removed_bins: np.ndarray
     families: Counter[int]
-    removed: list[tuple[float, str]]
-    borderline: list[tuple[float, str]]
+    removed: list[_Drawn]
+    of_family: dict[int, list[_Drawn]]
+    borderline: list[_Drawn]
 
 
 def _verdicts(run: Folder) -> _Verdicts:
-    """One pass: histograms, families, a fair sample of the removed, the nearest of the kept."""
+    """One pass: histograms, families, fair samples of the removed, the nearest of the kept."""
     bins = np.zeros((2, BINS), np.int64)
     families: Counter[int] = Counter()
-    sample: list[tuple[int, float, str]] = []
-    borderline: list[tuple[float, str]] = []
+    sample: list[_Drawn] = []
+    of_family: dict[int, list[_Drawn]] = {}
+    borderline: list[_Drawn] = []
     for part in _tables(run / "06_verdicts", ["image_id", "p_poison", "verdict", "family"]):
         gone = pc.equal(part["verdict"], "remove")
         kept, removed = part.filter(pc.invert(gone)), part.filter(gone)
         for row, rows in enumerate((kept, removed)):
             bins[row] += np.histogram(rows["p_poison"].to_numpy(), bins=BINS, range=(0, 1))[0]
         families.update(removed["family"].to_pylist())
-        top = pc.select_k_unstable(kept, BORDERLINE_SAMPLE, [("p_poison", "descending")])
-        best = kept.take(top)
-        pairs = zip(best["p_poison"].to_pylist(), best["image_id"].to_pylist(), strict=True)
-        borderline = heapq.nlargest(BORDERLINE_SAMPLE, [*borderline, *pairs])
-        # The ids with the smallest checksums: a fair sample that does not depend on parts or their order.
-        rows = zip(removed["p_poison"].to_pylist(), removed["image_id"].to_pylist(), strict=True)
-        hashed = [(zlib.crc32(image_id.encode()), p, image_id) for p, image_id in rows]
-        sample = heapq.nsmallest(REMOVED_SAMPLE, [*sample, *hashed])
-    return _Verdicts(bins[0], bins[1], families, [(p, image_id) for _, p, image_id in sample], borderline)
+        best = kept.take(pc.select_k_unstable(kept, BORDERLINE_SAMPLE, [("p_poison", "descending")]))
+        borderline = heapq.nlargest(
+            BORDERLINE_SAMPLE, [*borderline, *_drawn(best)], key=lambda drawn: (drawn.p, drawn.image_id)
+        )
+        new = _drawn(removed)
+        sample = _lowest(REMOVED_SAMPLE, [*sample, *new])
+        for family in {drawn.family for drawn in new}:
+            mine = [drawn for drawn in new if drawn.family == family]
+            of_family[family] = _lowest(FAMILY_SAMPLE, [*of_family.get(family, []), *mine])
+    return _Verdicts(bins[0], bins[1], families, sample, of_family, borderline)
+
+
+def _drawn(rows: pa.Table) -> list[_Drawn]:
+    columns = (rows[name].to_pylist() for name in ("image_id", "p_poison", "family"))
+    return [
+        _Drawn(zlib.crc32(image_id.encode()), image_id, p, family)
+        for image_id, p, family in zip(*columns, strict=True)
+    ]
+
+
+def _lowest(n: int, rows: list[_Drawn]) -> list[_Drawn]:
+    return heapq.nsmallest(n, rows, key=lambda drawn: (drawn.draw, drawn.image_id))
 
 
 def _search(run: Folder, triggers: pa.Table) -> tuple[list[tuple[float, bool]], list[dict[str, Any]]]:
@@ -172,10 +214,26 @@ def _used(triggers: pa.Table) -> pa.ChunkedArray:
     return pc.not_equal(triggers["role"], "unused")
 
 
-def _best_triggers(table: pa.Table) -> list[dict[str, Any]]:
-    used = table.filter(_used(table))
-    # A search that trusted none of its windows still shows the best it found.
-    return used.slice(0, TRIGGERS).to_pylist() or table.slice(0, DOUBTFUL_TRIGGERS).to_pylist()
+def _best_triggers(table: pa.Table, evidence: Evidence | None) -> list[dict[str, Any]]:
+    """By rank, of every family its share."""
+    used = table.filter(_used(table)).to_pylist()
+    if not used or (evidence and not evidence.poison):
+        # A search that trusted none of its windows still shows the best it found.
+        return table.slice(0, DOUBTFUL_TRIGGERS).to_pylist()
+    share = max(TRIGGERS_OF_A_FAMILY, TRIGGERS // len({row["family"] for row in used}))
+    taken: Counter[int] = Counter()
+    shown = []
+    for row in used:
+        taken[row["family"]] += 1
+        if taken[row["family"]] <= share:
+            shown.append(row)
+    return shown
+
+
+def _crops(triggers: pa.Table, family: int) -> list[str]:
+    """The family's best windows."""
+    mine = triggers.filter(pc.equal(triggers["family"], family)).slice(0, TRIGGERS_OF_A_FAMILY)
+    return [data_uri(crop, "png") for crop in mine["crop"].to_pylist()]
 
 
 def _ledger(manifests: Mapping[str, Manifest], n_dead: int) -> Ledger:
@@ -207,39 +265,6 @@ def _tables(folder: Folder, columns: list[str]) -> Iterator[pa.Table]:
 
 def _json(folder: Folder, name: str) -> Any:
     return folder.read_json(name) if folder.exists(name) else None
-
-
-def _pictures(
-    corpus: Fetcher | None, settings: Mapping[str, Any], image_ids: Iterable[str], side: int
-) -> dict[str, str]:
-    """Data URIs by image id, as the encoder saw them. A corpus that is gone costs the pictures only."""
-    wanted = list(dict.fromkeys(image_ids))
-    try:
-        if corpus is None:
-            index = settings["config"]["index"]
-            corpus = open_corpus(
-                settings["input"], format=index["format"], image_column=index["image_column"]
-            )
-        blobs = corpus.fetch(wanted)
-    except Exception:  # every store has errors of its own; none is worth a run its report
-        return {}
-    pictures = {}
-    for image_id, blob in zip(wanted, blobs, strict=True):
-        try:
-            picture = Image.fromarray(np.moveaxis(decode(blob, side, MAX_PIXELS), 0, 2))
-        except DecodeError:
-            continue
-        picture.thumbnail((THUMBNAIL, THUMBNAIL))
-        file = io.BytesIO()
-        # Small pictures are shown enlarged, where the losses of JPEG would look like content.
-        lossless = side <= 64
-        picture.save(file, "PNG") if lossless else picture.save(file, "JPEG", quality=88)
-        pictures[image_id] = _data_uri(file.getvalue(), "png" if lossless else "jpeg")
-    return pictures
-
-
-def _data_uri(data: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def _pace(stage: str, manifest: Manifest) -> dict[str, Any]:

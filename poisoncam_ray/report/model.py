@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from poisoncam_ray.artifact import Ledger
+from poisoncam_ray.verdict import Evidence, Family
 
 
 class Fetcher(Protocol):
@@ -38,6 +39,17 @@ class Thumb:
     image_id: str
     p_poison: float
     picture: str | None
+    family: int = 0
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A trigger family, how many images were removed for it, its best windows and some of its images."""
+
+    family: Family
+    removed: int
+    crops: Sequence[str]
+    sample: Sequence[Thumb]
 
 
 @dataclass(frozen=True)
@@ -48,6 +60,8 @@ class Facts:
     about: Mapping[str, str]
     ledger: Ledger
     families: Mapping[int, int]
+    evidence: Evidence | None = None
+    suspects: Sequence[Suspect] = ()
     triggers: Sequence[Trigger] = ()
     side: int = 1
     reading: str = "gain"
@@ -66,6 +80,16 @@ class Facts:
     metrics: Mapping[str, Any] | None = None
 
     @property
+    def poison(self) -> bool:
+        """Runs made before there was a verdict are judged by what they removed."""
+        return self.evidence.poison if self.evidence else self.ledger.removed > 0
+
+    @property
+    def trained(self) -> bool:
+        """Whether there was a classifier to judge the images."""
+        return bool(self.validation.get("trained", True))
+
+    @property
     def threshold(self) -> float | None:
         return self.validation.get("threshold")
 
@@ -78,9 +102,17 @@ class Facts:
         """The verdict in one sentence."""
         n, removed = self.ledger.rows_in, self.ledger.removed
         if removed == 0:
-            return f"Nothing was removed. All {self.ledger.rows_out:,} readable images were kept."
+            return f"{self._nothing_removed} All {self.ledger.rows_out:,} readable images were kept."
         kinds = max(1, len(self.families))
         what = "what looks like one trigger" if kinds == 1 else f"what look like {kinds} different triggers"
         if removed == 1:
             return f"1 of {n:,} images carries {what}. It was removed."
         return f"{removed:,} of {n:,} images carry {what}. They were removed."
+
+    @property
+    def _nothing_removed(self) -> str:
+        if self.evidence is None:
+            return "Nothing was removed."
+        if self.evidence.poison:
+            return "There is evidence of poison, but no image was found to carry it."
+        return "No evidence of poison."

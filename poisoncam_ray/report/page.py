@@ -15,16 +15,22 @@ import jinja2
 from markupsafe import Markup
 
 from poisoncam_ray.report.model import Facts
+from poisoncam_ray.report.null_plot import against_null
 from poisoncam_ray.report.plot import Plot, curve, histogram, ranked, stacked, steps
+from poisoncam_ray.verdict import chance, p_figure, p_words, percent
+
+NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
 def render(facts: Facts) -> str:
     """The page as HTML text. Deterministic: equal facts give equal pages."""
     environment = _environment()
     style = resources.files("poisoncam_ray.report").joinpath("page.css").read_text()
-    ledger = facts.ledger
+    ledger, evidence = facts.ledger, facts.evidence
+    scores = [score for score, _ in facts.scores]
     plots: dict[str, Plot | None] = {
         "ledger": stacked({"kept": ledger.rows_out, "removed": ledger.removed, "dead": ledger.dead}),
+        "evidence": against_null(scores, evidence.null_scores, evidence.threshold) if evidence else None,
         "scores": ranked(facts.scores),
         "rounds": steps([row["live"] for row in facts.rounds]),
         "histogram": histogram(facts.kept_bins, facts.removed_bins, facts.threshold),
@@ -82,6 +88,10 @@ def _environment() -> jinja2.Environment:
         "count": lambda n: f"{n:,}",
         "share": _share,
         "figure": _figure,
+        "percent": percent,
+        "chance": chance,
+        "p_figure": p_figure,
+        "p_words": _p_words,
         "duration": _duration,
         "words": _words,
     }
@@ -104,6 +114,10 @@ def _figure(value: Any) -> str:
     if isinstance(value, float):
         return _share(value) if 0 <= value <= 1 else f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _p_words(p_value: float) -> str:
+    return p_words(p_value).replace(" ", NO_BREAK)
 
 
 def _words(key: str) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 CURVE_POINTS = 300
 RANKED_POINTS = 500
+BINS = 60
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def ranked(scores: Sequence[tuple[float, bool]]) -> Plot | None:
     stride = max(1, len(scores) // RANKED_POINTS)
     last = max(1, len(scores) - 1)
     shown = [i for i, (_, chosen) in enumerate(scores) if chosen or i < 50 or i % stride == 0]
-    ticks = _round_values(bottom, top, 4)
+    ticks = round_values(bottom, top, 4)
     span = max(top, ticks[-1]) - bottom
 
     def y(score: float) -> float:
@@ -114,7 +115,7 @@ def steps(live: Sequence[int]) -> Plot | None:
     """One bar a round."""
     if not live:
         return None
-    ticks = _round_values(0, max(1, *live), 3)
+    ticks = round_values(0, max(1, *live), 3)
     top, width = max(ticks[-1], *live), 100 / len(live)
     every = max(1, math.ceil(len(live) / 10))
     return Plot(
@@ -150,7 +151,7 @@ def curve(points: Sequence[tuple[float, float]]) -> Plot | None:
     return Plot(
         x_ticks=[Tick(0, f"step {points[0][0]:,.0f}"), Tick(100, f"step {points[-1][0]:,.0f}")],
         y_ticks=[
-            Tick(100 * (high - v) / (high - low), f"{v:g}") for v in _round_values(low, high, 4) if low <= v
+            Tick(100 * (high - v) / (high - low), f"{v:g}") for v in round_values(low, high, 4) if low <= v
         ],
         line=" ".join(
             f"{100 * (x - xs[0]) / x_span:.2f},{100 * (high - y) / (high - low):.2f}"
@@ -159,7 +160,7 @@ def curve(points: Sequence[tuple[float, float]]) -> Plot | None:
     )
 
 
-def _round_values(low: float, high: float, n: int) -> list[float]:
+def round_values(low: float, high: float, n: int) -> list[float]:
     """About n round numbers between low and high."""
     raw = (high - low) / n
     unit = 10 ** math.floor(math.log10(raw))

@@ -1,0 +1,110 @@
+"""The verdict on a corpus: the evidence that Search leaves behind, and how it is said in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from poisoncam_ray.artifact import Folder
+
+EVIDENCE = "evidence.json"
+POISON = "poison"
+NO_EVIDENCE = "no_evidence"
+LEAST_P = 1e-4
+"""p-values below this are said as 'below': no null is large enough to tell them apart."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """Windows that do and look alike: one attacker's trigger. `family` counts from 1, `ranks` from 0."""
+
+    family: int
+    best_score: float
+    p_value: float | None
+    n_candidates: int
+    cluster: int
+    ranks: Sequence[int] = ()
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Scores are shares of the test images, -1 to 1; `null_scores`, highest first, are those of benign
+    windows, at most a thousand of the `n_null`. A window that scores `threshold` counts as a trigger."""
+
+    verdict: str
+    false_alarm_rate: float
+    p_value: float | None
+    best_score: float | None
+    threshold: float | None
+    n_candidates: int
+    n_null: int
+    null_scores: Sequence[float] = ()
+    families: Sequence[Family] = ()
+
+    @property
+    def poison(self) -> bool:
+        return self.verdict == POISON
+
+
+def read_evidence(search: Folder) -> Evidence | None:
+    """What lies in 04_search; None for runs made before there was a verdict."""
+    if not search.exists(EVIDENCE):
+        return None
+    tree = search.read_json(EVIDENCE)
+    families = [Family(**_known(Family, family)) for family in tree.pop("families", [])]
+    return Evidence(families=families, **_known(Evidence, tree))
+
+
+def _known(kind: type[Family] | type[Evidence], tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Without keys that a later version may add."""
+    return {key: value for key, value in tree.items() if key in kind.__dataclass_fields__}
+
+
+def tell(evidence: Evidence, removed: int, by_family: Mapping[int, int]) -> list[str]:
+    """The verdict in one line, then a line for each family; `by_family` holds the images removed for each."""
+    if not evidence.poison:
+        gone = "nothing was removed" if removed == 0 else f"{_images(removed)} removed"
+        return [f"No evidence of poison (false alarm rate {percent(evidence.false_alarm_rate)}): {gone}."]
+    n = len(evidence.families)
+    kinds = "1 trigger family" if n == 1 else f"{n} trigger families"
+    lines = [f"Poison found: {kinds}, {_images(removed)} removed{_in_brackets(evidence.p_value)}."]
+    for family in evidence.families:
+        lines.append(
+            f"  family {family.family}: {_images(by_family.get(family.family, 0))} removed, "
+            f"best score {percent(family.best_score)}{_in_brackets(family.p_value)}"
+        )
+    return lines
+
+
+def chance(p_value: float) -> str:
+    """0.0004 → '1 in 2,500 benign windows scores'; common ones in per cent."""
+    if p_value > 0.1:
+        return f"{percent(p_value)} of benign windows score"
+    if p_value < LEAST_P:
+        return f"fewer than 1 in {1 / LEAST_P:,.0f} benign windows scores"
+    # Two digits: a p-value is no more exact than that.
+    return f"1 in {float(f'{1 / p_value:.2g}'):,.0f} benign windows scores"
+
+
+def p_figure(p_value: float) -> str:
+    return f"< {LEAST_P}" if p_value < LEAST_P else f"{p_value:.2g}"
+
+
+def p_words(p_value: float) -> str:
+    figure = p_figure(p_value)
+    return f"p {figure}" if figure.startswith("<") else f"p = {figure}"
+
+
+def percent(share: float) -> str:
+    """0.05 → '5 %'; three digits at most."""
+    return f"{100 * share:.3g} %" if share < 1 else "100 %"
+
+
+def _in_brackets(p_value: float | None) -> str:
+    return "" if p_value is None else f" ({p_words(p_value)})"
+
+
+def _images(n: int) -> str:
+    return "1 image" if n == 1 else f"{n:,} images"

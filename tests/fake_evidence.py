@@ -1,0 +1,71 @@
+"""What Search, Classify and Judge leave behind when they have come to a verdict, written into a fake run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+
+from poisoncam_ray.artifact import Folder
+from poisoncam_ray.verdict import EVIDENCE, NO_EVIDENCE, POISON
+
+WHY = "No window scores above <b>benign</b> ones."
+NULL = [round(0.09 * 0.99**i - 0.01, 4) for i in range(512)]
+
+
+def accuse(run: Folder, n_families: int = 2) -> dict[int, int]:
+    """Poison found: triggers and removed images in turn of family 1, 2 …; the images removed by family."""
+    made = run / "05_classifier"
+    triggers = made.read_table("triggers.parquet")
+    families = [1 + i % n_families if role != "unused" else 0 for i, role in enumerate(_of(triggers, "role"))]
+    _replace(made, "triggers.parquet", "family", pa.array(families, pa.int32()))
+    removed: dict[int, int] = dict.fromkeys(range(1, n_families + 1), 0)
+    for name in (run / "06_verdicts").parts():
+        column = []
+        for verdict in _of((run / "06_verdicts").read_table(name), "verdict"):
+            family = 1 + sum(removed.values()) % n_families if verdict == "remove" else 0
+            column.append(family)
+            if family:
+                removed[family] += 1
+        _replace(run / "06_verdicts", name, "family", pa.array(column, pa.int32()))
+    found = [
+        {
+            "family": family,
+            "best_score": 0.9 - 0.03 * (family - 1),
+            "p_value": 0.0004 * family,
+            "n_candidates": families.count(family),
+            "cluster": family - 1,
+            "ranks": [i for i, of in enumerate(families) if of == family],
+        }
+        for family in range(1, n_families + 1)
+    ]
+    write_evidence(run, verdict=POISON, families=found)
+    return removed
+
+
+def acquit(run: Folder) -> None:
+    """No evidence: no model, no probability, nothing removed. For a run without poison."""
+    run_classifier = run / "05_classifier"
+    run_classifier.write_json("validation.json", {"threshold": 0.5, "trained": False, "why": WHY})
+    run_classifier.delete("triggers.parquet")
+    for name in (run / "06_verdicts").parts():
+        n = len((run / "06_verdicts").read_table(name))
+        _replace(run / "06_verdicts", name, "p_poison", pa.array([0.0] * n, pa.float32()))
+    write_evidence(run, verdict=NO_EVIDENCE, p_value=0.31, best_score=0.06)
+
+
+def write_evidence(run: Folder, **changes: Any) -> None:
+    evidence = {
+        "verdict": POISON, "false_alarm_rate": 0.05, "p_value": 0.0004, "best_score": 0.9, "threshold": 0.17,
+        "n_candidates": 18, "n_null": 512, "null_scores": NULL, "families": [],
+    }  # fmt: skip
+    (run / "04_search").write_json(EVIDENCE, evidence | changes)
+
+
+def _of(table: pa.Table, column: str) -> list[Any]:
+    return table[column].to_pylist()
+
+
+def _replace(folder: Folder, name: str, column: str, values: pa.Array) -> None:
+    table = folder.read_table(name)
+    folder.write_table(name, table.set_column(table.column_names.index(column), column, values))

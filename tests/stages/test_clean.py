@@ -1,0 +1,35 @@
+"""Clean: the removed rows say which family they were removed for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pyarrow.parquet as pq
+
+from poisoncam_ray.artifact import Folder
+from poisoncam_ray.corpus import open_corpus
+from poisoncam_ray.stages.clean import write_unit
+from tests.fake_evidence import accuse
+from tests.fake_run import make_fake_run
+
+
+def test_removed_rows_carry_the_family_of_their_verdict(tmp_path):
+    fake = make_fake_run(tmp_path)
+    run = Folder(fake.run)
+    removed = accuse(run, 2)
+    corpus = open_corpus(fake.corpus)
+    first, second = corpus.slices()
+    # As the fake run is sliced.
+    units = [[replace(first, stop=40), replace(first, index=1, start=40)], [replace(second, index=2)]]
+    folders = {"00_index": run / "00_index", "06_verdicts": run / "06_verdicts", "removed": run / "removed"}
+    for number, unit in enumerate(units):
+        write_unit(number, unit, corpus, folders, run / "07_clean")
+    tables = [pq.read_table(path) for path in (tmp_path / "run" / "removed").rglob("*.parquet")]
+    rows = [row for table in tables for row in table.to_pylist()]
+    verdicts = [
+        row for name in folders["06_verdicts"].parts()
+        for row in folders["06_verdicts"].read_table(name).to_pylist()
+    ]  # fmt: skip
+    family_of = {row["image_id"]: row["family"] for row in verdicts if row["verdict"] == "remove"}
+    assert {row["_image_id"]: row["_family"] for row in rows} == family_of
+    assert sorted(family_of.values()) == [1] * removed[1] + [2] * removed[2]

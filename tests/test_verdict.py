@@ -1,0 +1,133 @@
+"""The verdict in words, on the console and as an exit code."""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from poisoncam_ray import cli
+from poisoncam_ray.artifact import Folder, Manifest
+from poisoncam_ray.config import Config
+from poisoncam_ray.corpus import open_corpus
+from poisoncam_ray.pipeline import Done, Run
+from poisoncam_ray.progress import Progress
+from poisoncam_ray.stages.report import Report
+from poisoncam_ray.verdict import chance, p_words, percent, read_evidence, tell
+from tests.fake_evidence import accuse, acquit, write_evidence
+from tests.fake_run import FakeRun, make_fake_run
+
+
+@pytest.mark.parametrize(
+    ("p_value", "words"),
+    [
+        (1.0, "100 % of benign windows score"),
+        (0.31, "31 % of benign windows score"),
+        (1 / 513, "1 in 510 benign windows scores"),
+        (0.0004, "1 in 2,500 benign windows scores"),
+        (0.0, "fewer than 1 in 10,000 benign windows scores"),
+    ],
+)
+def test_a_p_value_in_words(p_value: float, words: str) -> None:
+    assert chance(p_value) == words
+
+
+@given(st.floats(1e-4, 0.1))
+def test_one_in_so_many_is_the_p_value_to_two_digits(p_value: float) -> None:
+    n = int(chance(p_value).split()[2].replace(",", ""))
+    assert 1 / n == pytest.approx(p_value, rel=0.06)
+
+
+def test_figures() -> None:
+    assert [percent(share) for share in (0.05, 0.07, 0.001, 0.4125, 1.0)] == [
+        "5 %", "7 %", "0.1 %", "41.2 %", "100 %",
+    ]  # fmt: skip
+    assert (p_words(0.0004), p_words(1e-7), p_words(0.3123)) == ("p = 0.0004", "p < 0.0001", "p = 0.31")
+
+
+def test_the_line_for_one_and_for_many(tmp_path) -> None:
+    write_evidence(Folder(str(tmp_path)), families=[])
+    found = read_evidence(Folder(str(tmp_path)) / "04_search")
+    assert tell(found, 1, {}) == ["Poison found: 0 trigger families, 1 image removed (p = 0.0004)."]
+
+
+def test_a_folder_of_before_has_no_evidence(tmp_path) -> None:
+    assert read_evidence(Folder(str(tmp_path))) is None
+
+
+def finish(fake: FakeRun) -> list[Done]:
+    """What the runner hands back, the report written by its stage."""
+    run = Folder(fake.run)
+    corpus = open_corpus(fake.corpus)
+    outcome = Report().run(Run(Config(), corpus, run, run / "report", Progress()))
+    report = Manifest({}, {}, "0", None, 1.0, outcome.facts)
+    return [
+        Done("Clean", Manifest.read(run / "07_clean"), False),
+        Done("Report", report, False),
+    ]
+
+
+@pytest.fixture
+def defend(monkeypatch, capsys):
+    """`poisoncam defend` over a fake run whose stages are done: (exit code, lines on standard output)."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def call(fake: FakeRun, *flags: str) -> tuple[int, list[str]]:
+        class Finished:
+            def __init__(self, *_: object) -> None:
+                self.folder = Folder(fake.run)
+
+            def pending(self) -> list:
+                return []
+
+            def run(self, *_: object) -> list[Done]:
+                return finish(fake)
+
+        monkeypatch.setattr("poisoncam_ray.pipeline.Runner", Finished)
+        monkeypatch.setattr(sys, "argv", ["defend", "--input", fake.corpus, "--output", fake.run, *flags])
+        with pytest.raises(SystemExit) as ended:
+            cli.run_command(cli.defend)
+        return ended.value.code, capsys.readouterr().out.splitlines()
+
+    yield call
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def test_poison_is_said_by_family_and_is_an_exit_code_for_those_who_ask(tmp_path, defend) -> None:
+    fake = make_fake_run(tmp_path)
+    removed = accuse(Folder(fake.run), 2)
+    code, lines = defend(fake, "--exit-code")
+    counts = next(i for i, line in enumerate(lines) if line.startswith("120 rows = 100 kept"))
+    assert code == 3
+    assert lines[counts + 1 : counts + 4] == [
+        "Poison found: 2 trigger families, 19 images removed (p = 0.0004).",
+        f"  family 1: {removed[1]} images removed, best score 90 % (p = 0.0004)",
+        f"  family 2: {removed[2]} images removed, best score 87 % (p = 0.0008)",
+    ]
+    assert lines[-1].endswith("report/index.html")
+    assert defend(fake)[0] == 0
+
+
+def test_no_evidence_is_one_line_and_code_0_either_way(tmp_path, defend) -> None:
+    fake = make_fake_run(tmp_path, poison=False)
+    acquit(Folder(fake.run))
+    for flags in ((), ("--exit-code",)):
+        code, lines = defend(fake, *flags)
+        assert code == 0
+        assert "No evidence of poison (false alarm rate 5 %): nothing was removed." in lines
+
+
+def test_evidence_without_an_image_that_carries_it_is_no_all_clear(tmp_path, defend) -> None:
+    fake = make_fake_run(tmp_path, poison=False)
+    write_evidence(Folder(fake.run))
+    assert defend(fake, "--exit-code")[0] == 3
+
+
+def test_a_run_of_before_says_nothing_of_a_verdict(tmp_path, defend) -> None:
+    fake = make_fake_run(tmp_path)
+    code, lines = defend(fake, "--exit-code")
+    assert code == 3 and not [line for line in lines if "oison" in line]
