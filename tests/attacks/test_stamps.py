@@ -1,4 +1,4 @@
-"""Every attack's boxes against its pixels: nothing changes outside them, and none is larger than it must be."""
+"""Every attack's boxes against its pixels: nothing changes outside, and none is larger than it must be."""
 
 from __future__ import annotations
 
