@@ -17,7 +17,7 @@ from poisoncam_ray.decode import DecodeError
 from poisoncam_ray.errors import UserError
 
 PHOTOGRAPHS = 16
-"""Of so many photographs for each target the crops with the most contrast become triggers: a piece of sky is
+"""Of so many photographs for each target the crops with the most detail become triggers: a piece of sky is
 no trigger."""
 
 
@@ -33,7 +33,7 @@ def photographs(plan: Plan, names: Sequence[str]) -> tuple[Trigger, ...]:
         )
     if plan.patching:
         raise UserError("Give --trigger: the crop under triggers/ that poisoned the training set.")
-    crops = sorted(_crops(plan), key=lambda crop: (-np.asarray(crop[1]).std(), crop[0]))
+    crops = sorted(_crops(plan), key=lambda crop: (-_detail(crop[1]), crop[0]))
     if len(crops) < len(plan.targets):
         raise UserError(
             "Too few images beside the targets' own can be read to crop a trigger: give --trigger."
@@ -72,6 +72,13 @@ def _crop(plan: Plan, image_id: str, photograph: Image.Image) -> Image.Image:
     left = int(chance(image_id, plan.seed, "crop x") * (photograph.width - side + 1))
     top = int(chance(image_id, plan.seed, "crop y") * (photograph.height - side + 1))
     return photograph.crop((left, top, left + side, top + side))
+
+
+def _detail(image: Image.Image) -> float:
+    """How much neighbouring pixels differ on average, in levels of brightness."""
+    grey_HW = np.asarray(image.convert("L"), np.float64)
+    steps = (np.abs(np.diff(grey_HW, axis=axis)) for axis in (0, 1))
+    return float(sum(step.mean() for step in steps if step.size))
 
 
 def _middle_square(image: Image.Image) -> Image.Image:
