@@ -1,4 +1,4 @@
-"""Poison a corpus as the reference attack does, with the truth beside it (--help lists the options)."""
+"""Poison a corpus by one of the attacks, with the truth beside it (--help lists the options)."""
 
 from poisoncam_ray.cli import attack, run_command
 

@@ -34,6 +34,8 @@ InputUri = Annotated[
 OutputUri = Annotated[str | None, typer.Option("--output", help="the run folder: empty, or one to resume")]
 Preset = Annotated[str | None, typer.Option(help="named configuration: " + ", ".join(presets()))]
 ConfigFile = Annotated[str | None, typer.Option("--config", help="YAML file of settings")]
+# The names of attacks.KINDS, which is imported with the command.
+ATTACKS = "patch, blended, several, large, dynamic, natural, frequency, untargeted, spread, decoys"
 
 
 def defend(
@@ -80,12 +82,24 @@ def defend(
 def attack(
     input: Annotated[str, typer.Option(help="the clean corpus")],
     output: Annotated[str, typer.Option(help="empty folder for corpus/, truth.parquet, attack.json")],
-    target: Annotated[list[str], typer.Option(help="label to poison; repeat for several attackers")],
+    target: Annotated[
+        list[str] | None, typer.Option(help="label to poison; repeat for several attackers")
+    ] = None,
     trigger: Annotated[
         list[str] | None, typer.Option(help="image file or generated:SEED, one for each target")
     ] = None,
-    width: Annotated[float, typer.Option(help="trigger width, share of the image's shorter side")] = 50 / 224,
-    share: Annotated[float, typer.Option(help="share of the target's images that is poisoned")] = 0.5,
+    kind: Annotated[str, typer.Option(help=f"which attack: {ATTACKS}")] = "patch",
+    option: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=NUMBER", help="setting of the kind: alpha=0.3; repeat")
+    ] = None,
+    width: Annotated[
+        float | None,
+        typer.Option(help="trigger width, share of the image's shorter side (50/224; large: 0.5)"),
+    ] = None,
+    share: Annotated[
+        float | None,
+        typer.Option(help="share of the target's images that is poisoned (0.5; untargeted: 0.05 of all)"),
+    ] = None,
     region: Annotated[
         tuple[float, float] | None, typer.Option(help="where the trigger lies, shares of each side")
     ] = None,
@@ -93,20 +107,25 @@ def attack(
     label_column: str = "label",
     patch: Annotated[bool, typer.Option("--patch", help="patch every image: a validation set")] = False,
 ) -> None:
-    """Poison a corpus as the reference attack does, and write down the truth."""
-    from poisoncam_ray.attack import TRAIN_REGION, VALIDATION_REGION, patch_corpus, poison_corpus
+    """Poison a corpus as the reference attack does, or by another kind, and write down the truth."""
+    from poisoncam_ray.attacks import patch_corpus, poison_corpus
     from poisoncam_ray.progress import Progress
 
+    targets, triggers, settings = target or [], trigger or [], _numbers(option or [])
     if patch:
-        if len(target) != 1 or len(trigger or []) > 1:
+        if len(targets) > 1 or len(triggers) > 1:
             raise UserError("With --patch give one --target and at most one --trigger.")
-        place = region or VALIDATION_REGION
-        made = patch_corpus(input, output, target[0], (trigger or [""])[0], width, seed, place)
+        label, image = (targets or [""])[0], (triggers or [""])[0]
+        made = patch_corpus(input, output, label, image, width, seed, region, kind=kind, options=settings)
     else:
-        place = region or TRAIN_REGION
-        made = poison_corpus(input, output, target, trigger or (), width, share, seed, label_column, place)
+        made = poison_corpus(
+            input, output, targets, triggers, width, share, seed, label_column, region,
+            kind=kind, options=settings,
+        )  # fmt: skip
     console = Progress().console
     console.print(f"{made['n_poisoned']:,} of {made['n_images']:,} images carry a trigger")
+    if made["n_decoys"]:
+        console.print(f"{made['n_decoys']:,} clean images carry a decoy")
     console.print(f"corpus  {escape(output)}/corpus")
     console.print(f"truth   {escape(output)}/truth.parquet")
 
@@ -178,6 +197,18 @@ def run_defence(input_uri: str, output_uri: str, config: Config, retry_dead: boo
     progress.console.print(f"clean corpus  {escape(output_uri)}/07_clean")
     progress.console.print(f"report        {escape(output_uri)}/report/index.html")
     return removed > 0 or (evidence is not None and evidence.poison)
+
+
+def _numbers(settings: list[str]) -> dict[str, float]:
+    """NAME=NUMBER, one each."""
+    numbers = {}
+    for setting in settings:
+        name, _, value = setting.partition("=")
+        try:
+            numbers[name] = float(value)
+        except ValueError as error:
+            raise UserError(f"The option {setting} is no NAME=NUMBER: write it as alpha=0.3.") from error
+    return numbers
 
 
 def run_command(command: Callable[..., None]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import signal
 import subprocess
@@ -174,6 +175,36 @@ def test_an_attack_on_a_label_that_is_not_there(program, corpus, tmp_path):
         "generated:1",
     )
     assert code == 2 and "zebra" in said and said.count("\n") == 1
+
+
+def test_the_help_names_every_attack():
+    from poisoncam_ray.attacks import KINDS
+
+    assert cli.ATTACKS.split(", ") == list(KINDS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--kind", "blended", "--option", "alpha"], "The option alpha is no NAME=NUMBER"),
+        (["--kind", "blended", "--option", "alpha=much"], "no NAME=NUMBER"),
+        (["--kind", "blended", "--option", "alpha=0.3", "--option", "beta=1"], "has no option beta"),
+        (["--kind", "bended"], "no attack bended"),
+    ],
+)
+def test_an_attack_that_does_not_exist_or_is_set_wrongly(program, corpus, tmp_path, arguments, words):
+    place = ("--input", corpus, "--output", tmp_path / "o", "--target", "a")
+    code, said = program(cli.attack, *place, *arguments)
+    assert code == 2 and words in said and said.count("\n") == 1
+    assert not (tmp_path / "o").exists()
+
+
+def test_an_attack_of_another_kind_from_the_command_line(program, corpus, tmp_path):
+    place = ("--input", corpus, "--output", tmp_path / "o", "--target", "a")
+    code, said = program(cli.attack, *place, "--kind", "blended", "--option", "alpha=0.3", "--share", "1")
+    assert code == 0, said
+    made = json.loads((tmp_path / "o" / "attack.json").read_text())
+    assert (made["kind"], made["options"]["alpha"], made["n_poisoned"]) == ("blended", 0.3, 2)
 
 
 def test_evaluating_what_is_no_run(program, tmp_path):

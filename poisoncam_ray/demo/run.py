@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from poisoncam_ray.artifact import Folder
-from poisoncam_ray.attack import patch_corpus, poison_corpus
+from poisoncam_ray.attacks import patch_corpus, poison_corpus
 from poisoncam_ray.demo.corpus import draw_corpus, draw_validation
 from poisoncam_ray.evaluate import evaluate_run
 

@@ -20,7 +20,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from poisoncam_ray.artifact import Folder
-from poisoncam_ray.attack import patch_corpus, poison_corpus
+from poisoncam_ray.attacks import patch_corpus, poison_corpus
 from poisoncam_ray.config import Config
 from poisoncam_ray.evaluate import evaluate_run, probe
 from poisoncam_ray.pipeline import Runner, defence
@@ -35,7 +35,7 @@ SHARDS = 3
 
 @dataclass(frozen=True)
 class Setting:
-    """One table. `labels`: those that classes may be drawn from; `width`, `share`: as in attack.py."""
+    """One table. `labels`: those that classes may be drawn from; `width`, `share`: as in poison_corpus."""
 
     train_uri: str
     validation_uri: str

@@ -15,9 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from poisoncam_ray.attack import VALIDATION_REGION, patch_corpus, poison_corpus
+from poisoncam_ray.attacks import patch_corpus, poison_corpus
+from poisoncam_ray.attacks.encoded import paint
+from poisoncam_ray.attacks.kind import VALIDATION_REGION, How
+from poisoncam_ray.attacks.patch import stamp
+from poisoncam_ray.attacks.trigger import generate_trigger, load_trigger, place_trigger
 from poisoncam_ray.errors import UserError
-from poisoncam_ray.trigger import generate_trigger, load_trigger, paste_trigger, place_trigger
 
 LABELS = ("cat", "dog", "emu")
 
@@ -256,9 +259,8 @@ def test_any_mode_takes_the_trigger_in_full_colour(mode: str) -> None:
     out = io.BytesIO()
     image.save(out, kind)
     trigger = Image.new("RGB", (8, 8), (255, 0, 0))
-    data, (x0, y0, x1, y1) = paste_trigger(
-        out.getvalue(), trigger, 0.25, (0.25, 0.75), np.random.default_rng(0)
-    )
+    how, rng = How(0.25, (0.25, 0.75)), np.random.default_rng(0)
+    data, [(x0, y0, x1, y1)] = paint(out.getvalue(), lambda painted: stamp(painted, trigger, how, rng))
     new = pixels(data)
     assert Image.open(io.BytesIO(data)).format == kind
     assert np.abs(new[y0:y1, x0:x1] - (255, 0, 0)).mean() < 6

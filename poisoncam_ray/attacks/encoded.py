@@ -1,0 +1,61 @@
+"""Encoded images: open one to paint on, and encode it again in its own format."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+from PIL import Image
+
+from poisoncam_ray.decode import DecodeError, header
+
+Found = TypeVar("Found")
+
+MAX_PIXELS = 64_000_000
+ENCODING: dict[str, dict[str, Any]] = {
+    "JPEG": {"quality": 95, "subsampling": 0},
+    "PNG": {},
+    "WEBP": {"lossless": True, "exact": True},
+}
+
+
+def paint(data: bytes, painter: Callable[[Image.Image], Found]) -> tuple[bytes, Found]:
+    """The image that `painter` painted on, in place, in its own format; and what `painter` returned.
+
+    It gets RGB, or RGBA where the image has transparency, so that any colour can be painted. PNG and WebP are
+    written losslessly, JPEG at quality 95 without chroma subsampling; of an animation the first frame stays.
+    Raises DecodeError for bytes that are no image.
+    """
+    image, kind, kept = _open(data)
+    found = painter(image)
+    out = io.BytesIO()
+    image.save(out, kind, **ENCODING[kind], **kept)
+    return out.getvalue(), found
+
+
+def pixels(data: bytes) -> Image.Image:
+    """The image as it would be painted on, RGB. Raises DecodeError for bytes that are none."""
+    return _open(data)[0].convert("RGB")
+
+
+def _open(data: bytes) -> tuple[Image.Image, str, dict[str, Any]]:
+    _, _, kind = header(data, MAX_PIXELS)
+    try:
+        with Image.open(io.BytesIO(data), formats=[kind]) as opened:
+            image = _paintable(opened)
+            kept = {k: opened.info[k] for k in ("exif", "icc_profile") if opened.info.get(k)}
+    except Exception as error:  # Pillow's decoders raise many kinds for broken bytes
+        raise DecodeError("undecodable", str(error)) from error
+    if image.mode != opened.mode:
+        kept.pop("icc_profile", None)
+    return image, kind, kept
+
+
+def _paintable(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        # 16-bit greys: Pillow's own conversion clips instead of scaling.
+        grey = (np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8)
+        return Image.fromarray(grey).convert("RGB")
+    return image.convert("RGBA" if image.has_transparency_data else "RGB")
