@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
-Strategy = Literal["interval", "random", "full_coverage", "sliding", "keep_only", "mixed"]
+Strategy = Literal["interval", "random", "full_coverage", "sliding", "keep_only", "mixed", "gradcam"]
 
 
 class Section(BaseModel):
@@ -97,8 +97,13 @@ class Search(Section):
     masks: Annotated[int, Field(ge=2)] = 128
     cell: Fraction = 0.125
     window: Fraction = 0.35
-    reading: Literal["changed", "gain"] = "gain"
-    """Which reading of the poison score ranks candidates; both are recorded."""
+    refine: bool = True
+    """A second look with shifted windows around the first: 50 more masks an image."""
+    reading: Literal["changed", "gain", "group_gain"] = "group_gain"
+    """Which reading of the poison score ranks candidates; all are recorded. The paper's: changed; PatchSearch's:
+    gain of the own cluster; ours: gain of the own cluster and those around it."""
+    false_alarm_rate: Annotated[float, Field(gt=0, le=1)] = 0.05
+    """How often a clean corpus may be called poisoned; 1 always finds poison, as the paper does."""
     flip_images: Count = 100
     per_cluster: Count = 2
     prune: Annotated[float, Field(gt=0, lt=1)] = 0.25

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from poisoncam_ray.benchmark.compare import Comparison, alternate, rates
 from poisoncam_ray.config import Config
+from poisoncam_ray.errors import UserError
 from poisoncam_ray.method.cam import (
     ScoreKind,
     best_window,
@@ -81,9 +82,11 @@ def candidates(encoder: Encoder, x_NCHW: Tensor, config: Config, n: int) -> Cand
     c_KD = kmeans(f_ND, k, config.cluster.iterations, config.seed)
     y_N, _ = assign(f_ND, c_KD)
     generator = torch.Generator().manual_seed(config.seed)
-    m_BHW = make_masks(
-        settings.strategy, settings.masks, side, config.cell_px, config.window_px, generator
-    ).to(x_NCHW.device)
+    strategy = settings.strategy
+    if strategy == "gradcam":
+        raise UserError("Grad-CAM has no masks to compare: give another search.strategy.")
+    m_BHW = make_masks(strategy, settings.masks, side, config.cell_px, config.window_px, generator)
+    m_BHW = m_BHW.to(x_NCHW.device)
     return Candidates(
         x_NCHW=x_NCHW[:n],
         own_N=y_N[:n],
@@ -92,7 +95,7 @@ def candidates(encoder: Encoder, x_NCHW: Tensor, config: Config, n: int) -> Cand
         y_F=y_N[n:],
         c_KD=c_KD,
         m_BHW=m_BHW,
-        keep_B=keep_only(settings.strategy, len(m_BHW)).to(x_NCHW.device),
+        keep_B=keep_only(strategy, len(m_BHW)).to(x_NCHW.device),
         kind=settings.score,
         window=config.window_px,
         batch=settings.batch_size,
@@ -105,7 +108,7 @@ def batched(encoder: Encoder, work: Candidates) -> tuple[Tensor, Tensor, Tensor]
         encoder, work.x_NCHW, work.own_N, work.c_KD, work.m_BHW, work.kind, work.keep_B, work.window,
         mean_colour(work.x_NCHW), work.batch,
     )  # fmt: skip
-    changed_N, gain_N = poison_scores(
+    changed_N, gain_N, _ = poison_scores(
         encoder, crop(work.x_NCHW, box_N4), work.x_FCHW, work.y_F, work.own_N, work.c_KD, work.seeds_N,
         work.batch,
     )  # fmt: skip

@@ -22,11 +22,13 @@ def poison_scores(
     c_KD: Tensor,
     seeds_N: Tensor,
     batch: int,
-) -> tuple[Tensor, Tensor]:
-    """Both readings of the poison score as counts of flip-test images: (changed_N, gain_N), int64.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Both readings of the poison score as counts of flip-test images, and what they are read from:
+    (changed_N, gain_N, landed_NF), int64.
 
     changed  assignments that moved anywhere, 0 … F (the paper's)
     gain     assignments that moved into the candidate's own cluster `own_N` minus those that left it, −F … F
+    landed   the cluster of each pasted image
 
     Every candidate is pasted once on each image at a random place that `seeds_N` alone decides, so neither
     `batch` (images through the encoder at once, candidates together) nor the candidate's neighbours matter.
@@ -41,4 +43,5 @@ def poison_scores(
         pasted_parts.append(assign(encoder.embed(pasted_MCHW), c_KD)[0])
     pasted_NF = torch.cat(pasted_parts).view(n, f)
     into_NF, from_NF = pasted_NF == own_N[:, None], y_F == own_N[:, None]
-    return (pasted_NF != y_F).sum(dim=1), into_NF.sum(dim=1) - from_NF.sum(dim=1)
+    gain_N = into_NF.sum(dim=1) - from_NF.sum(dim=1)
+    return (pasted_NF != y_F).sum(dim=1), gain_N, pasted_NF

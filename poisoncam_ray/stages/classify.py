@@ -1,5 +1,5 @@
-"""Classify: an ensemble trained on pastes of the top triggers, and a threshold from data the defence has
-(DESIGN step 6)."""
+"""Classify: of each trigger family an ensemble trained on pastes of its top windows, and a threshold from data
+the defence has (DESIGN step 6). Without evidence of poison there is nothing to train."""
 
 from __future__ import annotations
 
@@ -27,32 +27,61 @@ from poisoncam_ray.pipeline import Outcome, Run, Stage
 from poisoncam_ray.stages.compute import device, set_threads
 from poisoncam_ray.stages.dataflow import RESTARTS, Pixels, fetch_images, in_flight
 from poisoncam_ray.stages.pool import assignments
-from poisoncam_ray.stages.search import TRIGGERS, from_png
+from poisoncam_ray.stages.search import from_png
+from poisoncam_ray.stages.triggers import TRIGGERS
+from poisoncam_ray.verdict import NO_EVIDENCE, read_evidence
 
 VALIDATION = "validation.json"
 ROLES = "triggers.parquet"
+ROLE_NAMES = ("train", "validate")
+WHY_NOT = "No window does to other images what benign windows do not: see the evidence of the search."
 VALIDATION_PASTES = 1000
 
 
 class Classify(Stage):
     name = "05_classifier"
     title = "Classify"
-    version = 2
+    version = 3
     inputs = ("00_index", "03_clusters", "04_search")
     sections = ("encoder", "classify")
 
     def run(self, run: Run) -> Outcome:
-        settings, resources = run.config.classify, run.config.resources
-        triggers = with_roles(
-            run.artifact("04_search").read_table(TRIGGERS), settings.top_k, settings.held_out, run.config.seed
-        )
+        search = run.artifact("04_search")
+        evidence = read_evidence(search)
+        if evidence is None or evidence.verdict == NO_EVIDENCE:
+            run.out.write_json(
+                VALIDATION, {"threshold": 0.5, "trained": False, "why": WHY_NOT, "families": {}}
+            )
+            return Outcome(facts={"summary": "nothing to train: no evidence of poison", "trained": False})
+        settings = run.config.classify
+        triggers = with_roles(search.read_table(TRIGGERS), settings.top_k, settings.held_out, run.config.seed)
         run.out.write_table(ROLES, triggers)
-        clusters = run.artifact("03_clusters")
-        negatives, whole = draw_samples(clusters, triggers, settings.sample)
+        negatives, whole = draw_samples(run.artifact("03_clusters"), triggers, settings.sample)
         if not negatives:
             raise UserError("No image is left to train the poison classifier on: the corpus is too small.")
-        crops = {role: crops_of(triggers, role) for role in ("train", "validate")}
-        todo = [i for i in range(settings.models) if not run.out.exists(model_name(i))]
+        numbers = families_of(triggers)
+        crops = {family: [crops_of(triggers, family, role) for role in ROLE_NAMES] for family in numbers}
+        reused, chosen = self._train(run, negatives, whole, crops)
+        # One figure of each kind at the top: the family that came out worst.
+        least = min(chosen.values(), key=lambda facts: facts["recall"])
+        run.out.write_json(VALIDATION, least | {"trained": True, "families": chosen})
+        ensembles = "" if len(numbers) == 1 else f" for each of {len(numbers)} families"
+        facts = {
+            "summary": f"{settings.models} models{ensembles}, "
+            f"{least['recall']:.1%} of held-out pastes recognised",
+            "models_reused": reused,
+            "trained": True,
+            **least,
+        }
+        return Outcome(facts=facts)
+
+    def _train(
+        self, run: Run, negatives: list[str], whole: list[str], crops: dict[int, list[Tensor]]
+    ) -> tuple[int, dict[str, dict[str, Any]]]:
+        """How many models lay there already, and what was found on validation, by family."""
+        settings, resources = run.config.classify, run.config.resources
+        every = [(family, i) for family in crops for i in range(settings.models)]
+        todo = [(family, i) for family, i in every if not run.out.exists(model_name(family, i))]
         # On a worker node: the driver's may be a small one.
         fetch = ray.remote(fetch_images).options(num_cpus=resources.cpus_per_reader, max_retries=RESTARTS)
         images = fetch.remote(run.corpus, run.config, negatives)
@@ -62,41 +91,53 @@ class Classify(Stage):
             "max_retries": RESTARTS,
         }
         task = ray.remote(_train).options(**needs)
-        calls = (partial(task.remote, i, run.config, images, crops["train"], run.out) for i in todo)
+        calls = (
+            partial(task.remote, family, i, run.config, images, crops[family][0], run.out)
+            for family, i in todo
+        )
         # As many at once as there are actors elsewhere: each takes its share of the machine's threads.
         for done, _ in enumerate(in_flight(calls, resources.actors), start=1):
             run.progress.update(f"{done} of {len(todo)} models")
         validate = ray.remote(_validate).options(**needs)
         whole_images = fetch.remote(run.corpus, run.config, whole)
-        chosen = ray.get(validate.remote(run.config, images, whole_images, crops["validate"], run.out))
-        run.out.write_json(VALIDATION, chosen)
-        facts = {
-            "summary": f"{settings.models} models, {chosen['recall']:.1%} of held-out pastes recognised",
-            "models_reused": settings.models - len(todo),
-            **chosen,
+        chosen = {
+            str(family): ray.get(
+                validate.remote(family, run.config, images, whole_images, crops[family][1], run.out)
+            )
+            for family in crops
         }
-        return Outcome(facts=facts)
+        return len(every) - len(todo), chosen
 
 
-def model_name(i: int) -> str:
-    return f"model_{i}.safetensors"
+def model_name(family: int, i: int) -> str:
+    return f"family_{family}_model_{i}.safetensors"
+
+
+def families_of(triggers: pa.Table) -> list[int]:
+    """Those with windows to train on, from 1."""
+    return sorted({row["family"] for row in triggers.to_pylist() if row["role"] != "unused"})
 
 
 def with_roles(triggers: pa.Table, top_k: int, held_out: float, seed: int) -> pa.Table:
-    """The triggers with a `role`: of the best `top_k` a random share is held out to validate on, the others
-    train; the rest is unused."""
-    k = min(top_k, len(triggers))
-    n_held = min(k - 1, max(1, round(k * held_out))) if k > 1 else 0
-    order = torch.randperm(k, generator=torch.Generator().manual_seed(seed)).tolist()
-    held = set(order[:n_held])
-    roles = ["validate" if i in held else "train" if i < k else "unused" for i in range(len(triggers))]
-    families = pa.array([0] * len(triggers), pa.int32())
-    return triggers.append_column("role", pa.array(roles)).append_column("family", families)
+    """The triggers with a `role`: of each family's best `top_k` a random share is held out to validate on, the
+    others train; the rest is unused, and so is what belongs to no family."""
+    roles = ["unused"] * len(triggers)
+    family_of = triggers["family"].to_pylist()
+    for family in sorted(set(family_of) - {0}):
+        places = [i for i, of in enumerate(family_of) if of == family][:top_k]
+        k = len(places)
+        n_held = min(k - 1, max(1, round(k * held_out))) if k > 1 else 0
+        order = torch.randperm(k, generator=torch.Generator().manual_seed(seed)).tolist()
+        held = set(order[:n_held])
+        for i, place in enumerate(places):
+            roles[place] = "validate" if i in held else "train"
+    return triggers.append_column("role", pa.array(roles))
 
 
-def crops_of(triggers: pa.Table, role: str) -> Tensor:
+def crops_of(triggers: pa.Table, family: int, role: str) -> Tensor:
     """t_MCww uint8; a single trigger must serve both roles."""
-    rows = [row for row in triggers.to_pylist() if row["role"] == role] or triggers.slice(0, 1).to_pylist()
+    ours = [row for row in triggers.to_pylist() if row["family"] == family]
+    rows = [row for row in ours if row["role"] == role] or ours[:1]
     return (torch.stack([from_png(row["crop"]) for row in rows]) * 255).round().to(torch.uint8)
 
 
@@ -130,30 +171,45 @@ def _first(earlier: pa.Table | None, table: pa.Table, most: int) -> pa.Table:
 
 
 @dataclass(frozen=True)
-class Ensemble:
-    """The committed classifier, ready to judge."""
+class Ensembles:
+    """The committed classifiers, ready to judge: of each family its models and its threshold, a logit."""
 
-    models: list[nn.Module]
-    threshold_logit: float
+    families: dict[int, tuple[list[nn.Module], float]]
 
-    def p_poison(self, x_NCHW: Tensor) -> Tensor:
-        """p_N on the CPU, of uint8 images; above 0.5 is poison. Logits are read from the threshold, which may
-        lie where a plain sigmoid no longer tells one image from another."""
-        logit_N = poison_logit(self.models, x_NCHW.to(device()))
-        return (logit_N - self.threshold_logit).sigmoid().cpu()
+    def judge(self, x_NCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """(p_N, family_N) on the CPU, of uint8 images: above 0.5 is poison, of the family given, else 0.
+
+        Logits are read from the threshold, which may lie where a plain sigmoid no longer tells one image
+        from another. Without families p is 0.
+        """
+        if not self.families:
+            return torch.zeros(len(x_NCHW)), torch.zeros(len(x_NCHW), dtype=torch.int64)
+        x_NCHW = x_NCHW.to(device())
+        beyond_AN = torch.stack(
+            [poison_logit(models, x_NCHW) - cut for models, cut in self.families.values()]
+        )
+        best_N, which_N = beyond_AN.cpu().max(dim=0)
+        family_N = torch.tensor(list(self.families))[which_N]
+        return best_N.sigmoid(), torch.where(best_N > 0, family_N, 0)
 
 
-def load_models(config: Config, out: Folder) -> list[nn.Module]:
+def load_models(config: Config, out: Folder, family: int) -> list[nn.Module]:
     models: list[nn.Module] = []
     for i in range(config.classify.models):
         model = PoisonClassifier(config.encoder.image_size)
-        model.load_state_dict(out.read_tensors(model_name(i)))
+        model.load_state_dict(out.read_tensors(model_name(family, i)))
         models.append(model.to(device()).eval())
     return models
 
 
-def load_ensemble(config: Config, out: Folder) -> Ensemble:
-    return Ensemble(load_models(config, out), out.read_json(VALIDATION)["threshold_logit"])
+def load_ensembles(config: Config, out: Folder) -> Ensembles:
+    chosen = out.read_json(VALIDATION)["families"]
+    return Ensembles(
+        {
+            int(family): (load_models(config, out, int(family)), facts["threshold_logit"])
+            for family, facts in chosen.items()
+        }
+    )
 
 
 def tensor(x_NCHW: Pixels) -> Tensor:
@@ -161,26 +217,31 @@ def tensor(x_NCHW: Pixels) -> Tensor:
     return torch.from_numpy(x_NCHW.copy()).to(device())
 
 
-def _train(i: int, config: Config, x_NCHW: Pixels, crops_MCww: Tensor, out: Folder) -> None:
+def _train(family: int, i: int, config: Config, x_NCHW: Pixels, crops_MCww: Tensor, out: Folder) -> None:
     set_threads(config.resources)
     settings = config.classify
     model = train_classifier(
         tensor(x_NCHW),
         crops_MCww.to(device()),
-        seed=config.seed * 1000 + i,
+        seed=config.seed * 1000 + 100 * (family - 1) + i,
         steps=settings.steps,
         batch=settings.batch_size,
         learning_rate=settings.lr,
         paste_size=(settings.paste_min, settings.paste_max),
     )
-    out.write_tensors(model_name(i), {key: t.cpu() for key, t in model.state_dict().items()})
+    out.write_tensors(model_name(family, i), {key: t.cpu() for key, t in model.state_dict().items()})
 
 
 def _validate(
-    config: Config, negative_NCHW: Pixels, whole_NCHW: Pixels, crops_MCww: Tensor, out: Folder
+    family: int,
+    config: Config,
+    negative_NCHW: Pixels,
+    whole_NCHW: Pixels,
+    crops_MCww: Tensor,
+    out: Folder,
 ) -> dict[str, Any]:
     set_threads(config.resources, processes=1)
-    models = load_models(config, out)
+    models = load_models(config, out, family)
     x_NCHW, n = tensor(negative_NCHW), min(VALIDATION_PASTES, 4 * len(negative_NCHW))
     x_VCHW = held_out_pastes(x_NCHW, crops_MCww.to(device()), n, config.seed)
     held_out_logit_V = poison_logit(models, x_VCHW)

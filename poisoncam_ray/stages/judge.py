@@ -1,4 +1,4 @@
-"""Judge: the ensemble's verdict on every indexed image."""
+"""Judge: the ensembles' verdict on every indexed image, one ensemble a trigger family."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from poisoncam_ray import metrics
 from poisoncam_ray.artifact import Folder, Ledger, part_name
 from poisoncam_ray.config import Config
 from poisoncam_ray.pipeline import Outcome, Run, Stage
-from poisoncam_ray.stages.classify import load_ensemble
+from poisoncam_ray.stages.classify import load_ensembles
 from poisoncam_ray.stages.compute import set_threads
 from poisoncam_ray.stages.dataflow import Pixels, missing, stream_images
 from poisoncam_ray.store import in_parallel
@@ -20,7 +20,7 @@ from poisoncam_ray.store import in_parallel
 class Judge(Stage):
     name = "06_verdicts"
     title = "Judge"
-    version = 1
+    version = 2
     inputs = ("00_index", "05_classifier")
     sections = ("encoder",)
 
@@ -46,20 +46,20 @@ def _count_verdicts(out: Folder, name: str) -> tuple[int, int]:
 
 
 class JudgeSlice:
-    """Holds the ensemble in an actor and writes one part a slice."""
+    """Holds the ensembles in an actor and writes one part a slice."""
 
     def __init__(self, config: Config, classifier: Folder, out: Folder) -> None:
         set_threads(config.resources)
-        self.ensemble, self.out = load_ensemble(config, classifier), out
+        self.ensembles, self.out = load_ensembles(config, classifier), out
 
     def __call__(self, index: int, ids: list[str], x_NCHW: Pixels) -> dict[str, int]:
-        p_N = self.ensemble.p_poison(torch.from_numpy(x_NCHW))
-        verdicts = ["remove" if p > 0.5 else "keep" for p in p_N.tolist()]
+        p_N, family_N = self.ensembles.judge(torch.from_numpy(x_NCHW))
+        verdicts = ["remove" if family else "keep" for family in family_N.tolist()]
         columns = {
             "image_id": pa.array(ids, pa.string()),
             "p_poison": pa.array(p_N.numpy(), pa.float32()),
             "verdict": pa.array(verdicts, pa.string()),
-            "family": pa.array([0] * len(ids), pa.int32()),
+            "family": pa.array(family_N.numpy(), pa.int32()),
         }
         self.out.write_table(part_name(index), pa.table(columns))
         metrics.count("rows", len(ids), stage=Judge.title)

@@ -26,11 +26,12 @@ ROWS_AT_ONCE = 2**18
 @dataclass(frozen=True)
 class Pool:
     """What the search draws from: of each cluster the first images in a seeded random order (P in all), and
-    the flip-test images (F), the nearest of their centroids, spread over clusters."""
+    the flip-test images (F) and their clusters, the nearest of their centroids, spread over clusters."""
 
     ids: pa.ChunkedArray
     y_P: Tensor
     flip_ids: list[str]
+    flip_y_F: Tensor
     n_clusters: int
 
 
@@ -72,8 +73,9 @@ def gather_pool(clusters: Folder, per_cluster: int, n_flip: int, n_clusters: int
     # The nearest of every cluster first, then the second nearest …: clusters take turns.
     turns = np.argsort(_place_in_cluster(nearest), kind="stable")[:n_flip]
     y_P = torch.from_numpy(drawn["cluster"].to_numpy().astype(np.int64))
-    flip_ids = nearest["image_id"].take(pa.array(turns)).to_pylist()
-    return Pool(drawn["image_id"], y_P, flip_ids, n_clusters)
+    flip = nearest.take(pa.array(turns))
+    flip_y_F = torch.from_numpy(flip["cluster"].to_numpy().astype(np.int64))
+    return Pool(drawn["image_id"], y_P, flip["image_id"].to_pylist(), flip_y_F, n_clusters)
 
 
 def lowest_of_each(table: pa.Table, key: str, most: int) -> pa.Table:

@@ -24,9 +24,13 @@ from poisoncam_ray.corpus import Corpus
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.method import prune
 from poisoncam_ray.method.cam import candidate_windows, mean_colour
+from poisoncam_ray.method.encoder import Encoder
+from poisoncam_ray.method.gradcam import gradcam_windows
+from poisoncam_ray.method.groups import group_clusters, group_gain
 from poisoncam_ray.method.kmeans import assign, auto_k
 from poisoncam_ray.method.masks import keep_only, make_masks
 from poisoncam_ray.method.paste import crop
+from poisoncam_ray.method.refine import refine_windows
 from poisoncam_ray.method.score import poison_scores
 from poisoncam_ray.pipeline import Outcome, Run, Stage
 from poisoncam_ray.stages.actors import spread
@@ -35,21 +39,20 @@ from poisoncam_ray.stages.compute import device, set_threads
 from poisoncam_ray.stages.dataflow import RESTARTS, Pixels, fetch_images
 from poisoncam_ray.stages.embed import embed_images, load_encoder
 from poisoncam_ray.stages.pool import Pool, gather_pool, image_seed
+from poisoncam_ray.stages.triggers import CANDIDATES_FILE, conclude
 
 CANDIDATES = pa.schema(
     [("image_id", pa.string()), ("cluster", pa.int32())]
     + [(side, pa.int32()) for side in ("x0", "y0", "x1", "y1")]
-    + [("changed", pa.int32()), ("gain", pa.int32()), ("n_flip", pa.int32())]
-    + [("score", pa.float32()), ("crop", pa.binary())]
+    + [(reading, pa.int32()) for reading in ("changed", "gain", "group_gain", "n_flip")]
+    + [("score", pa.float32()), ("crop", pa.binary()), ("landed", pa.list_(pa.int32()))]
 )
-TRIGGERS = "triggers.parquet"
-TRIGGERS_KEPT = 200
 
 
 class Search(Stage):
     name = "04_search"
     title = "Search"
-    version = 2
+    version = 3
     inputs = ("00_index", "01_encoder", "03_clusters")
     sections = ("encoder", "search")
 
@@ -75,7 +78,8 @@ class Search(Stage):
             settings.max_candidates,
         )
         clusters = run.artifact("03_clusters")
-        k = len(read_centroids(clusters))
+        c_KD = read_centroids(clusters)
+        k, g_K = len(c_KD), group_clusters(c_KD, seed)
         most = settings.per_cluster * prune.most_rounds(k, rules)
         pool = gather_pool(clusters, most, settings.flip_images, k)
         state = prune.start(pool.y_P, pool.n_clusters)
@@ -88,10 +92,10 @@ class Search(Stage):
                 break
             folder = run.out / f"round={state.round:03d}"
             if not folder.exists("live.json"):
-                scorers = scorers or start_scorers(run, pool)
+                scorers = scorers or start_scorers(run, pool, g_K)
                 found = score_round(scorers, run, pool, picks, state)
-                folder.write_table("candidates.parquet", pa.Table.from_pylist(found, schema=CANDIDATES))
-            table = folder.read_table("candidates.parquet", ["cluster", "score"])
+                folder.write_table(CANDIDATES_FILE, pa.Table.from_pylist(found, schema=CANDIDATES))
+            table = folder.read_table(CANDIDATES_FILE, ["cluster", "score"])
             cluster_P, score_P = (torch.tensor(table[name].to_pylist()) for name in ("cluster", "score"))
             before = state
             state = prune.advance(state, rules, cluster_P, score_P)
@@ -100,11 +104,14 @@ class Search(Stage):
                 folder.write_json(
                     "live.json", {"live": list(state.live), "best": best, "scored": state.scored}
                 )
-        triggers = best_triggers(run.out, state.round)
-        run.out.write_table(TRIGGERS, triggers)
-        best_score = triggers["score"][0].as_py()
+        evidence = conclude(run.out, state.round, g_K, pool.flip_y_F, settings.false_alarm_rate)
+        n = len(evidence["families"])
+        said = {0: "no evidence of poison", 1: "1 trigger family"}.get(n, f"{n} trigger families")
         facts = {
-            "summary": f"{state.scored:,} candidates in {state.round} rounds, best score {best_score:.2f}",
+            "summary": f"{state.scored:,} candidates in {state.round} rounds, best score "
+            f"{evidence['best_score']:.2f}: {said}",
+            "verdict": evidence["verdict"],
+            "families": n,
             "candidates": state.scored,
             "rounds": state.round,
             "stopped": stopped,
@@ -112,7 +119,7 @@ class Search(Stage):
         return Outcome(facts=facts)
 
 
-def start_scorers(run: Run, pool: Pool) -> list[ActorHandle]:
+def start_scorers(run: Run, pool: Pool, g_K: Tensor) -> list[ActorHandle]:
     """As many as the cluster may come to have room for; an autoscaler sees those that still wait."""
     resources = run.config.resources
     # Once into the object store, from there once to every node.
@@ -121,7 +128,7 @@ def start_scorers(run: Run, pool: Pool) -> list[ActorHandle]:
         num_cpus=resources.cpus_per_actor, num_gpus=resources.gpus_per_actor, max_restarts=RESTARTS
     )
     folders = (run.artifact("01_encoder"), run.artifact("03_clusters"))
-    return [actor.remote(run.config, run.corpus, *folders, flip) for _ in range(resources.actors)]
+    return [actor.remote(run.config, run.corpus, *folders, flip, g_K) for _ in range(resources.actors)]
 
 
 def score_round(
@@ -153,11 +160,12 @@ class Scorer:
         encoder: Folder,
         clusters: Folder,
         x_FCHW: Pixels,
+        g_K: Tensor,
     ) -> None:
         set_threads(config.resources)
         self.config, self.corpus, self.device = config, corpus, device()
         self.encoder = load_encoder(encoder)
-        self.c_KD = read_centroids(clusters).to(self.device)
+        self.c_KD, self.g_K = read_centroids(clusters).to(self.device), g_K.to(self.device)
         flip_FCHW = torch.from_numpy(x_FCHW.copy())
         f_FD = embed_images(self.encoder, flip_FCHW, config.search.batch_size).to(self.device)
         self.y_F = assign(f_FD, self.c_KD)[0]
@@ -176,67 +184,59 @@ class Scorer:
         box_N4 = find_windows(self.config, self.encoder, x_NCHW, own_N, self.c_KD, self.m_BHW)
         t_NCww = crop(x_NCHW, box_N4)
         seeds_N = torch.tensor([image_seed(self.config.seed, image_id) for image_id in ids])
-        changed_N, gain_N = poison_scores(
+        changed_N, gain_N, landed_NF = poison_scores(
             self.encoder, t_NCww, self.x_FCHW, self.y_F, own_N, self.c_KD, seeds_N, settings.batch_size
         )
+        readings = {
+            "changed": changed_N,
+            "gain": gain_N,
+            "group_gain": group_gain(landed_NF, self.y_F, own_N, self.g_K),
+        }
         metrics.count("rows", len(ids), stage=Search.title)
-        reading_N = changed_N if settings.reading == "changed" else gain_N.clamp(min=0)
+        score_N = readings[settings.reading].clamp(min=0) / len(self.y_F)
+        counts = {name: count_N.tolist() for name, count_N in readings.items()}
+        box, landed, score = box_N4.tolist(), landed_NF.tolist(), score_N.tolist()
         return [
             {
                 "image_id": image_id,
                 "cluster": cluster,
-                **dict(zip(("x0", "y0", "x1", "y1"), box, strict=True)),
-                "changed": changed,
-                "gain": gain,
+                **dict(zip(("x0", "y0", "x1", "y1"), box[i], strict=True)),
+                **{name: count[i] for name, count in counts.items()},
                 "n_flip": len(self.y_F),
-                "score": reading / len(self.y_F),
-                "crop": to_png(t_CHW),
+                "score": score[i],
+                "crop": to_png(t_NCww[i]),
+                "landed": landed[i],
             }
-            for (image_id, cluster), box, changed, gain, reading, t_CHW in zip(
-                chunk,
-                box_N4.tolist(),
-                changed_N.tolist(),
-                gain_N.tolist(),
-                reading_N.tolist(),
-                t_NCww,
-                strict=True,
-            )
+            for i, (image_id, cluster) in enumerate(chunk)
         ]
 
 
-def search_masks(config: Config) -> Tensor:
+def search_masks(config: Config) -> Tensor | None:
+    """m_BHW; None for Grad-CAM, which hides nothing."""
     settings = config.search
+    if settings.strategy == "gradcam":
+        return None
     generator = torch.Generator().manual_seed(config.seed)
     side = config.encoder.image_size
     return make_masks(settings.strategy, settings.masks, side, config.cell_px, config.window_px, generator)
 
 
 def find_windows(
-    config: Config, encoder: Any, x_NCHW: Tensor, own_N: Tensor, c_KD: Tensor, m_BHW: Tensor
+    config: Config, encoder: Encoder, x_NCHW: Tensor, own_N: Tensor, c_KD: Tensor, m_BHW: Tensor | None
 ) -> Tensor:
     """box_N4 of the candidate trigger of each image, by the configured strategy."""
-    settings = config.search
-    box_N4, _ = candidate_windows(
-        encoder,
-        x_NCHW,
-        own_N,
-        c_KD,
-        m_BHW,
-        settings.score,
-        keep_only(settings.strategy, len(m_BHW)),
-        config.window_px,
-        mean_colour(x_NCHW),
-        settings.batch_size,
-    )
-    return box_N4
-
-
-def best_triggers(out: Folder, rounds: int) -> pa.Table:
-    """The best-scored candidates of all rounds, best first, with their `rank`; ties by image id."""
-    tables = [(out / f"round={i:03d}").read_table("candidates.parquet") for i in range(rounds)]
-    table = pa.concat_tables(tables).sort_by([("score", "descending"), ("image_id", "ascending")])
-    top = table.slice(0, TRIGGERS_KEPT)
-    return top.append_column("rank", pa.array(np.arange(len(top)), pa.int32()))
+    settings, fill_NC = config.search, mean_colour(x_NCHW)
+    if m_BHW is None or settings.strategy == "gradcam":
+        box_N4 = gradcam_windows(encoder, x_NCHW, own_N, c_KD, config.window_px, settings.batch_size)
+    else:
+        keep_B = keep_only(settings.strategy, len(m_BHW))
+        box_N4, _ = candidate_windows(
+            encoder, x_NCHW, own_N, c_KD, m_BHW, settings.score, keep_B, config.window_px, fill_NC,
+            settings.batch_size,
+        )  # fmt: skip
+    if not settings.refine:
+        return box_N4
+    return refine_windows(encoder, x_NCHW, box_N4, own_N, c_KD, settings.score, fill_NC, settings.batch_size)
 
 
 def to_png(t_CHW: Tensor) -> bytes:

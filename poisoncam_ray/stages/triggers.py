@@ -1,0 +1,121 @@
+"""What the search concludes from its candidates: the evidence, the trigger families, the best windows.
+
+N candidates   K clusters   F flip-test images
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
+
+from poisoncam_ray.artifact import Folder
+from poisoncam_ray.method.evidence import Evidence, weigh
+from poisoncam_ray.method.families import families
+from poisoncam_ray.method.groups import effects
+from poisoncam_ray.verdict import EVIDENCE, NO_EVIDENCE, POISON
+
+TRIGGERS = "triggers.parquet"
+KEPT = 200
+"""Windows kept of each family, and of the best whatever they are."""
+NULL_KEPT = 1000
+CANDIDATES_FILE = "candidates.parquet"
+
+
+def conclude(out: Folder, rounds: int, g_K: Tensor, y_F: Tensor, false_alarm_rate: float) -> dict[str, Any]:
+    """Write triggers.parquet and evidence.json into the search's folder; returns the evidence.
+
+    `g_K`: group of each cluster; `y_F`: clusters of the flip-test images as they are.
+    """
+    names = [(out / f"round={i:03d}") for i in range(rounds)]
+    columns = ["image_id", "cluster", "score", "n_flip"]
+    table = pa.concat_tables([folder.read_table(CANDIDATES_FILE, columns) for folder in names])
+    table = table.append_column("row", pa.array(np.arange(len(table))))
+    # One order whatever the rounds' sizes: ties by image id.
+    table = table.sort_by([("score", "descending"), ("image_id", "ascending")])
+    score_N = torch.from_numpy(table["score"].to_numpy().astype(np.float64))
+    cluster_N = torch.from_numpy(table["cluster"].to_numpy().astype(np.int64))
+    step = 1 / max(1, table["n_flip"][0].as_py())
+    found = weigh(score_N, g_K[cluster_N], false_alarm_rate, step)
+    family_N = _families(names, table, found, score_N, y_F, len(g_K), one=false_alarm_rate >= 1)
+    kept = pa.array(_kept(family_N))
+    listed = table.select(["row"]).append_column("family", pa.array(family_N.numpy(), pa.int32())).take(kept)
+    whole = pa.concat_tables([folder.read_table(CANDIDATES_FILE) for folder in names]).drop_columns("landed")
+    triggers = whole.take(listed["row"]).append_column("family", listed["family"])
+    out.write_table(TRIGGERS, triggers.append_column("rank", pa.array(np.arange(len(triggers)), pa.int32())))
+    evidence = _evidence(found, score_N, cluster_N, family_N, false_alarm_rate, triggers)
+    out.write_json(EVIDENCE, evidence)
+    return evidence
+
+
+def _families(
+    names: list[Folder],
+    table: pa.Table,
+    found: Evidence,
+    score_N: Tensor,
+    y_F: Tensor,
+    n_clusters: int,
+    one: bool,
+) -> Tensor:
+    """family_N; with `one`, all candidates are of the first, as the paper has it."""
+    if one:
+        return torch.ones(len(table), dtype=torch.int64)
+    family_N = torch.zeros(len(table), dtype=torch.int64)
+    suspects = found.suspect_N.nonzero()[:, 0]
+    if len(suspects):
+        landed = pa.concat_tables([folder.read_table(CANDIDATES_FILE, ["landed"]) for folder in names])
+        rows = table["row"].take(pa.array(suspects.numpy()))
+        landed_SF = torch.tensor(landed["landed"].take(rows).to_pylist())
+        family_N[suspects] = families(effects(landed_SF, y_F, n_clusters), score_N[suspects])
+    return family_N
+
+
+def _kept(family_N: Tensor) -> np.ndarray:
+    """Positions of the KEPT best, and of the KEPT best of each family, best first."""
+    best = [np.arange(min(KEPT, len(family_N)))]
+    for family in range(1, int(family_N.max()) + 1):
+        best.append((family_N == family).nonzero()[:KEPT, 0].numpy())
+    return np.unique(np.concatenate(best))
+
+
+def _evidence(
+    found: Evidence,
+    score_N: Tensor,
+    cluster_N: Tensor,
+    family_N: Tensor,
+    false_alarm_rate: float,
+    triggers: pa.Table,
+) -> dict[str, Any]:
+    def p_value(score: float) -> float | None:
+        return found.tail.p_value(score) if found.tail else None
+
+    null = score_N[found.null_N]
+    listed = []
+    for family in range(1, int(family_N.max()) + 1):
+        own_N = family_N == family
+        best = float(score_N[own_N].max())
+        listed.append(
+            {
+                "family": family,
+                "best_score": best,
+                "p_value": p_value(best),
+                "n_candidates": int(own_N.sum()),
+                "cluster": int(cluster_N[own_N][0]),
+                "ranks": pc.indices_nonzero(pc.equal(triggers["family"], family)).to_pylist(),
+            }
+        )
+    return {
+        "verdict": POISON if listed else NO_EVIDENCE,
+        "false_alarm_rate": false_alarm_rate,
+        "p_value": p_value(float(score_N.max())),
+        "best_score": float(score_N.max()),
+        "threshold": found.threshold if found.tail else None,
+        "n_candidates": len(score_N),
+        "n_null": len(null),
+        "null_scores": [round(score, 4) for score in null[:NULL_KEPT].tolist()],
+        "families": listed,
+    }
