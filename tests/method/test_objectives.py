@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from poisoncam_ray.config import Pretrain
-from poisoncam_ray.method.augment import two_views
-from poisoncam_ray.method.encoder import Encoder, build_encoder
+from poisoncam_ray.method.augment import ASYMMETRIC, SYMMETRIC, two_views
+from poisoncam_ray.method.encoder import build_encoder
 from poisoncam_ray.method.objectives import OBJECTIVES
 
 every_objective = pytest.mark.parametrize("name", OBJECTIVES)
@@ -20,6 +20,12 @@ def tiny(name: str, seed: int = 0):
 
 def test_configuration_knows_the_same_names():
     assert set(get_args(Pretrain.model_fields["objective"].annotation)) == set(OBJECTIVES)
+
+
+def test_each_has_the_views_of_its_paper():
+    recipes = {name: objective.recipe for name, objective in OBJECTIVES.items()}
+    assert recipes == {"moco_v3": ASYMMETRIC, "simclr": SYMMETRIC, "byol": ASYMMETRIC}
+    assert SYMMETRIC[0] == SYMMETRIC[1] and ASYMMETRIC[0] != ASYMMETRIC[1]
 
 
 @every_objective
@@ -46,11 +52,12 @@ def test_the_loss_does_not_depend_on_which_view_comes_first(name):
 @every_objective
 def test_what_follows_starts_as_the_encoder_and_follows_it(name):
     model = tiny(name)
-    followers = [m for m in model.children() if isinstance(m, Encoder) and m is not model.encoder]
-    assert len(followers) == (0 if name == "simclr" else 1)
+    followers = [key for key, _ in model.named_children() if key.startswith(("key_", "target_"))]
+    assert len(followers) == (0 if name == "simclr" else 2)
 
-    def lag(follower: Encoder) -> float:
-        pairs = zip(follower.parameters(), model.encoder.parameters(), strict=True)
+    def lag(follower: str) -> float:
+        leader = model.get_submodule(follower.partition("_")[2])
+        pairs = zip(model.get_submodule(follower).parameters(), leader.parameters(), strict=True)
         return max(float((a - b).detach().abs().max()) for a, b in pairs)
 
     assert all(lag(follower) == 0 for follower in followers)
