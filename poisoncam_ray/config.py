@@ -48,10 +48,12 @@ class Encoder(Section):
 
 
 class Pretrain(Section):
-    """MoCo-v3 (DESIGN step 1). `lr` is the base rate: lr × batch_size / 256 is used."""
+    """The threat model (DESIGN step 1). `lr` is the base rate: lr × batch_size / 256 is used."""
 
     how: ClassVar[frozenset[str]] = frozenset({"checkpoint_every", "max_failures"})
 
+    objective: Literal["moco_v3", "simclr", "byol"] = "moco_v3"
+    """What is minimised; `temperature` means nothing to BYOL, `momentum` nothing to SimCLR."""
     epochs: Count = 20
     batch_size: Annotated[int, Field(ge=2)] = 128
     lr: Annotated[float, Field(gt=0)] = 4e-3

@@ -67,7 +67,7 @@ def test_the_timed_step_is_a_training_step(corpus):
     made = config.pretrain
     plain = MoCoV3(build_encoder("resnet_tiny_s2", 32), made.hidden_dim, made.out_dim, made.temperature)
     plain.load_state_dict(before)
-    plain.train().update_key(made.momentum)
+    plain.train().update_target(made.momentum)
     plain(*views).backward()
     stepped = torch.optim.AdamW([p for p in plain.parameters() if p.requires_grad], 1e-4)
     stepped.step()

@@ -36,6 +36,7 @@ def test_every_preset_is_valid(name):
         ("search.window=0.01", "search.window=0.01 of 32 px"),
         ("search.window=1.5", "search.window=1.5"),
         ("search.strategy=magic", "search.strategy='magic'"),
+        ("pretrain.objective=moco", "pretrain.objective='moco'"),
         ("pretrain.batch_size=many", "pretrain.batch_size='many'"),
         ("encoder.patch_size=5", "does not divide"),
         ("pretrain.workers=3", "multiple of pretrain.workers"),

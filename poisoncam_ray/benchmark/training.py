@@ -1,4 +1,4 @@
-"""MoCo-v3 steps without Ray, and how much of them is augmentation.
+"""Pretraining steps without Ray, and how much of them is augmentation.
 
 B images of one worker's batch   C channels   H = W image side
 """
@@ -13,7 +13,7 @@ from poisoncam_ray.benchmark.compare import Comparison, alternate, rates
 from poisoncam_ray.config import Config
 from poisoncam_ray.method.augment import two_views
 from poisoncam_ray.method.encoder import build_encoder
-from poisoncam_ray.method.moco import MoCoV3
+from poisoncam_ray.method.objectives import OBJECTIVES
 
 # Any will do: the batch is always the same and nobody looks at the weights.
 LEARNING_RATE = 1e-4
@@ -26,7 +26,8 @@ class Trainer:
         settings, made = config.pretrain, config.encoder
         torch.manual_seed(config.seed)
         encoder = build_encoder(made.backbone, made.image_size, made.patch_size)
-        model = MoCoV3(encoder, settings.hidden_dim, settings.out_dim, settings.temperature)
+        objective = OBJECTIVES[settings.objective]
+        model = objective(encoder, settings.hidden_dim, settings.out_dim, settings.temperature)
         self.model = model.to(x_BCHW.device).to(memory_format=torch.channels_last).train()
         learned = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(learned, LEARNING_RATE, fused=True)
@@ -35,11 +36,12 @@ class Trainer:
         self.precision = "bfloat16" if x_BCHW.is_cuda else "float32"
 
     def views(self) -> list[Tensor]:
-        pair = two_views(self.x_BCHW.float() / 255, (self.settings.crop_min, 1.0), self.generator)
+        crop = (self.settings.crop_min, 1.0)
+        pair = two_views(self.x_BCHW.float() / 255, crop, self.generator, recipe=self.model.recipe)
         return [v_BCHW.contiguous(memory_format=torch.channels_last) for v_BCHW in pair]
 
     def step(self, views: list[Tensor]) -> None:
-        self.model.update_key(self.settings.momentum)
+        self.model.update_target(self.settings.momentum)
         device_type = self.x_BCHW.device.type
         with torch.autocast(device_type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16"):
             loss = self.model(*views)
@@ -66,7 +68,7 @@ def compare_training(x_BCHW: Tensor, config: Config, steps: int, rounds: int) ->
     with FlopCounterMode(display=False) as counter:
         trainer.step(views)
     return Comparison(
-        work=f"MoCo-v3 steps of {len(x_BCHW)} images",
+        work=f"{config.pretrain.objective} steps of {len(x_BCHW)} images",
         unit="images/s",
         ways=("whole step", "its two views alone"),
         rates=rates(steps * len(x_BCHW), seconds),

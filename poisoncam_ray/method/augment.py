@@ -1,4 +1,4 @@
-"""MoCo-v3's two asymmetric views, for a whole batch at once and with every image's own random parameters.
+"""The two views of pretraining, for a whole batch at once and with every image's own random parameters.
 
 B images, C = 3 colours, H × W pixels in, h × w pixels out. Colours are float in [0, 1]. Random numbers come
 from the CPU generator passed in and move to the images' device.
@@ -8,6 +8,7 @@ matrix for the rows and one for the columns; blur likewise; all colour jitter is
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
@@ -15,16 +16,38 @@ from torch import Generator, Tensor
 # RGB → luma and two colour differences (NTSC's YIQ), in which a hue change is a rotation.
 TO_YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
 FROM_YIQ = torch.linalg.inv(TO_YIQ)
-BLUR_SIGMA, BLUR_AT = (0.1, 2.0), 224  # MoCo-v3's range in pixels, for images of this side
+BLUR_SIGMA, BLUR_AT = (0.1, 2.0), 224  # all three papers' range in pixels, for images of this side
+
+
+@dataclass(frozen=True)
+class View:
+    """How one view is drawn after its crop. `jitter`: strengths of brightness, contrast, saturation and hue
+    (color_jitter); `blur_p`, `solarize_p`: probabilities."""
+
+    jitter: tuple[float, float, float, float]
+    blur_p: float
+    solarize_p: float
+
+
+Recipe = tuple[View, View]
+# BYOL's pair (arXiv 2006.07733 §B), MoCo-v3's too (arXiv 2104.02057 §A): view 1 is always blurred,
+# view 2 seldom but solarised at times.
+ASYMMETRIC: Recipe = (View((0.4, 0.4, 0.2, 0.1), 1.0, 0.0), View((0.4, 0.4, 0.2, 0.1), 0.1, 0.2))
+# SimCLR's (arXiv 2002.05709 §A, jitter of strength 1): both views alike, with stronger colours.
+SYMMETRIC: Recipe = (View((0.8, 0.8, 0.8, 0.2), 0.5, 0.0),) * 2
 
 
 def two_views(
-    x_BCHW: Tensor, crop: tuple[float, float], generator: Generator, out_size: int | None = None
+    x_BCHW: Tensor,
+    crop: tuple[float, float],
+    generator: Generator,
+    out_size: int | None = None,
+    recipe: Recipe = ASYMMETRIC,
 ) -> tuple[Tensor, Tensor]:
-    """MoCo-v3's pair (arXiv 2104.02057 §A, after BYOL): view 1 is always blurred, view 2 seldom (0.1) but
-    solarised at times (0.2). `crop`: (min, max) share of the area kept; `out_size`: side in pixels."""
-    v1_BChw = _view(x_BCHW, crop, generator, out_size, blur_p=1.0, solarize_p=0.0)
-    v2_BChw = _view(x_BCHW, crop, generator, out_size, blur_p=0.1, solarize_p=0.2)
+    """Two views of every image, one by each half of the recipe. `crop`: (min, max) share of the area kept;
+    `out_size`: side in pixels."""
+    v1_BChw = _view(x_BCHW, crop, generator, out_size, recipe[0])
+    v2_BChw = _view(x_BCHW, crop, generator, out_size, recipe[1])
     return v1_BChw, v2_BChw
 
 
@@ -33,15 +56,14 @@ def _view(
     crop: tuple[float, float],
     generator: Generator,
     out_size: int | None,
-    blur_p: float,
-    solarize_p: float,
+    how: View,
 ) -> Tensor:
     v_BChw = random_resized_crop(x_BCHW, crop, generator, out_size)
-    v_BChw = color_jitter(v_BChw, generator, 0.4, 0.4, 0.2, 0.1, p=0.8, gray_p=0.2)
-    # Blur belongs to the scene, not to the pixel: MoCo-v3's 0.1–2 px at 224 px are 0.01–0.3 px at 32 px.
+    v_BChw = color_jitter(v_BChw, generator, *how.jitter, p=0.8, gray_p=0.2)
+    # Blur belongs to the scene, not to the pixel: 0.1–2 px at 224 px are 0.01–0.3 px at 32 px.
     scale = v_BChw.shape[-1] / BLUR_AT
-    v_BChw = gaussian_blur(v_BChw, generator, (BLUR_SIGMA[0] * scale, BLUR_SIGMA[1] * scale), blur_p)
-    return solarize(v_BChw, generator, solarize_p)
+    v_BChw = gaussian_blur(v_BChw, generator, (BLUR_SIGMA[0] * scale, BLUR_SIGMA[1] * scale), how.blur_p)
+    return solarize(v_BChw, generator, how.solarize_p)
 
 
 def random_resized_crop(

@@ -4,18 +4,16 @@ B images of this worker, G images of all workers together, E projection dimensio
 """
 
 import copy
-import itertools
-import math
-from collections.abc import Callable
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from poisoncam_ray.method.augment import ASYMMETRIC
 from poisoncam_ray.method.encoder import Encoder
-
-Gather = Callable[[Tensor], Tensor]
+from poisoncam_ray.method.gather import Gather
+from poisoncam_ray.method.heads import mlp
+from poisoncam_ray.method.momentum import follow
 
 
 class MoCoV3(nn.Module):
@@ -25,6 +23,8 @@ class MoCoV3(nn.Module):
     `hidden_dim`, `out_dim`: width of the heads (reference: 4096, 256); `temperature`: τ (0.2).
     `self.encoder` is what pretraining is for: the defence uses it and drops the rest.
     """
+
+    recipe = ASYMMETRIC
 
     def __init__(
         self, encoder: Encoder, hidden_dim: int = 4096, out_dim: int = 256, temperature: float = 0.2
@@ -40,7 +40,7 @@ class MoCoV3(nn.Module):
     def forward(
         self, v1_BCHW: Tensor, v2_BCHW: Tensor, gather: Gather | None = None, rank: int = 0
     ) -> Tensor:
-        """The symmetric loss of two views, a scalar. Call update_key first, as the paper does."""
+        """The symmetric loss of two views, a scalar. Call update_target first, as the paper does."""
         q1_BE = self.predictor(self.projector(self.encoder(v1_BCHW)))
         q2_BE = self.predictor(self.projector(self.encoder(v2_BCHW)))
         with torch.no_grad():
@@ -50,23 +50,10 @@ class MoCoV3(nn.Module):
         loss_21 = contrastive_loss(q2_BE, k1_BE, self.temperature, gather, rank)
         return loss_12 + loss_21
 
-    @torch.no_grad()
-    def update_key(self, momentum: float) -> None:
-        """key ← momentum · key + (1 − momentum) · query, over parameters; batch statistics stay its own."""
-        query = [*self.encoder.parameters(), *self.projector.parameters()]
-        key = [*self.key_encoder.parameters(), *self.key_projector.parameters()]
-        for k, q in zip(key, query, strict=True):
-            k.lerp_(q, 1 - momentum)
-
-
-def mlp(*widths: int) -> nn.Sequential:
-    """Linear layers, each normalised over the batch; ReLU in between, none and no affine after the last."""
-    layers: list[nn.Module] = []
-    for i, (n_in, n_out) in enumerate(itertools.pairwise(widths), start=2):
-        last = i == len(widths)
-        layers += [nn.Linear(n_in, n_out, bias=False), nn.BatchNorm1d(n_out, affine=not last)]
-        layers += [] if last else [nn.ReLU(inplace=True)]
-    return nn.Sequential(*layers)
+    def update_target(self, momentum: float) -> None:
+        """The key network follows the query network."""
+        follow(self.key_encoder, self.encoder, momentum)
+        follow(self.key_projector, self.projector, momentum)
 
 
 def contrastive_loss(
@@ -82,23 +69,3 @@ def contrastive_loss(
     own_B = torch.arange(len(q_BE), device=q_BE.device) + rank * len(q_BE)
     # 2τ keeps the gradient's size whatever the temperature, as in MoCo-v3.
     return 2 * temperature * F.cross_entropy(q_BE @ k_GE.T / temperature, own_B)
-
-
-@torch.no_grad()
-def gather_keys(k_BE: Tensor) -> Tensor:
-    """All ranks' keys k_GE through torch.distributed; keys carry no gradient, so none has to travel back."""
-    parts = [torch.empty_like(k_BE) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, k_BE.contiguous())
-    return torch.cat(parts)
-
-
-def momentum_at(step: int, total: int, base: float) -> float:
-    """The key network's momentum at `step` of `total`: from `base` up to 1 along half a cosine."""
-    return 1 - (1 - base) * 0.5 * (1 + math.cos(math.pi * step / total))
-
-
-def learning_rate_at(step: int, total: int, warmup: int, base: float) -> float:
-    """Linear from 0 to `base` over `warmup` steps, then half a cosine down to 0 at `total`."""
-    if step < warmup:
-        return base * step / warmup
-    return base * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))

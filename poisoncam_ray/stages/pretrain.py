@@ -1,4 +1,5 @@
-"""Pretrain: the threat model, MoCo-v3 on the suspicious corpus itself (DESIGN step 1), on Ray Train.
+"""Pretrain: the threat model, MoCo-v3, SimCLR or BYOL on the suspicious corpus itself (DESIGN step 1), on
+Ray Train.
 
 Every random draw is a pure function of (seed, step, rank), so a checkpoint holds tensors and a step number
 and the resumed training is the undisturbed one. Checkpoints are ours (safetensors and JSON): nothing that
@@ -30,8 +31,11 @@ from poisoncam_ray.config import Config
 from poisoncam_ray.corpus import Corpus
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.method.augment import two_views
-from poisoncam_ray.method.encoder import build_encoder
-from poisoncam_ray.method.moco import MoCoV3, gather_keys, learning_rate_at, momentum_at
+from poisoncam_ray.method.encoder import Encoder, build_encoder
+from poisoncam_ray.method.gather import gather_rows
+from poisoncam_ray.method.momentum import momentum_at
+from poisoncam_ray.method.objectives import OBJECTIVES, Objective
+from poisoncam_ray.method.schedule import learning_rate_at
 from poisoncam_ray.pipeline import Outcome, Run, Stage
 from poisoncam_ray.stages.compute import set_threads
 from poisoncam_ray.stages.dataflow import hush
@@ -49,7 +53,7 @@ WATCH_EVERY_S = 3
 class Pretrain(Stage):
     name = "01_encoder"
     title = "Pretrain"
-    version = 1
+    version = 2
     inputs = ("00_index",)
     sections = ("encoder", "pretrain")
 
@@ -73,8 +77,9 @@ class Pretrain(Stage):
         if not run.out.exists(HISTORY):
             _fit(job, run)
         last = run.out.read_json(HISTORY)[-1]
+        trained = f"{encoder.backbone} by {run.config.pretrain.objective}"
         facts = {
-            "summary": f"{encoder.backbone}, {last['epoch']:.0f} epochs, loss {last['loss']:.2f}",
+            "summary": f"{trained}, {last['epoch']:.0f} epochs, loss {last['loss']:.2f}",
             "steps": job.epochs.total,
             "resumed_at_step": resumed or 0,
         }
@@ -155,12 +160,13 @@ def train_worker(config: dict[str, Any]) -> None:
     torch.manual_seed(job.config.seed)
     made = job.config.encoder
     encoder = build_encoder(made.backbone, made.image_size, made.patch_size)
-    model = MoCoV3(encoder, settings.hidden_dim, settings.out_dim, settings.temperature)
+    objective = OBJECTIVES[settings.objective]
+    model = objective(encoder, settings.hidden_dim, settings.out_dim, settings.temperature)
     # A third less time a step on a CPU, and what tensor cores want.
     model = model.to(device).to(memory_format=torch.channels_last)
     optimizer = _optimizer(model, settings.weight_decay)
     step, history = restore(job.out, model, optimizer)
-    whole, gather = _distributed(model, device), gather_keys if world > 1 else None
+    whole, gather = _distributed(model, device), gather_rows if world > 1 else None
     base_rate = settings.lr * settings.batch_size / 256
     warmup = round(settings.warmup_epochs * epochs.steps_per_epoch)
     began, losses = time.monotonic(), []
@@ -170,9 +176,10 @@ def train_worker(config: dict[str, Any]) -> None:
         for group in optimizer.param_groups:
             group["lr"] = rate
         generator = torch.Generator().manual_seed(_draw(job.config.seed, step, rank))
-        v1_BCHW, v2_BCHW = two_views(x_BCHW.to(device).float() / 255, (settings.crop_min, 1.0), generator)
-        v1_BCHW, v2_BCHW = (v.contiguous(memory_format=torch.channels_last) for v in (v1_BCHW, v2_BCHW))
-        model.update_key(momentum_at(step, epochs.total, settings.momentum))
+        x_BCHW = x_BCHW.to(device).float() / 255
+        views = two_views(x_BCHW, (settings.crop_min, 1.0), generator, recipe=model.recipe)
+        v1_BCHW, v2_BCHW = (v.contiguous(memory_format=torch.channels_last) for v in views)
+        model.update_target(momentum_at(step, epochs.total, settings.momentum))
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
             loss = whole(v1_BCHW, v2_BCHW, gather, rank)
         optimizer.zero_grad(set_to_none=True)
@@ -247,19 +254,20 @@ def restore(
     return step, folder.read_json(STATE)["history"]
 
 
-def _optimizer(model: MoCoV3, weight_decay: float) -> torch.optim.AdamW:
+def _optimizer(model: Objective, weight_decay: float) -> torch.optim.AdamW:
     return torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad], lr=0.0, weight_decay=weight_decay, fused=True
     )
 
 
-def _distributed(model: MoCoV3, device: torch.device) -> nn.Module:
+def _distributed(model: Objective, device: torch.device) -> nn.Module:
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return model
     if device.type == "cuda":
-        # MoCo-v3 normalises its heads over the joined batch; SyncBatchNorm has no CPU version.
-        for name in ("projector", "predictor", "key_projector"):
-            setattr(model, name, nn.SyncBatchNorm.convert_sync_batchnorm(getattr(model, name)))
+        # Heads are normalised over the joined batch; SyncBatchNorm has no CPU version.
+        for name, head in model.named_children():
+            if not isinstance(head, Encoder):
+                setattr(model, name, nn.SyncBatchNorm.convert_sync_batchnorm(head))
     return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
 
 

@@ -7,6 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from poisoncam_ray.method.augment import (
+    ASYMMETRIC,
+    SYMMETRIC,
     color_jitter,
     gaussian_blur,
     random_resized_crop,
@@ -26,10 +28,15 @@ def coordinates(n: int, height: int, width: int) -> torch.Tensor:
 
 
 @settings(max_examples=20, deadline=None)
-@given(size=st.integers(8, 40), out=st.integers(4, 40), seed=st.integers(0, 999))
-def test_every_pixel_lies_in_the_range_of_its_image(size, out, seed):
+@given(
+    size=st.integers(8, 40),
+    out=st.integers(4, 40),
+    seed=st.integers(0, 999),
+    recipe=st.sampled_from([ASYMMETRIC, SYMMETRIC]),
+)
+def test_every_pixel_lies_in_the_range_of_its_image(size, out, seed, recipe):
     x = torch.rand(4, 3, size, size + 3, generator=generator(seed))
-    for view in two_views(x, (0.3, 1.0), generator(seed), out):
+    for view in two_views(x, (0.3, 1.0), generator(seed), out, recipe):
         assert view.shape == (4, 3, out, out)
         assert view.min() >= 0 and view.max() <= 1
 
@@ -195,3 +202,13 @@ def test_only_the_first_view_is_always_blurred_and_only_the_second_is_solarised(
     v1, v2 = two_views(x, (0.99, 1.0), generator())
     sharpness = [(v[:, :, :, 1:] - v[:, :, :, :-1]).abs().mean((1, 2, 3)) for v in (v1, v2)]
     assert sharpness[0].median() < 0.5 * sharpness[1].median()
+
+
+def test_symmetric_views_are_drawn_alike_yet_differ():
+    checkers = (torch.arange(224)[:, None] + torch.arange(224)).remainder(2).float()
+    x = checkers.expand(48, 3, -1, -1) * 0.4  # dark enough never to clamp
+    v1, v2 = two_views(x, (0.99, 1.0), generator(), recipe=SYMMETRIC)
+    assert not torch.equal(v1, v2)
+    for v in (v1, v2):
+        sharpness = (v[:, :, :, 1:] - v[:, :, :, :-1]).abs().mean((1, 2, 3)) / v.mean((1, 2, 3))
+        assert 0.25 < (sharpness < 0.5 * sharpness.max()).float().mean() < 0.75

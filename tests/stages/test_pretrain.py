@@ -9,35 +9,41 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+import torch.distributed as dist
+from torch import nn
 
 from poisoncam_ray.artifact import Folder
 from poisoncam_ray.config import Config
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.method.encoder import build_encoder
-from poisoncam_ray.method.moco import MoCoV3
+from poisoncam_ray.method.objectives import OBJECTIVES, Objective
 from poisoncam_ray.settings import load_config
+from poisoncam_ray.stages import pretrain
 from poisoncam_ray.stages.embed import load_encoder
 from poisoncam_ray.stages.own_encoder import import_encoder
-from poisoncam_ray.stages.pretrain import _draw, _optimizer, latest_checkpoint, restore, save
+from poisoncam_ray.stages.pretrain import _distributed, _draw, _optimizer, latest_checkpoint, restore, save
 
 SIDE, BATCH = 16, 8
 
 
-def fresh(seed: int, backbone: str = "resnet_tiny_s2") -> tuple[MoCoV3, torch.optim.Optimizer]:
+def fresh(
+    seed: int, backbone: str = "resnet_tiny_s2", objective: str = "moco_v3"
+) -> tuple[Objective, torch.optim.Optimizer]:
     """Model and optimiser as a training worker makes them."""
     torch.manual_seed(seed)
-    model = MoCoV3(build_encoder(backbone, SIDE), 32, 16, 0.2).to(memory_format=torch.channels_last)
+    model = OBJECTIVES[objective](build_encoder(backbone, SIDE), 32, 16, 0.2)
+    model = model.to(memory_format=torch.channels_last)
     return model.train(), _optimizer(model, 0.1)
 
 
-def train(model: MoCoV3, optimizer: torch.optim.Optimizer, steps: range) -> list[float]:
+def train(model: Objective, optimizer: torch.optim.Optimizer, steps: range) -> list[float]:
     losses = []
     for step in steps:
         for group in optimizer.param_groups:
             group["lr"] = 1e-3 * (step + 1)
         generator = torch.Generator().manual_seed(step)
         v1_BCHW, v2_BCHW = torch.rand(2, BATCH, 3, SIDE, SIDE, generator=generator)
-        model.update_key(0.9)
+        model.update_target(0.9)
         loss = model(
             v1_BCHW.contiguous(memory_format=torch.channels_last),
             v2_BCHW.contiguous(memory_format=torch.channels_last),
@@ -49,19 +55,45 @@ def train(model: MoCoV3, optimizer: torch.optim.Optimizer, steps: range) -> list
     return losses
 
 
-@pytest.mark.parametrize("backbone", ["resnet_tiny_s2", "vit_tiny_convstem"])
-def test_a_resumed_training_is_the_undisturbed_one_to_the_bit(tmp_path, backbone):
+@pytest.mark.parametrize(
+    ("backbone", "objective"),
+    [
+        ("vit_tiny_convstem", "moco_v3"),
+        ("resnet_tiny_s2", "moco_v3"),
+        ("resnet_tiny_s2", "simclr"),
+        ("resnet_tiny_s2", "byol"),
+    ],
+)
+def test_a_resumed_training_is_the_undisturbed_one_to_the_bit(tmp_path, backbone, objective):
     out = Folder(str(tmp_path))
-    model, optimizer = fresh(0, backbone)
+    model, optimizer = fresh(0, backbone, objective)
     train(model, optimizer, range(3))
     save(out, 3, model, optimizer, [{"step": 3}])
     undisturbed = train(model, optimizer, range(3, 6))
     # Another seed: nothing may be left of the weights that the new process began with.
-    again, other = fresh(1, backbone)
+    again, other = fresh(1, backbone, objective)
     assert restore(out, again, other) == (3, [{"step": 3}])
     assert train(again, other, range(3, 6)) == undisturbed
     ours, theirs = again.state_dict(), model.state_dict()
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_on_gpus_every_head_is_normalised_over_the_joined_batch(monkeypatch, objective):
+    model, _ = fresh(0, objective=objective)
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(pretrain, "DistributedDataParallel", lambda model, device_ids: model)
+    assert _distributed(model, torch.device("cpu")) is model
+    assert not any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
+    keys = list(model.state_dict())
+    _distributed(model, torch.device("cuda"))
+    heads = [part for name, part in model.named_children() if "encoder" not in name]
+    norms = [
+        module for head in heads for module in head if isinstance(module, nn.modules.batchnorm._BatchNorm)
+    ]
+    assert norms and all(isinstance(norm, nn.SyncBatchNorm) for norm in norms)
+    assert list(model.state_dict()) == keys
 
 
 def test_without_a_checkpoint_training_starts_at_its_beginning(tmp_path):
