@@ -147,8 +147,12 @@ def evaluate(
     never = NeverPoisoned(never_poisoned, never_poisoned_run, retrain) if never_poisoned else None
     progress = Progress()
     if never:
+        from poisoncam_ray.artifact import Folder
+        from poisoncam_ray.evaluate.joined import settings
         from poisoncam_ray.stages.dataflow import connect
 
+        # A run that is not there is told before Ray has started.
+        settings(Folder(run))
         connect()
         # Ray has put a handler of its own in the place of ours.
         end_on_signals()

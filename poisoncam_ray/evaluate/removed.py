@@ -78,5 +78,5 @@ class Removed:
         if "target" not in self.truth.poisoned.column_names:
             return [], np.zeros(len(self.truth.poisoned), np.int64)
         names = [name or NO_TARGET for name in self.truth.poisoned["target"].to_pylist()]
-        targets = sorted(set(names))
-        return targets, np.array([targets.index(name) for name in names], np.int64)
+        targets, target_P = np.unique(names, return_inverse=True) if names else ([], [])
+        return [str(target) for target in targets], np.asarray(target_P, np.int64)
