@@ -78,5 +78,6 @@ class Removed:
         if "target" not in self.truth.poisoned.column_names:
             return [], np.zeros(len(self.truth.poisoned), np.int64)
         names = [name or NO_TARGET for name in self.truth.poisoned["target"].to_pylist()]
-        targets, target_P = np.unique(names, return_inverse=True) if names else ([], [])
-        return [str(target) for target in targets], np.asarray(target_P, np.int64)
+        targets = sorted(set(names))
+        place = {target: i for i, target in enumerate(targets)}
+        return targets, np.array([place[name] for name in names], np.int64)
