@@ -1,4 +1,5 @@
-"""The README's results table: attack, defend and measure over seeds × triggers on labelled photographs."""
+"""The README's results table: attack, defend and measure over seeds × triggers × shares × kinds of attack on
+labelled photographs."""
 
 from typing import Annotated
 
@@ -16,6 +17,21 @@ def photographs(
     seed: Annotated[list[int] | None, typer.Option(help="repeat; default 1 2 3")] = None,
     first_label: Annotated[int, typer.Option(help="classes are drawn from this label on")] = 10,
     last_label: Annotated[int, typer.Option(help="… to this one")] = 99,
+    classes: Annotated[int, typer.Option(help="classes of a corpus")] = 10,
+    per_class: Annotated[int, typer.Option(help="photographs of each, at most")] = 300,
+    share: Annotated[
+        list[float] | None, typer.Option(help="of the target's photographs poisoned; repeat; default 1")
+    ] = None,
+    kind: Annotated[
+        list[str] | None, typer.Option(help="of attack, as in jobs/attack.py; repeat; default patch")
+    ] = None,
+    retrain: Annotated[
+        bool, typer.Option("--retrain", help="also train on every cleaned corpus, and probe all models")
+    ] = False,
+    peer: Annotated[
+        bool, typer.Option("--peer", help="also the peer's search by Grad-CAM, on the same encoders")
+    ] = False,
+    clean: Annotated[bool, typer.Option("--clean", help="also defend the corpora without poison")] = False,
     preset: str = "tiny-cnn",
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[section.key=value]…")] = None,
 ) -> None:
@@ -26,9 +42,22 @@ def photographs(
     from poisoncam_ray.progress import Progress
     from poisoncam_ray.stages.dataflow import connect
 
-    connect()
     labels = tuple(range(first_label, last_label + 1))
-    setting = Setting(train, validation, tuple(trigger), tuple(seed or (1, 2, 3)), labels)
+    setting = Setting(
+        train,
+        validation,
+        tuple(trigger),
+        tuple(seed or (1, 2, 3)),
+        labels,
+        n_classes=classes,
+        per_class=per_class,
+        shares=tuple(share or (1.0,)),
+        kinds=tuple(kind or ("patch",)),
+        retrain=retrain,
+        peer=peer,
+        clean=clean,
+    )
+    connect()
     make_table(setting, config, Folder(output), Progress())
 
 

@@ -141,15 +141,48 @@ def evaluate(
     ] = None,
     validation: Annotated[str | None, typer.Option(help="clean validation corpus")] = None,
     patched: Annotated[str | None, typer.Option(help="the same, every image patched")] = None,
-    target: Annotated[str | None, typer.Option(help="the attack's target label")] = None,
+    target: Annotated[
+        str | None, typer.Option(help="the attack's target label; '' for an attack without one")
+    ] = None,
     label_column: str = "label",
+    never_poisoned: Annotated[
+        str | None, typer.Option(help="the corpus before the attack: its labels are what probes learn from")
+    ] = None,
+    retrain: Annotated[
+        bool, typer.Option("--retrain", help="train the cleaned and the never-poisoned corpus' models, too")
+    ] = False,
+    never_poisoned_run: Annotated[
+        str | None, typer.Option(help="a run on that corpus with the same settings, to take its model")
+    ] = None,
 ) -> None:
     """Measure a finished run against the attack's truth: report/metrics.json, and a section in the report."""
-    from poisoncam_ray.evaluate import evaluate_run
+    given = (validation, patched, target)
+    if given != (None, None, None) and None in given:
+        raise UserError("Give --validation, --patched and --target together, or none of them.")
+    if never_poisoned and validation is None:
+        raise UserError("--never-poisoned needs --validation, --patched and --target: what is to be probed.")
+    if (retrain or never_poisoned_run) and not never_poisoned:
+        raise UserError("--retrain needs --never-poisoned, the corpus before the attack.")
+    if never_poisoned_run and not retrain:
+        raise UserError("--never-poisoned-run is for --retrain: give that, too.")
+    from poisoncam_ray.evaluate import NeverPoisoned, Validation, evaluate_run
     from poisoncam_ray.progress import Progress
 
-    metrics = evaluate_run(run, truth, strategy or (), validation, patched, label_column, target)
-    Progress().console.print_json(data=metrics)
+    queries = Validation(validation or "", patched or "", target or "", label_column) if validation else None
+    never = NeverPoisoned(never_poisoned, never_poisoned_run, retrain) if never_poisoned else None
+    progress = Progress()
+    if never:
+        from poisoncam_ray.artifact import Folder
+        from poisoncam_ray.evaluate.joined import settings
+        from poisoncam_ray.stages.dataflow import connect
+
+        # A run that is not there is told before Ray has started.
+        settings(Folder(run))
+        connect()
+        # Ray has put a handler of its own in the place of ours.
+        end_on_signals()
+    metrics = evaluate_run(run, truth, strategy or (), queries, never, progress)
+    progress.console.print_json(data=metrics)
 
 
 def run_defence(input_uri: str, output_uri: str, config: Config, retry_dead: bool = False) -> bool:

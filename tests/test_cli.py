@@ -212,6 +212,36 @@ def test_evaluating_what_is_no_run(program, tmp_path):
     assert code == 2 and "Traceback" not in said and said.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--validation", "v", "--target", "3"], "--validation, --patched and --target together"),
+        (["--target", "3"], "--validation, --patched and --target together"),
+        (["--never-poisoned", "c"], "--never-poisoned needs --validation"),
+        (["--validation", "v", "--patched", "p", "--target", "3", "--retrain"], "needs --never-poisoned"),
+        (["--never-poisoned-run", "r"], "needs --never-poisoned"),
+        (
+            [
+                "--validation",
+                "v",
+                "--patched",
+                "p",
+                "--target",
+                "3",
+                "--never-poisoned",
+                "c",
+                "--never-poisoned-run",
+                "r",
+            ],
+            "is for --retrain",
+        ),
+    ],
+)
+def test_options_of_evaluate_that_belong_together(program, options, said):
+    code, told = program(cli.evaluate, "--run", "r", "--truth", "t", *options)
+    assert code == 2 and said in told and told.count("\n") == 1
+
+
 def test_a_failure_of_ours_is_not_called_the_users_mistake(program):
     def broken() -> None:
         raise RuntimeError("a bug")

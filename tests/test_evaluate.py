@@ -10,8 +10,9 @@ import torch
 
 from poisoncam_ray.artifact import Folder
 from poisoncam_ray.errors import UserError
-from poisoncam_ray.evaluate import compare_strategies, detection_metrics, probe
-from poisoncam_ray.evaluate.joined import poison_clusters, read_truth, scored_poisoned
+from poisoncam_ray.evaluate import Validation, compare_strategies, detection_metrics, evaluate_run, probe
+from poisoncam_ray.evaluate.joined import poison_clusters, read_truth
+from poisoncam_ray.evaluate.scored import scored_poisoned
 from poisoncam_ray.stages.embed import embed_images, feature_table, load_encoder
 from tests.fake_run import DEAD, HEIGHT, SIDE, WIDTH, FakeRun, image_ids, make_fake_run
 
@@ -53,6 +54,8 @@ def test_detection_metrics_equal_a_plain_count(fake: FakeRun) -> None:
         for row in fake.candidates
         if row["image_id"] in fake.poisoned
     }
+    # The one at the left edge, which the centre crop cuts into, is told apart.
+    cut = {i: ious.pop(i) for i in list(ious) if fake.poisoned[i][0] == 0}
     pure = [iou for i, iou in ious.items() if in_poison_cluster[i]]
     natural = [i for i, is_poison in in_poison_cluster.items() if not is_poison]
     best = sorted(fake.candidates, key=lambda row: -row["score"])[:20]
@@ -66,21 +69,36 @@ def test_detection_metrics_equal_a_plain_count(fake: FakeRun) -> None:
             sum(iou >= 0.5 for iou in pure) / len(pure)
         ),
         "trigger_detection_mean_iou_poison_clusters": pytest.approx(sum(pure) / len(pure)),
+        "trigger_detection_accuracy_cut": pytest.approx(sum(iou >= 0.5 for iou in cut.values())),
+        "trigger_detection_mean_iou_cut": pytest.approx(sum(cut.values())),
         "trigger_detection_n_cut": 1,
+        "trigger_detection_n_cropped_out": 0,
+        "trigger_detection_n_without_box": 0,
         "top20_precision": pytest.approx(sum(row["image_id"] in fake.poisoned for row in best) / len(best)),
         "recall": pytest.approx(len(found) / len(fake.poisoned)),
         "recall_natural_clusters": pytest.approx(sum(i in fake.removed for i in natural) / len(natural)),
+        "recall_by_target": {"cat": pytest.approx(len(found) / len(fake.poisoned))},
+        "families": {
+            "0": {
+                "n_removed": 19,
+                "main_target": "cat",
+                "purity": pytest.approx(len(found) / 19),
+                "recall": pytest.approx(len(found) / len(fake.poisoned)),
+            }
+        },
         "precision": pytest.approx(len(found) / len(fake.removed)),
         "false_positive_rate": pytest.approx(sum(i in fake.removed for i in clean) / len(clean)),
+        "decoys_removed": None,
         "n_images": 120,
         "n_poisoned": 20,
         "n_poisoned_dead": 0,
         "n_poisoned_natural_clusters": 4,
+        "n_decoys": 0,
         "n_removed": 19,
         "n_dead": 1,
         "n_scored": 18,
         "n_scored_poisoned": 10,
-        "n_scored_poison_clusters": len(pure),
+        "n_scored_poison_clusters": sum(in_poison_cluster[i] for i in [*ious, *cut]),
     }
 
 
@@ -177,8 +195,20 @@ def embedded(fake: FakeRun, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_probe_knows_its_own_images_by_their_nearest_neighbour(fake: FakeRun, embedded: str) -> None:
-    got = probe(embedded, fake.corpus, fake.corpus, fake.corpus, "label", "cat", k=1)
-    assert got == {"acc_clean": 1.0, "acc_patched": 1.0, "asr": 0.0}
+    got = probe(embedded, fake.corpus, Validation(fake.corpus, fake.corpus, "cat"), k=1)
+    assert list(got) == ["knn", "linear_1", "linear_10"]
+    assert got["knn"] == {
+        "acc_clean": 1.0,
+        "acc_patched": 1.0,
+        "asr": 0.0,
+        "target_false_positives_patched": 0,
+        "target_false_positives_clean": 0,
+        "target_false_positive_rate_clean": 0.0,
+    }
+    for figures in got.values():
+        n_dogs = sum(label == "dog" for i, label in fake.label.items() if i != DEAD)
+        assert figures["asr"] == figures["target_false_positives_patched"] / n_dogs
+        assert figures["acc_clean"] == figures["acc_patched"]
 
 
 def test_probe_counts_images_that_pass_for_the_target(fake: FakeRun, embedded: str, tmp_path: Path) -> None:
@@ -190,15 +220,34 @@ def test_probe_counts_images_that_pass_for_the_target(fake: FakeRun, embedded: s
         for i, label in zip(cats, ["cat", "dog", "dog"], strict=True)
     ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "val.parquet")
-    got = probe(embedded, fake.corpus, fake.corpus, str(tmp_path), "label", "cat", k=1)
-    assert got == {"acc_clean": 1.0, "acc_patched": pytest.approx(1 / 3), "asr": 1.0}
+    got = probe(embedded, fake.corpus, Validation(fake.corpus, str(tmp_path), "cat"), k=1)["knn"]
+    assert (got["acc_clean"], got["acc_patched"], got["asr"]) == (1.0, pytest.approx(1 / 3), 1.0)
+    assert (got["target_false_positives_patched"], got["target_false_positives_clean"]) == (2, 0)
+    nowhere = probe(embedded, fake.corpus, Validation(fake.corpus, str(tmp_path), ""), k=1)["knn"]
+    assert nowhere["acc_patched"] == got["acc_patched"]
+    assert nowhere["asr"] is nowhere["target_false_positives_clean"] is None
 
 
 def test_probe_names_what_to_change(fake: FakeRun, embedded: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="carries the label 'bird'"):
-        probe(embedded, fake.corpus, fake.corpus, fake.corpus, "label", "bird")
+        probe(embedded, fake.corpus, Validation(fake.corpus, fake.corpus, "bird"))
     with pytest.raises(UserError, match="column"):
-        probe(embedded, fake.corpus, fake.corpus, fake.corpus, "no such column", "cat")
+        probe(embedded, fake.corpus, Validation(fake.corpus, fake.corpus, "cat", "no such column"))
     pq.write_table(pa.Table.from_pylist([{"image": b"x", "label": "cat"}]), tmp_path / "other.parquet")
     with pytest.raises(UserError, match="give the corpus that the run read"):
-        probe(embedded, str(tmp_path), fake.corpus, fake.corpus, "label", "cat")
+        probe(embedded, str(tmp_path), Validation(fake.corpus, fake.corpus, "cat"))
+
+
+def test_what_is_measured_is_written_beside_the_report(fake: FakeRun, embedded: str, tmp_path: Path) -> None:
+    run = Folder(str(shutil.copytree(embedded, tmp_path / "run")))
+    got = evaluate_run(run.uri, fake.truth, validation=Validation(fake.corpus, fake.corpus, "cat"))
+    assert got == (run / "report").read_json("metrics.json")
+    assert {key: got[key] for key in ("acc_clean", "acc_patched", "asr")} == {
+        key: got["probes"]["threat"]["knn"][key] for key in ("acc_clean", "acc_patched", "asr")
+    }
+    assert "own corpus" in got["probes_labels"] and "threat_model" not in got
+    made = run.read_json("run.json")
+    made["config"]["encoder"]["checkpoint"] = "mine"
+    run.write_json("run.json", made)
+    got = evaluate_run(run.uri, fake.truth, validation=Validation(fake.corpus, fake.corpus, "cat"))
+    assert "your own checkpoint mine" in got["threat_model"]

@@ -245,6 +245,16 @@ def test_a_folder_that_is_not_ours_is_refused(corpus, out):
     assert (out / "thesis.tex").read_text() == "years of work"
 
 
+def test_a_run_inside_the_run_folder_is_left_alone(corpus, out):
+    """jobs/evaluate.py --retrain trains its models there."""
+    run(corpus, out)
+    inside, _ = run(corpus, out / "models" / "cleaned")
+    assert not any(stage.reused for stage in inside)
+    again, _ = run(corpus, out)
+    assert all(stage.reused for stage in again)
+    assert (out / "models" / "cleaned" / "01_second" / MANIFEST).exists()
+
+
 @pytest.mark.parametrize("committed", [True, False], ids=["committed", "only started"])
 def test_an_artifact_made_anew_makes_what_came_from_it_refused(corpus, out, committed):
     run(corpus, out)

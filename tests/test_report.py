@@ -121,6 +121,30 @@ def test_measured_against_truth(fake: FakeRun, tmp_path: Path) -> None:
         assert words in text
 
 
+def test_probes_of_several_models_are_a_row_each(fake: FakeRun, tmp_path: Path) -> None:
+    run = Folder(str(shutil.copytree(fake.run, tmp_path / "run")))
+    models = {
+        model: {"knn": {"acc_clean": share, "asr": None}, "linear_10": {"acc_clean": share / 2, "asr": 0.25}}
+        for model, share in (("threat", 0.42), (EVIL, 0.36))
+    }
+    metrics = {"recall": 1.0, "probes": models, "recall_by_target": {"3": 0.75}}
+    (run / "report").write_json("metrics.json", metrics)
+    html = build_report(run.uri)
+    page = Page(html)
+    for words in (
+        "Threat · k-NN",
+        "Threat · Linear on 10 % of the labels",
+        "42.0 %",
+        "18.0 %",
+        "25.0 %",
+        "Recall by target",
+        "75.0 %",
+    ):
+        assert words in page.text
+    assert f"{EVIL} · k-NN" in page.text and len(page.all("style")) == 1
+    assert "{'" not in page.text
+
+
 def test_a_clean_corpus_is_told_without_triumph(tmp_path: Path) -> None:
     fake = make_fake_run(tmp_path, poison=False)
     text = Page(build_report(fake.run)).text

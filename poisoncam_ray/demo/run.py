@@ -8,7 +8,7 @@ from rich.markup import escape
 from poisoncam_ray.artifact import Folder
 from poisoncam_ray.attacks import patch_corpus, poison_corpus
 from poisoncam_ray.demo.corpus import draw_corpus, draw_validation
-from poisoncam_ray.evaluate import evaluate_run
+from poisoncam_ray.evaluate import Validation, evaluate_run
 
 TARGET = "3"
 TRIGGER = "generated:7"
@@ -39,9 +39,7 @@ def measure_demo(folder: Folder, console: Console) -> None:
     metrics = evaluate_run(
         (folder / "run").uri,
         (folder / "poisoned" / "truth.parquet").uri,
-        validation_uri=(folder / "validation").uri,
-        patched_uri=(folder / "patched" / "corpus").uri,
-        target=TARGET,
+        validation=Validation((folder / "validation").uri, (folder / "patched" / "corpus").uri, TARGET),
     )
     shown = {
         "attack success on patched pictures": "asr",

@@ -9,39 +9,56 @@ from collections.abc import Iterable
 from typing import Any
 
 from poisoncam_ray.artifact import Folder
-from poisoncam_ray.errors import UserError
 from poisoncam_ray.evaluate.detection import detection_metrics
-from poisoncam_ray.evaluate.probes import probe
+from poisoncam_ray.evaluate.joined import settings
+from poisoncam_ray.evaluate.probes import Validation, probe
+from poisoncam_ray.evaluate.retrain import NeverPoisoned, probe_models
 from poisoncam_ray.evaluate.strategies import compare_strategies
+from poisoncam_ray.progress import Progress
 from poisoncam_ray.report import build_report
 
-__all__ = ["compare_strategies", "detection_metrics", "evaluate_run", "probe"]
+__all__ = [
+    "NeverPoisoned",
+    "Validation",
+    "compare_strategies",
+    "detection_metrics",
+    "evaluate_run",
+    "probe",
+    "probe_models",
+]
+
+MAIN_FIGURES = ("acc_clean", "acc_patched", "asr")
 
 
 def evaluate_run(
     run_uri: str,
     truth_uri: str,
     strategies: Iterable[str] = (),
-    validation_uri: str | None = None,
-    patched_uri: str | None = None,
-    label_column: str = "label",
-    target: str | None = None,
+    validation: Validation | None = None,
+    never_poisoned: NeverPoisoned | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Measure a finished run, write report/metrics.json and put it into the report; returns the metrics.
 
-    Detection always; each of `strategies` on the same scored poisoned images; with a validation set, its
-    patched copy and the attack's target, also what the run's encoder has learned.
+    Detection always; each of `strategies` on the same scored poisoned images. With `validation` also what the
+    run's encoder has learned: acc_clean, acc_patched and asr by k-NN over the run's own features, and
+    `probes`, {threat: {knn, linear_1, linear_10: figures}} as `probe` gives them. With `never_poisoned` these
+    are over that corpus (`probes_labels` says so), and may be joined by the retrained models'.
     """
     run = Folder(run_uri)
     metrics: dict[str, Any] = detection_metrics(run_uri, truth_uri)
     corpus_uri = run.read_json("run.json")["input"]
     if strategies:
         metrics["strategies"] = compare_strategies(run_uri, corpus_uri, truth_uri, strategies)
-    given = (validation_uri, patched_uri, target)
-    if any(given):
-        if validation_uri is None or patched_uri is None or target is None:
-            raise UserError("Give --validation, --patched and --target together, or none of them.")
-        metrics |= probe(run_uri, corpus_uri, validation_uri, patched_uri, label_column, target)
+    if validation:
+        own = probe(run_uri, corpus_uri, validation)
+        metrics |= {key: own["knn"][key] for key in MAIN_FIGURES}
+        metrics |= {"probes": {"threat": own}, "probes_labels": "those of the run's own corpus"}
+        if never_poisoned:
+            metrics["probes"] = probe_models(run_uri, never_poisoned, validation, progress or Progress())
+            metrics["probes_labels"] = "those of the never-poisoned corpus"
+        if checkpoint := settings(run).encoder.checkpoint:
+            metrics["threat_model"] = f"your own checkpoint {checkpoint}; further models are pretrained here"
     (run / "report").write_json("metrics.json", metrics)
     (run / "report").write_bytes("index.html", build_report(run_uri).encode())
     return metrics

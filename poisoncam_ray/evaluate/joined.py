@@ -1,7 +1,6 @@
 """A run's artifacts joined with the truth, on image_id.
 
-P poisoned images   S poisoned images that the search scored   N rows of a part   K clusters
-box_S4 integer [x0, y0, x1, y1) in encoder pixels   own_S the cluster an image was assigned to
+P poisoned images   N rows of a part   K clusters
 """
 
 from __future__ import annotations
@@ -19,49 +18,30 @@ from torch import Tensor
 from poisoncam_ray.artifact import Folder, Manifest
 from poisoncam_ray.config import Config
 from poisoncam_ray.errors import UserError
-from poisoncam_ray.method.boxes import iou, map_box
 from poisoncam_ray.stages.cluster import read_centroids
 
-HIT_IOU = 0.5
-"""A window finds a trigger from this intersection over union on (DESIGN §3)."""
 SIDES = ["x0", "y0", "x1", "y1"]
+OPTIONAL = ("target", "boxes", "decoy")
+"""Columns of the truth that not every attack writes."""
 
 Metrics = dict[str, float | int | None]
 
 
 @dataclass(frozen=True)
 class Truth:
-    """The poisoned rows of the truth; the clean ones are only counted."""
+    """The poisoned rows of the truth, and the decoys (clean images that carry a patch which means nothing);
+    the other clean rows are only counted. Columns that the truth lacks are missing in `poisoned`, too."""
 
     n_images: int
     poisoned: pa.Table
+    decoys: pa.Table
 
     def row(self, image_id: pa.ChunkedArray) -> np.ndarray:
         """Each image's row among the poisoned ones, -1 for a clean image."""
         return index_in(image_id, self.poisoned["image_id"])
 
-
-@dataclass(frozen=True)
-class Scored:
-    """The poisoned images that the search scored: the recorded window, the true box, and how much of that
-    the centre crop left (0 … 1); `pure_S`: more than half of the image's cluster is poison."""
-
-    image_id: list[str]
-    box_S4: Tensor
-    true_S4: Tensor
-    visible_S: Tensor
-    own_S: Tensor
-    pure_S: Tensor
-
-    def marks(self, box_S4: Tensor) -> Metrics:
-        """How well windows find the triggers, over all scored poisoned images and over poison clusters."""
-        iou_S = iou(box_S4, self.true_S4)
-        return {
-            "accuracy": mean(iou_S >= HIT_IOU),
-            "mean_iou": mean(iou_S),
-            "accuracy_poison_clusters": mean(iou_S[self.pure_S] >= HIT_IOU),
-            "mean_iou_poison_clusters": mean(iou_S[self.pure_S]),
-        }
+    def is_decoy(self, image_id: pa.ChunkedArray) -> np.ndarray:
+        return index_in(image_id, self.decoys["image_id"]) >= 0
 
 
 def read_truth(uri: str) -> Truth:
@@ -70,11 +50,17 @@ def read_truth(uri: str) -> Truth:
     folder = Folder(parent or ("/" if uri.startswith("/") else "."))
     if not folder.exists(name):
         raise UserError(f"There is no truth at {uri}: give the truth.parquet that the attack wrote.")
-    columns = ["image_id", "poisoned", *SIDES]
     with folder.filesystem.open(f"{folder.path}/{name}", "rb") as raw, pq.ParquetFile(raw) as file:
-        poisoned = [batch.filter(batch["poisoned"]) for batch in file.iter_batches(columns=columns)]
-        schema = pa.schema([file.schema_arrow.field(column) for column in columns])
-        return Truth(file.metadata.num_rows, pa.Table.from_batches(poisoned, schema))
+        there = file.schema_arrow
+        columns = ["image_id", "poisoned", *SIDES, *(name for name in OPTIONAL if name in there.names)]
+        schema = pa.schema([there.field(column) for column in columns])
+        poisoned, decoys = [], []
+        for batch in file.iter_batches(columns=columns):
+            poisoned.append(batch.filter(batch["poisoned"]))
+            if "decoy" in columns:
+                decoys.append(batch.filter(pc.and_not(batch["decoy"], batch["poisoned"])))
+        tables = (pa.Table.from_batches(batches, schema) for batches in (poisoned, decoys))
+        return Truth(file.metadata.num_rows, *tables)
 
 
 def settings(run: Folder) -> Config:
@@ -119,31 +105,6 @@ def poison_clusters(run: Folder, truth: Truth) -> tuple[np.ndarray, np.ndarray]:
     return cluster_P, (poison_K > size_K / 2)[cluster_P] & (cluster_P >= 0)
 
 
-def scored_poisoned(run: Folder, truth: Truth, cluster_P: np.ndarray, pure_P: np.ndarray) -> Scored:
-    """Takes what `poison_clusters` gives."""
-    windows = candidates(run)
-    row_C = truth.row(windows["image_id"])
-    # One window an image, the first recorded; in the truth's order, so that fetching reads each shard once.
-    row_S, first_S = np.unique(row_C, return_index=True)
-    row_S, first_S = row_S[row_S >= 0], first_S[row_S >= 0]
-    poisoned, recorded = truth.poisoned.take(row_S), windows.take(first_S)
-    size_S2 = torch.ones(len(row_S), 2, dtype=torch.int64)
-    for part in parts(run, "00_index", ["image_id", "width", "height"]):
-        row_N = index_in(part["image_id"], poisoned["image_id"])
-        size_N2 = np.stack([part["width"].to_numpy(), part["height"].to_numpy()], axis=1).astype(np.int64)
-        size_S2[row_N[row_N >= 0]] = torch.from_numpy(size_N2[row_N >= 0])
-    image_size = artifact(run, "01_encoder").read_json("config.json")["image_size"]
-    true_S4, visible_S = map_box(_boxes(poisoned), size_S2[:, 0], size_S2[:, 1], image_size)
-    return Scored(
-        image_id=poisoned["image_id"].to_pylist(),
-        box_S4=_boxes(recorded),
-        true_S4=true_S4,
-        visible_S=visible_S,
-        own_S=torch.from_numpy(cluster_P[row_S]),
-        pure_S=torch.from_numpy(pure_P[row_S]),
-    )
-
-
 def index_in(image_id: pa.ChunkedArray, ids: pa.ChunkedArray) -> np.ndarray:
     """Position of each image_id in `ids`, -1 where it is not one of them."""
     row_N = pc.index_in(image_id.cast(pa.string()), value_set=ids.cast(pa.string()))
@@ -153,7 +114,3 @@ def index_in(image_id: pa.ChunkedArray, ids: pa.ChunkedArray) -> np.ndarray:
 def mean(value_N: Tensor | np.ndarray) -> float | None:
     """None of nothing."""
     return float(torch.as_tensor(value_N).double().mean()) if len(value_N) else None
-
-
-def _boxes(table: pa.Table) -> Tensor:
-    return torch.from_numpy(np.stack([table[side].to_numpy() for side in SIDES], axis=1).astype(np.int64))

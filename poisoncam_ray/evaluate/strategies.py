@@ -21,9 +21,9 @@ from poisoncam_ray.evaluate.joined import (
     artifact,
     poison_clusters,
     read_truth,
-    scored_poisoned,
     settings,
 )
+from poisoncam_ray.evaluate.scored import scored_poisoned
 from poisoncam_ray.method.boxes import random_boxes
 from poisoncam_ray.method.cam import ScoreKind, candidate_windows, mean_colour
 from poisoncam_ray.method.gradcam import gradcam_windows

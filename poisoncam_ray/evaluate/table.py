@@ -1,41 +1,48 @@
-"""The results table: attack, defend and measure over seeds × triggers on labelled photographs.
+"""The results table: attack, defend and measure over seeds × triggers × shares × kinds of attack on labelled
+photographs.
 
-Every run has its own folder, so a killed table goes on where it was. Classes are drawn by seed from the
-labels that are allowed, the target among them; nothing here is tuned on them.
+Every run has its own folder, so a killed table goes on where it was, and one that is asked for more does only
+that. Classes are drawn by seed from the labels that are allowed, the target among them; nothing here is tuned
+on them.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.dataset as ds
-import pyarrow.parquet as pq
+from pydantic import ValidationError
 
-from poisoncam_ray.artifact import Folder
-from poisoncam_ray.attacks import patch_corpus, poison_corpus
+from poisoncam_ray.artifact import Folder, Manifest
 from poisoncam_ray.config import Config
-from poisoncam_ray.evaluate import evaluate_run, probe
+from poisoncam_ray.errors import UserError
+from poisoncam_ray.evaluate import NeverPoisoned, Validation, evaluate_run, probe
+from poisoncam_ray.evaluate.corpora import REFERENCE, WITHOUT_TARGET, WITHOUT_TRIGGER, Attacked, take_classes
+from poisoncam_ray.evaluate.results import gaps, single_figures, write_results
+from poisoncam_ray.evaluate.retrain import FEATURES, with_encoder
 from poisoncam_ray.pipeline import Runner, defence
 from poisoncam_ray.progress import Progress
-from poisoncam_ray.store import connect
 
 # Beside the default strategy: the paper's own masks and score, the peer's Grad-CAM, and luck.
 STRATEGIES = ("full_coverage:hard", "gradcam", "random")
-STAGES_OF_AN_ENCODER = 3
+PEER = "gradcam"
 SHARDS = 3
+ROW = "row.json"
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One table. `labels`: those that classes may be drawn from; `width`, `share`: as in poison_corpus."""
+    """One table.
+
+    labels: those that classes may be drawn from     per_class: photographs of each, at most
+    width: of the trigger, share of the image's shorter side
+    shares: of the target's images that are poisoned     kinds: of attack, as in jobs/attack.py
+    retrain: also models trained on the cleaned corpora, and probes on 1 % and 10 % of the labels
+    peer: also the search by Grad-CAM, on the same encoders
+    clean: also the defence of the never-poisoned corpora
+    """
 
     train_uri: str
     validation_uri: str
@@ -45,103 +52,135 @@ class Setting:
     n_classes: int = 10
     per_class: int = 300
     width: float = 20 / 64
-    share: float = 1.0
+    shares: tuple[float, ...] = (1.0,)
+    kinds: tuple[str, ...] = (REFERENCE,)
+    retrain: bool = False
+    peer: bool = False
+    clean: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.labels) < self.n_classes:
+            raise UserError(
+                f"{self.n_classes} classes cannot be drawn from {len(self.labels)} labels: ask for fewer."
+            )
+
+    @property
+    def extras(self) -> set[str]:
+        return {name for name in ("retrain", "peer") if getattr(self, name)}
+
+
+@dataclass(frozen=True)
+class _Seed:
+    """What all runs of one seed share: the configuration, the target, the folder with clean/, validation/ and
+    never-poisoned/."""
+
+    config: Config
+    target: str
+    folder: Folder
+    never_poisoned: Folder
 
 
 def make_table(setting: Setting, config: Config, out: Folder, progress: Progress) -> list[dict[str, Any]]:
-    """Run what is missing; write results.csv and results.md into `out` and return a row a run."""
+    """Run what is missing; write results.csv and results.md into `out` and return a row a run. Ray must be
+    connected."""
+    if setting.peer:
+        peer_config(config, "checkpoint")
     rows = []
     for seed in setting.seeds:
-        seeded = config.model_copy(update={"seed": seed})
-        corpora = out / f"seed-{seed}"
-        classes = np.random.default_rng(seed).choice(setting.labels, setting.n_classes, replace=False)
-        target = str(classes[0])
-        take_classes(setting.train_uri, corpora / "clean", classes, setting.per_class, SHARDS)
-        take_classes(setting.validation_uri, corpora / "validation", classes, setting.per_class, 1)
-        clean = Runner(
-            (corpora / "clean").uri,
-            (corpora / "never-poisoned").uri,
-            seeded,
-            defence()[:STAGES_OF_AN_ENCODER],
-        )
-        clean.run(progress)
-        for trigger in setting.triggers:
-            rows.append(_one_run(setting, seeded, corpora, trigger, target, progress))
-            _write(out, rows)
+        of_seed = _prepare(setting, config.model_copy(update={"seed": seed}), out / f"seed-{seed}", progress)
+        if setting.clean:
+            rows.append(_clean_row(of_seed, progress))
+        for attacked in _attacks(setting, of_seed):
+            rows.append(_row(setting, of_seed, attacked, progress))
+            write_results(out, rows)
+    write_results(out, rows)
     return rows
 
 
-def take_classes(uri: str, out: Folder, classes: np.ndarray, per_class: int, shards: int) -> None:
-    """The first `per_class` rows of each class of a labelled Parquet corpus, in the corpus's order."""
-    if out.exists(f"part-{shards - 1:05d}.parquet"):
-        return
-    filesystem, path = connect(uri)
-    wanted = ds.dataset(path, filesystem=filesystem, format="parquet").to_table(
-        filter=pc.field("label").isin(pa.array(classes))
-    )
-    labels_N = wanted["label"].to_numpy()
-    chosen = np.sort(np.concatenate([np.flatnonzero(labels_N == label)[:per_class] for label in classes]))
-    for shard, rows_M in enumerate(np.array_split(chosen, shards)):
-        sink = pa.BufferOutputStream()
-        pq.write_table(wanted.take(pa.array(rows_M)), sink, row_group_size=256)
-        out.write_bytes(f"part-{shard:05d}.parquet", sink.getvalue().to_pybytes())
+def peer_config(config: Config, checkpoint: str) -> Config:
+    """The peer's search on an encoder that is there. UserError when the search cannot be done so."""
+    search = config.search.model_dump() | {"strategy": PEER}
+    tree = with_encoder(config, checkpoint).model_dump() | {"search": search}
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        why = error.errors()[0]["msg"]
+        raise UserError(f"The peer's search does not fit these settings: {why}.") from None
 
 
-def _one_run(
-    setting: Setting, config: Config, corpora: Folder, trigger: str, target: str, progress: Progress
-) -> dict[str, Any]:
-    name = trigger.rsplit("/", 1)[-1].rpartition(".")[0] or trigger
-    here = corpora / name
-    row_file = "row.json"
-    if here.exists(row_file):
-        return here.read_json(row_file)
+def _prepare(setting: Setting, config: Config, folder: Folder, progress: Progress) -> _Seed:
+    classes = np.random.default_rng(config.seed).choice(setting.labels, setting.n_classes, replace=False)
+    take_classes(setting.train_uri, folder / "clean", classes, setting.per_class, SHARDS)
+    take_classes(setting.validation_uri, folder / "validation", classes, setting.per_class, 1)
+    never = folder / "never-poisoned"
+    stages = defence() if setting.clean else defence()[:FEATURES]
+    progress.console.print(f"[bold]seed {config.seed}, never poisoned[/]")
+    Runner((folder / "clean").uri, never.uri, config, stages).run(progress)
+    return _Seed(config, str(classes[0]), folder, never)
+
+
+def _attacks(setting: Setting, of_seed: _Seed) -> Iterator[Attacked]:
+    for kind in setting.kinds:
+        for share in setting.shares:
+            for trigger in ("",) if kind in WITHOUT_TRIGGER else setting.triggers:
+                yield Attacked(
+                    kind,
+                    share,
+                    trigger,
+                    of_seed.target,
+                    setting.width,
+                    of_seed.config.seed,
+                    setting.n_classes,
+                )
+
+
+def _row(setting: Setting, of_seed: _Seed, attacked: Attacked, progress: Progress) -> dict[str, Any]:
+    here, clean = of_seed.folder / attacked.name, of_seed.folder / "clean"
+    earlier = here.read_json(ROW) if here.exists(ROW) else {"extras": []}
+    if "row" in earlier and setting.extras <= set(earlier["extras"]):
+        return earlier["row"]
+    extras = setting.extras | set(earlier["extras"])
     poisoned, patched, run = (here / part for part in ("poisoned", "patched", "run"))
-    if not poisoned.exists("attack.json"):
-        poisoned.delete()
-        poison_corpus(
-            (corpora / "clean").uri,
-            poisoned.uri,
-            [target],
-            [trigger],
-            setting.width,
-            setting.share,
-            config.seed,
-        )
-    if not patched.exists("attack.json"):
-        patched.delete()
-        patch_corpus((corpora / "validation").uri, patched.uri, target, trigger, setting.width, config.seed)
-    progress.console.print(f"[bold]seed {config.seed}, {name}, target {target}[/]")
-    done = Runner((poisoned / "corpus").uri, run.uri, config, defence()).run(progress)
-    validation, patched_uri = (corpora / "validation").uri, (patched / "corpus").uri
+    made = attacked.poison(clean, poisoned)
+    attacked.patch(of_seed.folder / "validation", poisoned, patched)
+    target = "" if attacked.kind in WITHOUT_TARGET else attacked.target
+    progress.console.print(f"[bold]seed {of_seed.config.seed}, {attacked.name}, target {target or 'none'}[/]")
+    done = Runner((poisoned / "corpus").uri, run.uri, of_seed.config, defence()).run(progress)
+    validation = Validation((of_seed.folder / "validation").uri, (patched / "corpus").uri, target)
+    truth = (poisoned / "truth.parquet").uri
+    never = NeverPoisoned(clean.uri, of_seed.never_poisoned.uri, retrain=True)
     metrics = evaluate_run(
-        run.uri, (poisoned / "truth.parquet").uri, STRATEGIES, validation, patched_uri, target=target
+        run.uri, truth, STRATEGIES, validation, never if "retrain" in extras else None, progress
     )
-    never = probe(
-        (corpora / "never-poisoned").uri, (corpora / "clean").uri, validation, patched_uri, "label", target
-    )
-    row = {"seed": config.seed, "trigger": name, "target": target}
-    row |= {key: value for key, value in metrics.items() if key != "strategies"}
-    row |= {f"{key}_never_poisoned": value for key, value in never.items()}
-    for strategy, marks in metrics["strategies"].items():
-        row |= {f"{strategy} {key}": value for key, value in marks.items()}
+    without = probe(of_seed.never_poisoned.uri, clean.uri, validation)["knn"]
+    row: dict[str, Any] = {"seed": of_seed.config.seed, "kind": attacked.kind, "share": attacked.share}
+    row |= {"poison_rate": made["poison_rate"], "trigger": attacked.name.rsplit("/", 1)[-1], "target": target}
+    row |= single_figures(metrics) | gaps(metrics)
+    row |= {f"{key}_never_poisoned": without[key] for key in ("acc_clean", "acc_patched", "asr")}
+    if "peer" in extras:
+        config = peer_config(of_seed.config, f"{run.uri}/01_encoder/model.safetensors")
+        Runner((poisoned / "corpus").uri, (here / "peer").uri, config, defence()).run(progress)
+        found = evaluate_run((here / "peer").uri, truth)
+        row |= {f"peer {key}": value for key, value in single_figures(found).items()}
     row |= {f"seconds {stage.title}": stage.manifest.seconds for stage in done}
-    here.write_json(row_file, row)
+    here.write_json(ROW, {"extras": sorted(extras), "row": row})
     return row
 
 
-def _write(out: Folder, rows: Sequence[dict[str, Any]]) -> None:
-    sink = io.StringIO()
-    writer = csv.DictWriter(sink, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    out.write_bytes("results.csv", sink.getvalue().encode())
-    lines = [
-        f"| {len(rows)} runs | mean | spread (standard deviation) | least | most |",
-        "|---|---|---|---|---|",
-    ]
-    for key in rows[0]:
-        values = [row[key] for row in rows if isinstance(row[key], int | float) and key != "seed"]
-        if values:
-            numbers = (statistics.mean(values), statistics.pstdev(values), min(values), max(values))
-            lines.append(f"| {key} | " + " | ".join(f"{number:.3f}" for number in numbers) + " |")
-    out.write_bytes("results.md", ("\n".join(lines) + "\n").encode())
+def _clean_row(of_seed: _Seed, progress: Progress) -> dict[str, Any]:
+    """What the defence did to a corpus in which there is nothing to find."""
+    cleaned, search = (Manifest.read(of_seed.never_poisoned / name) for name in ("07_clean", "04_search"))
+    assert cleaned and cleaned.ledger and search
+    ledger = cleaned.ledger
+    return {
+        "seed": of_seed.config.seed,
+        "kind": "clean",
+        "share": 0.0,
+        "poison_rate": 0.0,
+        "trigger": "",
+        "target": "",
+        "n_images": ledger.rows_in,
+        "n_removed": ledger.removed,
+        "removed_share": ledger.removed / ledger.rows_in,
+        "verdict": search.facts.get("verdict"),
+    }

@@ -61,3 +61,8 @@ def attack_success(predicted_M: Tensor, y_M: Tensor, target: int) -> float:
     if not bool(other_M.any()):
         raise ValueError("Attack success needs images of classes other than the target.")
     return float((predicted_M[other_M] == target).double().mean())
+
+
+def false_positives(predicted_M: Tensor, y_M: Tensor, target: int) -> int:
+    """How many images of other classes are predicted as the target."""
+    return int(((y_M != target) & (predicted_M == target)).sum())

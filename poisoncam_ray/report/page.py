@@ -6,7 +6,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -63,7 +63,7 @@ def _metric_tables(metrics: Mapping[str, Any]) -> list[_Table]:
     for name, group in metrics.items():
         if not isinstance(group, Mapping) or not group:
             continue
-        rows = {key: row for key, row in group.items() if isinstance(row, Mapping)}
+        rows = dict(_leaves(group)) if any(isinstance(row, Mapping) for row in group.values()) else {}
         if rows:
             tables.append(
                 _Table(name, list(dict.fromkeys(key for row in rows.values() for key in row)), rows)
@@ -74,6 +74,15 @@ def _metric_tables(metrics: Mapping[str, Any]) -> list[_Table]:
         _Table("", keys, {_words(name): row for name, row in rows.items()}) for keys, rows in groups.items()
     ]
     return tables
+
+
+def _leaves(group: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The innermost groups, each by its name; deeper ones by the path to it, in words."""
+    for name, row in group.items():
+        if not isinstance(row, Mapping):
+            continue
+        inner = [(f"{_words(name)} · {_words(path)}", leaf) for path, leaf in _leaves(row)]
+        yield from inner or [(name, row)]
 
 
 def _environment() -> jinja2.Environment:
@@ -125,7 +134,9 @@ def _words(key: str) -> str:
     text = re.sub(r"^n_", "number_of_", key).replace("top20", "top-20").replace("_", " ")
     for short, long in {"iou": "IoU", "asr": "attack success", "acc": "accuracy,"}.items():
         text = re.sub(rf"\b{short}\b", long, text)
-    return text[:1].upper() + text[1:]
+    text = re.sub(r"\blinear (\d+)\b", r"linear on \1 % of the labels", text)
+    text = text[:1].upper() + text[1:]
+    return re.sub(r"\bknn\b", "k-NN", text, flags=re.IGNORECASE)
 
 
 def _duration(seconds: float) -> str:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from poisoncam_ray.method.probe import accuracy, attack_success, knn_predict
+from poisoncam_ray.method.probe import accuracy, attack_success, false_positives, knn_predict
 
 
 def features(n: int, dim: int, seed: int) -> torch.Tensor:
@@ -49,6 +49,7 @@ def test_accuracy_and_attack_success_by_hand():
     predicted, y = torch.tensor([0, 1, 1, 2, 1]), torch.tensor([0, 1, 2, 2, 0])
     assert accuracy(predicted, y) == pytest.approx(3 / 5)
     assert attack_success(predicted, y, target=1) == pytest.approx(2 / 4)
+    assert [false_positives(predicted, y, target) for target in (0, 1, 2)] == [0, 2, 0]
 
 
 def test_nothing_to_measure_is_refused():

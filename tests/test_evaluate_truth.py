@@ -1,0 +1,181 @@
+"""Truths of other attacks (several patches, none, decoys, two attackers), on a run written by hand; and boxes
+through the resize and centre crop of images of any shape."""
+
+import io
+import shutil
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from poisoncam_ray.artifact import Folder
+from poisoncam_ray.decode import decode
+from poisoncam_ray.evaluate import detection_metrics
+from poisoncam_ray.evaluate.joined import poison_clusters, read_truth
+from poisoncam_ray.evaluate.scored import Scored, scored_poisoned
+from poisoncam_ray.method.boxes import iou, map_box
+from tests.fake_run import HEIGHT, SIDE, WIDTH, FakeRun, image_ids, make_fake_run
+
+NONE = [-1, -1, -1, -1]
+
+
+@pytest.fixture(scope="module")
+def fake(tmp_path_factory: pytest.TempPathFactory) -> FakeRun:
+    return make_fake_run(tmp_path_factory.mktemp("fake"))
+
+
+def truth_with(fake: FakeRun, path: Path, **changes: dict) -> str:
+    """The truth with columns set for some images: `boxes` (x0 … y1 to match), `target`, `decoy`."""
+    rows = pq.read_table(fake.truth).to_pylist()
+    for row in rows:
+        boxes = changes.get("boxes", {}).get(row["image_id"])
+        if boxes is not None:
+            row |= dict(zip(("x0", "y0", "x1", "y1"), (boxes or [NONE])[0], strict=True))
+        first = [row["x0"], row["y0"], row["x1"], row["y1"]]
+        row["boxes"] = boxes if boxes is not None else [first] if row["poisoned"] else []
+        row["target"] = changes.get("target", {}).get(row["image_id"], row["target"])
+        row["decoy"] = row["image_id"] in changes.get("decoy", {})
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return str(path)
+
+
+def scored(fake: FakeRun, truth_uri: str) -> Scored:
+    run, truth = Folder(fake.run), read_truth(truth_uri)
+    return scored_poisoned(run, truth, *poison_clusters(run, truth))
+
+
+def test_the_new_columns_alone_change_nothing(fake: FakeRun, tmp_path: Path) -> None:
+    plain = detection_metrics(fake.run, fake.truth)
+    assert detection_metrics(fake.run, truth_with(fake, tmp_path / "truth.parquet")) == plain
+
+
+def test_a_window_may_meet_any_patch(fake: FakeRun, tmp_path: Path) -> None:
+    """A second patch right under the window of an image whose first patch was missed makes a hit."""
+    plain = scored(fake, fake.truth)
+    hit_S = plain.iou(plain.box_S4) >= 0.5
+    missed = int(torch.nonzero(~hit_S & plain.whole).flatten()[0])
+    image_id, side = plain.image_id[missed], HEIGHT / SIDE
+    x0, y0, x1, y1 = plain.box_S4[missed].tolist()
+    left = (WIDTH - HEIGHT) / 2
+    under = [round(x0 * side + left), round(y0 * side), round(x1 * side + left), round(y1 * side)]
+    truth = truth_with(
+        fake, tmp_path / "truth.parquet", boxes={image_id: [list(fake.poisoned[image_id]), under]}
+    )
+    more = scored(fake, truth)
+    assert more.image_id == plain.image_id and more.true_ST4.shape[1] == 2
+    found_S = more.iou(more.box_S4) >= 0.5
+    assert found_S[missed] and torch.equal(
+        found_S[torch.arange(len(hit_S)) != missed], hit_S[torch.arange(len(hit_S)) != missed]
+    )
+
+
+def test_cut_cropped_out_and_boxless_triggers_are_told_apart(fake: FakeRun, tmp_path: Path) -> None:
+    plain = scored(fake, fake.truth)
+    assert (plain.whole.sum(), plain.cut.sum()) == (9, 1)
+    cut, gone, half, without = [plain.image_id[i] for i in torch.nonzero(plain.whole).flatten()[:4]]
+    truth = truth_with(
+        fake,
+        tmp_path / "truth.parquet",
+        # Four columns of the 48 go on each side.
+        boxes={
+            cut: [[0, 10, 12, 22]],
+            gone: [[0, 0, 4, 8]],
+            half: [[0, 0, 4, 8], [20, 10, 32, 22]],
+            without: [],
+        },
+    )
+    got, before = detection_metrics(fake.run, truth), detection_metrics(fake.run, fake.truth)
+    assert got["trigger_detection_n_cut"] == 2
+    assert got["trigger_detection_n_cropped_out"] == 1
+    assert got["trigger_detection_n_without_box"] == 1
+    assert got["n_scored_poisoned"] == 10
+    now = scored(fake, truth)
+    judged = [i for i in range(10) if now.image_id[i] not in (cut, gone, without) and plain.whole[i]]
+    iou_S = now.iou(now.box_S4)
+    assert now.whole.nonzero().flatten().tolist() == judged
+    assert got["trigger_detection_accuracy"] == pytest.approx(float((iou_S[judged] >= 0.5).float().mean()))
+    for key in ("recall", "precision", "false_positive_rate", "top20_precision"):
+        assert got[key] == before[key]
+
+
+def test_an_attack_without_boxes_has_no_trigger_detection(fake: FakeRun, tmp_path: Path) -> None:
+    truth = truth_with(fake, tmp_path / "truth.parquet", boxes={i: [] for i in fake.poisoned})
+    got = detection_metrics(fake.run, truth)
+    assert got["trigger_detection_accuracy"] is got["trigger_detection_accuracy_cut"] is None
+    assert got["trigger_detection_n_without_box"] == got["n_scored_poisoned"] == 10
+    assert got["recall"] == pytest.approx(18 / 20)
+
+
+def test_decoys_are_neither_poison_nor_false_alarms(fake: FakeRun, tmp_path: Path) -> None:
+    (wrong,) = fake.removed - set(fake.poisoned)
+    kept = [i for i in image_ids()[31:40] if i not in fake.removed]
+    # A poisoned image that carries a decoy, too, stays poison.
+    decoys = [wrong, *kept, next(iter(fake.poisoned))]
+    truth = truth_with(fake, tmp_path / "truth.parquet", decoy=dict.fromkeys(decoys))
+    got, before = detection_metrics(fake.run, truth), detection_metrics(fake.run, fake.truth)
+    assert got["n_decoys"] == 1 + len(kept)
+    assert got["decoys_removed"] == pytest.approx(1 / (1 + len(kept)))
+    assert got["false_positive_rate"] == 0 < before["false_positive_rate"]
+    assert got["precision"] == 1 > before["precision"]
+    assert got["families"]["0"]["n_removed"] == 18 and got["n_removed"] == 19
+    assert got["recall"] == before["recall"]
+
+
+def test_recall_and_families_of_two_attackers(fake: FakeRun, tmp_path: Path) -> None:
+    ids = list(fake.poisoned)
+    target = {i: "cat" if n < 12 else "" for n, i in enumerate(ids)}
+    truth = truth_with(fake, tmp_path / "truth.parquet", target=target)
+    run = Folder(str(shutil.copytree(fake.run, tmp_path / "run")))
+    # Family 1: all that was removed of the first attacker, and two of the second's; family 2: the rest.
+    of_family = {i: 1 if n < 14 else 2 for n, i in enumerate(ids)}
+    verdicts = run / "06_verdicts"
+    for name in verdicts.parts():
+        table = verdicts.read_table(name)
+        family = [of_family.get(i, 2) for i in table["image_id"].to_pylist()]
+        column = table.column_names.index("family")
+        verdicts.write_table(name, table.set_column(column, "family", pa.array(family, pa.int32())))
+    got = detection_metrics(run.uri, truth)
+    assert got["recall_by_target"] == {"any": pytest.approx(6 / 8), "cat": 1.0}
+    assert got["families"] == {
+        "1": {"n_removed": 14, "main_target": "cat", "purity": pytest.approx(12 / 14), "recall": 1.0},
+        "2": {"n_removed": 5, "main_target": "any", "purity": pytest.approx(4 / 5), "recall": 4 / 8},
+    }
+
+
+def test_a_truth_that_names_no_targets(fake: FakeRun, tmp_path: Path) -> None:
+    pq.write_table(pq.read_table(fake.truth).drop_columns(["target"]), tmp_path / "truth.parquet")
+    got = detection_metrics(fake.run, str(tmp_path / "truth.parquet"))
+    assert got["recall_by_target"] == {} and got["families"]["0"]["main_target"] is None
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    width=st.integers(24, 120),
+    height=st.integers(24, 120),
+    place=st.tuples(st.floats(0, 1), st.floats(0, 1)),
+    size=st.integers(16, 48),
+)
+def test_a_box_lies_where_the_decoder_puts_its_pixels(width, height, place, size) -> None:
+    """The trigger painted white on black and decoded: what is bright is what the mapped box covers."""
+    side = 12
+    x0, y0 = (round(share * (length - side)) for share, length in zip(place, (width, height), strict=True))
+    image = Image.new("RGB", (width, height))
+    image.paste((255, 255, 255), (x0, y0, x0 + side, y0 + side))
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    pixels = torch.from_numpy(decode(file.getvalue(), size, max_pixels=10**6)).float().mean(dim=0) / 255
+    box_N4, visible_N = map_box(
+        torch.tensor([[x0, y0, x0 + side, y0 + side]]), torch.tensor([width]), torch.tensor([height]), size
+    )
+    scale = size / min(width, height)
+    seen = float(pixels.sum()) / (side * scale) ** 2
+    assert seen == pytest.approx(float(visible_N[0]), abs=0.12 + 2.5 / (side * scale))
+    if visible_N[0] == 1:
+        ys, xs = torch.nonzero(pixels > 0.5, as_tuple=True)
+        bright = torch.tensor([[int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1]])
+        assert iou(bright, box_N4)[0] >= 0.5 and (bright - box_N4).abs().max() <= 1

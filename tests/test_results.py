@@ -1,0 +1,73 @@
+"""Rows and Markdown of the results table."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from poisoncam_ray.artifact import Folder
+from poisoncam_ray.evaluate.results import gaps, single_figures, write_results
+
+METRICS = {
+    "recall": 0.5,
+    "precision": None,
+    "n_removed": 7,
+    "probes_labels": "those of the never-poisoned corpus",
+    "recall_by_target": {"3": 0.5},
+    "strategies": {"gradcam": {"accuracy": 0.25}},
+    "probes": {
+        "threat": {"knn": {"acc_clean": 0.4, "acc_patched": 0.1, "asr": 0.9}},
+        "cleaned": {"knn": {"acc_clean": 0.4, "acc_patched": 0.4, "asr": 0.07}},
+        "never_poisoned": {"knn": {"acc_clean": 0.5, "acc_patched": 0.35, "asr": None}},
+    },
+}
+
+
+def test_figures_carry_the_path_to_them() -> None:
+    got = single_figures(METRICS)
+    assert list(got)[:3] == ["recall", "precision", "n_removed"]
+    assert got["gradcam accuracy"] == 0.25 and got["threat knn asr"] == 0.9
+    assert len(got) == 3 + 1 + 9 and "recall_by_target" not in got
+
+
+def test_gaps_are_cleaned_less_never_poisoned() -> None:
+    got = gaps(METRICS)
+    assert got == {
+        "cleaned less never_poisoned knn acc_clean": pytest.approx(-0.1),
+        "cleaned less never_poisoned knn acc_patched": pytest.approx(0.05),
+        "cleaned less never_poisoned knn asr": None,
+    }
+    assert gaps({"probes": {"threat": METRICS["probes"]["threat"]}}) == gaps({}) == {}
+
+
+def row(seed: int, share: float, recall: float, kind: str = "patch", **more: object) -> dict:
+    made = {"seed": seed, "kind": kind, "share": share, "poison_rate": share / 10}
+    return made | {"trigger": "t", "target": "3", "recall": recall} | more
+
+
+def test_a_table_for_each_kind_and_share_and_every_row_in_the_csv(tmp_path: Path) -> None:
+    clean = {"seed": 1, "kind": "clean", "share": 0.0, "poison_rate": 0.0, "n_removed": 0}
+    rows = [
+        clean | {"verdict": "no_evidence"},
+        clean | {"seed": 2, "n_removed": 4, "verdict": "poison"},
+        row(1, 1.0, 0.8),
+        row(2, 1.0, 1.0, asr=None),
+        row(1, 0.5, 0.25),
+        row(1, 0.5, 0.75, "blended"),
+    ]
+    out = Folder(str(tmp_path))
+    write_results(out, rows)
+    text = out.read_bytes("results.md").decode()
+    assert [line for line in text.splitlines() if line.startswith("## ")] == [
+        "## Never poisoned: 2 runs, nothing removed in 1",
+        "## patch, share 1, 10.00% of the corpus: 2 runs",
+        "## patch, share 0.5, 5.00% of the corpus: 1 run",
+        "## blended, share 0.5, 5.00% of the corpus: 1 run",
+    ]
+    assert "| recall | 0.900 ± 0.100 | 0.800 – 1.000 | 2 |" in text
+    assert "| verdict | no_evidence 1, poison 1 | | 2 |" in text
+    assert "asr" not in text and "| seed" not in text
+    with (tmp_path / "results.csv").open() as file:
+        read = list(csv.DictReader(file))
+    assert [line["recall"] for line in read] == ["", "", "0.8", "1.0", "0.25", "0.75"]
+    assert [line["verdict"] for line in read[:3]] == ["no_evidence", "poison", ""]

@@ -1,0 +1,152 @@
+"""The results table: which runs there are, what is done again and what is not. The stages are not run."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from poisoncam_ray.artifact import Folder, Ledger, Manifest
+from poisoncam_ray.config import Config
+from poisoncam_ray.errors import UserError
+from poisoncam_ray.evaluate import corpora, table
+from poisoncam_ray.evaluate.corpora import Attacked
+from poisoncam_ray.evaluate.table import Setting, make_table
+from poisoncam_ray.progress import Progress
+from tests.small import draw_small
+
+FIGURES = {"acc_clean": 0.4, "acc_patched": 0.3, "asr": 0.2}
+
+
+class FakeRunner:
+    runs: list[tuple[str, str | None, int]]
+
+    def __init__(self, input_uri: str, output_uri: str, config: Config, stages: list) -> None:
+        self.out, self.stages = Folder(output_uri), stages
+        self.runs.append((output_uri.rpartition("/")[2], config.encoder.checkpoint, len(stages)))
+
+    def run(self, progress: Progress) -> list:
+        for stage in self.stages:
+            facts = {"verdict": "no_evidence"} if stage.name == "04_search" else {}
+            Manifest({}, {}, "0", Ledger(100, 97, 3), facts=facts).write(self.out / stage.name)
+        return []
+
+
+@pytest.fixture
+def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
+    """Nothing is trained, attacked or measured: {run, retrain} of every evaluation is noted."""
+    noted: list[tuple[str, bool]] = []
+
+    def evaluate(run: str, truth: str, strategies=(), validation=None, never=None, progress=None) -> dict:
+        noted.append((run, never is not None))
+        models = ("threat", "cleaned", "never_poisoned") if never else ("threat",)
+        return {"recall": 1.0, "probes": {model: {"knn": FIGURES} for model in models}}
+
+    monkeypatch.setattr(FakeRunner, "runs", [], raising=False)
+    monkeypatch.setattr(table, "Runner", FakeRunner)
+    monkeypatch.setattr(table, "evaluate_run", evaluate)
+    monkeypatch.setattr(table, "probe", lambda *_: {"knn": FIGURES})
+    monkeypatch.setattr(table, "take_classes", lambda *_: None)
+    monkeypatch.setattr(Attacked, "poison", lambda *_: {"poison_rate": 0.01})
+    monkeypatch.setattr(Attacked, "patch", lambda *_: None)
+    return noted
+
+
+def setting(**changes: Any) -> Setting:
+    return Setting("train", "val", ("a/red.png", "a/blue.png"), (1, 2), tuple(range(20)), **changes)
+
+
+def test_every_combination_is_run_once_and_not_again(evaluated: list, tmp_path: Path) -> None:
+    asked = setting(shares=(1.0, 0.5), kinds=("patch", "frequency"))
+    rows = make_table(asked, Config(), Folder(str(tmp_path)), Progress())
+    # A kind that makes its own trigger has one run for all triggers.
+    assert len(rows) == len(evaluated) == len({run for run, _ in evaluated}) == 2 * 2 * (2 + 1)
+    assert {(row["kind"], row["share"], row["trigger"]) for row in rows if row["seed"] == 1} == {
+        (kind, share, trigger)
+        for share in (1.0, 0.5)
+        for kind, trigger in (("patch", "red"), ("patch", "blue"), ("frequency", "own"))
+    }
+    assert all(row["asr_never_poisoned"] == 0.2 and row["poison_rate"] == 0.01 for row in rows)
+    assert make_table(asked, Config(), Folder(str(tmp_path)), Progress()) == rows
+    assert len(evaluated) == len(rows)
+
+
+def test_a_table_that_is_asked_for_more_keeps_what_it_has(evaluated: list, tmp_path: Path) -> None:
+    out = Folder(str(tmp_path))
+    make_table(setting(), Config(), out, Progress())
+    evaluated.clear()
+    rows = make_table(setting(retrain=True), Config(), out, Progress())
+    assert all(retrain for _, retrain in evaluated) and len(evaluated) == len(rows) == 4
+    assert rows[0]["cleaned knn asr"] == 0.2 and rows[0]["cleaned less never_poisoned knn asr"] == 0
+    evaluated.clear()
+    assert make_table(setting(), Config(), out, Progress()) == rows and not evaluated
+
+
+def test_the_peer_searches_on_the_same_encoder(
+    evaluated: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(table, "PEER", "sliding")
+    rows = make_table(setting(peer=True), Config(), Folder(str(tmp_path)), Progress())
+    assert all(row["peer recall"] == 1.0 for row in rows)
+    peers = [checkpoint for name, checkpoint, _ in FakeRunner.runs if name == "peer"]
+    assert len(set(peers)) == 4 and all(path.endswith("/run/01_encoder/model.safetensors") for path in peers)
+    monkeypatch.setattr(table, "PEER", "nonsense")
+    with pytest.raises(UserError, match="The peer's search does not fit"):
+        make_table(setting(peer=True), Config(), Folder(str(tmp_path)), Progress())
+
+
+def test_a_clean_corpus_has_a_row_of_its_own(evaluated: list, tmp_path: Path) -> None:
+    rows = make_table(setting(clean=True), Config(), Folder(str(tmp_path)), Progress())
+    clean = [row for row in rows if row["kind"] == "clean"]
+    assert len(clean) == 2 and len(rows) == 6
+    assert (clean[0]["n_removed"], clean[0]["removed_share"]) == (3, 0.03)
+    assert clean[0]["verdict"] == "no_evidence"
+    assert {stages for name, _, stages in FakeRunner.runs if name == "never-poisoned"} == {9}
+
+
+def test_more_classes_than_labels_are_refused() -> None:
+    with pytest.raises(UserError, match="21 classes cannot be drawn from 20 labels"):
+        setting(n_classes=21)
+
+
+def attacked(kind: str, trigger: str = "generated:7") -> Attacked:
+    return Attacked(kind, 0.5, trigger, "1", 0.3, 4, n_classes=5)
+
+
+def test_an_attack_is_made_once_and_its_trigger_goes_on_the_validation_set(tmp_path: Path) -> None:
+    clean = Folder(str(draw_small(tmp_path / "clean", n_images=40)))
+    poisoned, patched = Folder(str(tmp_path / "poisoned")), Folder(str(tmp_path / "patched"))
+    # What a killed table left half done is begun anew.
+    poisoned.write_bytes("corpus/half", b"x")
+    made = attacked("patch").poison(clean, poisoned)
+    assert made["n_poisoned"] == 5 and not poisoned.exists("corpus/half")
+    assert attacked("patch").poison(clean, poisoned) == made
+    attacked("patch").patch(clean, poisoned, patched)
+    there = patched.read_json("attack.json")
+    assert there["n_poisoned"] == 40 and there["triggers"] == made["triggers"]
+    assert attacked("patch").name == "patch/share-0.5/generated-7"
+
+
+def test_each_kind_is_asked_for_in_its_own_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, tuple, dict]] = []
+
+    def note(_: str, out: str, *arguments: Any, **named: Any) -> None:
+        calls.append((out.rpartition("/")[2], arguments, named))
+        Folder(out).write_json("attack.json", {"trigger_files": ["triggers/crop.png"]})
+
+    monkeypatch.setattr(corpora, "poison_corpus", note)
+    monkeypatch.setattr(corpora, "patch_corpus", note)
+    clean, base = Folder("clean"), Folder(str(tmp_path))
+    for kind, trigger in (("untargeted", "t.png"), ("large", "t.png"), ("natural", "")):
+        poisoned = base / kind / "poisoned"
+        attacked(kind, trigger).poison(clean, poisoned)
+        attacked(kind, trigger).patch(clean, poisoned, base / kind / "patched")
+    untargeted, large, natural = calls[:2], calls[2:4], calls[4:]
+    # As many images as half of one class of five.
+    assert untargeted[0][1:] == (
+        ([], ["t.png"]),
+        {"share": 0.1, "seed": 4, "kind": "untargeted", "width": 0.3},
+    )
+    assert untargeted[1][1] == ("", "t.png")
+    assert large[0][1] == (["1"], ["t.png"]) and "width" not in large[0][2] | large[1][2]
+    assert natural[0][1] == (["1"], [])
+    assert natural[1][1] == ("1", f"{base.uri}/natural/poisoned/triggers/crop.png")
