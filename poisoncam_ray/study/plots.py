@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "poisoncam_ray",
     "font.size": 8,
+    "font.sans-serif": ["DejaVu Sans"],
     "axes.grid": True,
     "grid.linewidth": 0.3,
     "axes.spines.top": False,
@@ -26,24 +28,23 @@ STYLE: Any = {
 }
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#666666", "#aaaaaa")
 """Okabe and Ito's, which colour-blind readers tell apart; references in grey come last."""
-MARKERS = "osD^vPX."
+MARKERS = "osD^vPX*"
 
 
-def cost_plot(panels: Mapping[str, Sequence[Line]], flops_forward: float) -> str:
+def cost_plot(panels: Mapping[str, Sequence[Line]], masks: Sequence[int], flops_forward: float) -> str:
     """Accuracy over forwards a candidate, one panel a score; above it the same cost in GFLOPs."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(3.2 * len(panels) + 1.4, 3.4), layout="constrained")
         axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for at, (title, lines) in zip(axes, panels.items(), strict=True):
             at.set_xscale("log", base=2)
-            at.xaxis.set_major_formatter("{x:g}")
+            _ticks(at, [1, *masks])
             _draw(at, lines)
             at.set_title(f"score: {title}")
             at.set_xlabel("forwards of a candidate")
-            above = at.secondary_xaxis(
-                "top",
-                functions=(lambda x: x * flops_forward / 1e9, lambda g: g * 1e9 / max(flops_forward, 1)),
-            )
+            above = at.secondary_xaxis("top")
+            above.set_xticks([1, *masks], [f"{b * flops_forward / 1e9:.3g}" for b in (1, *masks)])
+            above.minorticks_off()
             above.set_xlabel("GFLOPs of the encoder")
         axes[0].set_ylabel("trigger detection accuracy (IoU ≥ 0.5)")
         return _svg(figure, axes[0])
@@ -57,8 +58,7 @@ def axis_plot(lines: Sequence[Line], label: str, log: bool = False) -> str:
         values = sorted({x for line in lines for x in line.x})
         if log:
             at.set_xscale("log", base=2)
-        at.set_xticks(values, [f"{value:g}" for value in values])
-        at.minorticks_off()
+        _ticks(at, values)
         _draw(at, lines)
         at.set_xlabel(label)
         at.set_ylabel("trigger detection accuracy (IoU ≥ 0.5)")
@@ -77,11 +77,15 @@ def rate_plot(rates: Rates) -> str:
         at = figure.subplots()
         values = [100 * rate for rate in rates]
         at.set_xscale("log")
-        at.set_xticks(values, [f"{value:g}" for value in values])
-        at.minorticks_off()
+        _ticks(at, values)
         _draw(at, lines)
         at.set_xlabel("poisoned images, % of the corpus")
         return _svg(figure, at)
+
+
+def _ticks(at: Axes, values: Sequence[float]) -> None:
+    at.set_xticks(values, [f"{value:g}" for value in values])
+    at.minorticks_off()
 
 
 def _draw(at: Axes, lines: Sequence[Line]) -> None:
@@ -107,4 +111,6 @@ def _svg(figure: Figure, named: Axes) -> str:
     # The date of drawing would make every file another one.
     metadata: dict[str, Any] = {"Date": None, "Creator": None}
     figure.savefig(sink, format="svg", metadata=metadata)
-    return sink.getvalue()
+    # Indentation, and what is finer than a hundredth of a pixel, are half of the file.
+    fine = re.sub(r"(\d\.\d\d)\d+", r"\1", sink.getvalue())
+    return "\n".join(line.strip() for line in fine.splitlines()) + "\n"

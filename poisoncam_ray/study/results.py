@@ -34,7 +34,9 @@ def write_results(rows: pa.Table, grid: Grid, out: Folder, table: Folder | None 
     # Runs with other encoders have another axis of FLOPs: theirs is in the tables.
     plots = {
         "accuracy_by_forwards.svg": cost_plot(
-            {score: over_cost(cube, grid, score) for score in grid.scores}, float(flops[flops > 0].mean())
+            {score: over_cost(cube, grid, score) for score in grid.scores},
+            sorted(grid.masks),
+            float(flops[flops > 0].mean()),
         )
     }
     for axis, label in LABELS.items():

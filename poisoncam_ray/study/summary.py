@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -50,8 +51,15 @@ class Cube:
     values: dict[str, Array]
     seed: int
 
+    @cached_property
+    def _number(self) -> dict[tuple[Any, ...], int]:
+        return {tuple(setting[key] for key in SETTING): i for i, setting in enumerate(self.settings)}
+
     def where(self, **wanted: Any) -> list[int]:
         """Numbers of the settings with these values; None stands for "says nothing" (plan.SCHEMA)."""
+        if len(wanted) == len(SETTING):
+            found = self._number.get(tuple(wanted[key] for key in SETTING))
+            return [] if found is None else [found]
         return [
             i
             for i, setting in enumerate(self.settings)
@@ -61,9 +69,7 @@ class Cube:
     def estimates(self, v_SR: Array) -> list[Estimate]:
         """One a row: the percentile bootstrap over runs, the same draws of runs for every row, so that
         differences of rows may be given as well."""
-        known_SR = ~np.isnan(v_SR)
-        filled_SR = np.where(known_SR, v_SR, 0.0)
-        mean_S = _divided(filled_SR.sum(axis=1), known_SR.sum(axis=1))
+        known_SR, filled_SR, mean_S = _means(v_SR)
         if len(self.runs) < 2:
             return [Estimate(float(mean), math.nan, math.nan) for mean in mean_S]
         weight_TR = np.random.default_rng(self.seed).multinomial(
@@ -89,15 +95,14 @@ class Cube:
 
     def best(self, rows: Sequence[int], measure: str = "accuracy") -> int:
         """The setting of greatest mean; among equals the first."""
-        mean_S = [estimate.mean for estimate in self.estimate(rows, measure)]
+        _, _, mean_S = _means(self.values[measure][list(rows)])
         return rows[int(np.argmax(np.nan_to_num(mean_S, nan=-1.0)))]
 
     def chosen_elsewhere(self, rows: Sequence[int], measure: str = "accuracy") -> Estimate:
         """What the best of `rows` is worth on a run that had no say in the choice: for every run, the setting
         that is best on the other runs. Nan for a single run."""
         v_SR = self.values[measure][list(rows)]
-        known_SR = ~np.isnan(v_SR)
-        filled_SR = np.where(known_SR, v_SR, 0.0)
+        known_SR, filled_SR, _ = _means(v_SR)
         others_SR = _divided(
             filled_SR.sum(axis=1, keepdims=True) - filled_SR, known_SR.sum(axis=1, keepdims=True) - known_SR
         )
@@ -130,7 +135,7 @@ def summary_of(cube: Cube) -> pa.Table:
     for name in ("n", "hits"):
         columns[name] = np.nansum(cube.values[name], axis=1).astype(np.int64)
     for name in COSTS:
-        columns[name] = [estimate.mean for estimate in cube.estimates(cube.values[name])]
+        columns[name] = _means(cube.values[name])[2]
     for name in MEASURES:
         estimates = cube.estimates(cube.values[name])
         columns[name] = [_known(estimate.mean) for estimate in estimates]
@@ -138,6 +143,13 @@ def summary_of(cube: Cube) -> pa.Table:
         columns[f"{name}_high"] = [_known(estimate.high) for estimate in estimates]
     types = {"score": pa.string(), "masks": pa.int64(), "cell": pa.float64()}
     return pa.table({key: pa.array(value, types.get(key)) for key, value in columns.items()})
+
+
+def _means(v_SR: Array) -> tuple[NDArray[np.bool_], Array, Array]:
+    """known_SR, v_SR with zeros for what is not known, and mean_S of what is."""
+    known_SR = ~np.isnan(v_SR)
+    filled_SR = np.where(known_SR, v_SR, 0.0)
+    return known_SR, filled_SR, _divided(filled_SR.sum(axis=1), known_SR.sum(axis=1))
 
 
 def _known(value: float) -> float | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
+import numpy as np
+
 from poisoncam_ray.study.grid import READS_CELL, REFERENCES, Grid
 from poisoncam_ray.study.lines import around_base, best_score
 from poisoncam_ray.study.poison_rate import MARKS, Rates
@@ -30,13 +32,13 @@ def _head(cube: Cube, grid: Grid) -> Iterator[str]:
     yield ""
     yield (
         f"{len(cube.runs)} runs, {int(n.sum())} poisoned images in all (at most {grid.images} a run), "
-        f"{len(cube.settings):,} settings. Accuracy: the share of images whose candidate window has IoU ≥ 0.5 "
-        "with the true trigger. In brackets: 95 % intervals, from drawing the runs anew (bootstrap), since the "
-        "images of one run are not independent."
+        f"{len(cube.settings):,} settings. Accuracy: the share of images whose candidate window has "
+        "IoU ≥ 0.5 with the true trigger. In brackets: 95 % intervals, from drawing the runs anew "
+        "(bootstrap), since the images of one run are not independent."
     )
     if len(cube.runs) < FEW_RUNS:
         yield ""
-        yield f"**With fewer than {FEW_RUNS} runs these intervals are too narrow, or none: take them as a hint.**"
+        yield f"**With fewer than {FEW_RUNS} runs the intervals are too narrow, or none: a hint, no more.**"
     yield ""
     yield (
         f"What is not named in a table stays at the base: K = {base.k_factor:g}·√N, B = {base.masks}, cells "
@@ -101,7 +103,7 @@ def _winners(cube: Cube, grid: Grid) -> Iterator[str]:
                     for row in cube.where(**around_base(grid, strategy, score, **changed))
                 ]
                 best[strategy] = cube.best(rows)
-            order = sorted(best.values(), key=lambda row: -cube.estimate([row])[0].mean)
+            order = sorted(best.values(), key=lambda row: -np.nanmean(cube.values["accuracy"][row]))
             cells: list[object] = [masks, f"{cell:g}"]
             for row in order[:2]:
                 how = cube.settings[row]
