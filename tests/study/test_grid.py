@@ -55,7 +55,7 @@ def test_a_file_that_is_no_grid_is_told(tmp_path, content, told):
 
 
 def test_an_unknown_grid_names_those_there_are():
-    with pytest.raises(UserError, match="no grid 'huge'.*full, small"):
+    with pytest.raises(UserError, match=r"no grid 'huge'.*full, small"):
         load_grid("huge")
 
 

@@ -1,7 +1,5 @@
 """Passes over a run written by hand, and the reading of masks against the method's own function."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -72,7 +70,7 @@ def test_one_pass_reads_as_the_method_does_one_setting_at_a_time(todo):
 def test_clusters_are_those_of_k_means_on_the_stored_features(fake, one, prepared):
     looked = read_looked(prepared, GRID)
     parts = [read_features(Folder(fake.run) / "02_features", f"part-{i:06d}.parquet") for i in range(3)]
-    ids, f_ND = sum((part[0] for part in parts), []), torch.cat([part[1] for part in parts])
+    ids, f_ND = [j for part in parts for j in part[0]], torch.cat([part[1] for part in parts])
     for factor in GRID.k_factors:
         k = auto_k(len(ids), factor)
         assert torch.equal(looked.c_KD[factor], kmeans(f_ND, k, 20, 0))
@@ -100,7 +98,7 @@ def test_images_are_poisoned_ones_drawn_by_seed(fake, one, tmp_path, monkeypatch
 
 def test_a_run_without_boxes_is_told(tmp_path):
     fake = make_fake_run(tmp_path, poison=False)
-    with pytest.raises(UserError, match="No poisoned image .* has a box"):
+    with pytest.raises(UserError, match=r"No poisoned image .* has a box"):
         prepare(StudyRun("a", fake.run, fake.truth), GRID, Folder(str(tmp_path / "out")))
 
 
