@@ -49,7 +49,7 @@ def best_score(cube: Cube, grid: Grid, strategy: str) -> str | None:
 
 def over_cost(cube: Cube, grid: Grid, score: str) -> list[Line]:
     """Accuracy over forwards a candidate, a line a strategy. Grad-CAM, whatever the score, stands at what
-    it costs in forwards; luck, which costs none, at the left edge of the masks."""
+    it costs in forwards; luck, which costs none, is a level."""
     lines = []
     for strategy in grid.strategies:
         rows = cube.where(**around_base(grid, strategy, score))
@@ -59,8 +59,7 @@ def over_cost(cube: Cube, grid: Grid, score: str) -> list[Line]:
             equal = cube.values["flops"][rows] / cube.values["flops_forward"][rows]
             x = [estimate.mean for estimate in cube.estimates(equal)]
         elif strategy == "random_window":
-            # On a logarithmic axis 0 has no place.
-            x = [1.0 for _ in rows]
+            x, rows = [1.0, float(max(grid.masks))], rows * 2
         else:
             x = [estimate.mean for estimate in cube.estimate(rows, "forwards")]
         lines.append(_line(strategy, None, x, cube.estimate(rows)))

@@ -43,7 +43,7 @@ def cost_plot(panels: Mapping[str, Sequence[Line]], masks: Sequence[int], flops_
             at.set_title(f"score: {title}")
             at.set_xlabel("forwards of a candidate")
             above = at.secondary_xaxis("top")
-            above.set_xticks([1, *masks], [f"{b * flops_forward / 1e9:.3g}" for b in (1, *masks)])
+            above.set_xticks([1, *masks], [_short(b * flops_forward / 1e9) for b in (1, *masks)])
             above.minorticks_off()
             above.set_xlabel("GFLOPs of the encoder")
         axes[0].set_ylabel("trigger detection accuracy (IoU ≥ 0.5)")
@@ -83,6 +83,11 @@ def rate_plot(rates: Rates) -> str:
         return _svg(figure, at)
 
 
+def _short(value: float) -> str:
+    """Two digits that say something, never an exponent for what is large."""
+    return f"{float(f'{value:.2g}'):g}"
+
+
 def _ticks(at: Axes, values: Sequence[float]) -> None:
     at.set_xticks(values, [f"{value:g}" for value in values])
     at.minorticks_off()
@@ -117,7 +122,8 @@ def _svg(figure: Figure, named: Axes) -> str:
 def _smaller(svg: str) -> str:
     """The same drawing in half the bytes: without indentation and what is finer than a hundredth of a pixel,
     every style told once."""
-    svg = re.sub(r"(\d\.\d\d)\d+", r"\1", svg)
+    # Coordinates only: a number before "<" is a label.
+    svg = re.sub(r"(\d\.\d\d)\d+(?![\d<])", r"\1", svg)
     styles = {style: f"s{i}" for i, style in enumerate(dict.fromkeys(re.findall(r'style="([^"]*)"', svg)))}
     svg = re.sub(r'style="([^"]*)"', lambda found: f'class="{styles[found[1]]}"', svg)
     rules = "".join(f".{name}{{{style}}}\n" for style, name in styles.items())

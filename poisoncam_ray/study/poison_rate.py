@@ -14,7 +14,12 @@ from poisoncam_ray.artifact import Folder
 from poisoncam_ray.study.summary import Cube, Estimate
 
 RESULTS = "results.csv"
-MARKS = {"asr": "attack success", "recall": "recall", "false_positive_rate": "false positive rate"}
+MARKS = {
+    "asr": "attack success",
+    "trigger_detection_accuracy": "trigger detection accuracy",
+    "recall": "recall",
+    "false_positive_rate": "false positive rate",
+}
 
 Rates = dict[float, dict[str, Estimate]]
 

@@ -39,7 +39,7 @@ def invented_rows(grid: Grid, runs: int, seed: int = 0) -> pa.Table:
                             {"run": todo.run, "poison_rate": 0.01, "k_factor": factor, "k": 30}
                             | {"strategy": todo.strategy, "score": score, "masks": masks}
                             | {"cell": todo.cell, "cell_px": 8, "window": window, "window_px": 10}
-                            | {"forwards": forwards, "flops": 1e7 * forwards, "flops_forward": 1e7}
+                            | {"forwards": forwards, "flops": 12.345e6 * forwards, "flops_forward": 12.345e6}
                             | {"seconds": 0.1, "n": 20, "hits": hits, **measures}
                             | {"n_poison_clusters": 10, "hits_poison_clusters": hits // 2}
                             | {f"{key}_poison_clusters": value for key, value in measures.items()}
