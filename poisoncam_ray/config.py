@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
-Strategy = Literal["interval", "random", "full_coverage", "sliding", "keep_only", "mixed", "gradcam"]
+Strategy = Literal["interval", "random", "full_coverage", "sliding", "keep_only", "mixed"]
 
 
 class Section(BaseModel):
@@ -94,7 +94,8 @@ class Search(Section):
 
     how: ClassVar[frozenset[str]] = frozenset({"batch_size", "chunk"})
 
-    strategy: Strategy = "mixed"
+    strategy: Strategy | Literal["gradcam"] = "mixed"
+    """How the window is found: a kind of masks, or the peer's Grad-CAM."""
     score: Literal["hard", "margin", "distance"] = "distance"
     masks: Annotated[int, Field(ge=2)] = 128
     cell: Fraction = 0.125

@@ -1,4 +1,5 @@
-"""How well a run did, measured against truth (DESIGN §3). Nothing outside this package reads truth or labels.
+"""How well a run did, measured against truth (DESIGN §3). Nothing but this package and study/ reads truth
+or labels.
 
 Images are joined on image_id, part by part: memory grows with the poisoned images, not with the corpus.
 """

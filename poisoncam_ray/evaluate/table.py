@@ -27,7 +27,9 @@ from poisoncam_ray.progress import Progress
 
 # Beside the default strategy: the paper's own masks and score, the peer's Grad-CAM, and luck.
 STRATEGIES = ("full_coverage:hard", "gradcam", "random")
-PEER = "gradcam"
+PEER = {"strategy": "gradcam", "refine": False, "reading": "gain", "false_alarm_rate": 1.0}
+"""PatchSearch (Tejankar et al., arXiv 2304.01482): Grad-CAM's window, net gain of the own cluster, and always
+something to remove."""
 SHARDS = 3
 ROW = "row.json"
 
@@ -99,7 +101,7 @@ def make_table(setting: Setting, config: Config, out: Folder, progress: Progress
 
 def peer_config(config: Config, checkpoint: str) -> Config:
     """The peer's search on an encoder that is there. UserError when the search cannot be done so."""
-    search = config.search.model_dump() | {"strategy": PEER}
+    search = config.search.model_dump() | PEER
     tree = with_encoder(config, checkpoint).model_dump() | {"search": search}
     try:
         return Config.model_validate(tree)

@@ -102,17 +102,40 @@ def candidate_windows(
     m_BHW = m_BHW.to(x_NCHW)
     s_parts = []
     for i_M in torch.arange(n * b, device=x_NCHW.device).split(batch):
-        image_M, m_M1HW = i_M // b, m_BHW[i_M % b][:, None]
-        masked_MCHW = torch.lerp(fill_NC[image_M][:, :, None, None], x_NCHW[image_M], m_M1HW)
-        f_MD = encoder.embed(masked_MCHW)
-        s_parts.append(mask_scores(f_MD[:, None], own_N[image_M], c_KD, kind)[:, 0])
+        f_MD = encoder.embed(_masked(x_NCHW, m_BHW, fill_NC, i_M))
+        s_parts.append(mask_scores(f_MD[:, None], own_N[i_M // b], c_KD, kind)[:, 0])
     s_NB = torch.cat(s_parts).view(n, b)
-    keep_B = torch.as_tensor(keep_only, device=x_NCHW.device).expand(b)
-    a_NHW = torch.zeros_like(x_NCHW[:, 0])
+    a_NHW = combined_map(s_NB, m_BHW, torch.as_tensor(keep_only, device=x_NCHW.device).expand(b))
+    return best_window(a_NHW, window)[0], a_NHW
+
+
+def combined_map(s_NB: Tensor, m_BHW: Tensor, keep_B: Tensor) -> Tensor:
+    """a_NHW without a unit: the heat map of the hiding masks and that of the keep-only ones (`keep_B`, bool),
+    each standardised per image, added."""
+    a_NHW = torch.zeros(len(s_NB), *m_BHW.shape[1:], device=s_NB.device)
     for keep in (False, True):
         if (keep_B == keep).any():
             a_NHW += _standardised(heat_map(s_NB[:, keep_B == keep], m_BHW[keep_B == keep], keep))
-    return best_window(a_NHW, window)[0], a_NHW
+    return a_NHW
+
+
+@torch.inference_mode()
+def masked_features(encoder: Embedder, x_NCHW: Tensor, m_BHW: Tensor, fill_NC: Tensor, batch: int) -> Tensor:
+    """f_NBD: every image's feature under every mask, in shared batches of `batch`. For those who read one
+    pass in several ways; `candidate_windows` holds no more than a batch of features."""
+    n, b = len(x_NCHW), len(m_BHW)
+    m_BHW = m_BHW.to(x_NCHW)
+    parts = [
+        encoder.embed(_masked(x_NCHW, m_BHW, fill_NC, i_M))
+        for i_M in torch.arange(n * b, device=x_NCHW.device).split(batch)
+    ]
+    return torch.cat(parts).unflatten(0, (n, b))
+
+
+def _masked(x_NCHW: Tensor, m_BHW: Tensor, fill_NC: Tensor, i_M: Tensor) -> Tensor:
+    """masked_MCHW: of the N × B masked images, counted mask by mask within an image, those numbered `i_M`."""
+    image_M, m_M1HW = i_M // len(m_BHW), m_BHW[i_M % len(m_BHW)][:, None]
+    return torch.lerp(fill_NC[image_M][:, :, None, None], x_NCHW[image_M], m_M1HW)
 
 
 def _standardised(a_NHW: Tensor) -> Tensor:

@@ -14,8 +14,8 @@ from torch import Tensor
 DISTANCES_AT_ONCE = 1 << 24
 
 
-def auto_k(n: int) -> int:
-    """How many clusters for n images: 3·√n, at least 2 and at most a quarter of n.
+def auto_k(n: int, factor: float = 3) -> int:
+    """How many clusters for n images: `factor`·√n, at least 2 and at most a quarter of n.
 
     K must be several times the number of natural categories, so that poison gets clusters of its own
     (DESIGN §4); the factor 3 gives 1068 for the 126,689 images of the paper's ImageNet-100, which uses 1000.
@@ -24,7 +24,7 @@ def auto_k(n: int) -> int:
     """
     if n < 2:
         raise ValueError(f"clustering needs at least 2 images, got {n}")
-    return max(2, min(round(3 * math.sqrt(n)), n // 4))
+    return max(2, min(round(factor * math.sqrt(n)), n // 4))
 
 
 def kmeans(f_ND: Tensor, k: int, iterations: int, seed: int) -> Tensor:

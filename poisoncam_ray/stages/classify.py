@@ -1,5 +1,5 @@
-"""Classify: of each trigger family an ensemble trained on pastes of its top windows, and a threshold from data
-the defence has (DESIGN step 6). Without evidence of poison there is nothing to train."""
+"""Classify: of each trigger family an ensemble trained on pastes of its top windows, and a threshold from
+data the defence has (DESIGN step 6). Without evidence of poison there is nothing to train."""
 
 from __future__ import annotations
 
@@ -119,8 +119,8 @@ def families_of(triggers: pa.Table) -> list[int]:
 
 
 def with_roles(triggers: pa.Table, top_k: int, held_out: float, seed: int) -> pa.Table:
-    """The triggers with a `role`: of each family's best `top_k` a random share is held out to validate on, the
-    others train; the rest is unused, and so is what belongs to no family."""
+    """The triggers with a `role`: of each family's best `top_k` a random share is held out to validate on,
+    the others train; the rest is unused, and so is what belongs to no family."""
     roles = ["unused"] * len(triggers)
     family_of = triggers["family"].to_pylist()
     for family in sorted(set(family_of) - {0}):

@@ -1,0 +1,53 @@
+"""A grid of mask strategies, scores, B, cells, windows and K on finished runs, against their truth."""
+
+from typing import Annotated
+
+import typer
+
+from poisoncam_ray.cli import run_command
+from poisoncam_ray.errors import UserError
+
+
+def study(
+    output: Annotated[
+        str, typer.Option(help="folder for study.md, the tables and plots: empty, or to resume")
+    ],
+    run: Annotated[list[str] | None, typer.Option(help="a defence's --output; repeat, with --truth")] = None,
+    truth: Annotated[list[str] | None, typer.Option(help="that run's truth.parquet; repeat")] = None,
+    table: Annotated[str | None, typer.Option(help="instead: the --output of photographs.py")] = None,
+    grid: Annotated[str, typer.Option(help="small, full, or a YAML file")] = "small",
+    images: Annotated[int | None, typer.Option(help="poisoned images of a run, at most")] = None,
+    seed: Annotated[int | None, typer.Option(help="of images, masks and intervals")] = None,
+    workers: Annotated[int, typer.Option(help="tasks at once on the cluster", min=1)] = 2,
+    cpus: Annotated[float, typer.Option(help="that a task asks for")] = 1.0,
+    gpus: Annotated[float, typer.Option(help="that a task asks for")] = 0.0,
+) -> None:
+    """The defence must have got as far as its features; no encoder is trained. Killed, the same command
+    resumes."""
+    from poisoncam_ray.study.grid import load_grid
+
+    chosen = load_grid(grid, images, seed)
+    if (table is None) == (not run):
+        raise UserError("Give either --table, or --run with --truth for every run.")
+    from poisoncam_ray.artifact import Folder, absolute
+    from poisoncam_ray.config import Resources
+    from poisoncam_ray.progress import Progress
+    from poisoncam_ray.study.job import begin, rows, run_tasks, unmeasured
+    from poisoncam_ray.study.results import write_results
+    from poisoncam_ray.study.runs import found, given
+
+    runs = found(table) if table else given(run or (), truth or ())
+    out, progress = Folder(absolute(output)), Progress()
+    begin(runs, chosen, out)
+    if unmeasured(runs, chosen, out):
+        from poisoncam_ray.stages.dataflow import connect
+
+        connect()
+        resources = Resources(actors=workers, cpus_per_actor=cpus, gpus_per_actor=gpus)
+        run_tasks(runs, chosen, out, resources, progress)
+    write_results(rows(out), chosen, out, Folder(table) if table else None)
+    progress.console.print(f"study  {output}/study.md", markup=False)
+
+
+if __name__ == "__main__":
+    run_command(study)

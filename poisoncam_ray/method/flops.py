@@ -1,0 +1,36 @@
+"""What one image costs the encoder, counted and not timed: the same on every machine.
+
+D feature dimensions   x_1CHW one grey image
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from poisoncam_ray.method.encoder import Encoder
+from poisoncam_ray.method.gradcam import gradcam
+
+
+@torch.no_grad()
+def forward_flops(encoder: Encoder) -> int:
+    """Floating point operations of one image's feature: two for every multiplication with its addition, in
+    matrix products and convolutions (torch's counter leaves out the rest, which is small)."""
+    return _count(encoder, encoder)
+
+
+def gradcam_flops(encoder: Encoder) -> int:
+    """The same of one Grad-CAM map: a forward pass, and the gradient back to the last feature map."""
+    c_1D = torch.ones(1, encoder.dim, device=encoder.pixel_mean.device)
+    return _count(encoder, lambda x_1CHW: gradcam(encoder, x_1CHW, c_1D))
+
+
+def _count(encoder: Encoder, work: Callable[[Tensor], Tensor]) -> int:
+    size = encoder.image_size
+    x_1CHW = torch.full((1, 3, size, size), 0.5, device=encoder.pixel_mean.device)
+    # Attention is counted only where it is made of matrix products, not of one fused kernel.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        work(x_1CHW)
+    return counter.get_total_flops()
