@@ -103,8 +103,8 @@ class Search(Section):
     refine: bool = True
     """A second look with shifted windows around the first: 50 more masks an image."""
     reading: Literal["changed", "gain", "group_gain"] = "group_gain"
-    """Which reading of the poison score ranks candidates; all are recorded. The paper's: changed; PatchSearch's:
-    gain of the own cluster; ours: gain of the own cluster and those around it."""
+    """Which reading of the poison score ranks candidates; all are recorded. The paper's: changed;
+    PatchSearch's: gain of the own cluster; ours: gain of the own cluster and those around it."""
     false_alarm_rate: Annotated[float, Field(gt=0, le=1)] = 0.05
     """How often a clean corpus may be called poisoned; 1 always finds poison, as the paper does."""
     flip_images: Count = 100

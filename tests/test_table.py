@@ -84,12 +84,12 @@ def test_a_table_that_is_asked_for_more_keeps_what_it_has(evaluated: list, tmp_p
 def test_the_peer_searches_on_the_same_encoder(
     evaluated: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(table, "PEER", "sliding")
+    monkeypatch.setattr(table, "PEER", {"strategy": "sliding"})
     rows = make_table(setting(peer=True), Config(), Folder(str(tmp_path)), Progress())
     assert all(row["peer recall"] == 1.0 for row in rows)
     peers = [checkpoint for name, checkpoint, _ in FakeRunner.runs if name == "peer"]
     assert len(set(peers)) == 4 and all(path.endswith("/run/01_encoder/model.safetensors") for path in peers)
-    monkeypatch.setattr(table, "PEER", "nonsense")
+    monkeypatch.setattr(table, "PEER", {"strategy": "nonsense"})
     with pytest.raises(UserError, match="The peer's search does not fit"):
         make_table(setting(peer=True), Config(), Folder(str(tmp_path)), Progress())
 

@@ -11,8 +11,8 @@ from poisoncam_ray.method.cam import Embedder, ScoreKind, mask_scores
 REACH = (-2, -1, 0, 1, 2)
 STEP = 0.18
 """Shifts are multiples of this share of the window: 2 px of 11. On photographs of the tuning classes 25
-shifts, each shown alone and hidden, raised the share of windows with IoU ≥ 0.5 from 0.975 to 0.992 and the mean IoU from
-0.74 to 0.79."""
+shifts, each shown alone and hidden, raised the share of windows with IoU ≥ 0.5 from 0.975 to 0.992 and the
+mean IoU from 0.74 to 0.79."""
 
 
 def forwards() -> int:

@@ -25,9 +25,9 @@ from poisoncam_ray.method.classifier import (
 from poisoncam_ray.method.threshold import choose_threshold
 from poisoncam_ray.pipeline import Outcome, Run, Stage
 from poisoncam_ray.stages.compute import device, set_threads
+from poisoncam_ray.stages.crops import from_png
 from poisoncam_ray.stages.dataflow import RESTARTS, Pixels, fetch_images, in_flight
 from poisoncam_ray.stages.pool import assignments
-from poisoncam_ray.stages.search import from_png
 from poisoncam_ray.stages.triggers import TRIGGERS
 from poisoncam_ray.verdict import NO_EVIDENCE, read_evidence
 

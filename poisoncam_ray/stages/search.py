@@ -6,14 +6,11 @@ cluster, never all rows.
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import ray
 import torch
-from PIL import Image
 from ray.actor import ActorHandle
 from torch import Tensor
 
@@ -36,6 +33,7 @@ from poisoncam_ray.pipeline import Outcome, Run, Stage
 from poisoncam_ray.stages.actors import spread
 from poisoncam_ray.stages.cluster import read_centroids
 from poisoncam_ray.stages.compute import device, set_threads
+from poisoncam_ray.stages.crops import to_png
 from poisoncam_ray.stages.dataflow import RESTARTS, Pixels, fetch_images
 from poisoncam_ray.stages.embed import embed_images, load_encoder
 from poisoncam_ray.stages.pool import Pool, gather_pool, image_seed
@@ -237,16 +235,3 @@ def find_windows(
     if not settings.refine:
         return box_N4
     return refine_windows(encoder, x_NCHW, box_N4, own_N, c_KD, settings.score, fill_NC, settings.batch_size)
-
-
-def to_png(t_CHW: Tensor) -> bytes:
-    pixels = (t_CHW.cpu() * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-    sink = io.BytesIO()
-    Image.fromarray(pixels).save(sink, "PNG")
-    return sink.getvalue()
-
-
-def from_png(data: bytes) -> Tensor:
-    """t_CHW float in [0, 1]."""
-    pixels = np.array(Image.open(io.BytesIO(data), formats=["PNG"]).convert("RGB"))
-    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255

@@ -17,12 +17,15 @@ from poisoncam_ray.artifact import Folder
 from poisoncam_ray.method.evidence import Evidence, weigh
 from poisoncam_ray.method.families import families
 from poisoncam_ray.method.groups import effects
+from poisoncam_ray.stages.crops import from_png
 from poisoncam_ray.verdict import EVIDENCE, NO_EVIDENCE, POISON
 
 TRIGGERS = "triggers.parquet"
 KEPT = 200
 """Windows kept of each family, and of the best whatever they are."""
 NULL_KEPT = 1000
+GROUPED = 2000
+"""Suspects grouped into families, the best."""
 CANDIDATES_FILE = "candidates.parquet"
 
 
@@ -67,10 +70,12 @@ def _families(
     family_N = torch.zeros(len(table), dtype=torch.int64)
     suspects = found.suspect_N.nonzero()[:, 0]
     if len(suspects):
-        landed = pa.concat_tables([folder.read_table(CANDIDATES_FILE, ["landed"]) for folder in names])
-        rows = table["row"].take(pa.array(suspects.numpy()))
-        landed_SF = torch.tensor(landed["landed"].take(rows).to_pylist())
-        family_N[suspects] = families(effects(landed_SF, y_F, n_clusters), score_N[suspects])
+        suspects = suspects[:GROUPED]
+        wanted = [folder.read_table(CANDIDATES_FILE, ["landed", "crop"]) for folder in names]
+        rows = pa.concat_tables(wanted).take(table["row"].take(pa.array(suspects.numpy())))
+        landed_SF = torch.tensor(rows["landed"].to_pylist())
+        t_SCww = torch.stack([from_png(data) for data in rows["crop"].to_pylist()])
+        family_N[suspects] = families(t_SCww, effects(landed_SF, y_F, n_clusters), score_N[suspects])
     return family_N
 
 

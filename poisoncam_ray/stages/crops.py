@@ -1,0 +1,26 @@
+"""Windows as PNG: how candidates travel and lie in the run folder.
+
+C channels   H, W height, width
+"""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+
+def to_png(t_CHW: Tensor) -> bytes:
+    pixels = (t_CHW.cpu() * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    sink = io.BytesIO()
+    Image.fromarray(pixels).save(sink, "PNG")
+    return sink.getvalue()
+
+
+def from_png(data: bytes) -> Tensor:
+    """t_CHW float in [0, 1]."""
+    pixels = np.array(Image.open(io.BytesIO(data), formats=["PNG"]).convert("RGB"))
+    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
