@@ -12,11 +12,11 @@ LOOK_SIDE = 12
 SHIFTS = 3
 """Pixels of LOOK_SIDE: windows of one trigger lie up to a quarter of their side apart."""
 LEAST_LIKENESS = 0.6
-"""Of two triggers in one corpus, windows of the same had a likeness of 0.79 to 1 and of different ones 0.06 to
-0.43 (photographs, tuning classes)."""
+"""Of two triggers in one corpus, windows of the same had a likeness of 0.79 to 1 and of different ones 0.06
+to 0.43 (photographs, tuning classes)."""
 LEAST_COSINE = 0.5
-"""Windows of one trigger had effects of cosine 0.60 to 1 to each other, benign ones and that trigger's at most
-0.58, half below 0.11. Effects of two triggers may be as close (0.48 to 0.91): looks come first."""
+"""Windows of one trigger had effects of cosine 0.60 to 1 to each other, benign ones and that trigger's at
+most 0.58, half below 0.11. Effects of two triggers may be as close (0.48 to 0.91): looks come first."""
 LEAST_ALIKE = 3
 LEAST_WINDOWS = 2
 """One window is an anecdote."""
