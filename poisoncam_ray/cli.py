@@ -135,9 +135,7 @@ def evaluate(
     truth: Annotated[str, typer.Option(help="truth.parquet of the attack")],
     strategy: Annotated[
         list[str] | None,
-        typer.Option(
-            help="compare windows by full_coverage:hard (the paper's), gradcam (the peer's), random …"
-        ),
+        typer.Option(help="compare windows by full_coverage:hard (the paper's), gradcam, random …"),
     ] = None,
     validation: Annotated[str | None, typer.Option(help="clean validation corpus")] = None,
     patched: Annotated[str | None, typer.Option(help="the same, every image patched")] = None,

@@ -1,8 +1,9 @@
 """`--retry-dead`: what died is tried again, after a better decoder, a permission given, a file restored.
 
 A run whose Index alone has begun indexes the slices with dead rows anew. In a finished run the models
-(encoder, clusters, triggers, classifier) stay what they are, and the slices in which rows live again go once
-more through every stage that handles rows. The input and the settings must be those of the run, as always.
+(encoder, clusters, evidence, triggers, classifiers) stay what they are, and the slices in which rows live
+again go once more through every stage that handles rows. The input and the settings must be those of the
+run, as always.
 
 A journal makes that one step: written before anything is taken back, deleted when all is committed again. In
 between, the next run on the folder goes on from it, with or without the option.

@@ -18,7 +18,11 @@ def accuse(run: Folder, n_families: int = 2) -> dict[int, int]:
     made = run / "05_classifier"
     triggers = made.read_table("triggers.parquet")
     families = [1 + i % n_families if role != "unused" else 0 for i, role in enumerate(_of(triggers, "role"))]
-    _replace(made, "triggers.parquet", "family", pa.array(families, pa.int32()))
+    for folder in (run / "04_search", made):
+        _replace(folder, "triggers.parquet", "family", pa.array(families, pa.int32()))
+    validation = made.read_json("validation.json")
+    chosen = {str(family): validation["families"]["1"] for family in range(1, n_families + 1)}
+    made.write_json("validation.json", validation | {"families": chosen})
     removed: dict[int, int] = dict.fromkeys(range(1, n_families + 1), 0)
     for name in (run / "06_verdicts").parts():
         column = []
@@ -45,9 +49,9 @@ def accuse(run: Folder, n_families: int = 2) -> dict[int, int]:
 
 def acquit(run: Folder) -> None:
     """No evidence: no model, no probability, nothing removed. For a run without poison."""
-    run_classifier = run / "05_classifier"
-    run_classifier.write_json("validation.json", {"threshold": 0.5, "trained": False, "why": WHY})
-    run_classifier.delete("triggers.parquet")
+    made = run / "05_classifier"
+    made.write_json("validation.json", {"threshold": 0.5, "trained": False, "why": WHY, "families": {}})
+    made.delete("triggers.parquet")
     for name in (run / "06_verdicts").parts():
         n = len((run / "06_verdicts").read_table(name))
         _replace(run / "06_verdicts", name, "p_poison", pa.array([0.0] * n, pa.float32()))

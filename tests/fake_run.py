@@ -15,11 +15,14 @@ from PIL import Image
 from poisoncam_ray.artifact import Folder, Ledger, Manifest
 from poisoncam_ray.config import Config, Index
 from poisoncam_ray.method.encoder import build_encoder
+from poisoncam_ray.stages.search import CANDIDATES
+from tests.fake_evidence import accuse, acquit
 
 SIDE = 32
 WIDTH, HEIGHT = 48, 40
 SHARDS = {"a<b>.parquet": 80, "deep/b.parquet": 40}
 N_CLUSTERS = 4
+N_FLIP = 150
 DEAD = "a<b>.parquet#5"
 ERROR = "<img src=x onerror=alert(1)>"
 
@@ -50,7 +53,8 @@ def png(seed: int, width: int = WIDTH, height: int = HEIGHT) -> bytes:
 
 def make_fake_run(folder: Path, poison: bool = True) -> FakeRun:
     """120 images in two shards, one undecodable; 20 of the first shard poisoned, 16 of these in a cluster
-    with 4 clean ones, 4 elsewhere; 18 of the poisoned and one clean image removed. Or none of it."""
+    with 4 clean ones, 4 elsewhere; 18 of the poisoned and one clean image removed, as one trigger family. Or
+    none of it, and no evidence."""
     ids = image_ids()
     rng = np.random.default_rng(7)
     poisoned = {}
@@ -100,8 +104,13 @@ def make_fake_run(folder: Path, poison: bool = True) -> FakeRun:
     (run / "03_clusters").write_tensors("centroids.safetensors", {"centroids_KD": c_KD})
 
     candidates = _write_search(run, poisoned, cluster, ids)
-    validation = {"recall": 0.99, "unsure_share": 0.004, "threshold": 0.62, "auc": 0.9991}
+    chosen = {"recall": 0.99, "unsure_share": 0.004, "threshold": 0.5, "threshold_logit": 0.49, "auc": 0.9991}
+    validation = chosen | {"trained": True, "families": {"1": chosen}}
     (run / "05_classifier").write_json("validation.json", validation)
+    if poison:
+        accuse(run, 1)
+    else:
+        acquit(run)
     n, n_removed = len(ids), len(removed)
     ledgers = {
         "00_index": Ledger(n, n - 1, dead=1), "01_encoder": None, "02_features": Ledger(n - 1, n - 1),
@@ -175,24 +184,21 @@ def _write_search(run: Folder, poisoned: dict, cluster: dict[str, int], ids: lis
             x0, y0 = max(0, x0 + (0, 4, 12)[(i % 10 > 6) + (i % 10 > 8)]), max(0, y0)
         x0, y0 = min(x0, SIDE - 10), min(y0, SIDE - 10)
         score = 0.9 - 0.03 * i if box else 0.06 - 0.002 * i
-        source, row = image_id.split("#")
+        won = round(N_FLIP * score)
+        landed = [cluster[image_id]] * won + [(cluster[image_id] + 1) % N_CLUSTERS] * (N_FLIP - won)
         candidates.append({
-            "image_id": image_id, "source": source, "row": int(row), "cluster": cluster[image_id],
-            "x0": x0, "y0": y0, "x1": x0 + 10, "y1": y0 + 10, "changed": round(155 * score),
-            "gain": round(150 * score), "n_flip": 150, "score": score, "crop": png(i, 10, 10),
+            "image_id": image_id, "cluster": cluster[image_id],
+            "x0": x0, "y0": y0, "x1": x0 + 10, "y1": y0 + 10,
+            "changed": won + 5, "gain": won - 5, "group_gain": won, "n_flip": N_FLIP, "score": score,
+            "crop": png(i, 10, 10), "landed": landed,
         })  # fmt: skip
-    schema = pa.schema([
-        ("image_id", pa.string()), ("source", pa.string()), ("row", pa.int64()), ("cluster", pa.int32()),
-        ("x0", pa.int32()), ("y0", pa.int32()), ("x1", pa.int32()), ("y1", pa.int32()),
-        ("changed", pa.int32()), ("gain", pa.int32()), ("n_flip", pa.int32()), ("score", pa.float32()),
-        ("crop", pa.binary()),
-    ])  # fmt: skip
     search = run / "04_search"
     for number in range(2):
         rows = candidates[number::2]
         folder = search / f"round={number:03d}"
-        folder.write_table("candidates.parquet", pa.Table.from_pylist(rows, schema))
-        folder.write_json("live.json", {"live": list(range(N_CLUSTERS - 2 * number)), "best": {}})
+        folder.write_table("candidates.parquet", pa.Table.from_pylist(rows, CANDIDATES))
+        live = list(range(N_CLUSTERS - 2 * number))
+        folder.write_json("live.json", {"live": live, "best": {}, "scored": 9 * (number + 1)})
     best = sorted(candidates, key=lambda row: -row["score"])
     ranked = [
         {
@@ -203,9 +209,10 @@ def _write_search(run: Folder, poisoned: dict, cluster: dict[str, int], ids: lis
         }
         for i, row in enumerate(best)
     ]
-    for name, kind in (("rank", pa.int32()), ("family", pa.int32()), ("role", pa.string())):
+    schema = CANDIDATES.remove(CANDIDATES.get_field_index("landed"))
+    for name, kind in (("family", pa.int32()), ("rank", pa.int32()), ("role", pa.string())):
         schema = schema.append(pa.field(name, kind))
     triggers = pa.Table.from_pylist(ranked, schema)
-    search.write_table("triggers.parquet", triggers.drop_columns(["role", "family"]))
+    search.write_table("triggers.parquet", triggers.drop_columns(["role"]))
     (run / "05_classifier").write_table("triggers.parquet", triggers)
     return candidates

@@ -6,8 +6,12 @@ from hypothesis import strategies as st
 
 from poisoncam_ray.config import Config
 from poisoncam_ray.errors import UserError
+from poisoncam_ray.evaluate.table import PEER
 from poisoncam_ray.fingerprint import differences, fingerprint
 from poisoncam_ray.settings import load_config, presets
+from tests.small import ROOT
+
+README = ROOT / "README.md"
 
 
 def test_overrides_win_over_file_and_preset(tmp_path):
@@ -20,8 +24,24 @@ def test_overrides_win_over_file_and_preset(tmp_path):
 
 
 @pytest.mark.parametrize("name", sorted(presets()))
-def test_every_preset_is_valid(name):
+def test_every_preset_is_valid_and_in_the_readme(name):
     assert isinstance(load_config(name), Config)
+    cells = [line.split("|")[1] for line in README.read_text().splitlines() if line.startswith("| ")]
+    assert [cell for cell in cells if f"`{name}`" in cell]
+
+
+def test_the_published_methods_have_the_encoder_of_tiny_cnn():
+    """They are compared by their searches: nothing else may differ, but the paper's number of models."""
+    ours, paper, peer = (load_config(name) for name in ("tiny-cnn", "paper", "patchsearch"))
+    assert peer.search == ours.search.model_copy(update=PEER)
+    for theirs in (paper, peer):
+        same = {"search": ours.search, "classify": theirs.classify}
+        assert theirs.model_copy(update=same) == ours.model_copy(update=same)
+        assert theirs.search.false_alarm_rate == 1
+    assert peer.classify == ours.classify
+    assert paper.classify == ours.classify.model_copy(update={"models": 5})
+    assert (paper.search.strategy, paper.search.score, paper.search.masks) == ("full_coverage", "hard", 256)
+    assert (paper.search.reading, paper.search.refine) == ("changed", False)
 
 
 @pytest.mark.parametrize(

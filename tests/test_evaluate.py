@@ -79,7 +79,7 @@ def test_detection_metrics_equal_a_plain_count(fake: FakeRun) -> None:
         "recall_natural_clusters": pytest.approx(sum(i in fake.removed for i in natural) / len(natural)),
         "recall_by_target": {"cat": pytest.approx(len(found) / len(fake.poisoned))},
         "families": {
-            "0": {
+            "1": {
                 "n_removed": 19,
                 "main_target": "cat",
                 "purity": pytest.approx(len(found) / 19),

@@ -41,7 +41,7 @@ def test_the_headline_and_the_ledger_are_those_of_the_run(fake: FakeRun, html: s
 def test_gathered_facts_are_those_of_the_run(fake: FakeRun) -> None:
     facts = gather(fake.run)
     assert facts.ledger == Ledger(120, 100, 19, 1) and facts.ledger.balanced
-    assert facts.families == {0: 19}
+    assert facts.families == {1: 19}
     assert [trigger.rank for trigger in facts.triggers] == list(range(8))
     assert facts.triggers[0].role == "train" and facts.triggers[0].picture
     assert len(facts.scores) == 18 and sum(chosen for _, chosen in facts.scores) == 8
@@ -148,7 +148,7 @@ def test_probes_of_several_models_are_a_row_each(fake: FakeRun, tmp_path: Path) 
 def test_a_clean_corpus_is_told_without_triumph(tmp_path: Path) -> None:
     fake = make_fake_run(tmp_path, poison=False)
     text = Page(build_report(fake.run)).text
-    assert "Nothing was removed. All 119 readable images were kept." in text
+    assert "No evidence of poison. All 119 readable images were kept." in text
     assert "none convincing" in text and "absence of evidence" in text
 
 

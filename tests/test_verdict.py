@@ -16,8 +16,8 @@ from poisoncam_ray.corpus import open_corpus
 from poisoncam_ray.pipeline import Done, Run
 from poisoncam_ray.progress import Progress
 from poisoncam_ray.stages.report import Report
-from poisoncam_ray.verdict import chance, p_words, percent, read_evidence, tell
-from tests.fake_evidence import accuse, acquit, write_evidence
+from poisoncam_ray.verdict import EVIDENCE, chance, p_words, percent, read_evidence, tell
+from tests.fake_evidence import accuse, write_evidence
 from tests.fake_run import FakeRun, make_fake_run
 
 
@@ -114,7 +114,6 @@ def test_poison_is_said_by_family_and_is_an_exit_code_for_those_who_ask(tmp_path
 
 def test_no_evidence_is_one_line_and_code_0_either_way(tmp_path, defend) -> None:
     fake = make_fake_run(tmp_path, poison=False)
-    acquit(Folder(fake.run))
     for flags in ((), ("--exit-code",)):
         code, lines = defend(fake, *flags)
         assert code == 0
@@ -129,5 +128,6 @@ def test_evidence_without_an_image_that_carries_it_is_no_all_clear(tmp_path, def
 
 def test_a_run_of_before_says_nothing_of_a_verdict(tmp_path, defend) -> None:
     fake = make_fake_run(tmp_path)
+    (Folder(fake.run) / "04_search").delete(EVIDENCE)
     code, lines = defend(fake, "--exit-code")
     assert code == 3 and not [line for line in lines if "oison" in line]

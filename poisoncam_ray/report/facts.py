@@ -64,6 +64,9 @@ def gather(
     evidence = read_evidence(run / "04_search")
     triggers = _best_triggers(candidates, evidence)
     validation = _json(run / "05_classifier", "validation.json") or {}
+    by_family = validation.pop("families", {})
+    if len(by_family) > 1:
+        validation |= _flat({"family": by_family})
 
     wanted = [row["image_id"] for row in triggers]
     samples = [verdicts.removed, verdicts.borderline, *verdicts.of_family.values()]

@@ -30,7 +30,9 @@ def render(facts: Facts) -> str:
     scores = [score for score, _ in facts.scores]
     plots: dict[str, Plot | None] = {
         "ledger": stacked({"kept": ledger.rows_out, "removed": ledger.removed, "dead": ledger.dead}),
-        "evidence": against_null(scores, evidence.null_scores, evidence.threshold) if evidence else None,
+        "evidence": against_null(scores, evidence.null_scores, evidence.threshold)
+        if evidence and evidence.null_scores
+        else None,
         "scores": ranked(facts.scores),
         "rounds": steps([row["live"] for row in facts.rounds]),
         "histogram": histogram(facts.kept_bins, facts.removed_bins, facts.threshold),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from poisoncam_ray.artifact import Folder, Manifest
+from poisoncam_ray.verdict import read_evidence
 
 
 @pytest.mark.timeout(1800)
@@ -15,6 +16,8 @@ def test_the_demo_finds_the_poison_and_says_so(local_demo):
     metrics = Folder(str(run / "report")).read_json("metrics.json")
     ledger = Manifest.read(Folder(str(run / "07_clean"))).ledger
     assert ledger.rows_in == metrics["n_images"] == 3000
+    assert read_evidence(Folder(str(run / "04_search"))).poison
+    assert "\nPoison found: " in process.said
     assert metrics["asr"] >= 0.5
     # Seen: 0.9. To end in five minutes the demo trains only until the backdoor shows.
     assert metrics["top20_precision"] >= 0.6

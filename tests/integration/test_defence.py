@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from poisoncam_ray.artifact import MANIFEST, Folder, Manifest
+from poisoncam_ray.verdict import read_evidence
 from tests.small import SETTINGS, defend, draw_small, rows_of, stamps, verdicts
 
 BROKEN = {3: b"", 17: b"no image", 30: None, 41: "truncated"}
@@ -56,10 +57,18 @@ def test_every_row_is_kept_removed_or_dead_and_kept_bytes_are_the_source_bytes(f
 
 
 def test_verdicts_say_what_was_removed(finished):
-    _, run, _ = finished
-    flagged = {row["image_id"]: row["p_poison"] for row in verdicts(run) if row["verdict"] == "remove"}
-    removed = {row["_image_id"]: row["_p_poison"] for row in rows_of(run / "removed")}
+    _, run, words = finished
+    said = {row["image_id"]: row for row in verdicts(run)}
+    flagged = {
+        key: (row["p_poison"], row["family"]) for key, row in said.items() if row["verdict"] == "remove"
+    }
+    removed = {row["_image_id"]: (row["_p_poison"], row["_family"]) for row in rows_of(run / "removed")}
     assert flagged == removed
+    assert all((row["family"] > 0) == (row["verdict"] == "remove") for row in said.values())
+    found = read_evidence(Folder(str(run / "04_search")))
+    assert found.poison and [family.family for family in found.families] == [1]
+    assert found.n_candidates == found.families[0].n_candidates > 0
+    assert f"Poison found: 1 trigger family, {len(removed)} image" in words
 
 
 def test_ledgers_chain_from_the_input_to_the_clean_corpus(finished):

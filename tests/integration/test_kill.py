@@ -54,7 +54,7 @@ def finished_files(run: Path) -> dict[str, tuple[str, int]]:
         stage, _, rest = name.partition("/")
         return (
             stage in committed
-            or rest.startswith(("part-", "model_", "_units/", "centroids"))
+            or rest.startswith(("part-", "family_", "_units/", "centroids"))
             or any(name.startswith(f"{folder}/") for folder in rounds)
         )
 

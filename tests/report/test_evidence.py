@@ -10,7 +10,8 @@ import pytest
 
 from poisoncam_ray.artifact import Folder
 from poisoncam_ray.report import build_report, gather, render
-from tests.fake_evidence import WHY, accuse, acquit, write_evidence
+from poisoncam_ray.verdict import EVIDENCE, NO_EVIDENCE
+from tests.fake_evidence import WHY, accuse, write_evidence
 from tests.fake_run import make_fake_run
 from tests.page import Page
 
@@ -37,7 +38,6 @@ def text_of(run: Folder) -> str:
 
 def test_no_evidence_is_said_first_and_with_its_false_alarm_rate(run_of) -> None:
     run = run_of(False)
-    acquit(run)
     page = Page(build_report(run.uri))
     words = " ".join(page.text.split())
     assert "No evidence of poison. All 119 readable images were kept. (False alarm rate 5 %.)" in words
@@ -49,7 +49,6 @@ def test_no_evidence_is_said_first_and_with_its_false_alarm_rate(run_of) -> None
 
 def test_without_a_classifier_the_page_says_why_and_shows_no_probabilities(run_of) -> None:
     run = run_of(False)
-    acquit(run)
     html = build_report(run.uri)
     text = Page(html).text
     assert "No classifier was trained" in text and WHY in text and "<b>benign" not in html
@@ -85,9 +84,43 @@ def test_the_table_of_families_is_what_was_gathered(run_of) -> None:
     assert sum(img["alt"].startswith("Removed image") for img in table.all("img")) == 12
 
 
+def test_each_family_has_the_validation_of_its_own_classifier(run_of) -> None:
+    run = run_of(True)
+    assert "family.1.recall" not in text_of(run)
+    accuse(run, 2)
+    text = text_of(run)
+    assert "family.1.recall" in text and "family.2.recall" in text and "{'" not in text
+
+
+def test_without_a_null_the_page_says_why_there_is_no_comparison(run_of) -> None:
+    nothing = {"p_value": None, "threshold": None, "null_scores": [], "n_null": 0}
+    poisoned, clean = run_of(True), run_of(False)
+    write_evidence(poisoned, false_alarm_rate=1.0, **nothing)
+    text = text_of(poisoned)
+    assert "No evidence was asked for (a false alarm rate of 100 %)" in text
+    assert "benign windows" not in text and "past the threshold" not in text
+    write_evidence(clean, verdict=NO_EVIDENCE, **nothing)
+    assert "There were too few benign windows" in text_of(clean)
+
+
+@pytest.mark.parametrize(
+    ("reading", "words"),
+    [
+        ("changed", "moved 140 of them to another cluster ("),
+        ("gain", "brought a net 130 of them into its own cluster ("),
+        ("group_gain", "brought a net 135 of them into its own cluster and those around it ("),
+    ],
+)
+def test_the_page_says_what_was_counted(run_of, reading: str, words: str) -> None:
+    run = run_of(True)
+    settings = run.read_json("run.json")
+    settings["config"]["search"]["reading"] = reading
+    run.write_json("run.json", settings)
+    assert words in text_of(run)
+
+
 def test_one_family_is_one_trigger(run_of) -> None:
     run = run_of(True)
-    accuse(run, 1)
     text = text_of(run)
     assert "carry what looks like one trigger" in text and "One trigger family" in text
     assert "family 1 ·" not in text
@@ -115,14 +148,15 @@ def test_poison_that_no_image_was_found_to_carry_is_no_all_clear(run_of) -> None
 
 
 def test_a_run_without_evidence_is_told_as_before(run_of) -> None:
-    text = text_of(run_of(True))
+    run = run_of(True)
+    (run / "04_search").delete(EVIDENCE)
+    text = text_of(run)
     assert "19 of 120 images carry what looks like one trigger." in text
     assert "benign windows" not in text and "alse alarm" not in text
 
 
 def test_evidence_that_holds_markup_stays_text(run_of) -> None:
     run = run_of(False)
-    acquit(run)
     write_evidence(run, verdict=EVIL, later_key=EVIL, p_value=None, threshold=None, null_scores=[])
     (run / "05_classifier").write_json("validation.json", {"trained": False, "why": EVIL})
     html = build_report(run.uri)
