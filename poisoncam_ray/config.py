@@ -94,7 +94,7 @@ class Search(Section):
 
     how: ClassVar[frozenset[str]] = frozenset({"batch_size", "chunk"})
 
-    strategy: Strategy | Literal["gradcam"] = "mixed"
+    strategy: Literal[Strategy, "gradcam"] = "mixed"
     """How the window is found: a kind of masks, or the peer's Grad-CAM."""
     score: Literal["hard", "margin", "distance"] = "distance"
     masks: Annotated[int, Field(ge=2)] = 128
