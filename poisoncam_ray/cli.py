@@ -71,9 +71,7 @@ def defend(
         measure_demo(folder, console)
     else:
         if output is None:
-            raise UserError(
-                "Give --output, the folder for the cleaned corpus and everything found on the way."
-            )
+            raise UserError("Give --output, the folder for the cleaned corpus and all that is found.")
         poison = run_defence(input, output, load_config(preset, config, settings), retry_dead)
     if poison and exit_code:
         raise typer.Exit(FOUND_POISON)

@@ -27,21 +27,24 @@ def setting():
     return encoder, t_NCww, x_FCHW, y_F, torch.tensor([0, 3, 5, 1]), c_KD, torch.tensor([11, 7, 7, 90])
 
 
-def test_both_readings_equal_a_double_loop(setting):
+def test_readings_and_clusters_equal_a_double_loop(setting):
     encoder, t_NCww, x_FCHW, y_F, own_N, c_KD, seeds_N = setting
-    changed_N, gain_N = poison_scores(*setting, batch=64)
+    changed_N, gain_N, landed_NF = poison_scores(*setting, batch=64)
     box_NF4 = random_places(seeds_N, torch.arange(9), 5, 5, 8, 8)
     for n in range(4):
         changed = gain = 0
+        landed = []
         for f in range(9):
             x0, y0, x1, y1 = box_NF4[n, f].tolist()
             pasted = x_FCHW[f].clone()
             pasted[:, y0:y1, x0:x1] = t_NCww[n]
             feature = encoder.embed(pasted[None])[0]
             cluster = min(range(6), key=lambda k: float((feature - c_KD[k]).norm()))
+            landed.append(cluster)
             changed += cluster != y_F[f]
             gain += (cluster == own_N[n]) * 1 - (y_F[f] == own_N[n]) * 1
         assert (int(changed_N[n]), int(gain_N[n])) == (changed, gain)
+        assert landed_NF[n].tolist() == landed
     assert changed_N.sum() > 0
 
 
@@ -54,18 +57,19 @@ def test_the_batch_does_not_matter(setting, batch):
 
 def test_a_candidate_scores_the_same_alone(setting):
     encoder, t_NCww, x_FCHW, y_F, own_N, c_KD, seeds_N = setting
-    changed_N, gain_N = poison_scores(*setting, batch=7)
+    changed_N, gain_N, landed_NF = poison_scores(*setting, batch=7)
     for n in range(4):
         one = slice(n, n + 1)
         alone = poison_scores(encoder, t_NCww[one], x_FCHW, y_F, own_N[one], c_KD, seeds_N[one], 7)
         assert (int(alone[0]), int(alone[1])) == (int(changed_N[n]), int(gain_N[n]))
+        assert torch.equal(alone[2][0], landed_NF[n])
 
 
 def test_a_paste_of_nothing_new_moves_nothing():
     encoder = Projection(8)
     x_FCHW, c_KD = torch.full((4, 3, 8, 8), 0.3), torch.randn(3, 5)
     y_F, _ = assign(encoder.embed(x_FCHW), c_KD)
-    counts = poison_scores(
+    changed_N, gain_N, landed_NF = poison_scores(
         encoder, torch.full((1, 3, 3, 3), 0.3), x_FCHW, y_F, y_F[:1], c_KD, torch.tensor([1]), 8
     )
-    assert [int(count) for count in counts] == [0, 0]
+    assert (int(changed_N), int(gain_N)) == (0, 0) and torch.equal(landed_NF[0], y_F)

@@ -11,16 +11,10 @@ import torch
 from poisoncam_ray.artifact import Folder, part_name
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.settings import load_config
-from poisoncam_ray.stages.classify import crops_of, draw_samples, with_roles
+from poisoncam_ray.stages.classify import crops_of, draw_samples, families_of, with_roles
+from poisoncam_ray.stages.crops import from_png, to_png
 from poisoncam_ray.stages.pool import gather_pool, image_seed
-from poisoncam_ray.stages.search import (
-    CANDIDATES,
-    TRIGGERS_KEPT,
-    Search,
-    best_triggers,
-    from_png,
-    to_png,
-)
+from poisoncam_ray.stages.search import Search
 
 N, K = 300, 7
 
@@ -82,37 +76,10 @@ def test_flip_images_are_the_nearest_and_clusters_take_turns(folder):
     by_cluster = {k: [i for i in range(N) if i * i % 6 == k] for k in range(6)}
     first, second = ([rows[turn] for rows in by_cluster.values() if len(rows) > turn] for turn in (0, 1))
     assert flip == (first + second)[:10]
-    assert len(gather_pool(folder, 1, 10_000, K).flip_ids) == N
+    everyone = gather_pool(folder, 1, 10_000, K)
+    assert len(everyone.flip_ids) == N
+    assert everyone.flip_y_F.tolist() == [number(i) ** 2 % 6 for i in everyone.flip_ids]
     assert len(gather_pool(folder, 1, 1, K).flip_ids) == 1
-
-
-def candidate(i: int, score: float) -> dict:
-    numbers = dict.fromkeys(("x0", "y0", "x1", "y1", "changed", "gain", "n_flip"), 0)
-    crop = to_png(torch.full((3, 2, 2), i / 255))
-    return {"image_id": f"a#{i:03d}", "cluster": i % 5, "score": score, "crop": crop, **numbers}
-
-
-def write_round(out: Folder, number: int, rows: list[dict]) -> None:
-    table = pa.Table.from_pylist(rows, schema=CANDIDATES)
-    (out / f"round={number:03d}").write_table("candidates.parquet", table)
-
-
-def test_the_best_triggers_of_all_rounds_come_first_and_ties_by_id(tmp_path):
-    out = Folder(str(tmp_path))
-    write_round(out, 0, [candidate(3, 0.5), candidate(1, 0.9), candidate(7, 0.1)])
-    write_round(out, 1, [candidate(2, 0.9), candidate(0, 0.5)])
-    best = best_triggers(out, 2)
-    assert [row["image_id"] for row in best.to_pylist()] == ["a#001", "a#002", "a#000", "a#003", "a#007"]
-    assert best["rank"].to_pylist() == [0, 1, 2, 3, 4]
-    assert len(best_triggers(out, 1)) == 3
-
-
-def test_the_list_of_triggers_is_bounded(tmp_path):
-    out = Folder(str(tmp_path))
-    write_round(out, 0, [candidate(i % 256, i / 1000) for i in range(TRIGGERS_KEPT + 50)])
-    best = best_triggers(out, 1)
-    assert len(best) == TRIGGERS_KEPT
-    assert min(best["score"].to_pylist()) == pytest.approx(50 / 1000)
 
 
 def test_crops_keep_their_pixels():
@@ -120,10 +87,11 @@ def test_crops_keep_their_pixels():
     assert torch.equal(from_png(to_png(t_CHW)), t_CHW)
 
 
-def triggers(tmp_path, n: int) -> pa.Table:
-    out = Folder(str(tmp_path / "search"))
-    write_round(out, 0, [candidate(i, 1 - i / 1000) for i in range(n)])
-    return best_triggers(out, 1)
+def triggers(n: int, family: int = 1) -> pa.Table:
+    """As the search leaves them, best first: window i is of shade i."""
+    crops = [to_png(torch.full((3, 2, 2), i / 255)) for i in range(n)]
+    ids = [f"a#{i:03d}" for i in range(n)]
+    return pa.table({"image_id": ids, "crop": crops, "family": pa.array([family] * n, pa.int32())})
 
 
 @pytest.mark.parametrize(
@@ -136,18 +104,18 @@ def triggers(tmp_path, n: int) -> pa.Table:
         (10, 10, 0.25, 8, 2),
     ],
 )
-def test_roles_split_the_top_and_leave_the_rest(tmp_path, n, top_k, held_out, train, validate):
-    found = with_roles(triggers(tmp_path, n), top_k, held_out, seed=0)
+def test_roles_split_the_top_and_leave_the_rest(n, top_k, held_out, train, validate):
+    found = with_roles(triggers(n), top_k, held_out, seed=0)
     roles = found["role"].to_pylist()
     assert Counter(roles) == Counter(
         {r: m for r, m in (("train", train), ("validate", validate), ("unused", n - train - validate)) if m}
     )
     assert all(role == "unused" for role in roles[top_k:])
-    assert found.equals(with_roles(triggers(tmp_path, n), top_k, held_out, seed=0))
+    assert found.equals(with_roles(triggers(n), top_k, held_out, seed=0))
 
 
-def test_another_seed_holds_out_others(tmp_path):
-    table = triggers(tmp_path, 30)
+def test_another_seed_holds_out_others():
+    table = triggers(30)
     held = [
         {
             i
@@ -159,13 +127,26 @@ def test_another_seed_holds_out_others(tmp_path):
     assert len({frozenset(h) for h in held}) > 1
 
 
-def test_crops_of_a_role_and_a_single_trigger_serves_both(tmp_path):
-    found = with_roles(triggers(tmp_path, 8), 4, 0.25, seed=0)
+def test_crops_of_a_role_and_a_single_trigger_serves_both():
+    found = with_roles(triggers(8), 4, 0.25, seed=0)
     train = [int(row["image_id"][2:]) for row in found.to_pylist() if row["role"] == "train"]
-    crops = crops_of(found, "train")
+    crops = crops_of(found, 1, "train")
     assert crops.dtype == torch.uint8 and crops[:, 0, 0, 0].tolist() == train
-    alone = with_roles(triggers(tmp_path, 1), 4, 0.25, seed=0)
-    assert torch.equal(crops_of(alone, "train"), crops_of(alone, "validate"))
+    alone = with_roles(triggers(1), 4, 0.25, seed=0)
+    assert torch.equal(crops_of(alone, 1, "train"), crops_of(alone, 1, "validate"))
+
+
+def test_each_family_has_its_own_top_and_the_unaccused_none():
+    parts = [triggers(4, 0), triggers(9, 2), triggers(7, 1), triggers(1, 4)]
+    found = with_roles(pa.concat_tables(parts), 4, 0.25, seed=0)
+    used = Counter((row["family"], row["role"]) for row in found.to_pylist() if row["role"] != "unused")
+    split = {(1, "train"): 3, (1, "validate"): 1, (2, "train"): 3, (2, "validate"): 1, (4, "train"): 1}
+    assert used == split and families_of(found) == [1, 2, 4]
+    # A family's windows split alike whatever stands beside it.
+    alone = with_roles(triggers(7, 1), 4, 0.25, seed=0)
+    for role in ("train", "validate"):
+        assert torch.equal(crops_of(found, 1, role), crops_of(alone, 1, role))
+    assert families_of(with_roles(triggers(5, 0), 4, 0.25, seed=0)) == []
 
 
 def roles(clusters_of_top: list[int], ids: list[str]) -> pa.Table:
