@@ -38,7 +38,8 @@ class Tail:
 
     def threshold(self, false_alarm_rate: float, n_candidates: int) -> float:
         """The score that the best of `n_candidates` benign windows reaches with this chance."""
-        single = 1 - (1 - false_alarm_rate) ** (1 / n_candidates)
+        # 1 − (1 − rate)^(1/n), exact for tiny rates too.
+        single = -math.expm1(math.log1p(-false_alarm_rate) / n_candidates)
         return self.start + self.scale * math.log(max(1.0, TAIL / single))
 
 

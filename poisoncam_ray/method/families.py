@@ -1,8 +1,10 @@
 """Trigger families: candidates that look alike belong to one attacker, and so do those that look like nobody
 but send images to the same places.
 
-N candidates   K clusters   C channels   w window side   E look dimensions   L leaders' shifts
+N candidates   K clusters   C channels   w window side   E look dimensions
 """
+
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -32,11 +34,12 @@ def families(t_NCww: Tensor, effect_NK: Tensor, score_N: Tensor) -> Tensor:
     """
     order = score_N.cpu().argsort(descending=True, stable=True).tolist()
     small_NCss = F.interpolate(t_NCww.float(), size=(LOOK_SIDE, LOOK_SIDE), mode="area").cpu()
+    alike_NN = likeness(small_NCss) >= LEAST_LIKENESS
     groups: list[list[int]] = []
     free_N = torch.ones(len(order), dtype=torch.bool)
     for i in order:
         if free_N[i]:
-            alike_N = (likeness(small_NCss[i], small_NCss) >= LEAST_LIKENESS) & free_N
+            alike_N = alike_NN[i] & free_N
             alike_N[i] = True
             free_N &= ~alike_N
             groups.append([j for j in order if alike_N[j]])
@@ -62,15 +65,14 @@ def families(t_NCww: Tensor, effect_NK: Tensor, score_N: Tensor) -> Tensor:
     return family_N
 
 
-def likeness(t_Css: Tensor, t_NCss: Tensor) -> Tensor:
-    """likeness_N, −1 … 1: the best correlation of one small picture with each of N over shifts of at most
-    SHIFTS pixels; brightness and contrast do not matter."""
-    best_N = torch.full((len(t_NCss),), -1.0)
-    for dy in range(-SHIFTS, SHIFTS + 1):
-        for dx in range(-SHIFTS, SHIFTS + 1):
-            one_E = _part(t_Css[None], dy, dx)[0]
-            best_N = torch.maximum(best_N, _part(t_NCss, -dy, -dx) @ one_E)
-    return best_N
+def likeness(t_NCss: Tensor) -> Tensor:
+    """likeness_NN, −1 … 1: the best correlation of any two small pictures over shifts of at most SHIFTS
+    pixels; brightness and contrast do not matter, and a flat picture is like none."""
+    best_NN = torch.full((len(t_NCss), len(t_NCss)), -1.0)
+    # A shift back is the same pair the other way round: half of the shifts will do.
+    for dy, dx in product(range(SHIFTS + 1), range(-SHIFTS, SHIFTS + 1)):
+        best_NN = torch.maximum(best_NN, _part(t_NCss, dy, dx) @ _part(t_NCss, -dy, -dx).T)
+    return torch.maximum(best_NN, best_NN.T)
 
 
 def _part(t_NCss: Tensor, dy: int, dx: int) -> Tensor:
@@ -78,4 +80,5 @@ def _part(t_NCss: Tensor, dy: int, dx: int) -> Tensor:
     side = t_NCss.shape[-1]
     rows, columns = slice(max(0, dy), side + min(0, dy)), slice(max(0, dx), side + min(0, dx))
     part_NChw = t_NCss[:, :, rows, columns]
-    return F.normalize((part_NChw - part_NChw.mean(dim=(2, 3), keepdim=True)).flatten(1), dim=1)
+    # What rounding leaves of a flat picture must not become a look.
+    return F.normalize((part_NChw - part_NChw.mean(dim=(2, 3), keepdim=True)).flatten(1), dim=1, eps=1e-3)

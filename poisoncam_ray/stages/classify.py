@@ -190,7 +190,8 @@ class Ensembles:
         )
         best_N, which_N = beyond_AN.cpu().max(dim=0)
         family_N = torch.tensor(list(self.families))[which_N]
-        return best_N.sigmoid(), torch.where(best_N > 0, family_N, 0)
+        p_N = best_N.sigmoid()
+        return p_N, torch.where(p_N > 0.5, family_N, 0)
 
 
 def load_models(config: Config, out: Folder, family: int) -> list[nn.Module]:

@@ -1,0 +1,164 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from poisoncam_ray.method.evidence import LEAST_NULL, TAIL, Tail, fit_tail, weigh
+
+STEP = 0.01
+RATE = 0.05
+
+
+def exponential(n: int, generator: torch.Generator) -> torch.Tensor:
+    """Counts of 100, a twentieth on average."""
+    return (torch.empty(n).exponential_(20, generator=generator) / STEP).floor() * STEP
+
+
+def geometric(n: int, generator: torch.Generator) -> torch.Tensor:
+    return (torch.empty(n).geometric_(0.3, generator=generator) - 1) * STEP
+
+
+def log_normal(n: int, generator: torch.Generator) -> torch.Tensor:
+    """Heavier than the tail that is fitted."""
+    return (3 * torch.randn(n, generator=generator).exp()).floor() * STEP
+
+
+def benign(n_groups: int, per_group: int, seed: int, draw=exponential) -> tuple[torch.Tensor, torch.Tensor]:
+    """score_N and group_N of windows that are all alike."""
+    group_N = torch.arange(n_groups).repeat_interleave(per_group)
+    return draw(len(group_N), torch.Generator().manual_seed(seed)), group_N
+
+
+# Five groups are the hardest: the null is small, and one group in two may be a suspect.
+@pytest.mark.parametrize("draw", [exponential, geometric, log_normal])
+@pytest.mark.parametrize(("n_groups", "per_group"), [(5, 20), (12, 10)])
+def test_false_alarms_are_no_more_frequent_than_said(draw, n_groups, per_group):
+    n = 200
+    for rate in (RATE, 0.4):
+        alarms = sum(
+            bool(weigh(*benign(n_groups, per_group, seed, draw), rate, STEP).suspect_N.any())
+            for seed in range(n)
+        )
+        # Two standard errors of a share.
+        assert alarms / n <= rate + 2 * math.sqrt(rate * (1 - rate) / n)
+
+
+def test_false_alarms_do_happen():
+    alarms = [bool(weigh(*benign(5, 20, seed), 0.5, STEP).suspect_N.any()) for seed in range(60)]
+    assert 0 < sum(alarms) < 40
+
+
+@pytest.mark.parametrize("n_attackers", [1, 2, 3, 4])
+@pytest.mark.parametrize("n_groups", [9, 30])
+def test_planted_groups_are_found_and_hide_one_another_not(n_attackers, n_groups):
+    for seed in range(15):
+        score_N, group_N = benign(n_groups, 12, seed)
+        # Half of a poisoned group's windows hit the trigger.
+        hit_N = (group_N < n_attackers) & (torch.arange(len(group_N)) % 2 == 0)
+        score_N[hit_N] = 0.85 + 0.03 * group_N[hit_N]
+        found = weigh(score_N, group_N, RATE, STEP)
+        assert bool(found.suspect_N[hit_N].all())
+        assert set(group_N[found.suspect_N].tolist()) == set(range(n_attackers))
+        assert not bool(found.null_N[group_N < n_attackers].any())
+        assert found.threshold < 0.85 and found.tail is not None
+
+
+def test_suspects_pass_the_threshold_and_are_none_of_the_null():
+    for seed in range(20):
+        score_N, group_N = benign(10, 10, seed, log_normal)
+        score_N[:3] = 0.9
+        found = weigh(score_N, group_N, RATE, STEP)
+        assert bool((score_N[found.suspect_N] >= found.threshold).all())
+        assert not bool((found.suspect_N & found.null_N).any())
+        assert found.tail is not None and found.tail.n == int(found.null_N.sum())
+
+
+def test_one_lone_high_window_is_no_evidence_and_two_are():
+    score_N, group_N = benign(12, 10, 0)
+    score_N[5] = 1.0
+    assert not bool(weigh(score_N, group_N, RATE, STEP).suspect_N.any())
+    elsewhere_N = score_N.clone()
+    elsewhere_N[50] = 1.0
+    assert not bool(weigh(elsewhere_N, group_N, RATE, STEP).suspect_N.any())
+    score_N[6] = 0.99
+    assert weigh(score_N, group_N, RATE, STEP).suspect_N.nonzero()[:, 0].tolist() == [5, 6]
+
+
+def test_too_few_windows_are_no_evidence():
+    group_N = torch.arange(2).repeat_interleave(LEAST_NULL - 1)
+    score_N = torch.where(group_N == 0, 1.0, 0.0)
+    found = weigh(score_N, group_N, RATE, STEP)
+    assert found.tail is None and found.threshold == math.inf
+    assert not bool(found.suspect_N.any()) and not bool(found.null_N.any())
+    group_N = torch.arange(2).repeat_interleave(LEAST_NULL)
+    assert bool(weigh(torch.where(group_N == 0, 1.0, 0.0), group_N, RATE, STEP).suspect_N.any())
+
+
+@pytest.mark.parametrize("score", [0.0, 0.02, 1.0])
+def test_scores_that_are_all_equal_are_no_evidence(score):
+    score_N, group_N = torch.full((120,), score), torch.arange(120) // 10
+    found = weigh(score_N, group_N, RATE, STEP)
+    assert not bool(found.suspect_N.any()) and found.threshold > score
+
+
+@pytest.mark.parametrize("n", [0, 1, 200])
+def test_one_group_has_no_null(n):
+    found = weigh(torch.rand(n), torch.zeros(n, dtype=torch.int64), RATE, STEP)
+    assert found.tail is None and not bool(found.suspect_N.any())
+
+
+def test_a_rate_of_one_asks_for_no_evidence():
+    found = weigh(torch.zeros(3), torch.zeros(3, dtype=torch.int64), 1.0, STEP)
+    assert found.suspect_N.tolist() == [True] * 3 and not bool(found.null_N.any())
+
+
+def test_the_names_of_groups_and_the_order_of_windows_do_not_matter():
+    score_N, group_N = benign(11, 9, 2)
+    score_N[group_N == 4] += 0.5
+    order_N = torch.randperm(len(score_N), generator=torch.Generator().manual_seed(1))
+    found, other = (
+        weigh(score_N, group_N, RATE, STEP),
+        weigh(score_N[order_N], 90 - group_N[order_N], RATE, STEP),
+    )
+    assert bool(found.suspect_N.any())
+    assert torch.equal(other.suspect_N, found.suspect_N[order_N])
+    assert other.threshold == pytest.approx(found.threshold)
+
+
+tails = st.builds(Tail, st.floats(0, 1), st.floats(0.01, 1), st.just(100))
+
+
+@given(tails, st.floats(-1, 1), st.floats(-1, 1))
+def test_p_values_fall_as_scores_rise(tail, a, b):
+    low, high = sorted((a, b))
+    assert 0 < tail.p_value(high) <= tail.p_value(low) <= TAIL
+    assert tail.p_value(tail.start) == TAIL
+
+
+@given(tails, st.floats(1e-20, 0.999), st.floats(1e-20, 0.999), st.integers(1, 100_000))
+def test_the_threshold_falls_as_the_rate_rises_and_rises_with_the_number_of_windows(tail, a, b, n):
+    low, high = sorted((a, b))
+    assert tail.threshold(low, n) >= tail.threshold(high, n) >= tail.start
+    assert tail.threshold(low, n + 1) >= tail.threshold(low, n)
+
+
+@given(tails, st.floats(1e-6, 0.05), st.integers(2, 1000))
+def test_the_best_of_n_reaches_the_threshold_as_often_as_said(tail, rate, n):
+    p = tail.p_value(tail.threshold(rate, n))
+    assert 1 - (1 - p) ** n == pytest.approx(rate, rel=1e-6)
+
+
+def test_the_tail_of_an_exponential_is_found():
+    score_M = torch.empty(20_000).exponential_(5, generator=torch.Generator().manual_seed(0))
+    tail = fit_tail(score_M, 1e-6)
+    assert tail is not None and tail.n == 20_000
+    assert tail.start == pytest.approx(math.log(10) / 5, rel=0.05)
+    assert tail.scale == pytest.approx(1 / 5, rel=0.1)
+    assert tail.p_value(1.4) == pytest.approx(math.exp(-7), rel=0.4)
+
+
+def test_the_scale_is_at_least_a_step():
+    tail = fit_tail(torch.zeros(LEAST_NULL), STEP)
+    assert tail == Tail(0.0, STEP, LEAST_NULL)

@@ -1,0 +1,145 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from poisoncam_ray.method.families import LEAST_LIKENESS, SHIFTS, families, likeness
+
+SIDE = 12
+seeds = st.integers(0, 10_000)
+few = settings(max_examples=15, deadline=None)
+
+
+def noise(n: int, seed: int) -> torch.Tensor:
+    """n windows that look like nobody."""
+    return torch.rand(n, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
+
+
+def looks(n: int, seed: int, side: int = SIDE) -> torch.Tensor:
+    """n smooth colourful pictures, as triggers are."""
+    generator = torch.Generator().manual_seed(seed)
+    return F.interpolate(torch.rand(n, 3, 5, 5, generator=generator).round(), (side, side), mode="bilinear")
+
+
+def apart(n: int) -> torch.Tensor:
+    """n effects that have nothing in common."""
+    return torch.eye(n)
+
+
+def falling(n: int) -> torch.Tensor:
+    return torch.arange(n, 0, -1) / n
+
+
+@few
+@given(seeds)
+def test_two_looks_with_equal_effects_are_two_families(seed):
+    two_2Cww = looks(2, seed)
+    assume(float(likeness(two_2Cww)[0, 1]) < LEAST_LIKENESS - 0.05)
+    t_NCww = two_2Cww.repeat(3, 1, 1, 1) + 0.1 * noise(6, seed)
+    effect_NK = torch.tensor([[1.0, 0.0]]).expand(6, 2)
+    assert families(t_NCww, effect_NK, falling(6)).tolist() == [1, 2] * 3
+
+
+@few
+@given(seeds, st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=3, max_size=6))
+def test_one_look_shifted_by_up_to_a_quarter_is_one_family_whatever_it_does(seed, corners):
+    (big_CHW,) = looks(1, seed, SIDE + 3)
+    t_NCww = torch.stack([big_CHW[:, y : y + SIDE, x : x + SIDE] for x, y in corners])
+    n = len(corners)
+    assert families(t_NCww, apart(n), falling(n)).tolist() == [1] * n
+
+
+@few
+@given(seeds)
+def test_brightness_and_contrast_do_not_matter(seed):
+    (one_Cww,) = looks(1, seed)
+    t_NCww = torch.stack([one_Cww, 0.5 * one_Cww + 0.3, 0.25 * one_Cww])
+    assert families(t_NCww, apart(3), falling(3)).tolist() == [1, 1, 1]
+
+
+@few
+@given(seeds, st.integers(2, 8))
+def test_many_looks_with_one_effect_are_one_family(seed, n):
+    effect_NK = F.normalize(torch.tensor([1.0, 0.0, 0.0]) + 0.1 * torch.rand(n, 3), dim=1)
+    assert families(noise(n, seed), effect_NK, falling(n)).tolist() == [1] * n
+
+
+@few
+@given(seeds, st.integers(1, 6))
+def test_windows_that_share_nothing_are_in_no_family(seed, n):
+    assert families(noise(n, seed), apart(n), falling(n)).tolist() == [0] * n
+
+
+def test_what_looks_like_nobody_joins_the_family_that_does_the_same():
+    look_1Cww, n_alike = looks(1, 5), 4
+    t_NCww = torch.cat([look_1Cww.expand(n_alike, -1, -1, -1), noise(3, 5)])
+    effect_NK = torch.tensor(
+        [[1.0, 0.1, 0.0]] * n_alike + [[0.9, 0.0, 0.0], [0.0, 0.0, 1.0], [0.8, 0.0, 0.1]]
+    )
+    found = families(t_NCww, F.normalize(effect_NK, dim=1), falling(7)).tolist()
+    assert found == [1, 1, 1, 1, 1, 0, 1]
+
+
+def test_flat_windows_have_no_look():
+    colour_NC11 = torch.rand(6, 3, 1, 1, generator=torch.Generator().manual_seed(0))
+    flat_NCww = colour_NC11.expand(6, 3, 11, 11)
+    assert families(flat_NCww, apart(6), falling(6)).tolist() == [0] * 6
+    effect_NK = apart(2).repeat(3, 1)
+    assert families(flat_NCww, effect_NK, falling(6)).tolist() == [1, 2] * 3
+
+
+@st.composite
+def crowds(draw):
+    """Windows of up to three looks and of none, with effects of their own or shared, and distinct scores."""
+    look = draw(st.lists(st.integers(0, 3), min_size=1, max_size=9))
+    n, seed = len(look), draw(seeds)
+    of_look, of_none = looks(3, seed), noise(n, seed)
+    t_NCww = torch.stack([of_look[k] if k < 3 else of_none[i] for i, k in enumerate(look)])
+    effect_NK = apart(4)[torch.tensor(draw(st.lists(st.integers(0, 3), min_size=n, max_size=n)))]
+    score_N = torch.tensor(draw(st.permutations(range(n)))) / n
+    return t_NCww, effect_NK, score_N
+
+
+@few
+@given(crowds(), st.randoms(use_true_random=False))
+def test_the_order_of_the_candidates_does_not_matter(crowd, random):
+    family_N = families(*crowd)
+    order = list(range(len(family_N)))
+    random.shuffle(order)
+    assert torch.equal(families(*(part[order] for part in crowd)), family_N[order])
+
+
+@few
+@given(crowds())
+def test_families_are_numbered_by_their_best_score_and_have_two_windows(crowd):
+    family_N, score_N = families(*crowd), crowd[2]
+    assert family_N.dtype == torch.int64
+    best = []
+    for number in range(1, int(family_N.max()) + 1):
+        assert int((family_N == number).sum()) >= 2
+        best.append(float(score_N[family_N == number].max()))
+    assert best == sorted(best, reverse=True)
+
+
+@few
+@given(seeds, st.integers(0, SHIFTS), st.integers(-SHIFTS, SHIFTS))
+def test_likeness_equals_the_best_correlation_over_shifts(seed, dy, dx):
+    t_NCss = torch.cat([looks(1, seed), noise(1, seed), looks(2, seed, SIDE)[1:].roll((dy, dx), (2, 3))])
+    table_NN = likeness(t_NCss)
+    for i, j in ((0, 1), (0, 2), (2, 1), (0, 0)):
+        slow = max(correlation(t_NCss[i], t_NCss[j], y, x) for y in SHIFTED for x in SHIFTED)
+        assert float(table_NN[i, j]) == pytest.approx(slow, abs=1e-4)
+    assert torch.equal(table_NN, table_NN.T)
+
+
+SHIFTED = range(-SHIFTS, SHIFTS + 1)
+
+
+def correlation(a_Css: torch.Tensor, b_Css: torch.Tensor, dy: int, dx: int) -> float:
+    """Of pixel (y + dy, x + dx) of one with (y, x) of the other, colours centred each for itself."""
+    a, b = (part_Css.permute(1, 2, 0).double() for part_Css in (a_Css, b_Css))
+    a = a[max(0, dy) : SIDE + min(0, dy), max(0, dx) : SIDE + min(0, dx)]
+    b = b[max(0, -dy) : SIDE + min(0, -dy), max(0, -dx) : SIDE + min(0, -dx)]
+    a, b = a - a.mean((0, 1)), b - b.mean((0, 1))
+    return float((a * b).sum() / (a.norm() * b.norm()))

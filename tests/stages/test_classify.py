@@ -1,0 +1,81 @@
+"""The verdict of one ensemble a family; what each is trained on is tested beside the search."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from poisoncam_ray.artifact import Folder
+from poisoncam_ray.method.classifier import PoisonClassifier, poison_logit
+from poisoncam_ray.settings import load_config
+from poisoncam_ray.stages.classify import VALIDATION, Ensembles, load_ensembles, model_name
+
+
+class Channel(nn.Module):
+    """The first pixel of one channel, as a logit of 0 … 255."""
+
+    def __init__(self, channel: int) -> None:
+        super().__init__()
+        self.channel = channel
+
+    def forward(self, x_BCHW):
+        return 255 * x_BCHW[:, self.channel, 0, 0]
+
+
+def image(*colour: int) -> torch.Tensor:
+    return torch.tensor(colour, dtype=torch.uint8)[:, None, None].expand(3, 2, 2)
+
+
+def test_the_family_farthest_beyond_its_own_threshold_wins():
+    ensembles = Ensembles({1: ([Channel(0)], 100.0), 3: ([Channel(1), Channel(2)], 50.0)})
+    x_NCHW = torch.stack(
+        [image(99, 49, 49), image(103, 10, 10), image(0, 60, 60), image(130, 60, 60), image(101, 200, 40)]
+    )
+    p_N, family_N = ensembles.judge(x_NCHW)
+    assert family_N.tolist() == [0, 1, 3, 1, 3]
+    assert p_N[:2].tolist() == pytest.approx(torch.tensor([-1.0, 3.0]).sigmoid().tolist())
+
+
+def test_above_a_half_is_poison_and_nothing_else():
+    cuts = [100 - 1e-6, 100.0, 100 + 1e-6, 99.99, 101.0]
+    for cut in cuts:
+        p_N, family_N = Ensembles({2: ([Channel(0)], cut)}).judge(image(100, 0, 0)[None])
+        assert (float(p_N) > 0.5) == (int(family_N) == 2), cut
+
+
+def test_a_chance_of_exactly_a_half_is_none():
+    class Hair(nn.Module):
+        def forward(self, x_BCHW):
+            return torch.full((len(x_BCHW),), 1e-9)
+
+    p_N, family_N = Ensembles({1: ([Hair()], 0.0)}).judge(image(0, 0, 0)[None])
+    assert (float(p_N), int(family_N)) == (0.5, 0)
+
+
+def test_without_families_nothing_is_poison(tmp_path):
+    out = Folder(str(tmp_path))
+    out.write_json(VALIDATION, {"families": {}})
+    p_N, family_N = load_ensembles(load_config(), out).judge(torch.zeros(4, 3, 8, 8, dtype=torch.uint8))
+    assert p_N.tolist() == [0.0] * 4 and family_N.tolist() == [0] * 4
+
+
+def test_ensembles_come_back_with_their_thresholds(tmp_path):
+    out, config = Folder(str(tmp_path)), load_config(overrides=["classify.models=2"])
+    made = {}
+    for family in (1, 2):
+        torch.manual_seed(family)
+        made[family] = [PoisonClassifier(32).eval() for _ in range(2)]
+        for i, model in enumerate(made[family]):
+            out.write_tensors(model_name(family, i), model.state_dict())
+    chosen = {str(family): {"threshold_logit": family / 4} for family in made}
+    out.write_json(VALIDATION, {"families": chosen})
+    loaded = load_ensembles(config, out).families
+    x_NCHW = torch.randint(0, 256, (3, 3, 32, 32)).to(torch.uint8)
+    for family, (models, cut) in loaded.items():
+        assert cut == family / 4
+        device = next(models[0].parameters()).device
+        logit_N = poison_logit(models, x_NCHW.to(device)).cpu()
+        ours = poison_logit(made[family], x_NCHW).tolist()
+        assert logit_N.tolist() == pytest.approx(ours, rel=1e-3, abs=1e-4)
+    assert list(loaded) == [1, 2]

@@ -1,0 +1,148 @@
+"""What the search concludes: evidence and families from the candidates of its rounds."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+
+from poisoncam_ray.artifact import Folder
+from poisoncam_ray.stages import triggers
+from poisoncam_ray.stages.crops import to_png
+from poisoncam_ray.stages.search import CANDIDATES
+from poisoncam_ray.stages.triggers import CANDIDATES_FILE, TRIGGERS, conclude
+from poisoncam_ray.verdict import NO_EVIDENCE, POISON, read_evidence
+
+N_CLUSTERS, N_FLIP, SIDE = 16, 20, 6
+G_K = torch.arange(N_CLUSTERS) // 2
+Y_F = torch.arange(N_FLIP) % N_CLUSTERS
+LOOKS = torch.rand(3, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(8)).round()
+
+
+def candidate(i: int, cluster: int, count: int, look: int | None = None) -> dict[str, Any]:
+    """Window i moves `count` flip-test images into its cluster; without a look it is noise."""
+    generator = torch.Generator().manual_seed(i)
+    t_CHW = torch.rand(3, SIDE, SIDE, generator=generator) if look is None else LOOKS[look]
+    landed = [cluster] * count + Y_F[count:].tolist()
+    numbers = dict.fromkeys(("x0", "y0", "x1", "y1", "changed", "gain", "group_gain"), 0)
+    return numbers | {
+        "image_id": f"a#{i:04d}",
+        "cluster": cluster,
+        "n_flip": N_FLIP,
+        "score": count / N_FLIP,
+        "crop": to_png(t_CHW),
+        "landed": landed,
+    }
+
+
+def benign(n: int = 96) -> list[dict[str, Any]]:
+    return [candidate(i, i % N_CLUSTERS, i // 7 % 3) for i in range(n)]
+
+
+def poisoned() -> list[dict[str, Any]]:
+    """Benign windows, five of one trigger in clusters 2 and 3, and four weaker ones of another in 9."""
+    one = [candidate(200 + i, 2 + i % 2, 18 - i, look=0) for i in range(5)]
+    return benign() + one + [candidate(300 + i, 9, 12, look=1) for i in range(4)]
+
+
+def search(
+    folder, rows: list[dict[str, Any]], rounds: int = 2, rate: float = 0.05
+) -> tuple[Folder, Any, Any]:
+    """A search that scored `rows` in so many rounds: its folder, evidence, triggers."""
+    out = Folder(str(folder))
+    size = -(-len(rows) // rounds)
+    for i in range(rounds):
+        table = pa.Table.from_pylist(rows[i * size : (i + 1) * size], schema=CANDIDATES)
+        (out / f"round={i:03d}").write_table(CANDIDATES_FILE, table)
+    evidence = conclude(out, rounds, G_K, Y_F, rate)
+    return out, evidence, out.read_table(TRIGGERS).to_pylist()
+
+
+def test_benign_windows_are_no_evidence(tmp_path):
+    out, evidence, listed = search(tmp_path, benign())
+    assert evidence["verdict"] == NO_EVIDENCE and evidence["families"] == []
+    assert evidence["best_score"] == pytest.approx(0.1) and evidence["threshold"] > 0.11
+    assert evidence["n_candidates"] == 96 == len(listed)
+    assert evidence["n_null"] == len(evidence["null_scores"]) >= 80
+    assert {row["family"] for row in listed} == {0}
+    assert read_evidence(out).poison is False
+
+
+def test_two_attackers_are_two_families(tmp_path):
+    out, evidence, listed = search(tmp_path, poisoned())
+    assert evidence["verdict"] == POISON and read_evidence(out).poison
+    one, other = evidence["families"]
+    assert (one["family"], one["n_candidates"], one["cluster"]) == (1, 5, 2)
+    assert (other["family"], other["n_candidates"], other["cluster"]) == (2, 4, 9)
+    assert one["best_score"] == evidence["best_score"] == pytest.approx(0.9)
+    assert other["best_score"] == pytest.approx(0.6)
+    assert evidence["p_value"] == one["p_value"] < other["p_value"] < 0.01
+    for family in (one, other):
+        own = [listed[rank] for rank in family["ranks"]]
+        assert [row["rank"] for row in own] == family["ranks"]
+        assert len(own) == family["n_candidates"] == sum(r["family"] == family["family"] for r in listed)
+        assert {row["family"] for row in own} == {family["family"]}
+    # The null are windows of the groups that nobody accuses.
+    assert max(evidence["null_scores"]) == pytest.approx(0.1)
+    assert evidence["n_null"] == 96 * 6 // 8
+
+
+def test_triggers_are_candidates_by_score_and_id(tmp_path):
+    rows = poisoned()
+    _, _, listed = search(tmp_path, rows)
+    assert [(-row["score"], row["image_id"]) for row in listed] == sorted(
+        (-row["score"], row["image_id"]) for row in listed
+    )
+    assert [row["rank"] for row in listed] == list(range(len(rows)))
+    given = {row["image_id"]: row for row in rows}
+    for row in listed:
+        assert "landed" not in row
+        assert row["crop"] == given[row["image_id"]]["crop"]
+        assert row["cluster"] == given[row["image_id"]]["cluster"]
+
+
+def test_rounds_and_the_order_of_work_do_not_matter(tmp_path):
+    rows = poisoned()
+    _, evidence, listed = search(tmp_path / "one", rows, rounds=1)
+    random.Random(0).shuffle(rows)
+    _, other, relisted = search(tmp_path / "many", rows, rounds=7)
+    assert (other, relisted) == (evidence, listed)
+
+
+def test_the_best_are_kept_and_the_best_of_every_family(tmp_path, monkeypatch):
+    monkeypatch.setattr(triggers, "KEPT", 3)
+    _, evidence, listed = search(tmp_path, poisoned())
+    assert [row["family"] for row in listed] == [1, 1, 1, 2, 2, 2]
+    assert [family["ranks"] for family in evidence["families"]] == [[0, 1, 2], [3, 4, 5]]
+    assert [family["n_candidates"] for family in evidence["families"]] == [5, 4]
+
+
+def test_only_the_best_suspects_are_grouped(tmp_path, monkeypatch):
+    monkeypatch.setattr(triggers, "GROUPED", 5)
+    _, evidence, _ = search(tmp_path, poisoned())
+    assert [family["n_candidates"] for family in evidence["families"]] == [5]
+
+
+def test_suspects_that_share_nothing_are_no_family(tmp_path):
+    lone = [candidate(200 + i, 2 + i, 15) for i in range(2)]
+    _, evidence, listed = search(tmp_path, benign() + lone)
+    assert evidence["threshold"] < 0.75
+    assert evidence["verdict"] == NO_EVIDENCE and {row["family"] for row in listed} == {0}
+
+
+def test_a_false_alarm_rate_of_one_takes_every_window_for_one_family(tmp_path):
+    _, evidence, listed = search(tmp_path, benign(), rate=1.0)
+    assert evidence["verdict"] == POISON
+    (family,) = evidence["families"]
+    assert family["n_candidates"] == 96 and family["ranks"] == list(range(96))
+    assert evidence["p_value"] is family["p_value"] is evidence["threshold"] is None
+    assert evidence["n_null"] == 0 and {row["family"] for row in listed} == {1}
+
+
+def test_a_corpus_of_few_windows_has_no_threshold(tmp_path):
+    _, evidence, listed = search(tmp_path, benign(5), rounds=1)
+    assert evidence["verdict"] == NO_EVIDENCE and evidence["threshold"] is evidence["p_value"] is None
+    assert [row["rank"] for row in listed] == list(range(5))
