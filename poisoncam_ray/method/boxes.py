@@ -48,6 +48,14 @@ def map_box(box_N4: Tensor, width_N: Tensor, height_N: Tensor, image_size: int) 
     return kept_N4.round().long(), visible_N
 
 
+def inside(box_N4: Tensor, side: int) -> Tensor:
+    """m_NHW, bool: the pixels inside each box, of images `side` pixels square."""
+    at_S = torch.arange(side, device=box_N4.device)
+    across_NW = (at_S >= box_N4[:, 0, None]) & (at_S < box_N4[:, 2, None])
+    down_NH = (at_S >= box_N4[:, 1, None]) & (at_S < box_N4[:, 3, None])
+    return down_NH[:, :, None] & across_NW[:, None, :]
+
+
 def random_boxes(
     n: int,
     size_w: int,

@@ -6,6 +6,7 @@ N images   O offsets   C channels   H = W image side   D feature dimensions   K 
 import torch
 from torch import Tensor
 
+from poisoncam_ray.method.boxes import inside
 from poisoncam_ray.method.cam import Embedder, ScoreKind, mask_scores
 
 REACH = (-2, -1, 0, 1, 2)
@@ -43,7 +44,7 @@ def refine_windows(
         s_parts = []
         for i_M in torch.arange(n * o, device=x_NCHW.device).split(batch):
             image_M = i_M // o
-            shown_M1HW = _inside(box_NO4.flatten(0, 1)[i_M], x_NCHW.shape[-1])[:, None].to(x_NCHW)
+            shown_M1HW = inside(box_NO4.flatten(0, 1)[i_M], x_NCHW.shape[-1])[:, None].to(x_NCHW)
             m_M1HW = shown_M1HW if keep else 1 - shown_M1HW
             masked_MCHW = torch.lerp(fill_NC[image_M][:, :, None, None], x_NCHW[image_M], m_M1HW)
             f_MD = encoder.embed(masked_MCHW)
@@ -63,11 +64,3 @@ def _shifted(box_N4: Tensor, side: int) -> Tensor:
     shift_O2 = torch.tensor([(x * step, y * step) for y in REACH for x in REACH], device=box_N4.device)
     corner_NO2 = (box_N4[:, None, :2] + shift_O2).clamp(0, side - window)
     return torch.cat([corner_NO2, corner_NO2 + window], dim=2)
-
-
-def _inside(box_M4: Tensor, side: int) -> Tensor:
-    """m_MHW, true inside the box."""
-    at_S = torch.arange(side, device=box_M4.device)
-    across_MW = (at_S >= box_M4[:, 0, None]) & (at_S < box_M4[:, 2, None])
-    down_MH = (at_S >= box_M4[:, 1, None]) & (at_S < box_M4[:, 3, None])
-    return down_MH[:, :, None] & across_MW[:, None, :]

@@ -26,6 +26,7 @@ from poisoncam_ray.method.gradcam import gradcam_windows
 from poisoncam_ray.method.groups import group_clusters, group_gain
 from poisoncam_ray.method.kmeans import assign, auto_k
 from poisoncam_ray.method.masks import keep_only, make_masks
+from poisoncam_ray.method.need import needed
 from poisoncam_ray.method.paste import crop
 from poisoncam_ray.method.refine import refine_windows
 from poisoncam_ray.method.score import poison_scores
@@ -43,7 +44,12 @@ CANDIDATES = pa.schema(
     [("image_id", pa.string()), ("cluster", pa.int32())]
     + [(side, pa.int32()) for side in ("x0", "y0", "x1", "y1")]
     + [(reading, pa.int32()) for reading in ("changed", "gain", "group_gain", "n_flip")]
-    + [("score", pa.float32()), ("crop", pa.binary()), ("landed", pa.list_(pa.int32()))]
+    + [
+        ("score", pa.float32()),
+        ("needed", pa.bool_()),
+        ("crop", pa.binary()),
+        ("landed", pa.list_(pa.int32())),
+    ]
 )
 
 
@@ -181,6 +187,9 @@ class Scorer:
         own_N = torch.tensor([cluster for _, cluster in chunk], device=self.device)
         box_N4 = find_windows(self.config, self.encoder, x_NCHW, own_N, self.c_KD, self.m_BHW)
         t_NCww = crop(x_NCHW, box_N4)
+        needed_N = needed(
+            self.encoder, x_NCHW, box_N4, own_N, self.c_KD, self.g_K, mean_colour(x_NCHW), settings.batch_size
+        )
         seeds_N = torch.tensor([image_seed(self.config.seed, image_id) for image_id in ids])
         changed_N, gain_N, landed_NF = poison_scores(
             self.encoder, t_NCww, self.x_FCHW, self.y_F, own_N, self.c_KD, seeds_N, settings.batch_size
@@ -194,6 +203,7 @@ class Scorer:
         score_N = readings[settings.reading].clamp(min=0) / len(self.y_F)
         counts = {name: count_N.tolist() for name, count_N in readings.items()}
         box, landed, score = box_N4.tolist(), landed_NF.tolist(), score_N.tolist()
+        is_needed = needed_N.tolist()
         return [
             {
                 "image_id": image_id,
@@ -202,6 +212,7 @@ class Scorer:
                 **{name: count[i] for name, count in counts.items()},
                 "n_flip": len(self.y_F),
                 "score": score[i],
+                "needed": is_needed[i],
                 "crop": to_png(t_NCww[i]),
                 "landed": landed[i],
             }

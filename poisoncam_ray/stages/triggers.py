@@ -17,6 +17,7 @@ from poisoncam_ray.artifact import Folder
 from poisoncam_ray.method.evidence import Evidence, weigh
 from poisoncam_ray.method.families import families
 from poisoncam_ray.method.groups import effects
+from poisoncam_ray.method.need import keep_needed
 from poisoncam_ray.stages.crops import from_png
 from poisoncam_ray.verdict import EVIDENCE, NO_EVIDENCE, POISON
 
@@ -47,7 +48,9 @@ def conclude(out: Folder, rounds: int, g_K: Tensor, y_F: Tensor, false_alarm_rat
     family_N = _families(names, table, found, score_N, y_F, len(g_K), one=false_alarm_rate >= 1)
     kept = pa.array(_kept(family_N))
     listed = table.select(["row"]).append_column("family", pa.array(family_N.numpy(), pa.int32())).take(kept)
-    whole = pa.concat_tables([folder.read_table(CANDIDATES_FILE) for folder in names]).drop_columns("landed")
+    # Where each flip-test image landed is most of a candidate's bytes: not for all at once.
+    shown = [name for name in names[0].columns(CANDIDATES_FILE) if name != "landed"]
+    whole = pa.concat_tables([folder.read_table(CANDIDATES_FILE, shown) for folder in names])
     triggers = whole.take(listed["row"]).append_column("family", listed["family"])
     out.write_table(TRIGGERS, triggers.append_column("rank", pa.array(np.arange(len(triggers)), pa.int32())))
     evidence = _evidence(found, score_N, cluster_N, family_N, false_alarm_rate, triggers)
@@ -71,11 +74,13 @@ def _families(
     suspects = found.suspect_N.nonzero()[:, 0]
     if len(suspects):
         suspects = suspects[:GROUPED]
-        wanted = [folder.read_table(CANDIDATES_FILE, ["landed", "crop"]) for folder in names]
+        wanted = [folder.read_table(CANDIDATES_FILE, ["landed", "crop", "needed"]) for folder in names]
         rows = pa.concat_tables(wanted).take(table["row"].take(pa.array(suspects.numpy())))
         landed_SF = torch.tensor(rows["landed"].to_pylist())
         t_SCww = torch.stack([from_png(data) for data in rows["crop"].to_pylist()])
-        family_N[suspects] = families(t_SCww, effects(landed_SF, y_F, n_clusters), score_N[suspects])
+        family_S = families(t_SCww, effects(landed_SF, y_F, n_clusters), score_N[suspects])
+        needed_S = torch.tensor(rows["needed"].to_pylist())
+        family_N[suspects] = keep_needed(family_S, needed_S)
     return family_N
 
 

@@ -1,0 +1,52 @@
+"""Is the window needed? A trigger moves other images into its cluster, and without it its own image leaves.
+
+N images   C channels   H = W image side   D feature dimensions   K clusters   g_K the group of each cluster
+"""
+
+import torch
+from torch import Tensor
+
+from poisoncam_ray.method.boxes import inside
+from poisoncam_ray.method.cam import Embedder
+from poisoncam_ray.method.kmeans import assign
+
+LEAST_SHARE = 0.65
+"""Of a family's windows so many must be needed. Hiding a trigger took 0.86 to 1 of the poisoned images out of
+their group of clusters, hiding the best benign windows 0 to 0.46 of theirs (photographs of the tuning
+classes, two triggers, and the demo): a piece of sky pulls images to the skies, but a sky without it is still one."""
+
+
+@torch.inference_mode()
+def needed(
+    encoder: Embedder,
+    x_NCHW: Tensor,
+    box_N4: Tensor,
+    own_N: Tensor,
+    c_KD: Tensor,
+    g_K: Tensor,
+    fill_NC: Tensor,
+    batch: int,
+) -> Tensor:
+    """needed_N, bool: whether the image leaves the group of its own cluster when its window is hidden.
+
+    Arguments as in `cam.candidate_windows`, `g_K` as in `groups.group_clusters`.
+    """
+    parts = []
+    for i_M in torch.arange(len(x_NCHW), device=x_NCHW.device).split(batch):
+        hidden_M1HW = inside(box_N4[i_M], x_NCHW.shape[-1])[:, None].to(x_NCHW)
+        masked_MCHW = torch.lerp(x_NCHW[i_M], fill_NC[i_M][:, :, None, None], hidden_M1HW)
+        landed_M = assign(encoder.embed(masked_MCHW), c_KD)[0]
+        parts.append(g_K[landed_M] != g_K[own_N[i_M]])
+    return torch.cat(parts)
+
+
+def keep_needed(family_N: Tensor, needed_N: Tensor) -> Tensor:
+    """family_N without the families of whose windows fewer than LEAST_SHARE are needed, numbered anew."""
+    kept_N = torch.zeros_like(family_N)
+    number = 0
+    for family in range(1, int(family_N.max()) + 1):
+        own_N = family_N == family
+        if own_N.any() and float(needed_N[own_N].double().mean()) >= LEAST_SHARE:
+            number += 1
+            kept_N[own_N] = number
+    return kept_N
