@@ -122,7 +122,7 @@ def test_decoys_are_neither_poison_nor_false_alarms(fake: FakeRun, tmp_path: Pat
     assert got["decoys_removed"] == pytest.approx(1 / (1 + len(kept)))
     assert got["false_positive_rate"] == 0 < before["false_positive_rate"]
     assert got["precision"] == 1 > before["precision"]
-    assert got["families"]["0"]["n_removed"] == 18 and got["n_removed"] == 19
+    assert got["families"]["1"]["n_removed"] == 18 and got["n_removed"] == 19
     assert got["recall"] == before["recall"]
 
 
@@ -150,7 +150,7 @@ def test_recall_and_families_of_two_attackers(fake: FakeRun, tmp_path: Path) -> 
 def test_a_truth_that_names_no_targets(fake: FakeRun, tmp_path: Path) -> None:
     pq.write_table(pq.read_table(fake.truth).drop_columns(["target"]), tmp_path / "truth.parquet")
     got = detection_metrics(fake.run, str(tmp_path / "truth.parquet"))
-    assert got["recall_by_target"] == {} and got["families"]["0"]["main_target"] is None
+    assert got["recall_by_target"] == {} and got["families"]["1"]["main_target"] is None
 
 
 @settings(max_examples=60, deadline=None)
