@@ -10,11 +10,13 @@ import torch
 
 from poisoncam_ray.artifact import Folder, part_name
 from poisoncam_ray.errors import UserError
+from poisoncam_ray.method.encoder import build_encoder
+from poisoncam_ray.method.gradcam import gradcam_windows
 from poisoncam_ray.settings import load_config
 from poisoncam_ray.stages.classify import crops_of, draw_samples, families_of, with_roles
 from poisoncam_ray.stages.crops import from_png, to_png
 from poisoncam_ray.stages.pool import gather_pool, image_seed
-from poisoncam_ray.stages.search import Search
+from poisoncam_ray.stages.search import Search, find_windows, search_masks
 
 N, K = 300, 7
 
@@ -196,3 +198,26 @@ def test_the_pool_is_the_same_when_it_is_merged_in_many_steps(folder, monkeypatc
     merged = gather_pool(folder, 5, 10, K)
     assert (merged.ids, merged.flip_ids) == (whole.ids, whole.flip_ids)
     assert torch.equal(merged.y_P, whole.y_P)
+
+
+def test_windows_are_found_by_the_configured_strategy_and_refined():
+    torch.manual_seed(0)
+    encoder = build_encoder("resnet_tiny_s2", 32).eval()
+    x_NCHW = torch.rand(3, 3, 32, 32)
+    c_KD = torch.nn.functional.normalize(torch.randn(4, encoder.dim), dim=1)
+    own_N, found = torch.tensor([0, 2, 1]), {}
+    for strategy in ("gradcam", "mixed"):
+        for refine in (False, True):
+            config = load_config(
+                overrides=[f"search.strategy={strategy}", f"search.refine={refine}", "search.masks=8"]
+            )
+            masks = search_masks(config)
+            assert (masks is None) == (strategy == "gradcam")
+            found[strategy, refine] = find_windows(config, encoder, x_NCHW, own_N, c_KD, masks)
+    peer_N4 = gradcam_windows(encoder, x_NCHW, own_N, c_KD, config.window_px)
+    assert torch.equal(found["gradcam", False], peer_N4)
+    assert not torch.equal(found["mixed", False], peer_N4)
+    for strategy in ("gradcam", "mixed"):
+        coarse_N4, fine_N4 = found[strategy, False], found[strategy, True]
+        assert not torch.equal(fine_N4, coarse_N4)
+        assert int((fine_N4 - coarse_N4).abs().max()) <= config.window_px // 2
