@@ -13,7 +13,8 @@ from poisoncam_ray.method.kmeans import assign
 LEAST_SHARE = 0.65
 """Of a family's windows so many must be needed. Hiding a trigger took 0.86 to 1 of the poisoned images out of
 their group of clusters, hiding the best benign windows 0 to 0.46 of theirs (photographs of the tuning
-classes, two triggers, and the demo): a piece of sky pulls images to the skies, but a sky without it is still one."""
+classes, two triggers, and the demo): a piece of sky pulls images to the skies, but a sky
+without it stays one."""
 
 
 @torch.inference_mode()

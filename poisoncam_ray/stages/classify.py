@@ -34,6 +34,10 @@ from poisoncam_ray.verdict import NO_EVIDENCE, read_evidence
 VALIDATION = "validation.json"
 ROLES = "triggers.parquet"
 ROLE_NAMES = ("train", "validate")
+MOST_UNSURE = 0.03
+"""A family is only erased when its classifier leaves so little of the corpus in doubt, within one logit of
+its threshold. Of triggers at most 0.002 was in doubt, of benign looks taken for a family 0.04 to 0.26
+(photographs, the demo)."""
 WHY_NOT = "No window does to other images what benign windows do not: see the evidence of the search."
 VALIDATION_PASTES = 1000
 
@@ -62,6 +66,9 @@ class Classify(Stage):
         numbers = families_of(triggers)
         crops = {family: [crops_of(triggers, family, role) for role in ROLE_NAMES] for family in numbers}
         reused, chosen = self._train(run, negatives, whole, crops)
+        for facts in chosen.values():
+            # Whoever asks for no evidence asks for no proof here either.
+            facts["erased"] = facts["unsure_share"] <= MOST_UNSURE or evidence.false_alarm_rate >= 1
         # One figure of each kind at the top: the family that came out worst.
         least = min(chosen.values(), key=lambda facts: facts["recall"])
         run.out.write_json(VALIDATION, least | {"trained": True, "families": chosen})
@@ -172,7 +179,8 @@ def _first(earlier: pa.Table | None, table: pa.Table, most: int) -> pa.Table:
 
 @dataclass(frozen=True)
 class Ensembles:
-    """The committed classifiers, ready to judge: of each family its models and its threshold, a logit."""
+    """The committed classifiers, ready to judge: of each family to be erased its models and its threshold,
+    a logit."""
 
     families: dict[int, tuple[list[nn.Module], float]]
 
@@ -209,6 +217,7 @@ def load_ensembles(config: Config, out: Folder) -> Ensembles:
         {
             int(family): (load_models(config, out, int(family)), facts["threshold_logit"])
             for family, facts in chosen.items()
+            if facts["erased"]
         }
     )
 

@@ -38,19 +38,7 @@ from poisoncam_ray.stages.crops import to_png
 from poisoncam_ray.stages.dataflow import RESTARTS, Pixels, fetch_images
 from poisoncam_ray.stages.embed import embed_images, load_encoder
 from poisoncam_ray.stages.pool import Pool, gather_pool, image_seed
-from poisoncam_ray.stages.triggers import CANDIDATES_FILE, conclude
-
-CANDIDATES = pa.schema(
-    [("image_id", pa.string()), ("cluster", pa.int32())]
-    + [(side, pa.int32()) for side in ("x0", "y0", "x1", "y1")]
-    + [(reading, pa.int32()) for reading in ("changed", "gain", "group_gain", "n_flip")]
-    + [
-        ("score", pa.float32()),
-        ("needed", pa.bool_()),
-        ("crop", pa.binary()),
-        ("landed", pa.list_(pa.int32())),
-    ]
-)
+from poisoncam_ray.stages.triggers import CANDIDATES, CANDIDATES_FILE, conclude
 
 
 class Search(Stage):

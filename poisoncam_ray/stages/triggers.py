@@ -28,6 +28,17 @@ NULL_KEPT = 1000
 GROUPED = 2000
 """Suspects grouped into families, the best."""
 CANDIDATES_FILE = "candidates.parquet"
+CANDIDATES = pa.schema(
+    [("image_id", pa.string()), ("cluster", pa.int32())]
+    + [(side, pa.int32()) for side in ("x0", "y0", "x1", "y1")]
+    + [(reading, pa.int32()) for reading in ("changed", "gain", "group_gain", "n_flip")]
+    + [
+        ("score", pa.float32()),
+        ("needed", pa.bool_()),
+        ("crop", pa.binary()),
+        ("landed", pa.list_(pa.int32())),
+    ]
+)
 
 
 def conclude(out: Folder, rounds: int, g_K: Tensor, y_F: Tensor, false_alarm_rate: float) -> dict[str, Any]:
@@ -49,7 +60,7 @@ def conclude(out: Folder, rounds: int, g_K: Tensor, y_F: Tensor, false_alarm_rat
     kept = pa.array(_kept(family_N))
     listed = table.select(["row"]).append_column("family", pa.array(family_N.numpy(), pa.int32())).take(kept)
     # Where each flip-test image landed is most of a candidate's bytes: not for all at once.
-    shown = [name for name in names[0].columns(CANDIDATES_FILE) if name != "landed"]
+    shown = [name for name in CANDIDATES.names if name != "landed"]
     whole = pa.concat_tables([folder.read_table(CANDIDATES_FILE, shown) for folder in names])
     triggers = whole.take(listed["row"]).append_column("family", listed["family"])
     out.write_table(TRIGGERS, triggers.append_column("rank", pa.array(np.arange(len(triggers)), pa.int32())))

@@ -68,7 +68,7 @@ def test_ensembles_come_back_with_their_thresholds(tmp_path):
         made[family] = [PoisonClassifier(32).eval() for _ in range(2)]
         for i, model in enumerate(made[family]):
             out.write_tensors(model_name(family, i), model.state_dict())
-    chosen = {str(family): {"threshold_logit": family / 4} for family in made}
+    chosen = {str(family): {"threshold_logit": family / 4, "erased": True} for family in made}
     out.write_json(VALIDATION, {"families": chosen})
     loaded = load_ensembles(config, out).families
     x_NCHW = torch.randint(0, 256, (3, 3, 32, 32)).to(torch.uint8)
@@ -79,3 +79,6 @@ def test_ensembles_come_back_with_their_thresholds(tmp_path):
         ours = poison_logit(made[family], x_NCHW).tolist()
         assert logit_N.tolist() == pytest.approx(ours, rel=1e-3, abs=1e-4)
     assert list(loaded) == [1, 2]
+    chosen["1"]["erased"] = False
+    out.write_json(VALIDATION, {"families": chosen})
+    assert list(load_ensembles(config, out).families) == [2]

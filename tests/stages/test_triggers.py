@@ -33,6 +33,7 @@ def candidate(i: int, cluster: int, count: int, look: int | None = None) -> dict
         "cluster": cluster,
         "n_flip": N_FLIP,
         "score": count / N_FLIP,
+        "needed": True,
         "crop": to_png(t_CHW),
         "landed": landed,
     }
@@ -88,6 +89,17 @@ def test_two_attackers_are_two_families(tmp_path):
     # The null are windows of the groups that nobody accuses.
     assert max(evidence["null_scores"]) == pytest.approx(0.1)
     assert evidence["n_null"] == 96 * 6 // 8
+
+
+def test_windows_whose_images_stay_without_them_are_no_trigger(tmp_path):
+    rows = poisoned()
+    for row in rows:
+        # Of the first trigger's five windows three are not needed, of the second's one.
+        row["needed"] = row["image_id"] not in ("a#0200", "a#0201", "a#0202", "a#0300")
+    _, evidence, listed = search(tmp_path, rows)
+    (left,) = evidence["families"]
+    assert (left["family"], left["cluster"], left["n_candidates"]) == (1, 9, 4)
+    assert {row["image_id"] for row in listed if row["family"]} == {f"a#{300 + i:04d}" for i in range(4)}
 
 
 def test_triggers_are_candidates_by_score_and_id(tmp_path):

@@ -1,0 +1,52 @@
+"""A trigger is needed: without its window the image leaves its group."""
+
+import torch
+
+from poisoncam_ray.method.cam import mean_colour
+from poisoncam_ray.method.need import LEAST_SHARE, keep_needed, needed
+
+SIDE = 8
+# Clusters by brightness of the image's upper left corner; 0 and 1 are one group.
+C_KD = torch.tensor([[0.0], [0.3], [1.0]])
+G_K = torch.tensor([0, 0, 1])
+
+
+class Corner:
+    def embed(self, x_BCHW):
+        return x_BCHW[:, :1, :4, :4].mean(dim=(2, 3))
+
+
+def need(x_NCHW, box_N4, own, batch=5):
+    own_N = torch.tensor(own)
+    return needed(Corner(), x_NCHW, box_N4, own_N, C_KD, G_K, mean_colour(x_NCHW), batch).tolist()
+
+
+def test_only_the_window_that_holds_the_image_is_needed():
+    bright = torch.zeros(3, SIDE, SIDE)
+    bright[:, :4, :4] = 1
+    x_NCHW = bright.expand(2, -1, -1, -1)
+    box_N4 = torch.tensor([[0, 0, 4, 4], [4, 4, 8, 8]])
+    assert need(x_NCHW, box_N4, [2, 2]) == [True, False]
+
+
+def test_another_cluster_of_the_same_group_is_no_other_place():
+    dark = torch.zeros(1, 3, SIDE, SIDE)
+    dark[:, :, 4:] = 0.6
+    # Hidden, the corner takes the mean, 0.3: the neighbouring cluster of the same group.
+    assert need(dark, torch.tensor([[0, 0, 4, 4]]), [0]) == [False]
+    assert need(dark, torch.tensor([[0, 0, 4, 4]]), [2]) == [True]
+
+
+def test_batches_do_not_matter():
+    x_NCHW = torch.rand(7, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+    box_N4 = torch.tensor([[i % 4, 0, i % 4 + 4, 4] for i in range(7)])
+    own = [i % 3 for i in range(7)]
+    assert need(x_NCHW, box_N4, own, 1) == need(x_NCHW, box_N4, own, 100)
+
+
+def test_families_of_too_few_needed_windows_go_and_the_others_are_numbered_anew():
+    family_N = torch.tensor([1, 1, 1, 2, 2, 2, 2, 0, 3])
+    needed_N = torch.tensor([1, 0, 0, 1, 1, 1, 0, 1, 1]).bool()
+    assert 1 / 3 < LEAST_SHARE < 3 / 4
+    assert keep_needed(family_N, needed_N).tolist() == [0, 0, 0, 1, 1, 1, 1, 0, 2]
+    assert keep_needed(torch.zeros(3, dtype=torch.int64), needed_N[:3]).tolist() == [0, 0, 0]
