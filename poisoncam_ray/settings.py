@@ -38,9 +38,9 @@ def load_config(preset: str | None = None, file: str | None = None, overrides: I
         known = presets()
         if preset not in known:
             raise UserError(f"There is no preset {preset!r}{_nearest(preset, known)}.")
-        tree = _merge(tree, _read_yaml(known[preset]))
+        tree = _merge(tree, _configuration(known[preset]))
     if file is not None:
-        tree = _merge(tree, _read_yaml(Path(file)))
+        tree = _merge(tree, _configuration(Path(file)))
     for item in overrides:
         key, equals, value = item.partition("=")
         if not equals or not key:
@@ -91,13 +91,19 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {match[0]!r}?" if match else f": there are {', '.join(known)}"
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, what: str) -> Any:
+    """What the file holds, None when empty. UserError, one sentence that calls it the `what`, when it cannot
+    be read or is not YAML."""
     try:
-        tree = yaml.safe_load(path.read_text())
+        return yaml.safe_load(path.read_text())
     except OSError as error:
-        raise UserError(f"The configuration file {path} cannot be read: {error.strerror}.") from None
+        raise UserError(f"The {what} {path} cannot be read: {error.strerror}.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"The configuration file {path} is not YAML: {str(error).splitlines()[0]}.") from None
+        raise UserError(f"The {what} {path} is not YAML: {str(error).splitlines()[0]}.") from None
+
+
+def _configuration(path: Path) -> dict[str, Any]:
+    tree = read_yaml(path, "configuration file")
     if tree is None:
         return {}
     if not isinstance(tree, dict):

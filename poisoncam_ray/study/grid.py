@@ -6,12 +6,12 @@ from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from poisoncam_ray.config import Count, Fraction
+from poisoncam_ray.config import Count, Fraction, Search
 from poisoncam_ray.config import Strategy as MaskStrategy
 from poisoncam_ray.errors import UserError
+from poisoncam_ray.settings import read_yaml
 
 Strategy = MaskStrategy | Literal["gradcam", "random_window"]
 Score = Literal["hard", "margin", "distance"]
@@ -33,9 +33,9 @@ class Base(_Strict):
     """The setting around which plots and tables vary one thing. Of the grid; the defence's defaults."""
 
     k_factor: Factor = 3
-    masks: Count = 128
-    cell: Fraction = 0.125
-    window: Fraction = 0.35
+    masks: Count = Search().masks
+    cell: Fraction = Search().cell
+    window: Fraction = Search().window
 
 
 class Grid(_Strict):
@@ -78,12 +78,7 @@ def load_grid(name: str, images: int | None = None, seed: int | None = None) -> 
     file = known.get(name, Path(name))
     if name not in known and not file.is_file():
         raise UserError(f"There is no grid {name!r}: give one of {', '.join(known)}, or a YAML file.")
-    try:
-        tree = yaml.safe_load(file.read_text())
-    except OSError as error:
-        raise UserError(f"The grid {file} cannot be read: {error.strerror}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"The grid {file} is not YAML: {str(error).splitlines()[0]}.") from None
+    tree = read_yaml(file, "grid")
     if not isinstance(tree, dict):
         raise UserError(f"The grid {file} must hold keys such as 'strategies:'.")
     tree |= {key: value for key, value in (("images", images), ("seed", seed)) if value is not None}
