@@ -22,6 +22,7 @@ from poisoncam_ray.method.classifier import (
     poison_logit,
     train_classifier,
 )
+from poisoncam_ray.method.paste import same_size
 from poisoncam_ray.method.threshold import choose_threshold
 from poisoncam_ray.pipeline import Outcome, Run, Stage
 from poisoncam_ray.stages.compute import device, set_threads
@@ -145,7 +146,8 @@ def crops_of(triggers: pa.Table, family: int, role: str) -> Tensor:
     """t_MCww uint8; a single trigger must serve both roles."""
     ours = [row for row in triggers.to_pylist() if row["family"] == family]
     rows = [row for row in ours if row["role"] == role] or ours[:1]
-    return (torch.stack([from_png(row["crop"]) for row in rows]) * 255).round().to(torch.uint8)
+    t_MCww = same_size([from_png(row["crop"]) for row in rows])
+    return (t_MCww * 255).round().to(torch.uint8)
 
 
 def draw_samples(clusters: Folder, triggers: pa.Table, most: int) -> tuple[list[str], list[str]]:

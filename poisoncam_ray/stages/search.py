@@ -20,6 +20,7 @@ from poisoncam_ray.config import Config
 from poisoncam_ray.corpus import Corpus
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.method import prune
+from poisoncam_ray.method.boxes import about_centres
 from poisoncam_ray.method.cam import candidate_windows, mean_colour
 from poisoncam_ray.method.encoder import Encoder
 from poisoncam_ray.method.gradcam import gradcam_windows
@@ -174,38 +175,43 @@ class Scorer:
         x_NCHW = pixels.to(self.device).float() / 255
         own_N = torch.tensor([cluster for _, cluster in chunk], device=self.device)
         box_N4 = find_windows(self.config, self.encoder, x_NCHW, own_N, self.c_KD, self.m_BHW)
-        t_NCww = crop(x_NCHW, box_N4)
-        needed_N = needed(
-            self.encoder, x_NCHW, box_N4, own_N, self.c_KD, self.g_K, mean_colour(x_NCHW), settings.batch_size
-        )
         seeds_N = torch.tensor([image_seed(self.config.seed, image_id) for image_id in ids])
+        sizes = self.config.scales_px
+        scaled = [about_centres(box_N4, size, x_NCHW.shape[-1]) for size in sizes]
+        tried = [self._score(x_NCHW, own_N, box_N4, seeds_N) for box_N4 in scaled]
+        # Among equal scores the first scale wins.
+        best_N = torch.stack([columns["score"] for columns in tried]).argmax(dim=0).tolist()
+        metrics.count("rows", len(ids), stage=Search.title)
+        listed = [{name: column.tolist() for name, column in columns.items()} for columns in tried]
+        return [
+            {
+                "image_id": image_id,
+                "cluster": cluster,
+                **dict(zip(("x0", "y0", "x1", "y1"), scaled[scale][i].tolist(), strict=True)),
+                **{name: column[i] for name, column in listed[scale].items()},
+                "n_flip": len(self.y_F),
+                "crop": to_png(crop(x_NCHW[i : i + 1], scaled[scale][i : i + 1])[0]),
+            }
+            for i, ((image_id, cluster), scale) in enumerate(zip(chunk, best_N, strict=True))
+        ]
+
+    def _score(self, x_NCHW: Tensor, own_N: Tensor, box_N4: Tensor, seeds_N: Tensor) -> dict[str, Tensor]:
+        """Columns of CANDIDATES, a row a window."""
+        settings, fill_NC = self.config.search, mean_colour(x_NCHW)
         changed_N, gain_N, landed_NF = poison_scores(
-            self.encoder, t_NCww, self.x_FCHW, self.y_F, own_N, self.c_KD, seeds_N, settings.batch_size
-        )
+            self.encoder, crop(x_NCHW, box_N4), self.x_FCHW, self.y_F, own_N, self.c_KD, seeds_N,
+            settings.batch_size,
+        )  # fmt: skip
         readings = {
             "changed": changed_N,
             "gain": gain_N,
             "group_gain": group_gain(landed_NF, self.y_F, own_N, self.g_K),
         }
-        metrics.count("rows", len(ids), stage=Search.title)
+        is_needed_N = needed(
+            self.encoder, x_NCHW, box_N4, own_N, self.c_KD, self.g_K, fill_NC, settings.batch_size
+        )
         score_N = readings[settings.reading].clamp(min=0) / len(self.y_F)
-        counts = {name: count_N.tolist() for name, count_N in readings.items()}
-        box, landed, score = box_N4.tolist(), landed_NF.tolist(), score_N.tolist()
-        is_needed = needed_N.tolist()
-        return [
-            {
-                "image_id": image_id,
-                "cluster": cluster,
-                **dict(zip(("x0", "y0", "x1", "y1"), box[i], strict=True)),
-                **{name: count[i] for name, count in counts.items()},
-                "n_flip": len(self.y_F),
-                "score": score[i],
-                "needed": is_needed[i],
-                "crop": to_png(t_NCww[i]),
-                "landed": landed[i],
-            }
-            for i, (image_id, cluster) in enumerate(chunk)
-        ]
+        return readings | {"score": score_N, "needed": is_needed_N, "landed": landed_NF}
 
 
 def search_masks(config: Config) -> Tensor | None:

@@ -88,8 +88,8 @@ def _families(
         wanted = [folder.read_table(CANDIDATES_FILE, ["landed", "crop", "needed"]) for folder in names]
         rows = pa.concat_tables(wanted).take(table["row"].take(pa.array(suspects.numpy())))
         landed_SF = torch.tensor(rows["landed"].to_pylist())
-        t_SCww = torch.stack([from_png(data) for data in rows["crop"].to_pylist()])
-        family_S = families(t_SCww, effects(landed_SF, y_F, n_clusters), score_N[suspects])
+        windows = [from_png(data) for data in rows["crop"].to_pylist()]
+        family_S = families(windows, effects(landed_SF, y_F, n_clusters), score_N[suspects])
         needed_S = torch.tensor(rows["needed"].to_pylist())
         family_N[suspects] = keep_needed(family_S, needed_S)
     return family_N
