@@ -103,8 +103,8 @@ class Search(Section):
     refine: bool = True
     """A second look with shifted windows around the first: 50 more masks an image."""
     scales: tuple[Annotated[float, Field(gt=0, le=8)], ...] = (1.0,)
-    """Multiples of the window, about its centre, to paste and score; each image keeps the best. Triggers larger
-    or smaller than the window want more than one: each costs flip_images forwards a candidate."""
+    """Multiples of the window, about its centre, to paste and score; each image keeps the best. Triggers
+    larger or smaller than the window want more than one: each costs flip_images forwards a candidate."""
     reading: Literal["changed", "gain", "group_gain"] = "group_gain"
     """Which reading of the poison score ranks candidates; all are recorded. The paper's: changed;
     PatchSearch's: gain of the own cluster; ours: gain of the own cluster and those around it."""

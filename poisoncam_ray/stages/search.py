@@ -170,7 +170,7 @@ class Scorer:
         """Returns once the actor stands, also after it has been started again elsewhere."""
 
     def work(self, chunk: list[tuple[str, int]]) -> list[dict[str, Any]]:
-        settings, ids = self.config.search, [image_id for image_id, _ in chunk]
+        ids = [image_id for image_id, _ in chunk]
         pixels = torch.from_numpy(fetch_images(self.corpus, self.config, ids))
         x_NCHW = pixels.to(self.device).float() / 255
         own_N = torch.tensor([cluster for _, cluster in chunk], device=self.device)
