@@ -34,9 +34,9 @@ def families(windows: Sequence[Tensor], effect_NK: Tensor, score_N: Tensor) -> T
     """family_N int64, from 1 by falling best score; 0 for windows that share neither look nor effect.
 
     `windows`: N of t_Chw, float in [0, 1], of any size; `effect_NK`: unit vectors (`groups.effects`). From
-    the best candidate down, each that is left founds a family of all that look like it. Families of fewer than
-    LEAST_ALIKE dissolve: their windows join the family whose mean effect is nearest, or become families by
-    effect (a trigger that changes its looks from image to image).
+    the best candidate down, each that is left founds a family of all that look like it. Families of fewer
+    than LEAST_ALIKE dissolve: their windows join the family whose mean effect is nearest, or become families
+    by effect (a trigger that changes its looks from image to image).
     """
     order = score_N.cpu().argsort(descending=True, stable=True).tolist()
     alike_NN = likeness(torch.stack([look(t_Chw) for t_Chw in windows])) >= LEAST_LIKENESS
