@@ -65,7 +65,7 @@ def found(table_uri: str, only: str = "") -> list[StudyRun]:
     table = Folder(absolute(table_uri))
     filesystem, root = table.filesystem, table.path
     filesystem.invalidate_cache()
-    paths = sorted(str(path) for path in filesystem.glob(f"{root}/**/{TRUTH}"))
+    paths = sorted(str(path) for path in filesystem.find(root) if str(path).endswith(f"/{TRUTH}"))
     names = [posixpath.relpath(path, root).removesuffix(TRUTH).rstrip("/") for path in paths]
     runs = [StudyRun(n, (table / n / "run").uri, (table / n / TRUTH).uri) for n in names if n and only in n]
     finished = [one for one in runs if Manifest.read(Folder(one.run_uri) / "02_features") is not None]
