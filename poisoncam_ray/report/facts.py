@@ -68,8 +68,10 @@ def gather(
     if len(by_family) > 1:
         validation |= _flat({"family": by_family})
 
+    shown = evidence.families[:FAMILIES] if evidence else ()
+    of_family = {family.family: verdicts.of_family.get(family.family, []) for family in shown}
     wanted = [row["image_id"] for row in triggers]
-    samples = [verdicts.removed, verdicts.borderline, *verdicts.of_family.values()]
+    samples = [verdicts.removed, verdicts.borderline, *of_family.values()]
     wanted += [drawn.image_id for sample in samples for drawn in sample]
     pictures = fetch_pictures(corpus, settings, wanted, side)
 
@@ -84,9 +86,10 @@ def gather(
             family,
             verdicts.families[family.family],
             _crops(candidates, family.family),
-            thumbs(verdicts.of_family.get(family.family, [])),
+            thumbs(of_family[family.family]),
+            by_family.get(str(family.family), {}).get("erased", True),
         )
-        for family in (evidence.families[:FAMILIES] if evidence else ())
+        for family in shown
     ]
 
     reading = config.get("search", {}).get("reading", "gain")
@@ -218,8 +221,8 @@ def _used(triggers: pa.Table) -> pa.ChunkedArray:
 
 
 def _best_triggers(table: pa.Table, evidence: Evidence | None) -> list[dict[str, Any]]:
-    """By rank, of every family its share."""
-    used = table.filter(_used(table)).to_pylist()
+    """By rank, of every family on the page its share."""
+    used = table.filter(pc.and_(_used(table), pc.less_equal(table["family"], FAMILIES))).to_pylist()
     if not used or (evidence and not evidence.poison):
         # A search that trusted none of its windows still shows the best it found.
         return table.slice(0, DOUBTFUL_TRIGGERS).to_pylist()

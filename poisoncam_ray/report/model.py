@@ -44,12 +44,14 @@ class Thumb:
 
 @dataclass(frozen=True)
 class Suspect:
-    """A trigger family, how many images were removed for it, its best windows and some of its images."""
+    """A trigger family, how many images were removed for it, its best windows and some of its images.
+    `erased`: whether its classifier was sure enough to remove any."""
 
     family: Family
     removed: int
     crops: Sequence[str]
     sample: Sequence[Thumb]
+    erased: bool = True
 
 
 @dataclass(frozen=True)
