@@ -14,6 +14,7 @@ POISON = "poison"
 NO_EVIDENCE = "no_evidence"
 NOTHING = "No window does to other images what benign windows do not."
 TOO_FEW = "Too few windows were tried to know what benign ones do, so poison could not have been seen."
+TOO_LOUD = "Benign windows of this corpus score so high that no window could stand out."
 NO_TRIGGER = (
     "Some windows score above the threshold, but none was taken for a trigger: it takes several that look or "
     "do alike, and images that leave their place when the window is hidden."
@@ -61,6 +62,8 @@ class Evidence:
         """Why there is no evidence of poison, in a sentence."""
         if self.threshold is None:
             return TOO_FEW
+        if self.threshold > 1:
+            return TOO_LOUD
         stands_out = self.best_score is not None and self.best_score >= self.threshold
         return NO_TRIGGER if stands_out else NOTHING
 

@@ -21,6 +21,7 @@ from poisoncam_ray.verdict import (
     NO_EVIDENCE,
     NO_TRIGGER,
     TOO_FEW,
+    TOO_LOUD,
     chance,
     p_words,
     percent,
@@ -71,6 +72,10 @@ def test_the_line_for_one_and_for_many(tmp_path) -> None:
         (
             {"best_score": 0.17},
             ["No evidence of poison (false alarm rate 5 %): nothing was removed.", f"  {NO_TRIGGER}"],
+        ),
+        (
+            {"threshold": 1.2},
+            ["No evidence of poison (false alarm rate 5 %): nothing was removed.", f"  {TOO_LOUD}"],
         ),
         ({"threshold": None}, ["No evidence of poison: nothing was removed.", f"  {TOO_FEW}"]),
     ],

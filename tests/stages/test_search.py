@@ -89,6 +89,11 @@ def test_crops_keep_their_pixels():
     assert torch.equal(from_png(to_png(t_CHW)), t_CHW)
 
 
+def test_a_window_larger_than_any_image_is_not_unpacked():
+    with pytest.raises(ValueError, match="a window of 1025 × 1 pixels"):
+        from_png(to_png(torch.zeros(3, 1, 1025)))
+
+
 def triggers(n: int, family: int = 1) -> pa.Table:
     """As the search leaves them, best first: window i is of shade i."""
     crops = [to_png(torch.full((3, 2, 2), i / 255)) for i in range(n)]
