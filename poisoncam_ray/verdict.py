@@ -58,14 +58,20 @@ class Evidence:
         return self.verdict == POISON
 
     @property
+    def stands_out(self) -> bool:
+        """Whether any window scores the threshold."""
+        if self.threshold is None or self.best_score is None:
+            return False
+        return self.best_score >= self.threshold
+
+    @property
     def why_not(self) -> str:
         """Why there is no evidence of poison, in a sentence."""
         if self.threshold is None:
             return TOO_FEW
         if self.threshold > 1:
             return TOO_LOUD
-        stands_out = self.best_score is not None and self.best_score >= self.threshold
-        return NO_TRIGGER if stands_out else NOTHING
+        return NO_TRIGGER if self.stands_out else NOTHING
 
 
 def read_evidence(search: Folder) -> Evidence | None:

@@ -63,9 +63,9 @@ def weigh(score_N: Tensor, group_N: Tensor, false_alarm_rate: float, step: float
     group of each candidate's own cluster; `step`: the least difference between two scores, one flip-test
     image. A false alarm rate of 1 asks for no evidence: then every candidate is a suspect, as in the paper.
 
-    The rate is kept where benign windows score alike in all groups. Of drawn scores whose group means differed
-    log-normally with σ = 0.6 one corpus in 20 was an alarm at a rate of 0.05, with σ = 1 one in 4: a natural
-    place that pulls images stands out, too. `need` asks whether its own images hang on the window.
+    The rate is kept where benign windows score alike in all groups. Of drawn scores whose group means
+    differed log-normally with σ = 0.6 one corpus in 20 was an alarm at a rate of 0.05, with σ = 1 one in 4: a
+    natural place that pulls images stands out, too. `need` asks whether its own images hang on the window.
     """
     if false_alarm_rate >= 1:
         everyone_N = torch.ones(len(score_N), dtype=torch.bool)

@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-
 MOST_SIDE = 1024
 """In pixels: no encoder takes larger images (config.Encoder), so no window is larger."""
 
