@@ -56,7 +56,8 @@ class Suspect:
 
 @dataclass(frozen=True)
 class Facts:
-    """All that the page shows. Pictures are data: URIs; None where the corpus could not be read."""
+    """All that the page shows. Pictures are data: URIs; None where the corpus could not be read. `judged`:
+    whether any classifier was sure enough for its probabilities to mean something."""
 
     title: str
     about: Mapping[str, str]
@@ -72,6 +73,7 @@ class Facts:
     kept_bins: Sequence[int] = ()
     removed_bins: Sequence[int] = ()
     validation: Mapping[str, Any] = field(default_factory=dict)
+    judged: bool = True
     removed_sample: Sequence[Thumb] = ()
     borderline_sample: Sequence[Thumb] = ()
     loss: Sequence[tuple[float, float]] = ()

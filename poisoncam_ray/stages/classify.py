@@ -69,14 +69,13 @@ class Classify(Stage):
         crops = {family: [crops_of(triggers, family, role) for role in ROLE_NAMES] for family in numbers}
         reused, chosen = self._train(run, negatives, whole, crops)
         for facts in chosen.values():
-            # Whoever asks for no evidence asks for no proof here either.
-            facts["erased"] = facts["unsure_share"] <= MOST_UNSURE or evidence.false_alarm_rate >= 1
+            facts["erased"] = sure_enough(facts["unsure_share"], evidence.false_alarm_rate)
         # One figure of each kind at the top: the family that came out worst.
         least = min(chosen.values(), key=lambda facts: facts["recall"])
         run.out.write_json(VALIDATION, least | {"trained": True, "families": chosen})
         ensembles = "" if len(numbers) == 1 else f" for each of {len(numbers)} families"
         n_spared = sum(not facts["erased"] for facts in chosen.values())
-        spared = f", {n_spared} not erased: its classifier is in doubt" if n_spared else ""
+        spared = f"; {n_spared} in doubt, not erased" if n_spared else ""
         facts = {
             "summary": f"{settings.models} models{ensembles}, "
             f"{least['recall']:.1%} of held-out pastes recognised{spared}",
@@ -118,6 +117,12 @@ class Classify(Stage):
             for family in crops
         }
         return len(every) - len(todo), chosen
+
+
+def sure_enough(unsure_share: float, false_alarm_rate: float) -> bool:
+    """Whether a family is erased, by the share of the corpus that its classifier leaves in doubt."""
+    # Whoever asks for no evidence asks for no proof here either.
+    return unsure_share <= MOST_UNSURE or false_alarm_rate >= 1
 
 
 def model_name(family: int, i: int) -> str:

@@ -126,11 +126,21 @@ def test_a_family_whose_classifier_was_in_doubt_says_so(run_of) -> None:
     assert "in doubt about too much of the corpus" in text_of(run)
 
 
+def test_where_every_classifier_was_in_doubt_no_image_is_said_to_be_close_to_poison(run_of) -> None:
+    run = run_of(False)
+    write_evidence(run)
+    doubt = {"recall": 0.98, "unsure_share": 0.21, "erased": False}
+    (run / "05_classifier").write_json("validation.json", doubt | {"trained": True, "families": {"1": doubt}})
+    text = text_of(run)
+    assert "The classifier was in doubt It left 21.0 % of the images" in text
+    assert "closest to the line" not in text and "What the classifier made" not in text
+
+
 def test_only_families_on_the_page_cost_pictures(run_of, monkeypatch) -> None:
     run = run_of(True)
     accuse(run, 3)
     monkeypatch.setattr("poisoncam_ray.report.facts.FAMILIES", 2)
-    monkeypatch.setattr("poisoncam_ray.report.facts.REMOVED_SAMPLE", 0)
+    monkeypatch.setattr("poisoncam_ray.report.verdicts.REMOVED_SAMPLE", 0)
     asked: list[str] = []
 
     class Asked:
