@@ -44,6 +44,8 @@ from poisoncam_ray.stages.embed import embed_images, load_encoder
 from poisoncam_ray.stages.pool import Pool, gather_pool, image_seed
 from poisoncam_ray.stages.triggers import CANDIDATES, CANDIDATES_FILE, conclude
 
+GROUPS = "groups.json"
+
 
 class Search(Stage):
     name = "04_search"
@@ -75,7 +77,7 @@ class Search(Stage):
         )
         clusters = run.artifact("03_clusters")
         c_KD = read_centroids(clusters)
-        k, g_K = len(c_KD), group_clusters(c_KD, seed)
+        k, g_K = len(c_KD), groups_of(run.out, c_KD, seed)
         most = settings.per_cluster * prune.most_rounds(k, rules)
         pool = gather_pool(clusters, most, settings.flip_images, k)
         state = prune.start(pool.y_P, pool.n_clusters)
@@ -113,6 +115,14 @@ class Search(Stage):
             "stopped": stopped,
         }
         return Outcome(facts=facts)
+
+
+def groups_of(out: Folder, c_KD: Tensor, seed: int) -> Tensor:
+    """g_K, made once: on another machine the last bit of a distance may differ, and rounds that are done have
+    counted by these groups."""
+    if not out.exists(GROUPS):
+        out.write_json(GROUPS, group_clusters(c_KD, seed).tolist())
+    return torch.tensor(out.read_json(GROUPS))
 
 
 def start_scorers(run: Run, pool: Pool, g_K: Tensor) -> list[ActorHandle]:
