@@ -128,6 +128,7 @@ class Classify(Section):
     with AdamW, one cycle and a robust loss 150 steps did as well on photographs of 32 px."""
 
     top_k: Annotated[int, Field(ge=2)] = 20
+    """Windows of each trigger family that its ensemble learns from."""
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.25
     """Share of the top-k triggers kept from training, to validate on."""
     paste_min: Fraction = 0.18

@@ -2,6 +2,9 @@
 
 Each round is committed on its own. The driver holds clusters, counters and a bounded pool of images a
 cluster, never all rows.
+
+N candidates   P images of the pool, also those picked   F flip-test images   C channels   H = W image side
+B masks   K clusters   D feature dimensions   box_N4 integer [x0, y0, x1, y1)
 """
 
 from __future__ import annotations
@@ -41,6 +44,8 @@ from poisoncam_ray.stages.embed import embed_images, load_encoder
 from poisoncam_ray.stages.pool import Pool, gather_pool, image_seed
 from poisoncam_ray.stages.triggers import CANDIDATES, CANDIDATES_FILE, conclude
 
+GROUPS = "groups.json"
+
 
 class Search(Stage):
     name = "04_search"
@@ -72,7 +77,7 @@ class Search(Stage):
         )
         clusters = run.artifact("03_clusters")
         c_KD = read_centroids(clusters)
-        k, g_K = len(c_KD), group_clusters(c_KD, seed)
+        k, g_K = len(c_KD), groups_of(run.out, c_KD, seed)
         most = settings.per_cluster * prune.most_rounds(k, rules)
         pool = gather_pool(clusters, most, settings.flip_images, k)
         state = prune.start(pool.y_P, pool.n_clusters)
@@ -87,7 +92,7 @@ class Search(Stage):
             if not folder.exists("live.json"):
                 scorers = scorers or start_scorers(run, pool, g_K)
                 found = score_round(scorers, run, pool, picks, state)
-                folder.write_table(CANDIDATES_FILE, pa.Table.from_pylist(found, schema=CANDIDATES))
+                folder.write_table(CANDIDATES_FILE, found)
             table = folder.read_table(CANDIDATES_FILE, ["cluster", "score"])
             cluster_P, score_P = (torch.tensor(table[name].to_pylist()) for name in ("cluster", "score"))
             before = state
@@ -112,6 +117,14 @@ class Search(Stage):
         return Outcome(facts=facts)
 
 
+def groups_of(out: Folder, c_KD: Tensor, seed: int) -> Tensor:
+    """g_K, made once: on another machine the last bit of a distance may differ, and rounds that are done have
+    counted by these groups."""
+    if not out.exists(GROUPS):
+        out.write_json(GROUPS, group_clusters(c_KD, seed).tolist())
+    return torch.tensor(out.read_json(GROUPS))
+
+
 def start_scorers(run: Run, pool: Pool, g_K: Tensor) -> list[ActorHandle]:
     """As many as the cluster may come to have room for; an autoscaler sees those that still wait."""
     resources = run.config.resources
@@ -126,21 +139,23 @@ def start_scorers(run: Run, pool: Pool, g_K: Tensor) -> list[ActorHandle]:
 
 def score_round(
     scorers: list[ActorHandle], run: Run, pool: Pool, picks: list[int], state: prune.SearchState
-) -> list[dict[str, Any]]:
-    """Rows of CANDIDATES, by cluster and image id."""
+) -> pa.Table:
+    """CANDIDATES of the round, by cluster and image id."""
     size = run.config.search.chunk
     ids = pool.ids.take(pa.array(picks)).to_pylist()
     # Neighbours in the corpus share a row group: fetched together they are read once.
     ordered = sorted(zip(ids, pool.y_P[picks].tolist(), strict=True))
     chunks = [ordered[i : i + size] for i in range(0, len(ordered), size)]
-    rows: list[dict[str, Any]] = []
-    for found in spread(scorers, chunks):
-        rows += found
-        done = state.scored + len(rows)
+    # As tables: Python's numbers would take ten times the room of `landed`.
+    found: list[pa.Table] = []
+    done = state.scored
+    for rows in spread(scorers, chunks):
+        found.append(pa.Table.from_pylist(rows, schema=CANDIDATES))
+        done += len(rows)
         run.progress.update(
             f"round {state.round}: {len(state.live)} live clusters, {done:,} candidates scored"
         )
-    return sorted(rows, key=lambda row: (row["cluster"], row["image_id"]))
+    return pa.concat_tables(found).sort_by([("cluster", "ascending"), ("image_id", "ascending")])
 
 
 class Scorer:
