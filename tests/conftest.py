@@ -6,11 +6,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # First: it sets what Ray reads when a test module imports it.
 import poisoncam_ray  # noqa: F401
 from tests.chaos import Chaos
 from tests.s3 import S3Server
+
+# A busy machine is no mistake of the code.
+settings.register_profile("steady", deadline=None)
+settings.load_profile("steady")
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 

@@ -24,6 +24,7 @@ SETTINGS = [
     "pretrain.workers=1",
     "cluster.k=12",
     "search.masks=16",
+    "search.refine=false",
     "search.flip_images=24",
     "search.per_cluster=1",
     "search.chunk=6",

@@ -36,7 +36,7 @@ STAGES = (
 # Faults a stage. A black hole costs the client's read timeout each, a killed server its start.
 FAULTS = {"503": 3, "reset": 3, "cut": 3, "lost_ack": 3, "black_hole": 1, "kill": 1}
 # The storage tests have these too, for every way to read and write.
-MORE = ("503", "reset", "black_hole")
+MORE = ("503", "reset", "cut", "lost_ack", "black_hole")
 AWAY_S = 3.0
 POLL_S = 0.05
 # Over in a fraction of a second on this corpus.
