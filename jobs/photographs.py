@@ -7,6 +7,7 @@ import typer
 
 from poisoncam_ray.cli import run_command
 from poisoncam_ray.settings import load_config
+from poisoncam_ray.signals import end_on_signals
 
 
 def photographs(
@@ -37,7 +38,7 @@ def photographs(
 ) -> None:
     """Labels 0–9 and triggers 10 and 11 were used for tuning: keep them out of what is reported."""
     config = load_config(preset, None, overrides or ())
-    from poisoncam_ray.artifact import Folder
+    from poisoncam_ray.artifact import Folder, absolute
     from poisoncam_ray.evaluate.table import Setting, make_table
     from poisoncam_ray.progress import Progress
     from poisoncam_ray.stages.dataflow import connect
@@ -58,7 +59,9 @@ def photographs(
         clean=clean,
     )
     connect()
-    make_table(setting, config, Folder(output), Progress())
+    # Ray has put a handler of its own in the place of ours.
+    end_on_signals()
+    make_table(setting, config, Folder(absolute(output)), Progress())
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import typer
 
 from poisoncam_ray.cli import run_command
 from poisoncam_ray.errors import UserError
+from poisoncam_ray.signals import end_on_signals
 
 
 def study(
@@ -15,6 +16,7 @@ def study(
     run: Annotated[list[str] | None, typer.Option(help="a defence's --output; repeat, with --truth")] = None,
     truth: Annotated[list[str] | None, typer.Option(help="that run's truth.parquet; repeat")] = None,
     table: Annotated[str | None, typer.Option(help="instead: the --output of photographs.py")] = None,
+    only: Annotated[str, typer.Option(help="of a table, the runs whose path holds this: patch/share-1")] = "",
     grid: Annotated[str, typer.Option(help="small, full, or a YAML file")] = "small",
     images: Annotated[int | None, typer.Option(help="poisoned images of a run, at most")] = None,
     seed: Annotated[int | None, typer.Option(help="of images, masks and intervals")] = None,
@@ -29,6 +31,8 @@ def study(
     chosen = load_grid(grid, images, seed)
     if (table is None) == (not run):
         raise UserError("Give either --table, or --run with --truth for every run.")
+    if only and table is None:
+        raise UserError("--only picks runs of a --table: give that, too.")
     from poisoncam_ray.artifact import Folder, absolute
     from poisoncam_ray.config import Resources
     from poisoncam_ray.progress import Progress
@@ -36,13 +40,15 @@ def study(
     from poisoncam_ray.study.results import write_results
     from poisoncam_ray.study.runs import found, given
 
-    runs = found(table) if table else given(run or (), truth or ())
+    runs = found(table, only) if table else given(run or (), truth or ())
     out, progress = Folder(absolute(output)), Progress()
     begin(runs, chosen, out)
     if unmeasured(runs, chosen, out):
         from poisoncam_ray.stages.dataflow import connect
 
         connect()
+        # Ray has put a handler of its own in the place of ours.
+        end_on_signals()
         resources = Resources(actors=workers, cpus_per_actor=cpus, gpus_per_actor=gpus)
         run_tasks(runs, chosen, out, resources, progress)
     write_results(rows(out), chosen, out, Folder(table) if table else None)

@@ -102,6 +102,9 @@ class Search(Section):
     window: Fraction = 0.35
     refine: bool = True
     """A second look with shifted windows around the first: 50 more masks an image."""
+    scales: tuple[Annotated[float, Field(gt=0, le=8)], ...] = (1.0,)
+    """Multiples of the window, about its centre, to paste and score; each image keeps the best. Triggers
+    larger or smaller than the window want more than one: each costs flip_images forwards a candidate."""
     reading: Literal["changed", "gain", "group_gain"] = "group_gain"
     """Which reading of the poison score ranks candidates; all are recorded. The paper's: changed;
     PatchSearch's: gain of the own cluster; ours: gain of the own cluster and those around it."""
@@ -125,6 +128,7 @@ class Classify(Section):
     with AdamW, one cycle and a robust loss 150 steps did as well on photographs of 32 px."""
 
     top_k: Annotated[int, Field(ge=2)] = 20
+    """Windows of each trigger family that its ensemble learns from."""
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.25
     """Share of the top-k triggers kept from training, to validate on."""
     paste_min: Fraction = 0.18
@@ -184,6 +188,8 @@ class Config(Section):
         side = self.encoder.image_size
         if self.window_px < 2:
             raise ValueError(f"search.window={self.search.window} of {side} px is less than 2 px")
+        if not self.search.scales:
+            raise ValueError("search.scales is empty: give at least [1.0]")
         if self.search.strategy == "full_coverage" and self.search.masks % 4:
             raise ValueError(f"search.masks={self.search.masks} must be a multiple of 4 for full_coverage")
         if self.pretrain.batch_size % self.pretrain.workers:
@@ -202,6 +208,13 @@ class Config(Section):
     @property
     def window_px(self) -> int:
         return max(1, round(self.search.window * self.encoder.image_size))
+
+    @property
+    def scales_px(self) -> list[int]:
+        """Sides of the windows that are pasted, each once, within 2 px and the image."""
+        side = self.encoder.image_size
+        sizes = [min(side, max(2, round(scale * self.window_px))) for scale in self.search.scales]
+        return list(dict.fromkeys(sizes))
 
     @property
     def cell_px(self) -> int:

@@ -12,13 +12,21 @@ if TYPE_CHECKING:
 EVIDENCE = "evidence.json"
 POISON = "poison"
 NO_EVIDENCE = "no_evidence"
+NOTHING = "No window does to other images what benign windows do not."
+TOO_FEW = "Too few windows were tried to know what benign ones do, so poison could not have been seen."
+TOO_LOUD = "Benign windows of this corpus score so high that no window could stand out."
+NO_TRIGGER = (
+    "Some windows score above the threshold, but none was taken for a trigger: it takes several that look or "
+    "do alike, and images that leave their place when the window is hidden."
+)
 LEAST_P = 1e-4
 """p-values below this are said as 'below': no null is large enough to tell them apart."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """Windows that do and look alike: one attacker's trigger. `family` counts from 1, `ranks` from 0."""
+    """Windows that look alike, or else do alike: one attacker's trigger. `family` counts from 1, `ranks` from
+    0."""
 
     family: int
     best_score: float
@@ -30,8 +38,10 @@ class Family:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Scores are shares of the test images, -1 to 1; `null_scores`, highest first, are those of benign
-    windows, at most a thousand of the `n_null`. A window that scores `threshold` counts as a trigger."""
+    """Scores are shares of the test images, 0 to 1; `null_scores` are those of benign windows, the highest
+    thousand of the `n_null` at most, highest first. Two windows that score `threshold` are suspects. p-values
+    and threshold are None where there are too few benign windows, or where nobody asks for evidence (a false
+    alarm rate of 1)."""
 
     verdict: str
     false_alarm_rate: float
@@ -46,6 +56,22 @@ class Evidence:
     @property
     def poison(self) -> bool:
         return self.verdict == POISON
+
+    @property
+    def stands_out(self) -> bool:
+        """Whether any window scores the threshold."""
+        if self.threshold is None or self.best_score is None:
+            return False
+        return self.best_score >= self.threshold
+
+    @property
+    def why_not(self) -> str:
+        """Why there is no evidence of poison, in a sentence."""
+        if self.threshold is None:
+            return TOO_FEW
+        if self.threshold > 1:
+            return TOO_LOUD
+        return NO_TRIGGER if self.stands_out else NOTHING
 
 
 def read_evidence(search: Folder) -> Evidence | None:
@@ -63,10 +89,14 @@ def _known(kind: type[Family] | type[Evidence], tree: Mapping[str, Any]) -> dict
 
 
 def tell(evidence: Evidence, removed: int, by_family: Mapping[int, int]) -> list[str]:
-    """The verdict in one line, then a line for each family; `by_family` holds the images removed for each."""
+    """The verdict in one line, then one for each family, or what to know beside "no evidence"; `by_family`
+    holds the images removed for each."""
     if not evidence.poison:
         gone = "nothing was removed" if removed == 0 else f"{_images(removed)} removed"
-        return [f"No evidence of poison (false alarm rate {percent(evidence.false_alarm_rate)}): {gone}."]
+        if evidence.threshold is None:
+            return [f"No evidence of poison: {gone}.", f"  {evidence.why_not}"]
+        line = f"No evidence of poison (false alarm rate {percent(evidence.false_alarm_rate)}): {gone}."
+        return [line] if evidence.why_not == NOTHING else [line, f"  {evidence.why_not}"]
     n = len(evidence.families)
     kinds = "1 trigger family" if n == 1 else f"{n} trigger families"
     lines = [f"Poison found: {kinds}, {_images(removed)} removed{_in_brackets(evidence.p_value)}."]

@@ -135,6 +135,11 @@ def test_truth_of_another_corpus_is_refused(fake: FakeRun, tmp_path: Path) -> No
             detection_metrics(fake.run, str(path))
     with pytest.raises(UserError, match="no truth at"):
         detection_metrics(fake.run, str(tmp_path / "none.parquet"))
+    pq.write_table(table.drop_columns(["poisoned"]), other)
+    fewer.write_bytes(b"no Parquet")
+    for path in (fewer, other):
+        with pytest.raises(UserError, match="is no truth"):
+            detection_metrics(fake.run, str(path))
 
 
 @pytest.mark.parametrize("stage", ["00_index", "01_encoder", "03_clusters", "04_search", "06_verdicts"])

@@ -111,6 +111,22 @@ def test_a_model_of_other_settings_is_refused_with_the_way_out(
         probe_models(run.uri, NeverPoisoned("clean"), VALIDATION, Progress())
 
 
+def test_of_a_run_of_the_users_own_nobody_says_delete_it(
+    runner: Any, run: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = FakeRunner.__init__
+
+    def refuse(self: FakeRunner, input_uri: str, output_uri: str, *rest: Any) -> None:
+        if output_uri == "theirs":
+            raise UserError("It was made with another seed.")
+        begin(self, input_uri, output_uri, *rest)
+
+    monkeypatch.setattr(runner, "__init__", refuse)
+    with pytest.raises(UserError, match=r"another seed\. Or leave --never-poisoned-run out\.") as error:
+        probe_models(run.uri, NeverPoisoned("clean", "theirs", retrain=True), VALIDATION, Progress())
+    assert "delete" not in str(error.value)
+
+
 def test_a_training_that_fails_says_where(runner: Any, run: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
         raise OSError("no space left")

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from poisoncam_ray.artifact import Folder, Ledger, Manifest
-from poisoncam_ray.config import Config
+from poisoncam_ray.config import Config, Resources, Search
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.evaluate import corpora, table
 from poisoncam_ray.evaluate.corpora import Attacked
@@ -103,9 +103,36 @@ def test_a_clean_corpus_has_a_row_of_its_own(evaluated: list, tmp_path: Path) ->
     assert {stages for name, _, stages in FakeRunner.runs if name == "never-poisoned"} == {9}
 
 
-def test_more_classes_than_labels_are_refused() -> None:
-    with pytest.raises(UserError, match="21 classes cannot be drawn from 20 labels"):
-        setting(n_classes=21)
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"n_classes": 21}, "21 classes cannot be drawn from 20 labels"),
+        ({"kinds": ("patch", "blendet")}, "no attack blendet"),
+        ({"shares": (0.5, 5.0)}, "share is 5.0"),
+    ],
+)
+def test_what_cannot_be_is_told_before_any_training(asked: dict, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        setting(**asked)
+
+
+def test_triggers_that_would_share_a_folder_are_refused() -> None:
+    with pytest.raises(UserError, match="share a file name"):
+        Setting("train", "val", ("a/red.png", "b/red.jpg"), (1,), tuple(range(20)))
+
+
+def test_rows_of_other_settings_are_not_passed_off_as_these(evaluated: list, tmp_path: Path) -> None:
+    out = Folder(str(tmp_path))
+    rows = make_table(setting(), Config(), out, Progress())
+    more = setting(shares=(1.0, 0.5), clean=True)
+    assert len(make_table(more, Config(resources=Resources(actors=3)), out, Progress())) > len(rows)
+    for asked, config, told in (
+        (setting(width=0.2), Config(), r"width: 0\.3125 then, 0\.2 now"),
+        (setting(per_class=20), Config(), "per_class: 300 then, 20 now"),
+        (setting(), Config(search=Search(scales=(0.5, 1.0))), r"config\.search\.scales: \[1\.0\] then"),
+    ):
+        with pytest.raises(UserError, match=told):
+            make_table(asked, config, out, Progress())
 
 
 def attacked(kind: str, trigger: str = "generated:7") -> Attacked:

@@ -16,7 +16,18 @@ from poisoncam_ray.corpus import open_corpus
 from poisoncam_ray.pipeline import Done, Run
 from poisoncam_ray.progress import Progress
 from poisoncam_ray.stages.report import Report
-from poisoncam_ray.verdict import EVIDENCE, chance, p_words, percent, read_evidence, tell
+from poisoncam_ray.verdict import (
+    EVIDENCE,
+    NO_EVIDENCE,
+    NO_TRIGGER,
+    TOO_FEW,
+    TOO_LOUD,
+    chance,
+    p_words,
+    percent,
+    read_evidence,
+    tell,
+)
 from tests.fake_evidence import accuse, write_evidence
 from tests.fake_run import FakeRun, make_fake_run
 
@@ -52,6 +63,27 @@ def test_the_line_for_one_and_for_many(tmp_path) -> None:
     write_evidence(Folder(str(tmp_path)), families=[])
     found = read_evidence(Folder(str(tmp_path)) / "04_search")
     assert tell(found, 1, {}) == ["Poison found: 0 trigger families, 1 image removed (p = 0.0004)."]
+
+
+@pytest.mark.parametrize(
+    ("changes", "lines"),
+    [
+        ({"best_score": 0.06}, ["No evidence of poison (false alarm rate 5 %): nothing was removed."]),
+        (
+            {"best_score": 0.17},
+            ["No evidence of poison (false alarm rate 5 %): nothing was removed.", f"  {NO_TRIGGER}"],
+        ),
+        (
+            {"threshold": 1.2},
+            ["No evidence of poison (false alarm rate 5 %): nothing was removed.", f"  {TOO_LOUD}"],
+        ),
+        ({"threshold": None}, ["No evidence of poison: nothing was removed.", f"  {TOO_FEW}"]),
+    ],
+)
+def test_no_evidence_says_whether_windows_stood_out_and_whether_they_could(tmp_path, changes, lines) -> None:
+    write_evidence(Folder(str(tmp_path)), verdict=NO_EVIDENCE, **changes)
+    found = read_evidence(Folder(str(tmp_path)) / "04_search")
+    assert found is not None and tell(found, 0, {}) == lines
 
 
 def test_a_folder_of_before_has_no_evidence(tmp_path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from PIL import Image
 
@@ -18,11 +20,6 @@ def stamp(image: Image.Image, trigger: Image.Image, how: How, rng: np.random.Gen
     either way, mixed with up to `tint` of a random colour; its bounding box. A turned trigger that would not
     fit is shrunk until it does."""
     o = how.options
-    if o["smallest"] > o["largest"]:
-        raise UserError(
-            f"The option smallest of the attack dynamic is {o['smallest']:g}: use no more than the option "
-            f"largest, {o['largest']:g}."
-        )
     scale = rng.uniform(o["smallest"], o["largest"])
     angle = rng.uniform(-o["rotation"], o["rotation"])
     colour = tuple(int(c) for c in rng.integers(0, 256, 3))
@@ -41,6 +38,14 @@ def stamp(image: Image.Image, trigger: Image.Image, how: How, rng: np.random.Gen
     return [box]
 
 
+def rising(options: Mapping[str, float]) -> None:
+    if options["smallest"] > options["largest"]:
+        raise UserError(
+            f"The option smallest of the attack dynamic is {options['smallest']:g}: use no more than the "
+            f"option largest, {options['largest']:g}."
+        )
+
+
 KIND = Kind(
     stamp,
     {
@@ -49,4 +54,5 @@ KIND = Kind(
         "rotation": Option(180, 0, 180),
         "tint": Option(0.4, 0, 0.9),
     },
+    check=rising,
 )

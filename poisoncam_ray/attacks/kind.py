@@ -68,7 +68,8 @@ class Kind:
     """One attack. `triggers` makes its triggers of the names given, `choose` the images that carry them.
 
     `targets`: how many it may have, at least and at most. `takes_triggers`: whether it has trigger images.
-    `width`, `share`, `train_region`: where none is given.
+    `width`, `share` and the regions: where none is given. `check`: raises UserError for options that do not
+    go together.
     """
 
     stamp: Stamp
@@ -81,9 +82,11 @@ class Kind:
     share: float = SHARE
     train_region: Region = TRAIN_REGION
     validation_region: Region = VALIDATION_REGION
+    check: Callable[[Mapping[str, float]], None] | None = None
 
     def settings(self, name: str, given: Mapping[str, float]) -> dict[str, float]:
-        """Every option's value. UserError, with the kind's `name`, for one unknown or out of range."""
+        """Every option's value. UserError, with the kind's `name`, for one unknown or out of range, or for
+        some that do not go together."""
         known = ", ".join(self.options)
         for key in given:
             if key not in self.options:
@@ -98,4 +101,6 @@ class Kind:
                     f"The option {key} of the attack {name} is {value:g}: "
                     f"use {number} from {option.low:g} to {option.high:g}."
                 )
+        if self.check:
+            self.check(values)
         return values

@@ -34,8 +34,8 @@ def stamp(image: Image.Image, trigger: Image.Image, how: How, rng: np.random.Gen
 
 
 def far_apart(plan: Plan) -> Chosen:
-    """`share` of each target's images in farthest-point order of their thumbnails (48 bytes an image of a
-    target are held, and as many operations for each pair of one and a chosen one).
+    """`share` of each target's images in farthest-point order of their thumbnails. Held is less than a
+    kilobyte for each of its images; the work grows with all of them times the chosen ones.
 
     Images that do not decode count for the share but are never chosen. Raises UserError for a target that is
     no image's label, or has no image that decodes.

@@ -39,8 +39,7 @@ class Attacked:
     @property
     def name(self) -> str:
         """Where it lies in the table's folder."""
-        trigger = self.trigger.rsplit("/", 1)[-1].rpartition(".")[0] or self.trigger or "own"
-        return f"{self.kind}/share-{self.share:g}/{trigger.replace(':', '-')}"
+        return f"{self.kind}/share-{self.share:g}/{trigger_name(self.trigger) or 'own'}"
 
     def poison(self, clean: Folder, out: Folder) -> dict[str, Any]:
         """Make the poisoned corpus once; what attack.json says. Without a target as many images are poisoned
@@ -70,6 +69,12 @@ class Attacked:
     def _settings(self) -> dict[str, Any]:
         kind = {} if self.kind == REFERENCE else {"kind": self.kind}
         return kind | ({} if self.kind in OF_OWN_WIDTH else {"width": self.width})
+
+
+def trigger_name(trigger: str) -> str:
+    """A trigger's file name without its ending, or generated-<seed>."""
+    file = trigger.rsplit("/", 1)[-1]
+    return (file.rpartition(".")[0] or file).replace(":", "-")
 
 
 def take_classes(uri: str, out: Folder, classes: np.ndarray, per_class: int, shards: int) -> None:

@@ -37,9 +37,9 @@ def detection_metrics(run_uri: str, truth_uri: str) -> dict[str, Any]:
                              box (a frequency attack): in no trigger_detection figure at all
     recall_natural_clusters  over poisoned images of the other clusters (n_poisoned_natural_clusters)
     recall_by_target         {target: recall}, "any" for poison without one
-    families                 {family: n_removed, main_target, purity, recall} of what was removed: the target
-                             of most of its poisoned images, their share in the family, and how many of all
-                             that target's poisoned images it holds
+    families                 {family: n_removed, main_target, purity, recall} of what was removed, decoys
+                             aside: the target of most of its poisoned images, their share in the family, and
+                             the share of all that target's poisoned images which it holds
     n_decoys, decoys_removed  clean images with a patch that means nothing, and the share of them that went
     n_poisoned_dead          poisoned images that did not decode: they count as not found in `recall`
     n_scored, n_scored_poisoned, n_scored_poison_clusters

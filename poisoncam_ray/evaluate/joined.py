@@ -21,8 +21,9 @@ from poisoncam_ray.errors import UserError
 from poisoncam_ray.stages.cluster import read_centroids
 
 SIDES = ["x0", "y0", "x1", "y1"]
+NEEDED = ("image_id", "poisoned", *SIDES)
 OPTIONAL = ("target", "boxes", "decoy")
-"""Columns of the truth that not every attack writes."""
+"""Columns of the truth that not every attack writes; the others it has."""
 
 Metrics = dict[str, float | int | None]
 
@@ -45,14 +46,21 @@ class Truth:
 
 
 def read_truth(uri: str) -> Truth:
-    """Raises UserError when there is none."""
+    """Raises UserError when there is none, or the file is another one."""
     parent, _, name = uri.rpartition("/")
     folder = Folder(parent or ("/" if uri.startswith("/") else "."))
     if not folder.exists(name):
         raise UserError(f"There is no truth at {uri}: give the truth.parquet that the attack wrote.")
-    with folder.filesystem.open(f"{folder.path}/{name}", "rb") as raw, pq.ParquetFile(raw) as file:
+    no_truth = f"{uri} is no truth: give the truth.parquet that the attack wrote."
+    with folder.filesystem.open(f"{folder.path}/{name}", "rb") as raw:
+        try:
+            file = pq.ParquetFile(raw)
+        except pa.ArrowInvalid as error:
+            raise UserError(no_truth) from error
         there = file.schema_arrow
-        columns = ["image_id", "poisoned", *SIDES, *(name for name in OPTIONAL if name in there.names)]
+        columns = [*NEEDED, *(name for name in OPTIONAL if name in there.names)]
+        if not set(NEEDED) <= set(there.names):
+            raise UserError(no_truth)
         schema = pa.schema([there.field(column) for column in columns])
         poisoned, decoys = [], []
         for batch in file.iter_batches(columns=columns):
@@ -101,8 +109,13 @@ def poison_clusters(run: Folder, truth: Truth) -> tuple[np.ndarray, np.ndarray]:
         size_K += np.bincount(cluster_N, minlength=len(size_K))
         row_N = truth.row(part["image_id"])
         cluster_P[row_N[row_N >= 0]] = cluster_N[row_N >= 0]
+    return cluster_P, mostly_poison(cluster_P, size_K)
+
+
+def mostly_poison(cluster_P: np.ndarray, size_K: np.ndarray) -> np.ndarray:
+    """pure_P: whether more than half of a poisoned image's cluster is poison; never of none (-1)."""
     poison_K = np.bincount(cluster_P[cluster_P >= 0], minlength=len(size_K))
-    return cluster_P, (poison_K > size_K / 2)[cluster_P] & (cluster_P >= 0)
+    return (poison_K > size_K / 2)[cluster_P] & (cluster_P >= 0)
 
 
 def index_in(image_id: pa.ChunkedArray, ids: pa.ChunkedArray) -> np.ndarray:

@@ -59,12 +59,14 @@ class Removed:
         return {target: mean(self.removed_P[target_P == i]) for i, target in enumerate(targets)}
 
     def families(self) -> dict[str, dict[str, Any]]:
-        """Every family that images were removed for, decoys aside."""
+        """Every family that images were removed for, decoys aside; without named targets only how many."""
         targets, target_P = self._targets()
+        purity = 0.0 if self._names_targets else None
         found = {}
         for family, size in sorted(self.family_sizes.items()):
             mine_P = self.removed_P & (self.family_P == family)
-            figures: dict[str, Any] = {"n_removed": size, "main_target": None, "purity": 0.0, "recall": None}
+            figures: dict[str, Any] = {"n_removed": size, "main_target": None}
+            figures |= {"purity": purity, "recall": None}
             if targets and mine_P.any():
                 counts_T = np.bincount(target_P[mine_P], minlength=len(targets))
                 main = int(counts_T.argmax())
@@ -74,8 +76,12 @@ class Removed:
             found[str(family)] = figures
         return found
 
+    @property
+    def _names_targets(self) -> bool:
+        return "target" in self.truth.poisoned.column_names
+
     def _targets(self) -> tuple[list[str], np.ndarray]:
-        if "target" not in self.truth.poisoned.column_names:
+        if not self._names_targets:
             return [], np.zeros(len(self.truth.poisoned), np.int64)
         names = [name or NO_TARGET for name in self.truth.poisoned["target"].to_pylist()]
         targets = sorted(set(names))

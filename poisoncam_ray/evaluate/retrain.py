@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from poisoncam_ray.artifact import Folder
+from poisoncam_ray.artifact import Folder, absolute
 from poisoncam_ray.config import Config
 from poisoncam_ray.errors import StageFailedError, UserError
 from poisoncam_ray.evaluate.joined import Metrics, artifact, settings
@@ -43,6 +43,8 @@ def probe_models(
     pretrained even where the threat model was a checkpoint of the user's own. Ray must be connected when
     something is left to do. Raises UserError for an unfinished run.
     """
+    # The checkpoint's address is part of what the folders below were made with.
+    run_uri = absolute(run_uri)
     folders = {"threat": labelled_features(run_uri, "threat", Folder(run_uri), never.corpus_uri, progress)}
     if never.retrain:
         cleaned, run = train_on_cleaned(run_uri, progress), train_on_never_poisoned(run_uri, never, progress)
@@ -64,7 +66,7 @@ def train_on_never_poisoned(run_uri: str, never: NeverPoisoned, progress: Progre
     run = Folder(run_uri)
     out = Folder(never.run_uri) if never.run_uri else run / MODELS / "never_poisoned"
     config = own_pretraining(settings(run))
-    return _run(never.corpus_uri, out, config, defence()[:FEATURES], progress)
+    return _run(never.corpus_uri, out, config, defence()[:FEATURES], progress, ours=not never.run_uri)
 
 
 def labelled_features(
@@ -87,11 +89,20 @@ def with_encoder(config: Config, checkpoint: str | None) -> Config:
     return config.model_copy(update={"encoder": encoder})
 
 
-def _run(corpus_uri: str, out: Folder, config: Config, stages: Sequence[Stage], progress: Progress) -> Folder:
+def _run(
+    corpus_uri: str,
+    out: Folder,
+    config: Config,
+    stages: Sequence[Stage],
+    progress: Progress,
+    ours: bool = True,
+) -> Folder:
+    """`ours`: the folder is one of MODELS, which may be lost; a run of the user's own may not."""
     try:
         runner = Runner(corpus_uri, out.uri, config, stages)
     except UserError as error:
-        raise UserError(f"{error} To begin it anew delete {out.uri}.") from None
+        way_out = f"To begin it anew delete {out.uri}." if ours else "Or leave --never-poisoned-run out."
+        raise UserError(f"{error} {way_out}") from None
     if runner.pending():
         progress.console.print(f"{corpus_uri} into {out.uri}", markup=False)
     try:

@@ -6,6 +6,7 @@ box_S4, box_ST4 integer [x0, y0, x1, y1) in encoder pixels   own_S the cluster a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,9 +48,7 @@ class Scored:
 
     def iou(self, box_S4: Tensor) -> Tensor:
         """iou_S of each window with the patch that it meets best, by what the centre crop left of it."""
-        n_patches = self.true_ST4.shape[1]
-        flat = iou(box_S4.repeat_interleave(n_patches, dim=0), self.true_ST4.flatten(0, 1))
-        return flat.view(-1, n_patches).amax(dim=1)
+        return of_best_patch(iou, box_S4, self.true_ST4)
 
     def marks(self, box_S4: Tensor) -> Metrics:
         """How well windows find the triggers that are there as a whole, over all scored poisoned images and
@@ -71,25 +70,44 @@ def scored_poisoned(run: Folder, truth: Truth, cluster_P: np.ndarray, pure_P: np
     row_S, first_S = np.unique(row_C, return_index=True)
     row_S, first_S = row_S[row_S >= 0], first_S[row_S >= 0]
     poisoned, recorded = truth.poisoned.take(row_S), windows.take(first_S)
-    size_S2 = torch.ones(len(row_S), 2, dtype=torch.int64)
+    true_ST4, visible_ST, patched_S = true_boxes(run, poisoned)
+    return Scored(
+        image_id=poisoned["image_id"].to_pylist(),
+        box_S4=_boxes(recorded),
+        true_ST4=true_ST4,
+        visible_ST=visible_ST,
+        patched_S=patched_S,
+        own_S=torch.from_numpy(cluster_P[row_S]),
+        pure_S=torch.from_numpy(pure_P[row_S]),
+    )
+
+
+def true_boxes(run: Folder, poisoned: pa.Table) -> tuple[Tensor, Tensor, Tensor]:
+    """(true_ST4, visible_ST, patched_S) of S rows of the truth, as in `Scored`; of an image that was not
+    indexed nothing is visible."""
+    size_S2 = torch.zeros(len(poisoned), 2, dtype=torch.int64)
     for part in parts(run, "00_index", ["image_id", "width", "height"]):
         row_N = index_in(part["image_id"], poisoned["image_id"])
         size_N2 = np.stack([part["width"].to_numpy(), part["height"].to_numpy()], axis=1).astype(np.int64)
         size_S2[row_N[row_N >= 0]] = torch.from_numpy(size_N2[row_N >= 0])
     image_size = artifact(run, "01_encoder").read_json("config.json")["image_size"]
-    true_ST4 = _patches(poisoned)
-    n_patches = true_ST4.shape[1]
-    size_T2 = size_S2.repeat_interleave(n_patches, dim=0)
-    mapped_T4, visible_T = map_box(true_ST4.flatten(0, 1), size_T2[:, 0], size_T2[:, 1], image_size)
-    return Scored(
-        image_id=poisoned["image_id"].to_pylist(),
-        box_S4=_boxes(recorded),
-        true_ST4=mapped_T4.view(-1, n_patches, 4),
-        visible_ST=visible_T.view(-1, n_patches),
-        patched_S=(true_ST4[..., 2] > true_ST4[..., 0]).any(dim=1),
-        own_S=torch.from_numpy(cluster_P[row_S]),
-        pure_S=torch.from_numpy(pure_P[row_S]),
+    stored_ST4 = _patches(poisoned)
+    n_patches = stored_ST4.shape[1]
+    width_T, height_T = size_S2.clamp(min=1).repeat_interleave(n_patches, dim=0).unbind(1)
+    mapped_T4, visible_T = map_box(stored_ST4.flatten(0, 1), width_T, height_T, image_size)
+    indexed_S1 = size_S2[:, :1] > 0
+    return (
+        mapped_T4.view(-1, n_patches, 4),
+        torch.where(indexed_S1, visible_T.view(-1, n_patches), 0),
+        (stored_ST4[..., 2] > stored_ST4[..., 0]).any(dim=1),
     )
+
+
+def of_best_patch(mark: Callable[[Tensor, Tensor], Tensor], box_S4: Tensor, true_ST4: Tensor) -> Tensor:
+    """mark_S (`boxes.iou`, `boxes.coverage`) of each window with the patch for which it is greatest."""
+    n_patches = true_ST4.shape[1]
+    flat = mark(box_S4.repeat_interleave(n_patches, dim=0), true_ST4.flatten(0, 1))
+    return flat.view(-1, n_patches).amax(dim=1)
 
 
 def _boxes(table: pa.Table) -> Tensor:

@@ -48,7 +48,8 @@ def compare_strategies(
 
     A strategy is "<mask strategy>:<hard|margin|distance>" ("full_coverage:hard" is the paper's own),
     "gradcam" (the peer's) or "random" (what luck finds). The windows that the run recorded come first, as
-    "recorded". Marks: accuracy (IoU ≥ 0.5) and mean_iou over all these images, and …_poison_clusters over
+    "recorded": those had the run's second look and scales (search.refine, search.scales), the others have
+    not. Marks: accuracy (IoU ≥ 0.5) and mean_iou over all these images, and …_poison_clusters over
     those whose cluster is mostly poison. `n_masks` (B, forwards an image) as in the run's search when not
     given; cells and window always as there.
 

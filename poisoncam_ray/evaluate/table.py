@@ -16,22 +16,33 @@ import numpy as np
 from pydantic import ValidationError
 
 from poisoncam_ray.artifact import Folder, Manifest
+from poisoncam_ray.attacks.kinds import kind_named
 from poisoncam_ray.config import Config
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.evaluate import NeverPoisoned, Validation, evaluate_run, probe
-from poisoncam_ray.evaluate.corpora import REFERENCE, WITHOUT_TARGET, WITHOUT_TRIGGER, Attacked, take_classes
+from poisoncam_ray.evaluate.corpora import (
+    REFERENCE,
+    WITHOUT_TARGET,
+    WITHOUT_TRIGGER,
+    Attacked,
+    take_classes,
+    trigger_name,
+)
 from poisoncam_ray.evaluate.results import gaps, single_figures, write_results
 from poisoncam_ray.evaluate.retrain import FEATURES, with_encoder
+from poisoncam_ray.fingerprint import differences
 from poisoncam_ray.pipeline import Runner, defence
 from poisoncam_ray.progress import Progress
 
 # Beside the default strategy: the paper's own masks and score, the peer's Grad-CAM, and luck.
 STRATEGIES = ("full_coverage:hard", "gradcam", "random")
-PEER = {"strategy": "gradcam", "refine": False, "reading": "gain", "false_alarm_rate": 1.0}
-"""PatchSearch (Tejankar et al., arXiv 2304.01482): Grad-CAM's window, net gain of the own cluster, and always
-something to remove."""
+PEER = {
+    "strategy": "gradcam", "refine": False, "scales": (1.0,), "reading": "gain", "false_alarm_rate": 1.0,
+}  # fmt: skip
+"""PatchSearch (Tejankar et al., arXiv 2304.01482): Grad-CAM's window as it is, net gain of the own cluster,
+and always something to remove."""
 SHARDS = 3
-ROW = "row.json"
+ROW, SETTING = "row.json", "setting.json"
 
 
 @dataclass(frozen=True)
@@ -61,6 +72,13 @@ class Setting:
     clean: bool = False
 
     def __post_init__(self) -> None:
+        for kind in self.kinds:
+            kind_named(kind)
+        for share in self.shares:
+            if not 0 < share <= 1:
+                raise UserError(f"The share is {share}: use a number above 0 and at most 1.")
+        if len({trigger_name(trigger) for trigger in self.triggers}) < len(self.triggers):
+            raise UserError(f"The triggers {', '.join(self.triggers)} share a file name: give each its own.")
         if len(self.labels) < self.n_classes:
             raise UserError(
                 f"{self.n_classes} classes cannot be drawn from {len(self.labels)} labels: ask for fewer."
@@ -84,9 +102,10 @@ class _Seed:
 
 def make_table(setting: Setting, config: Config, out: Folder, progress: Progress) -> list[dict[str, Any]]:
     """Run what is missing; write results.csv and results.md into `out` and return a row a run. Ray must be
-    connected."""
+    connected. Raises UserError when `out` holds a table of other corpora or settings."""
     if setting.peer:
         peer_config(config, "checkpoint")
+    _claim(setting, config, out)
     rows = []
     for seed in setting.seeds:
         of_seed = _prepare(setting, config.model_copy(update={"seed": seed}), out / f"seed-{seed}", progress)
@@ -97,6 +116,29 @@ def make_table(setting: Setting, config: Config, out: Folder, progress: Progress
             write_results(out, rows)
     write_results(out, rows)
     return rows
+
+
+def _claim(setting: Setting, config: Config, out: Folder) -> None:
+    """Rows are kept, so nothing that all depend on may change; seeds, kinds and the like may be added."""
+    sections = {name: getattr(config, name) for name in type(config).model_fields if name != "seed"}
+    now = {
+        "labels": list(setting.labels),
+        "n_classes": setting.n_classes,
+        "per_class": setting.per_class,
+        "width": setting.width,
+        "config": {
+            name: section.model_dump(mode="json", exclude=set(section.how))
+            for name, section in sections.items()
+            if name != "resources"
+        },
+    }
+    if not out.exists(SETTING):
+        out.write_json(SETTING, now)
+    elif found := differences(out.read_json(SETTING), now):
+        raise UserError(
+            f"The table in {out.uri} is another one ({'; '.join(found)}): give a new --output, or what it "
+            "was made with."
+        )
 
 
 def peer_config(config: Config, checkpoint: str) -> Config:

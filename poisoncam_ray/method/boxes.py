@@ -48,6 +48,15 @@ def map_box(box_N4: Tensor, width_N: Tensor, height_N: Tensor, image_size: int) 
     return kept_N4.round().long(), visible_N
 
 
+def about_centres(box_N4: Tensor, window: int, side: int) -> Tensor:
+    """Squares of `window` pixels about the centres of the boxes, pushed back into images `side` pixels
+    square. ValueError when they do not fit."""
+    if not 1 <= window <= side:
+        raise ValueError(f"a window of {window} pixels does not fit into {side} pixels")
+    corner_N2 = ((box_N4[:, :2] + box_N4[:, 2:] - window) // 2).clamp(0, side - window)
+    return torch.cat([corner_N2, corner_N2 + window], dim=1)
+
+
 def inside(box_N4: Tensor, side: int) -> Tensor:
     """m_NHW, bool: the pixels inside each box, of images `side` pixels square."""
     at_S = torch.arange(side, device=box_N4.device)

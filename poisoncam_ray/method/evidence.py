@@ -46,7 +46,8 @@ class Tail:
 @dataclass(frozen=True)
 class Evidence:
     """`suspect_N`: candidates beyond the threshold, in the groups that stand out; none: no evidence.
-    `null_N`: candidates of all other groups."""
+    `null_N`: candidates of all other groups. `tail` is None, and nobody is of the null, where there are too
+    few candidates (threshold ∞) or no evidence was asked for (threshold 0)."""
 
     tail: Tail | None
     threshold: float
@@ -61,6 +62,10 @@ def weigh(score_N: Tensor, group_N: Tensor, false_alarm_rate: float, step: float
     windows set; the largest such m counts, so that several attackers do not hide one another. `group_N`: the
     group of each candidate's own cluster; `step`: the least difference between two scores, one flip-test
     image. A false alarm rate of 1 asks for no evidence: then every candidate is a suspect, as in the paper.
+
+    The rate is kept where benign windows score alike in all groups. Of drawn scores whose group means
+    differed log-normally with σ = 0.6 one corpus in 20 was an alarm at a rate of 0.05, with σ = 1 one in 4: a
+    natural place that pulls images stands out, too. `need` asks whether its own images hang on the window.
     """
     if false_alarm_rate >= 1:
         everyone_N = torch.ones(len(score_N), dtype=torch.bool)

@@ -1,9 +1,10 @@
 """Trigger families: candidates that look alike belong to one attacker, and so do those that look like nobody
 but send images to the same places.
 
-N candidates   K clusters   C channels   w window side   E look dimensions
+N candidates   K clusters   C channels   h, w a window's sides   s = LOOK_SIDE   E look dimensions
 """
 
+from collections.abc import Sequence
 from itertools import product
 
 import torch
@@ -24,17 +25,21 @@ LEAST_WINDOWS = 2
 """One window is an anecdote."""
 
 
-def families(t_NCww: Tensor, effect_NK: Tensor, score_N: Tensor) -> Tensor:
+def look(t_Chw: Tensor) -> Tensor:
+    """t_Css: a window of any size, float in [0, 1], as small as looks are compared."""
+    return F.interpolate(t_Chw[None].float(), size=(LOOK_SIDE, LOOK_SIDE), mode="area")[0]
+
+
+def families(windows: Sequence[Tensor], effect_NK: Tensor, score_N: Tensor) -> Tensor:
     """family_N int64, from 1 by falling best score; 0 for windows that share neither look nor effect.
 
-    t_NCww float in [0, 1]; `effect_NK`: unit vectors (`groups.effects`). From the best candidate down, each
-    that is left founds a family of all that look like it. Families of fewer than LEAST_ALIKE dissolve: their
-    windows join the family whose mean effect is nearest, or become families by effect (a trigger that
-    changes its looks from image to image).
+    `windows`: N of t_Chw, float in [0, 1], of any size; `effect_NK`: unit vectors (`groups.effects`). From
+    the best candidate down, each that is left founds a family of all that look like it. Families of fewer
+    than LEAST_ALIKE dissolve: their windows join the family whose mean effect is nearest, or become families
+    by effect (a trigger that changes its looks from image to image).
     """
     order = score_N.cpu().argsort(descending=True, stable=True).tolist()
-    small_NCss = F.interpolate(t_NCww.float(), size=(LOOK_SIDE, LOOK_SIDE), mode="area").cpu()
-    alike_NN = likeness(small_NCss) >= LEAST_LIKENESS
+    alike_NN = likeness(torch.stack([look(t_Chw) for t_Chw in windows])) >= LEAST_LIKENESS
     groups: list[list[int]] = []
     free_N = torch.ones(len(order), dtype=torch.bool)
     for i in order:

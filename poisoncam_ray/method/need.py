@@ -13,8 +13,8 @@ from poisoncam_ray.method.kmeans import assign
 LEAST_SHARE = 0.65
 """Of a family's windows so many must be needed. Hiding a trigger took 0.86 to 1 of the poisoned images out of
 their group of clusters, hiding the best benign windows 0 to 0.46 of theirs (photographs of the tuning
-classes, two triggers, and the demo): a piece of sky pulls images to the skies, but a sky
-without it stays one."""
+classes, two triggers, and the demo): a piece of sky pulls images to the skies, but a sky without it stays
+one."""
 
 
 @torch.inference_mode()
@@ -28,9 +28,11 @@ def needed(
     fill_NC: Tensor,
     batch: int,
 ) -> Tensor:
-    """needed_N, bool: whether the image leaves the group of its own cluster when its window is hidden.
+    """needed_N, bool: whether the image leaves the group of its own cluster when its window is hidden under
+    its `fill_NC` colour.
 
-    Arguments as in `cam.candidate_windows`, `g_K` as in `groups.group_clusters`.
+    `box_N4` may differ in size. Other arguments as in `cam.candidate_windows`, `g_K` as in
+    `groups.group_clusters`.
     """
     parts = []
     for i_M in torch.arange(len(x_NCHW), device=x_NCHW.device).split(batch):
@@ -42,12 +44,13 @@ def needed(
 
 
 def keep_needed(family_N: Tensor, needed_N: Tensor) -> Tensor:
-    """family_N without the families of whose windows fewer than LEAST_SHARE are needed, numbered anew."""
+    """family_N (numbered from 1 without gaps, 0: none) without the families of whose windows fewer than
+    LEAST_SHARE are needed, numbered anew."""
     kept_N = torch.zeros_like(family_N)
     number = 0
     for family in range(1, int(family_N.max()) + 1):
         own_N = family_N == family
-        if own_N.any() and float(needed_N[own_N].double().mean()) >= LEAST_SHARE:
+        if float(needed_N[own_N].double().mean()) >= LEAST_SHARE:
             number += 1
             kept_N[own_N] = number
     return kept_N

@@ -6,7 +6,10 @@ box  [x0, y0, x1, y1) in pixels      C, H, W  channels, height, width
                                      h, w     a window's height, width (square: ww)
 """
 
+from collections.abc import Sequence
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 _LOW_32 = 0xFFFFFFFF
@@ -24,6 +27,13 @@ def crop(x_NCHW: Tensor, box_N4: Tensor) -> Tensor:
     # An index on either side of the full slice over channels moves that slice to the end: N, h, w, C.
     t_NhwC = x_NCHW[n_N[:, None, None], :, y_Nh[:, :, None], x_Nw[:, None, :]]
     return t_NhwC.permute(0, 3, 1, 2).contiguous()
+
+
+def same_size(windows: Sequence[Tensor]) -> Tensor:
+    """t_MCww: windows of one shape or several, float in [0, 1], brought to the largest height and width."""
+    size = (max(t.shape[-2] for t in windows), max(t.shape[-1] for t in windows))
+    # Bilinear leaves those that have the size already as they are.
+    return torch.cat([F.interpolate(t[None], size=size, mode="bilinear") for t in windows])
 
 
 def paste(x_NCHW: Tensor, t_NChw: Tensor, box_N4: Tensor) -> Tensor:

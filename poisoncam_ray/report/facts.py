@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import heapq
 import json
 import re
-import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -19,6 +15,7 @@ from poisoncam_ray.artifact import Folder, Ledger, Manifest
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.report.model import Facts, Fetcher, Suspect, Thumb, Trigger
 from poisoncam_ray.report.pictures import data_uri, fetch_pictures
+from poisoncam_ray.report.verdicts import Drawn, read_verdicts, tables
 from poisoncam_ray.verdict import Evidence, read_evidence
 
 STAGES = (
@@ -36,11 +33,7 @@ TRIGGERS_OF_A_FAMILY = 4
 """Shown at least, however many families there are."""
 DOUBTFUL_TRIGGERS = 6
 FAMILIES = 12
-FAMILY_SAMPLE = 6
-REMOVED_SAMPLE = 48
-BORDERLINE_SAMPLE = 24
 DEAD_LINES = 30
-BINS = 50
 
 
 def gather(
@@ -57,7 +50,7 @@ def gather(
     settings = _json(run, "run.json") or {}
     config = settings.get("config", {})
     side = (_json(run / "01_encoder", "config.json") or {}).get("image_size", 1)
-    verdicts = _verdicts(run)
+    verdicts = read_verdicts(run)
     dead = _dead(run)
     candidates = _trigger_table(run)
     scores, rounds = _search(run, candidates)
@@ -68,12 +61,14 @@ def gather(
     if len(by_family) > 1:
         validation |= _flat({"family": by_family})
 
+    shown = evidence.families[:FAMILIES] if evidence else ()
+    of_family = {family.family: verdicts.of_family.get(family.family, []) for family in shown}
     wanted = [row["image_id"] for row in triggers]
-    samples = [verdicts.removed, verdicts.borderline, *verdicts.of_family.values()]
+    samples = [verdicts.removed, verdicts.borderline, *of_family.values()]
     wanted += [drawn.image_id for sample in samples for drawn in sample]
     pictures = fetch_pictures(corpus, settings, wanted, side)
 
-    def thumbs(sample: list[_Drawn]) -> list[Thumb]:
+    def thumbs(sample: list[Drawn]) -> list[Thumb]:
         return [
             Thumb(drawn.image_id, drawn.p, pictures.get(drawn.image_id), drawn.family)
             for drawn in sorted(sample, key=lambda drawn: (drawn.p, drawn.image_id), reverse=True)
@@ -84,9 +79,10 @@ def gather(
             family,
             verdicts.families[family.family],
             _crops(candidates, family.family),
-            thumbs(verdicts.of_family.get(family.family, [])),
+            thumbs(of_family[family.family]),
+            by_family.get(str(family.family), {}).get("erased", True),
         )
-        for family in (evidence.families[:FAMILIES] if evidence else ())
+        for family in shown
     ]
 
     reading = config.get("search", {}).get("reading", "gain")
@@ -117,6 +113,8 @@ def gather(
         kept_bins=verdicts.kept_bins.tolist(),
         removed_bins=verdicts.removed_bins.tolist(),
         validation=validation,
+        judged=validation.get("trained", True)
+        and (not by_family or any(chosen.get("erased", True) for chosen in by_family.values())),
         removed_sample=thumbs(verdicts.removed),
         borderline_sample=thumbs(verdicts.borderline),
         loss=[(row["step"], row["loss"]) for row in _json(run / "01_encoder", "history.json") or []],
@@ -126,64 +124,6 @@ def gather(
         stage_facts=_flat({stage: manifest.facts for stage, manifest in manifests.items()}),
         metrics=_json(run / "report", "metrics.json"),
     )
-
-
-@dataclass(frozen=True)
-class _Drawn:
-    """An image drawn into a sample: `draw` is its id's checksum, so the sample depends neither on parts nor
-    on their order."""
-
-    draw: int
-    image_id: str
-    p: float
-    family: int
-
-
-@dataclass
-class _Verdicts:
-    kept_bins: np.ndarray
-    removed_bins: np.ndarray
-    families: Counter[int]
-    removed: list[_Drawn]
-    of_family: dict[int, list[_Drawn]]
-    borderline: list[_Drawn]
-
-
-def _verdicts(run: Folder) -> _Verdicts:
-    """One pass: histograms, families, fair samples of the removed, the nearest of the kept."""
-    bins = np.zeros((2, BINS), np.int64)
-    families: Counter[int] = Counter()
-    sample: list[_Drawn] = []
-    of_family: dict[int, list[_Drawn]] = {}
-    borderline: list[_Drawn] = []
-    for part in _tables(run / "06_verdicts", ["image_id", "p_poison", "verdict", "family"]):
-        gone = pc.equal(part["verdict"], "remove")
-        kept, removed = part.filter(pc.invert(gone)), part.filter(gone)
-        for row, rows in enumerate((kept, removed)):
-            bins[row] += np.histogram(rows["p_poison"].to_numpy(), bins=BINS, range=(0, 1))[0]
-        families.update(removed["family"].to_pylist())
-        best = kept.take(pc.select_k_unstable(kept, BORDERLINE_SAMPLE, [("p_poison", "descending")]))
-        borderline = heapq.nlargest(
-            BORDERLINE_SAMPLE, [*borderline, *_drawn(best)], key=lambda drawn: (drawn.p, drawn.image_id)
-        )
-        new = _drawn(removed)
-        sample = _lowest(REMOVED_SAMPLE, [*sample, *new])
-        for family in {drawn.family for drawn in new}:
-            mine = [drawn for drawn in new if drawn.family == family]
-            of_family[family] = _lowest(FAMILY_SAMPLE, [*of_family.get(family, []), *mine])
-    return _Verdicts(bins[0], bins[1], families, sample, of_family, borderline)
-
-
-def _drawn(rows: pa.Table) -> list[_Drawn]:
-    columns = (rows[name].to_pylist() for name in ("image_id", "p_poison", "family"))
-    return [
-        _Drawn(zlib.crc32(image_id.encode()), image_id, p, family)
-        for image_id, p, family in zip(*columns, strict=True)
-    ]
-
-
-def _lowest(n: int, rows: list[_Drawn]) -> list[_Drawn]:
-    return heapq.nsmallest(n, rows, key=lambda drawn: (drawn.draw, drawn.image_id))
 
 
 def _search(run: Folder, triggers: pa.Table) -> tuple[list[tuple[float, bool]], list[dict[str, Any]]]:
@@ -218,8 +158,8 @@ def _used(triggers: pa.Table) -> pa.ChunkedArray:
 
 
 def _best_triggers(table: pa.Table, evidence: Evidence | None) -> list[dict[str, Any]]:
-    """By rank, of every family its share."""
-    used = table.filter(_used(table)).to_pylist()
+    """By rank, of every family on the page its share."""
+    used = table.filter(pc.and_(_used(table), pc.less_equal(table["family"], FAMILIES))).to_pylist()
     if not used or (evidence and not evidence.poison):
         # A search that trusted none of its windows still shows the best it found.
         return table.slice(0, DOUBTFUL_TRIGGERS).to_pylist()
@@ -251,7 +191,7 @@ def _dead(run: Folder) -> list[dict[str, Any]]:
     counts: Counter[tuple[str, str]] = Counter()
     example: dict[tuple[str, str], str] = {}
     for folder in (run / "dead" / stage for stage in (run / "dead").names()):
-        for part in _tables(folder, ["stage", "error", "message"]):
+        for part in tables(folder, ["stage", "error", "message"]):
             for row in part.to_pylist():
                 counts[row["stage"], row["error"]] += 1
                 example.setdefault((row["stage"], row["error"]), row["message"] or "")
@@ -259,11 +199,6 @@ def _dead(run: Folder) -> list[dict[str, Any]]:
         {"stage": stage, "error": error, "count": n, "message": example[stage, error][:200]}
         for (stage, error), n in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     ]
-
-
-def _tables(folder: Folder, columns: list[str]) -> Iterator[pa.Table]:
-    """Part by part."""
-    return (folder.read_table(name, columns) for name in folder.parts())
 
 
 def _json(folder: Folder, name: str) -> Any:

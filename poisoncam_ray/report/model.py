@@ -44,17 +44,20 @@ class Thumb:
 
 @dataclass(frozen=True)
 class Suspect:
-    """A trigger family, how many images were removed for it, its best windows and some of its images."""
+    """A trigger family, how many images were removed for it, its best windows and some of its images.
+    `erased`: whether its classifier was sure enough to remove any."""
 
     family: Family
     removed: int
     crops: Sequence[str]
     sample: Sequence[Thumb]
+    erased: bool = True
 
 
 @dataclass(frozen=True)
 class Facts:
-    """All that the page shows. Pictures are data: URIs; None where the corpus could not be read."""
+    """All that the page shows. Pictures are data: URIs; None where the corpus could not be read. `judged`:
+    whether any classifier was sure enough for its probabilities to mean something."""
 
     title: str
     about: Mapping[str, str]
@@ -70,6 +73,7 @@ class Facts:
     kept_bins: Sequence[int] = ()
     removed_bins: Sequence[int] = ()
     validation: Mapping[str, Any] = field(default_factory=dict)
+    judged: bool = True
     removed_sample: Sequence[Thumb] = ()
     borderline_sample: Sequence[Thumb] = ()
     loss: Sequence[tuple[float, float]] = ()

@@ -1,5 +1,8 @@
 """Classify: of each trigger family an ensemble trained on pastes of its top windows, and a threshold from
-data the defence has (DESIGN step 6). Without evidence of poison there is nothing to train."""
+data the defence has (DESIGN step 6). Without evidence of poison there is nothing to train.
+
+N images   V held-out pastes   M crops   A families   C channels   H = W image side   w a crop's side
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,7 @@ from poisoncam_ray.method.classifier import (
     poison_logit,
     train_classifier,
 )
+from poisoncam_ray.method.paste import same_size
 from poisoncam_ray.method.threshold import choose_threshold
 from poisoncam_ray.pipeline import Outcome, Run, Stage
 from poisoncam_ray.stages.compute import device, set_threads
@@ -29,7 +33,7 @@ from poisoncam_ray.stages.crops import from_png
 from poisoncam_ray.stages.dataflow import RESTARTS, Pixels, fetch_images, in_flight
 from poisoncam_ray.stages.pool import assignments
 from poisoncam_ray.stages.triggers import TRIGGERS
-from poisoncam_ray.verdict import NO_EVIDENCE, read_evidence
+from poisoncam_ray.verdict import read_evidence
 
 VALIDATION = "validation.json"
 ROLES = "triggers.parquet"
@@ -38,7 +42,6 @@ MOST_UNSURE = 0.03
 """A family is only erased when its classifier leaves so little of the corpus in doubt, within one logit of
 its threshold. Of triggers at most 0.002 was in doubt, of benign looks taken for a family 0.04 to 0.26
 (photographs, the demo)."""
-WHY_NOT = "No window does to other images what benign windows do not: see the evidence of the search."
 VALIDATION_PASTES = 1000
 
 
@@ -52,10 +55,9 @@ class Classify(Stage):
     def run(self, run: Run) -> Outcome:
         search = run.artifact("04_search")
         evidence = read_evidence(search)
-        if evidence is None or evidence.verdict == NO_EVIDENCE:
-            run.out.write_json(
-                VALIDATION, {"threshold": 0.5, "trained": False, "why": WHY_NOT, "families": {}}
-            )
+        if evidence is None or not evidence.poison:
+            why = {"why": evidence.why_not} if evidence else {}
+            run.out.write_json(VALIDATION, {"threshold": 0.5, "trained": False, "families": {}} | why)
             return Outcome(facts={"summary": "nothing to train: no evidence of poison", "trained": False})
         settings = run.config.classify
         triggers = with_roles(search.read_table(TRIGGERS), settings.top_k, settings.held_out, run.config.seed)
@@ -67,15 +69,16 @@ class Classify(Stage):
         crops = {family: [crops_of(triggers, family, role) for role in ROLE_NAMES] for family in numbers}
         reused, chosen = self._train(run, negatives, whole, crops)
         for facts in chosen.values():
-            # Whoever asks for no evidence asks for no proof here either.
-            facts["erased"] = facts["unsure_share"] <= MOST_UNSURE or evidence.false_alarm_rate >= 1
+            facts["erased"] = sure_enough(facts["unsure_share"], evidence.false_alarm_rate)
         # One figure of each kind at the top: the family that came out worst.
         least = min(chosen.values(), key=lambda facts: facts["recall"])
         run.out.write_json(VALIDATION, least | {"trained": True, "families": chosen})
         ensembles = "" if len(numbers) == 1 else f" for each of {len(numbers)} families"
+        n_spared = sum(not facts["erased"] for facts in chosen.values())
+        spared = f"; {n_spared} in doubt, not erased" if n_spared else ""
         facts = {
             "summary": f"{settings.models} models{ensembles}, "
-            f"{least['recall']:.1%} of held-out pastes recognised",
+            f"{least['recall']:.1%} of held-out pastes recognised{spared}",
             "models_reused": reused,
             "trained": True,
             **least,
@@ -116,13 +119,19 @@ class Classify(Stage):
         return len(every) - len(todo), chosen
 
 
+def sure_enough(unsure_share: float, false_alarm_rate: float) -> bool:
+    """Whether a family is erased, by the share of the corpus that its classifier leaves in doubt."""
+    # Whoever asks for no evidence asks for no proof here either.
+    return unsure_share <= MOST_UNSURE or false_alarm_rate >= 1
+
+
 def model_name(family: int, i: int) -> str:
     return f"family_{family}_model_{i}.safetensors"
 
 
 def families_of(triggers: pa.Table) -> list[int]:
     """Those with windows to train on, from 1."""
-    return sorted({row["family"] for row in triggers.to_pylist() if row["role"] != "unused"})
+    return sorted(set(triggers.filter(pc.not_equal(triggers["role"], "unused"))["family"].to_pylist()))
 
 
 def with_roles(triggers: pa.Table, top_k: int, held_out: float, seed: int) -> pa.Table:
@@ -143,9 +152,10 @@ def with_roles(triggers: pa.Table, top_k: int, held_out: float, seed: int) -> pa
 
 def crops_of(triggers: pa.Table, family: int, role: str) -> Tensor:
     """t_MCww uint8; a single trigger must serve both roles."""
-    ours = [row for row in triggers.to_pylist() if row["family"] == family]
-    rows = [row for row in ours if row["role"] == role] or ours[:1]
-    return (torch.stack([from_png(row["crop"]) for row in rows]) * 255).round().to(torch.uint8)
+    ours = triggers.filter(pc.equal(triggers["family"], family))
+    rows = ours.filter(pc.equal(ours["role"], role))
+    t_MCww = same_size([from_png(data) for data in (rows if len(rows) else ours[:1])["crop"].to_pylist()])
+    return (t_MCww * 255).round().to(torch.uint8)
 
 
 def draw_samples(clusters: Folder, triggers: pa.Table, most: int) -> tuple[list[str], list[str]]:
@@ -155,8 +165,8 @@ def draw_samples(clusters: Folder, triggers: pa.Table, most: int) -> tuple[list[
     triggers' clusters: what the search itself found poisonous must be no negative example. When that leaves
     too few, only the top images themselves are left out.
     """
-    top = [row for row in triggers.to_pylist() if row["role"] != "unused"]
-    bad_clusters = pa.array(sorted({row["cluster"] for row in top}), pa.int32())
+    top = triggers.filter(pc.not_equal(triggers["role"], "unused"))
+    bad_clusters = pa.array(sorted(set(top["cluster"].to_pylist())), pa.int32())
     whole = outside = None
     for table in assignments(clusters):
         table = table.select(["image_id", "cluster", "draw"])
@@ -166,7 +176,7 @@ def draw_samples(clusters: Folder, triggers: pa.Table, most: int) -> tuple[list[
         return [], []
     ids = sorted(whole["image_id"].to_pylist())
     if len(outside) < len(whole) // 4:
-        bad_ids = {row["image_id"] for row in top}
+        bad_ids = set(top["image_id"].to_pylist())
         return [i for i in ids if i not in bad_ids], ids
     return sorted(outside["image_id"].to_pylist()), ids
 

@@ -12,6 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+MOST_SIDE = 1024
+"""In pixels: no encoder takes larger images (config.Encoder), so no window is larger."""
+
 
 def to_png(t_CHW: Tensor) -> bytes:
     pixels = (t_CHW.cpu() * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
@@ -21,6 +24,9 @@ def to_png(t_CHW: Tensor) -> bytes:
 
 
 def from_png(data: bytes) -> Tensor:
-    """t_CHW float in [0, 1]."""
-    pixels = np.array(Image.open(io.BytesIO(data), formats=["PNG"]).convert("RGB"))
+    """t_CHW float in [0, 1]. ValueError for a window larger than any image, before it is unpacked."""
+    image = Image.open(io.BytesIO(data), formats=["PNG"])
+    if max(image.size) > MOST_SIDE:
+        raise ValueError(f"a window of {image.width} × {image.height} pixels is none of a search")
+    pixels = np.array(image.convert("RGB"))
     return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255

@@ -2,6 +2,9 @@
 
 Each round is committed on its own. The driver holds clusters, counters and a bounded pool of images a
 cluster, never all rows.
+
+N candidates   P images of the pool, also those picked   F flip-test images   C channels   H = W image side
+B masks   K clusters   D feature dimensions   box_N4 integer [x0, y0, x1, y1)
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from poisoncam_ray.config import Config
 from poisoncam_ray.corpus import Corpus
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.method import prune
+from poisoncam_ray.method.boxes import about_centres
 from poisoncam_ray.method.cam import candidate_windows, mean_colour
 from poisoncam_ray.method.encoder import Encoder
 from poisoncam_ray.method.gradcam import gradcam_windows
@@ -39,6 +43,8 @@ from poisoncam_ray.stages.dataflow import RESTARTS, Pixels, fetch_images
 from poisoncam_ray.stages.embed import embed_images, load_encoder
 from poisoncam_ray.stages.pool import Pool, gather_pool, image_seed
 from poisoncam_ray.stages.triggers import CANDIDATES, CANDIDATES_FILE, conclude
+
+GROUPS = "groups.json"
 
 
 class Search(Stage):
@@ -71,7 +77,7 @@ class Search(Stage):
         )
         clusters = run.artifact("03_clusters")
         c_KD = read_centroids(clusters)
-        k, g_K = len(c_KD), group_clusters(c_KD, seed)
+        k, g_K = len(c_KD), groups_of(run.out, c_KD, seed)
         most = settings.per_cluster * prune.most_rounds(k, rules)
         pool = gather_pool(clusters, most, settings.flip_images, k)
         state = prune.start(pool.y_P, pool.n_clusters)
@@ -86,7 +92,7 @@ class Search(Stage):
             if not folder.exists("live.json"):
                 scorers = scorers or start_scorers(run, pool, g_K)
                 found = score_round(scorers, run, pool, picks, state)
-                folder.write_table(CANDIDATES_FILE, pa.Table.from_pylist(found, schema=CANDIDATES))
+                folder.write_table(CANDIDATES_FILE, found)
             table = folder.read_table(CANDIDATES_FILE, ["cluster", "score"])
             cluster_P, score_P = (torch.tensor(table[name].to_pylist()) for name in ("cluster", "score"))
             before = state
@@ -111,6 +117,14 @@ class Search(Stage):
         return Outcome(facts=facts)
 
 
+def groups_of(out: Folder, c_KD: Tensor, seed: int) -> Tensor:
+    """g_K, made once: on another machine the last bit of a distance may differ, and rounds that are done have
+    counted by these groups."""
+    if not out.exists(GROUPS):
+        out.write_json(GROUPS, group_clusters(c_KD, seed).tolist())
+    return torch.tensor(out.read_json(GROUPS))
+
+
 def start_scorers(run: Run, pool: Pool, g_K: Tensor) -> list[ActorHandle]:
     """As many as the cluster may come to have room for; an autoscaler sees those that still wait."""
     resources = run.config.resources
@@ -125,21 +139,23 @@ def start_scorers(run: Run, pool: Pool, g_K: Tensor) -> list[ActorHandle]:
 
 def score_round(
     scorers: list[ActorHandle], run: Run, pool: Pool, picks: list[int], state: prune.SearchState
-) -> list[dict[str, Any]]:
-    """Rows of CANDIDATES, by cluster and image id."""
+) -> pa.Table:
+    """CANDIDATES of the round, by cluster and image id."""
     size = run.config.search.chunk
     ids = pool.ids.take(pa.array(picks)).to_pylist()
     # Neighbours in the corpus share a row group: fetched together they are read once.
     ordered = sorted(zip(ids, pool.y_P[picks].tolist(), strict=True))
     chunks = [ordered[i : i + size] for i in range(0, len(ordered), size)]
-    rows: list[dict[str, Any]] = []
-    for found in spread(scorers, chunks):
-        rows += found
-        done = state.scored + len(rows)
+    # As tables: Python's numbers would take ten times the room of `landed`.
+    found: list[pa.Table] = []
+    done = state.scored
+    for rows in spread(scorers, chunks):
+        found.append(pa.Table.from_pylist(rows, schema=CANDIDATES))
+        done += len(rows)
         run.progress.update(
             f"round {state.round}: {len(state.live)} live clusters, {done:,} candidates scored"
         )
-    return sorted(rows, key=lambda row: (row["cluster"], row["image_id"]))
+    return pa.concat_tables(found).sort_by([("cluster", "ascending"), ("image_id", "ascending")])
 
 
 class Scorer:
@@ -169,43 +185,48 @@ class Scorer:
         """Returns once the actor stands, also after it has been started again elsewhere."""
 
     def work(self, chunk: list[tuple[str, int]]) -> list[dict[str, Any]]:
-        settings, ids = self.config.search, [image_id for image_id, _ in chunk]
+        ids = [image_id for image_id, _ in chunk]
         pixels = torch.from_numpy(fetch_images(self.corpus, self.config, ids))
         x_NCHW = pixels.to(self.device).float() / 255
         own_N = torch.tensor([cluster for _, cluster in chunk], device=self.device)
         box_N4 = find_windows(self.config, self.encoder, x_NCHW, own_N, self.c_KD, self.m_BHW)
-        t_NCww = crop(x_NCHW, box_N4)
-        needed_N = needed(
-            self.encoder, x_NCHW, box_N4, own_N, self.c_KD, self.g_K, mean_colour(x_NCHW), settings.batch_size
-        )
         seeds_N = torch.tensor([image_seed(self.config.seed, image_id) for image_id in ids])
+        sizes = self.config.scales_px
+        scaled = [about_centres(box_N4, size, x_NCHW.shape[-1]) for size in sizes]
+        tried = [self._score(x_NCHW, own_N, box_N4, seeds_N) for box_N4 in scaled]
+        # Among equal scores the first scale wins.
+        best_N = torch.stack([columns["score"] for columns in tried]).argmax(dim=0).tolist()
+        metrics.count("rows", len(ids), stage=Search.title)
+        listed = [{name: column.tolist() for name, column in columns.items()} for columns in tried]
+        return [
+            {
+                "image_id": image_id,
+                "cluster": cluster,
+                **dict(zip(("x0", "y0", "x1", "y1"), scaled[scale][i].tolist(), strict=True)),
+                **{name: column[i] for name, column in listed[scale].items()},
+                "n_flip": len(self.y_F),
+                "crop": to_png(crop(x_NCHW[i : i + 1], scaled[scale][i : i + 1])[0]),
+            }
+            for i, ((image_id, cluster), scale) in enumerate(zip(chunk, best_N, strict=True))
+        ]
+
+    def _score(self, x_NCHW: Tensor, own_N: Tensor, box_N4: Tensor, seeds_N: Tensor) -> dict[str, Tensor]:
+        """Columns of CANDIDATES, a row a window."""
+        settings, fill_NC = self.config.search, mean_colour(x_NCHW)
         changed_N, gain_N, landed_NF = poison_scores(
-            self.encoder, t_NCww, self.x_FCHW, self.y_F, own_N, self.c_KD, seeds_N, settings.batch_size
-        )
+            self.encoder, crop(x_NCHW, box_N4), self.x_FCHW, self.y_F, own_N, self.c_KD, seeds_N,
+            settings.batch_size,
+        )  # fmt: skip
         readings = {
             "changed": changed_N,
             "gain": gain_N,
             "group_gain": group_gain(landed_NF, self.y_F, own_N, self.g_K),
         }
-        metrics.count("rows", len(ids), stage=Search.title)
+        is_needed_N = needed(
+            self.encoder, x_NCHW, box_N4, own_N, self.c_KD, self.g_K, fill_NC, settings.batch_size
+        )
         score_N = readings[settings.reading].clamp(min=0) / len(self.y_F)
-        counts = {name: count_N.tolist() for name, count_N in readings.items()}
-        box, landed, score = box_N4.tolist(), landed_NF.tolist(), score_N.tolist()
-        is_needed = needed_N.tolist()
-        return [
-            {
-                "image_id": image_id,
-                "cluster": cluster,
-                **dict(zip(("x0", "y0", "x1", "y1"), box[i], strict=True)),
-                **{name: count[i] for name, count in counts.items()},
-                "n_flip": len(self.y_F),
-                "score": score[i],
-                "needed": is_needed[i],
-                "crop": to_png(t_NCww[i]),
-                "landed": landed[i],
-            }
-            for i, (image_id, cluster) in enumerate(chunk)
-        ]
+        return readings | {"score": score_N, "needed": is_needed_N, "landed": landed_NF}
 
 
 def search_masks(config: Config) -> Tensor | None:

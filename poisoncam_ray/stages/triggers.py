@@ -57,12 +57,10 @@ def conclude(out: Folder, rounds: int, g_K: Tensor, y_F: Tensor, false_alarm_rat
     step = 1 / max(1, table["n_flip"][0].as_py())
     found = weigh(score_N, g_K[cluster_N], false_alarm_rate, step)
     family_N = _families(names, table, found, score_N, y_F, len(g_K), one=false_alarm_rate >= 1)
-    kept = pa.array(_kept(family_N))
-    listed = table.select(["row"]).append_column("family", pa.array(family_N.numpy(), pa.int32())).take(kept)
-    # Where each flip-test image landed is most of a candidate's bytes: not for all at once.
+    kept = _kept(family_N)
     shown = [name for name in CANDIDATES.names if name != "landed"]
-    whole = pa.concat_tables([folder.read_table(CANDIDATES_FILE, shown) for folder in names])
-    triggers = whole.take(listed["row"]).append_column("family", listed["family"])
+    triggers = _rows(names, shown, table["row"].to_numpy()[kept])
+    triggers = triggers.append_column("family", pa.array(family_N.numpy()[kept], pa.int32()))
     out.write_table(TRIGGERS, triggers.append_column("rank", pa.array(np.arange(len(triggers)), pa.int32())))
     evidence = _evidence(found, score_N, cluster_N, family_N, false_alarm_rate, triggers)
     out.write_json(EVIDENCE, evidence)
@@ -85,14 +83,27 @@ def _families(
     suspects = found.suspect_N.nonzero()[:, 0]
     if len(suspects):
         suspects = suspects[:GROUPED]
-        wanted = [folder.read_table(CANDIDATES_FILE, ["landed", "crop", "needed"]) for folder in names]
-        rows = pa.concat_tables(wanted).take(table["row"].take(pa.array(suspects.numpy())))
+        rows = _rows(names, ["landed", "crop", "needed"], table["row"].to_numpy()[suspects.numpy()])
         landed_SF = torch.tensor(rows["landed"].to_pylist())
-        t_SCww = torch.stack([from_png(data) for data in rows["crop"].to_pylist()])
-        family_S = families(t_SCww, effects(landed_SF, y_F, n_clusters), score_N[suspects])
+        windows = [from_png(data) for data in rows["crop"].to_pylist()]
+        family_S = families(windows, effects(landed_SF, y_F, n_clusters), score_N[suspects])
         needed_S = torch.tensor(rows["needed"].to_pylist())
         family_N[suspects] = keep_needed(family_S, needed_S)
     return family_N
+
+
+def _rows(rounds: list[Folder], columns: list[str], wanted: np.ndarray) -> pa.Table:
+    """The `wanted` candidates, counted through all rounds, in the order given.
+
+    Windows and where the flip-test images landed are most of a candidate's bytes: a round at a time is read.
+    """
+    ascending, parts, first = np.sort(wanted), [], 0
+    for folder in rounds:
+        part = folder.read_table(CANDIDATES_FILE, columns)
+        here = ascending[(ascending >= first) & (ascending < first + len(part))]
+        parts.append(part.take(pa.array(here - first)))
+        first += len(part)
+    return pa.concat_tables(parts).take(pa.array(np.searchsorted(ascending, wanted)))
 
 
 def _kept(family_N: Tensor) -> np.ndarray:

@@ -2,7 +2,7 @@
 No image is embedded anew: k-means is redone on the features that the run stored.
 
 P poisoned images   S of them looked at   N features   K clusters   D feature dimensions
-box_S4 integer [x0, y0, x1, y1) in encoder pixels
+T the most patches on one image   true_ST4 integer [x0, y0, x1, y1) in encoder pixels
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch import Tensor
 
 from poisoncam_ray.artifact import Folder
 from poisoncam_ray.errors import UserError
-from poisoncam_ray.evaluate.joined import SIDES, Truth, artifact, index_in, parts, read_truth, settings
-from poisoncam_ray.method.boxes import map_box
+from poisoncam_ray.evaluate.joined import Truth, artifact, mostly_poison, read_truth, settings
+from poisoncam_ray.evaluate.scored import true_boxes
 from poisoncam_ray.method.flops import forward_flops, gradcam_flops
 from poisoncam_ray.method.kmeans import assign, auto_k, kmeans
 from poisoncam_ray.stages.embed import load_encoder, read_features
@@ -30,11 +30,11 @@ CENTROIDS, FACTS, IMAGES = "centroids.safetensors", "facts.json", "images.parque
 
 @dataclass(frozen=True)
 class Looked:
-    """The images of a run. A cluster's index `own_S` is of the K of its factor; `pure_S`: more than half of
-    that cluster is poison."""
+    """The images of a run, each with a patch that is there as a whole. A cluster's index `own_S` is of the K
+    of its factor; `pure_S`: more than half of that cluster is poison."""
 
     image_id: list[str]
-    true_S4: Tensor
+    true_ST4: Tensor
     own_S: dict[float, Tensor]
     pure_S: dict[float, Tensor]
     c_KD: dict[float, Tensor]
@@ -46,18 +46,17 @@ class Looked:
 def prepare(one: StudyRun, grid: Grid, out: Folder) -> None:
     """Choose and cluster; what `read_looked` reads, written into `out`, the images last.
 
-    Raises UserError when no poisoned image of the run has a box.
+    Looked at are the images that `Scored.whole` judges. Raises UserError when the run has none.
     """
     run, truth = Folder(one.run_uri), read_truth(one.truth_uri)
     config = settings(run)
     encoder = load_encoder(artifact(run, "01_encoder"))
-    box_P4 = _true_boxes(run, truth, encoder.image_size)
+    true_PT4, visible_PT, _ = true_boxes(run, truth.poisoned)
     ids = truth.poisoned["image_id"].to_pylist()
-    # Without a box: a trigger that the centre crop left out, a whole-image one, or a row that did not decode.
-    boxed = np.flatnonzero((box_P4[:, 2:] > box_P4[:, :2]).all(dim=1).numpy())
-    if not len(boxed):
-        raise UserError(f"No poisoned image of the run {one.run_uri} has a box to find: leave that run out.")
-    drawn = sorted(boxed, key=lambda row: image_seed(grid.seed, f"{one.name}:{ids[row]}"))
+    whole = np.flatnonzero((visible_PT == 1).any(dim=1).numpy())
+    if not len(whole):
+        raise UserError(f"No poisoned image of the run {one.run_uri} shows a whole trigger: leave it out.")
+    drawn = sorted(whole, key=lambda row: image_seed(grid.seed, f"{one.name}:{ids[row]}"))
     row_S = np.sort(drawn[: grid.images])
 
     features = artifact(run, "02_features")
@@ -76,8 +75,8 @@ def prepare(one: StudyRun, grid: Grid, out: Folder) -> None:
         "flops_gradcam": gradcam_flops(encoder),
     }
     out.write_json(FACTS, facts)
-    columns |= {side: box_P4[row_S, i].numpy() for i, side in enumerate(SIDES)}
-    out.write_table(IMAGES, pa.table({"image_id": [ids[row] for row in row_S], **columns}))
+    boxes = true_PT4[torch.from_numpy(row_S)].flatten(1).tolist()
+    out.write_table(IMAGES, pa.table({"image_id": [ids[row] for row in row_S], "boxes": boxes, **columns}))
 
 
 def read_looked(out: Folder, grid: Grid) -> Looked:
@@ -85,7 +84,7 @@ def read_looked(out: Folder, grid: Grid) -> Looked:
     keys = list(enumerate(grid.k_factors))
     return Looked(
         image_id=images["image_id"].to_pylist(),
-        true_S4=torch.from_numpy(np.stack([images[side].to_numpy() for side in SIDES], axis=1)),
+        true_ST4=torch.tensor(images["boxes"].to_pylist()).unflatten(1, (-1, 4)),
         own_S={factor: torch.from_numpy(images[f"own_{i}"].to_numpy().copy()) for i, factor in keys},
         pure_S={
             factor: torch.from_numpy(images[f"pure_{i}"].to_numpy(zero_copy_only=False).copy())
@@ -94,19 +93,6 @@ def read_looked(out: Folder, grid: Grid) -> Looked:
         c_KD={factor: centroids[f"c_{i}"] for i, factor in keys},
         **out.read_json(FACTS),
     )
-
-
-def _true_boxes(run: Folder, truth: Truth, image_size: int) -> Tensor:
-    """box_P4, empty for an image that was not indexed."""
-    size_P2 = torch.zeros(len(truth.poisoned), 2, dtype=torch.int64)
-    for part in parts(run, "00_index", ["image_id", "width", "height"]):
-        row_N = truth.row(part["image_id"])
-        size_N2 = np.stack([part["width"].to_numpy(), part["height"].to_numpy()], axis=1).astype(np.int64)
-        size_P2[row_N[row_N >= 0]] = torch.from_numpy(size_N2[row_N >= 0])
-    stored = np.stack([truth.poisoned[side].to_numpy() for side in SIDES], axis=1).astype(np.int64)
-    width_P, height_P = size_P2.clamp(min=1).unbind(1)
-    box_P4, _ = map_box(torch.from_numpy(stored), width_P, height_P, image_size)
-    return torch.where((size_P2 > 0).all(dim=1, keepdim=True), box_P4, 0)
 
 
 def _sample(features: Folder, most: int, seed: int) -> Tensor:
@@ -130,7 +116,6 @@ def _clusters(features: Folder, truth: Truth, c_KD: Tensor) -> tuple[np.ndarray,
         ids, f_ND = read_features(features, name)
         y_N = assign(f_ND, c_KD)[0].numpy()
         size_K += np.bincount(y_N, minlength=len(size_K))
-        row_N = index_in(pa.chunked_array([ids], pa.string()), truth.poisoned["image_id"])
+        row_N = truth.row(pa.chunked_array([ids], pa.string()))
         cluster_P[row_N[row_N >= 0]] = y_N[row_N >= 0]
-    poison_K = np.bincount(cluster_P[cluster_P >= 0], minlength=len(size_K))
-    return cluster_P, (poison_K > size_K / 2)[cluster_P] & (cluster_P >= 0)
+    return cluster_P, mostly_poison(cluster_P, size_K)

@@ -22,7 +22,7 @@ from poisoncam_ray.study.plan import Pass, passes
 from poisoncam_ray.study.runs import StudyRun
 
 STUDY = "study.json"
-VERSION = 1
+VERSION = 2
 """Raise when the same grid and runs give other rows."""
 DIFFERENCES_SHOWN = 20
 

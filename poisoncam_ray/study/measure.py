@@ -1,4 +1,5 @@
-"""One pass measured: the windows found in every way that reads it, against the true boxes.
+"""One pass measured: the windows found in every way that reads it, against the true boxes. The search's
+second look (search.refine) and its scales are left out: they come after the window, whatever found it.
 
 S images looked at   N images at once   B masks   C channels   H = W image side   K clusters
 D feature dimensions   box_S4 integer [x0, y0, x1, y1) in encoder pixels
@@ -20,7 +21,7 @@ from poisoncam_ray.config import Config
 from poisoncam_ray.config import Strategy as MaskStrategy
 from poisoncam_ray.corpus import open_corpus
 from poisoncam_ray.evaluate.joined import artifact, mean, settings
-from poisoncam_ray.evaluate.scored import HIT_IOU
+from poisoncam_ray.evaluate.scored import HIT_IOU, of_best_patch
 from poisoncam_ray.method.boxes import coverage, iou, random_boxes
 from poisoncam_ray.method.cam import best_window, combined_map, mask_scores, masked_features, mean_colour
 from poisoncam_ray.method.encoder import Encoder
@@ -157,7 +158,7 @@ def _images(run: Folder, config: Config, looked: Looked, todo: Pass) -> Iterator
 
 def _row(todo: Pass, way: Way, looked: Looked, encoder: Encoder, box_S4: Tensor) -> dict[str, Any]:
     pure_S = looked.pure_S[way.k_factor]
-    iou_S, coverage_S = iou(box_S4, looked.true_S4), coverage(box_S4, looked.true_S4)
+    iou_S, coverage_S = (of_best_patch(mark, box_S4, looked.true_ST4) for mark in (iou, coverage))
     flops = looked.flops_gradcam if todo.strategy == "gradcam" else way.forwards * looked.flops_forward
     row = {
         "run": todo.run,

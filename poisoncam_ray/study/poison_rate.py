@@ -1,5 +1,5 @@
-"""What the results table of jobs/photographs.py says by poison rate: the attack's success, what the defence
-finds, what it removes by mistake."""
+"""What the results table of jobs/photographs.py says of the reference attack by poison rate: its success,
+what the defence finds, what it removes by mistake."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from poisoncam_ray.artifact import Folder
+from poisoncam_ray.evaluate.corpora import REFERENCE
 from poisoncam_ray.study.summary import Cube, Estimate
 
 RESULTS = "results.csv"
@@ -27,13 +28,16 @@ Rates = dict[float, dict[str, Estimate]]
 def by_poison_rate(table: Folder, seed: int) -> Rates:
     """{poison rate: {mark: mean over runs}}, rates ascending; empty without a results.csv that tells them.
 
-    The rate is the column poison_rate, else n_poisoned of n_images. A missing mark is left out.
+    The rate is the column poison_rate, else n_poisoned of n_images. A missing mark is left out, and so are
+    rows of another `kind`: a mean over attacks is that of none.
     """
     if not table.exists(RESULTS):
         return {}
     rows = list(csv.DictReader(io.StringIO(table.read_bytes(RESULTS).decode())))
     grouped: dict[float, list[dict[str, str]]] = {}
     for row in rows:
+        if row.get("kind", REFERENCE) != REFERENCE:
+            continue
         rate = _number(row.get("poison_rate"))
         if math.isnan(rate):
             rate = _number(row.get("n_poisoned")) / (_number(row.get("n_images")) or math.nan)

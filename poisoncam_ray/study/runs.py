@@ -7,9 +7,11 @@ import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import pyarrow.compute as pc
+
 from poisoncam_ray.artifact import Folder, Manifest, absolute
 from poisoncam_ray.errors import UserError
-from poisoncam_ray.evaluate.joined import artifact, settings
+from poisoncam_ray.evaluate.joined import artifact, read_truth, settings
 
 TRUTH = "poisoned/truth.parquet"
 
@@ -23,13 +25,18 @@ class StudyRun:
     truth_uri: str
 
     def check(self) -> None:
-        """Raises UserError when the defence has not got to its features, or there is no truth."""
+        """Raises UserError when the defence has not got to its features, there is no truth, or nothing in it
+        that a window could find."""
         run = Folder(self.run_uri)
         settings(run)
         for stage in ("00_index", "01_encoder", "02_features"):
             artifact(run, stage)
-        if not Folder(posixpath.dirname(self.truth_uri)).exists(posixpath.basename(self.truth_uri)):
-            raise UserError(f"There is no truth at {self.truth_uri}: give the attack's truth.parquet.")
+        poisoned = read_truth(self.truth_uri).poisoned
+        if not pc.any(pc.greater(poisoned["x1"], poisoned["x0"])).as_py():
+            raise UserError(
+                f"The attack on the run {self.run_uri} put no patch on any image: leave that run out (of a "
+                "--table, by --only)."
+            )
 
     def identity(self) -> dict[str, str]:
         """What the measurements depend on."""
@@ -49,18 +56,23 @@ def given(runs: Sequence[str], truths: Sequence[str]) -> list[StudyRun]:
     return [StudyRun(f"run-{i}", absolute(run), absolute(truth)) for i, (run, truth) in pairs]
 
 
-def found(table_uri: str) -> list[StudyRun]:
-    """Every folder below with a poisoned/truth.parquet and a run that has its features, named by its path.
+def found(table_uri: str, only: str = "") -> list[StudyRun]:
+    """Every folder below with a poisoned/truth.parquet and a run that has its features, named by its path,
+    which must hold `only`.
 
     Raises UserError when there is none.
     """
     table = Folder(absolute(table_uri))
     filesystem, root = table.filesystem, table.path
     filesystem.invalidate_cache()
-    paths = sorted(str(path) for path in filesystem.glob(f"{root}/**/{TRUTH}"))
+    paths = sorted(str(path) for path in filesystem.find(root) if str(path).endswith(f"/{TRUTH}"))
     names = [posixpath.relpath(path, root).removesuffix(TRUTH).rstrip("/") for path in paths]
-    runs = [StudyRun(n, (table / n / "run").uri, (table / n / TRUTH).uri) for n in names if n]
+    runs = [StudyRun(n, (table / n / "run").uri, (table / n / TRUTH).uri) for n in names if n and only in n]
     finished = [one for one in runs if Manifest.read(Folder(one.run_uri) / "02_features") is not None]
     if not finished:
-        raise UserError(f"Below {table_uri} lies no finished run beside its {TRUTH}: give another --table.")
+        named = f" under a path with {only!r}" if only else ""
+        raise UserError(
+            f"Below {table_uri} lies no finished run beside its {TRUTH}{named}: give another --table"
+            f"{' or --only' if only else ''}."
+        )
     return finished

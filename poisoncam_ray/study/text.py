@@ -32,9 +32,10 @@ def _head(cube: Cube, grid: Grid) -> Iterator[str]:
     yield ""
     yield (
         f"{len(cube.runs)} runs, {int(n.sum())} poisoned images in all (at most {grid.images} a run), "
-        f"{len(cube.settings):,} settings. Accuracy: the share of images whose candidate window has "
-        "IoU ≥ 0.5 with the true trigger. In brackets: 95 % intervals, from drawing the runs anew "
-        "(bootstrap), since the images of one run are not independent."
+        f"{len(cube.settings):,} settings. Accuracy: the share of images whose candidate window, as it is "
+        "before the search's second look, has IoU ≥ 0.5 with the true trigger (of several on one image, the "
+        "one it meets best; images whose triggers the centre crop cut into are left out). In brackets: 95 % "
+        "intervals, from drawing the runs anew (bootstrap), since the images of one run are not independent."
     )
     if len(cube.runs) < FEW_RUNS:
         yield ""
@@ -151,7 +152,7 @@ def _clusters(cube: Cube, grid: Grid) -> Iterator[str]:
 
 
 def _rates(rates: Rates) -> Iterator[str]:
-    yield from _section("Poison rate", "Of the results table's runs.")
+    yield from _section("Poison rate", "Of the results table's runs of the reference attack.")
     yield from _table_head(["poisoned images", *MARKS.values()])
     for rate, marks in rates.items():
         yield _line([f"{100 * rate:g} %", *[marks.get(name, NOTHING) for name in MARKS]])

@@ -95,6 +95,7 @@ def test_a_validation_set_is_patched_whole(kind, corpus, tmp_path) -> None:
         ({"kind": "frequency", "targets": ["1", "2"]}, "frequency has one target: name 1 only"),
         ({"kind": "spread", "targets": ["zebra"]}, "No image is labelled zebra"),
         ({"kind": "blended", "options": {"alpha": 7}}, "alpha"),
+        ({"kind": "dynamic", "options": {"smallest": 2, "largest": 1}}, "no more than the option largest, 1"),
     ],
 )
 def test_mistakes_are_named_and_nothing_is_written(given, words, corpus, tmp_path) -> None:

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from poisoncam_ray.method.boxes import coverage, iou, map_box, random_boxes
+from poisoncam_ray.method.boxes import about_centres, coverage, inside, iou, map_box, random_boxes
 
 edge = st.integers(0, 12)
 box = st.builds(lambda x, y, w, h: [x, y, x + w, y + h], edge, edge, st.integers(0, 8), st.integers(0, 8))
@@ -69,3 +69,25 @@ def test_random_boxes_reach_every_place_and_follow_the_seed():
 def test_a_box_larger_than_the_region_is_refused():
     with pytest.raises(ValueError, match=r"17 pixels does not fit into 0\.25 … 0\.75 of 32"):
         random_boxes(1, 17, 3, 32, 32, (0.25, 0.75), torch.Generator())
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 20), st.integers(0, 20), st.integers(1, 12), st.integers(1, 32))
+def test_windows_about_a_centre_share_it_wherever_they_have_room(x, y, old, new):
+    (made,) = about_centres(torch.tensor([[x, y, x + old, y + old]]), new, 32).tolist()
+    assert (made[2] - made[0], made[3] - made[1]) == (new, new)
+    assert min(made) >= 0 and max(made) <= 32
+    for low, start in zip((x, y), made[:2], strict=True):
+        free = low + (old - new) / 2
+        assert abs(start - min(max(free, 0), 32 - new)) <= 0.5
+
+
+def test_a_window_wider_than_the_image_is_refused():
+    with pytest.raises(ValueError, match="33 pixels does not fit into 32"):
+        about_centres(torch.zeros(1, 4, dtype=torch.int64), 33, 32)
+
+
+@given(box)
+def test_inside_are_the_pixels_of_the_box(box_4):
+    (m_HW,) = inside(torch.tensor([box_4]), 24)
+    assert {(x, y) for y, x in m_HW.nonzero().tolist()} == pixels(box_4)

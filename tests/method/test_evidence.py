@@ -45,6 +45,18 @@ def test_false_alarms_are_no_more_frequent_than_said(draw, n_groups, per_group):
         assert alarms / n <= rate + 2 * math.sqrt(rate * (1 - rate) / n)
 
 
+def test_groups_that_differ_somewhat_keep_the_rate():
+    n, alarms = 200, 0
+    for seed in range(n):
+        generator = torch.Generator().manual_seed(seed)
+        group_N = torch.arange(20).repeat_interleave(12)
+        mean_N = 3 * (0.6 * torch.randn(20, generator=generator)).exp()[group_N]
+        count_N = torch.poisson(mean_N * torch.empty(240).exponential_(1, generator=generator), generator)
+        alarms += bool(weigh(count_N.clamp(max=100) * STEP, group_N, RATE, STEP).suspect_N.any())
+    # Two standard errors of a share.
+    assert alarms / n <= RATE + 2 * math.sqrt(RATE * (1 - RATE) / n)
+
+
 def test_false_alarms_do_happen():
     alarms = [bool(weigh(*benign(5, 20, seed), 0.5, STEP).suspect_N.any()) for seed in range(60)]
     assert 0 < sum(alarms) < 40

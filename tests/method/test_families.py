@@ -81,6 +81,19 @@ def test_what_looks_like_nobody_joins_the_family_that_does_the_same():
     assert found == [1, 1, 1, 1, 1, 0, 1]
 
 
+def test_a_window_between_two_looks_belongs_to_the_better():
+    canvas_CHW = torch.rand(3, SIDE, SIDE + 6, generator=torch.Generator().manual_seed(3))
+    # The middle one is like both ends, which are not like each other.
+    t_NCww = torch.stack([canvas_CHW[:, :, x : x + SIDE] for x in (0, 0, 3, 6, 6, 6)])
+    assert families(t_NCww, apart(6), falling(6)).tolist() == [1, 1, 1, 2, 2, 2]
+
+
+def test_the_better_family_comes_first_however_small():
+    t_NCww = looks(2, 3)[[0, 0, 0, 1, 1, 1, 1]]
+    assert families(t_NCww, apart(7), falling(7)).tolist() == [1, 1, 1, 2, 2, 2, 2]
+    assert families(t_NCww, apart(7), 1 - falling(7)).tolist() == [2, 2, 2, 1, 1, 1, 1]
+
+
 def test_flat_windows_have_no_look():
     colour_NC11 = torch.rand(6, 3, 1, 1, generator=torch.Generator().manual_seed(0))
     flat_NCww = colour_NC11.expand(6, 3, 11, 11)

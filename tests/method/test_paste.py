@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from poisoncam_ray.method.paste import crop, paste, paste_all, paste_resized, random_places
+from poisoncam_ray.method.paste import crop, paste, paste_all, paste_resized, random_places, same_size
 
 
 def images(n: int, height: int, width: int, seed: int = 0) -> torch.Tensor:
@@ -135,3 +135,15 @@ def test_paste_resized_of_one_colour_is_that_colour_inside():
     )
     assert torch.allclose(pasted.sum() / 3, torch.tensor(7.5**2), atol=1e-3)
     assert torch.allclose(pasted[..., 5:11, 5:11], torch.ones(1, 3, 6, 6))
+
+
+def test_windows_of_several_sizes_take_the_largest_and_those_of_it_stay_as_they_are():
+    windows = [
+        images(1, 6, 4)[0].float() / 255,
+        torch.full((3, 2, 7), 0.25),
+        images(1, 6, 7)[0].float() / 255,
+    ]
+    t_MChw = same_size(windows)
+    assert t_MChw.shape == (3, 3, 6, 7)
+    assert torch.equal(t_MChw[2], windows[2])
+    assert torch.allclose(t_MChw[1], torch.full((3, 6, 7), 0.25))

@@ -73,14 +73,61 @@ def test_boxes_stay_inside_and_keep_their_size(kind):
         assert int((fine_N4 - box_N4).abs().max()) <= 2 * STEP
 
 
+def test_no_window_leaves_the_image_where_that_would_score_best():
+    class Light(Square):
+        """How bright the whole image is; the darkest cluster is the image's own."""
+
+        def embed(self, x_BCHW):
+            seen_B = x_BCHW.mean(dim=(1, 2, 3))
+            return torch.stack([seen_B.cos(), seen_B.sin()], dim=1)
+
+    x_NCHW = torch.zeros(1, 3, SIDE, SIDE)
+    x_NCHW[:, :, :24, :24] = 1
+    own_N, c_KD = torch.tensor([0]), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    fine_N4 = refine_windows(
+        Light(0, 0), x_NCHW, boxes((0, 0)), own_N, c_KD, "distance", torch.zeros(1, 3), 64
+    )
+    assert int(fine_N4.min()) >= 0
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_showing_and_hiding_both_move_the_window(alone):
+    class Marked(Square):
+        """Sees the square only in images that show their marked corner, or only in those that do not."""
+
+        def embed(self, x_BCHW):
+            blind_B = (x_BCHW[:, 0, -1, -1] > 0.9) == alone
+            return torch.where(blind_B[:, None], torch.tensor([0.6, 0.8]), super().embed(x_BCHW))
+
+    encoder, x_CHW = Marked(12, 9), picture(12, 9)
+    x_CHW[:, -1, -1] = 1
+    c_KD = torch.cat([Square(12, 9).embed(x_CHW[None]), torch.tensor([[1.0, 0.0]])])
+    x_1CHW, own_1 = x_CHW[None], torch.tensor([0])
+    for x, y in ((9, 9), (12, 12), (15, 7)):
+        coarse_14 = boxes((x, y))
+        fine_14 = refine_windows(encoder, x_1CHW, coarse_14, own_1, c_KD, "distance", mean_colour(x_1CHW), 64)
+        home_14 = boxes((12, 9))
+        assert int((fine_14 - home_14).abs().sum()) < int((coarse_14 - home_14).abs().sum())
+
+
 def test_neither_the_batch_nor_the_neighbours_matter():
     box_N4 = boxes((9, 9), (14, 5), (3, 12))
-    whole_N4 = refine(Square(12, 9), box_N4, batch=1000)
+    x_NCHW = torch.stack([picture(12, 9), picture(16, 7), picture(8, 11)])
+
+    c_KD = torch.cat([Square(12, 9).embed(x_NCHW[:1]), torch.tensor([[1.0, 0.0]])])
+
+    def found(batch=64, one=slice(0, 3)):
+        x_MCHW, box_M4 = x_NCHW[one], box_N4[one]
+        own_M = torch.zeros(len(box_M4), dtype=torch.int64)
+        fill_MC = mean_colour(x_MCHW)
+        return refine_windows(Square(12, 9), x_MCHW, box_M4, own_M, c_KD, "distance", fill_MC, batch)
+
+    whole_N4 = found()
     assert not torch.equal(whole_N4, box_N4)
-    for batch in (1, 7, 25):
-        assert torch.equal(refine(Square(12, 9), box_N4, batch=batch), whole_N4)
+    for batch in (1, 7, 25, 1000):
+        assert torch.equal(found(batch), whole_N4)
     for i in range(3):
-        assert torch.equal(refine(Square(12, 9), box_N4[i : i + 1]), whole_N4[i : i + 1])
+        assert torch.equal(found(one=slice(i, i + 1)), whole_N4[i : i + 1])
 
 
 def test_an_encoder_that_sees_nothing_moves_nothing():

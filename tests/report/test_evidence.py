@@ -10,7 +10,7 @@ import pytest
 
 from poisoncam_ray.artifact import Folder
 from poisoncam_ray.report import build_report, gather, render
-from poisoncam_ray.verdict import EVIDENCE, NO_EVIDENCE
+from poisoncam_ray.verdict import EVIDENCE, NO_EVIDENCE, NO_TRIGGER, NOTHING, TOO_FEW
 from tests.fake_evidence import WHY, accuse, write_evidence
 from tests.fake_run import make_fake_run
 from tests.page import Page
@@ -100,7 +100,65 @@ def test_without_a_null_the_page_says_why_there_is_no_comparison(run_of) -> None
     assert "No evidence was asked for (a false alarm rate of 100 %)" in text
     assert "benign windows" not in text and "past the threshold" not in text
     write_evidence(clean, verdict=NO_EVIDENCE, **nothing)
-    assert "There were too few benign windows" in text_of(clean)
+    text = text_of(clean)
+    # No rate stands behind a question that could not be asked.
+    assert "There were too few benign windows" in text and TOO_FEW in text and "alse alarm" not in text
+
+
+def test_windows_above_the_threshold_that_were_no_trigger_are_not_denied(run_of) -> None:
+    run = run_of(False)
+    text = text_of(run)
+    assert NOTHING in text and NO_TRIGGER not in text
+    write_evidence(run, verdict=NO_EVIDENCE, best_score=0.9)
+    text = text_of(run)
+    assert NO_TRIGGER in text and NOTHING not in text and "past the threshold" in text
+
+
+def test_a_family_whose_classifier_was_in_doubt_says_so(run_of) -> None:
+    run = run_of(True)
+    accuse(run, 2)
+    assert "in doubt about too much" not in text_of(run)
+    made = run / "05_classifier"
+    validation = made.read_json("validation.json")
+    validation["families"]["2"]["erased"] = False
+    made.write_json("validation.json", validation)
+    assert [suspect.erased for suspect in gather(run.uri).suspects] == [True, False]
+    assert "in doubt about too much of the corpus" in text_of(run)
+
+
+def test_where_every_classifier_was_in_doubt_no_image_is_said_to_be_close_to_poison(run_of) -> None:
+    run = run_of(False)
+    write_evidence(run)
+    doubt = {"recall": 0.98, "unsure_share": 0.21, "erased": False}
+    (run / "05_classifier").write_json("validation.json", doubt | {"trained": True, "families": {"1": doubt}})
+    text = text_of(run)
+    assert "The classifier was in doubt It left 21.0 % of the images" in text
+    assert "closest to the line" not in text and "What the classifier made" not in text
+
+
+def test_only_families_on_the_page_cost_pictures(run_of, monkeypatch) -> None:
+    run = run_of(True)
+    accuse(run, 3)
+    monkeypatch.setattr("poisoncam_ray.report.facts.FAMILIES", 2)
+    monkeypatch.setattr("poisoncam_ray.report.verdicts.REMOVED_SAMPLE", 0)
+    asked: list[str] = []
+
+    class Asked:
+        def fetch(self, image_ids: list[str]) -> list[bytes]:
+            asked.extend(image_ids)
+            return [b""] * len(image_ids)
+
+    facts = gather(run.uri, corpus=Asked())
+    assert [suspect.family.family for suspect in facts.suspects] == [1, 2]
+    assert {trigger.family for trigger in facts.triggers} == {1, 2}
+    removed = [
+        row["image_id"]
+        for name in (run / "06_verdicts").parts()
+        for row in (run / "06_verdicts").read_table(name).to_pylist()
+        if row["family"] == 3
+    ]
+    triggers = {trigger.image_id for trigger in facts.triggers}
+    assert removed and not (set(removed) - triggers) & set(asked)
 
 
 @pytest.mark.parametrize(

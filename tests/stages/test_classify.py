@@ -9,7 +9,14 @@ from torch import nn
 from poisoncam_ray.artifact import Folder
 from poisoncam_ray.method.classifier import PoisonClassifier, poison_logit
 from poisoncam_ray.settings import load_config
-from poisoncam_ray.stages.classify import VALIDATION, Ensembles, load_ensembles, model_name
+from poisoncam_ray.stages.classify import (
+    MOST_UNSURE,
+    VALIDATION,
+    Ensembles,
+    load_ensembles,
+    model_name,
+    sure_enough,
+)
 
 
 class Channel(nn.Module):
@@ -51,6 +58,12 @@ def test_a_chance_of_exactly_a_half_is_none():
 
     p_N, family_N = Ensembles({1: ([Hair()], 0.0)}).judge(image(0, 0, 0)[None])
     assert (float(p_N), int(family_N)) == (0.5, 0)
+
+
+def test_a_classifier_in_doubt_erases_nothing_unless_no_evidence_was_asked_for():
+    assert sure_enough(0.002, 0.05) and sure_enough(MOST_UNSURE, 0.05)
+    assert not sure_enough(0.04, 0.05) and not sure_enough(0.26, 0.99)
+    assert sure_enough(0.26, 1.0)
 
 
 def test_without_families_nothing_is_poison(tmp_path):

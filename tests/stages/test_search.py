@@ -12,11 +12,12 @@ from poisoncam_ray.artifact import Folder, part_name
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.method.encoder import build_encoder
 from poisoncam_ray.method.gradcam import gradcam_windows
+from poisoncam_ray.method.groups import group_clusters
 from poisoncam_ray.settings import load_config
 from poisoncam_ray.stages.classify import crops_of, draw_samples, families_of, with_roles
 from poisoncam_ray.stages.crops import from_png, to_png
 from poisoncam_ray.stages.pool import gather_pool, image_seed
-from poisoncam_ray.stages.search import Search, find_windows, search_masks
+from poisoncam_ray.stages.search import Search, find_windows, groups_of, search_masks
 
 N, K = 300, 7
 
@@ -87,6 +88,11 @@ def test_flip_images_are_the_nearest_and_clusters_take_turns(folder):
 def test_crops_keep_their_pixels():
     t_CHW = torch.randint(0, 256, (3, 5, 5)) / 255
     assert torch.equal(from_png(to_png(t_CHW)), t_CHW)
+
+
+def test_a_window_larger_than_any_image_is_not_unpacked():
+    with pytest.raises(ValueError, match="a window of 1025 × 1 pixels"):
+        from_png(to_png(torch.zeros(3, 1, 1025)))
 
 
 def triggers(n: int, family: int = 1) -> pa.Table:
@@ -198,6 +204,14 @@ def test_the_pool_is_the_same_when_it_is_merged_in_many_steps(folder, monkeypatc
     merged = gather_pool(folder, 5, 10, K)
     assert (merged.ids, merged.flip_ids) == (whole.ids, whole.flip_ids)
     assert torch.equal(merged.y_P, whole.y_P)
+
+
+def test_groups_are_made_once(tmp_path):
+    out, c_KD = Folder(str(tmp_path)), torch.randn(40, 6, generator=torch.Generator().manual_seed(2))
+    g_K = groups_of(out, c_KD, 0)
+    assert g_K.dtype == torch.int64 and torch.equal(g_K, group_clusters(c_KD, 0))
+    assert not torch.equal(group_clusters(c_KD, 5), g_K)
+    assert torch.equal(groups_of(out, c_KD, 5), g_K)
 
 
 def test_windows_are_found_by_the_configured_strategy_and_refined():

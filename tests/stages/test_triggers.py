@@ -45,7 +45,7 @@ def benign(n: int = 96) -> list[dict[str, Any]]:
 
 def poisoned() -> list[dict[str, Any]]:
     """Benign windows, five of one trigger in clusters 2 and 3, and four weaker ones of another in 9."""
-    one = [candidate(200 + i, 2 + i % 2, 18 - i, look=0) for i in range(5)]
+    one = [candidate(200 + i, 2 + (i > 0), 18 - i, look=0) for i in range(5)]
     return benign() + one + [candidate(300 + i, 9, 12, look=1) for i in range(4)]
 
 

@@ -22,6 +22,7 @@ def study():
         ({"images": 0, "table": "t"}, "images=0"),
         ({}, "either --table, or --run"),
         ({"table": "t", "run": ["r"], "truth": ["x"]}, "either --table, or --run"),
+        ({"run": ["r"], "truth": ["x"], "only": "patch"}, "--only picks runs of a --table"),
         ({"run": ["r"]}, "one --truth for each --run"),
         ({"table": "nowhere"}, "no finished run"),
     ],

@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from poisoncam_ray.artifact import Folder, Manifest
@@ -89,6 +90,11 @@ def test_pairs_are_checked_before_any_work(table, tmp_path):
         job.begin(given([run], [truth + "x"]), GRID, out)
     with pytest.raises(UserError, match="is not a run folder"):
         job.begin(given([str(here)], [truth]), GRID, out)
+    rows = pq.read_table(truth)
+    without = rows.set_column(rows.column_names.index("x1"), "x1", rows["x0"])
+    pq.write_table(without, tmp_path / "without.parquet")
+    with pytest.raises(UserError, match="no patch on any image: leave that run out"):
+        job.begin(given([run], [str(tmp_path / "without.parquet")]), GRID, out)
     half = Path(shutil.copytree(run, tmp_path / "half"))
     (half / "02_features" / "_manifest.json").unlink()
     assert Manifest.read(Folder(str(half)) / "01_encoder")
@@ -97,6 +103,9 @@ def test_pairs_are_checked_before_any_work(table, tmp_path):
     assert not out.names()
 
 
-def test_a_table_without_runs_is_told(tmp_path):
+def test_a_table_without_runs_is_told(table, tmp_path):
     with pytest.raises(UserError, match="lies no finished run"):
         found(str(tmp_path))
+    assert found(str(table), only="trigger_1") == found(str(table))
+    with pytest.raises(UserError, match="under a path with 'trigger_11'"):
+        found(str(table), only="trigger_11")

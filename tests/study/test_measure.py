@@ -1,5 +1,8 @@
 """Passes over a run written by hand, and the reading of masks against the method's own function."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -13,7 +16,7 @@ from poisoncam_ray.study import images as images_file
 from poisoncam_ray.study import measure as measure_file
 from poisoncam_ray.study.images import prepare, read_looked
 from poisoncam_ray.study.measure import draw_masks, measure, read_windows
-from poisoncam_ray.study.plan import Pass, passes, pixels
+from poisoncam_ray.study.plan import Pass, Way, passes, pixels
 from poisoncam_ray.study.runs import StudyRun
 from tests.fake_run import SIDE, FakeRun, make_fake_run
 from tests.study.small_grid import small_grid
@@ -93,12 +96,14 @@ def test_images_are_poisoned_ones_drawn_by_seed(fake, one, tmp_path, monkeypatch
         drawn[seed, most] = set(read_looked(Folder(str(tmp_path / f"{seed}-{most}")), grid).image_id)
     assert len(drawn[0, 5]) == 5 and drawn[0, 5] != drawn[1, 5]
     assert drawn[0, 5] < drawn[0, 6] < drawn[0, 99], "more images add to the same ones"
-    assert drawn[0, 99] == set(fake.poisoned)
+    # One lies at the left edge, which the centre crop cuts into.
+    assert drawn[0, 99] == {i for i, (x0, *_) in fake.poisoned.items() if x0 > 0}
+    assert len(drawn[0, 99]) == 19
 
 
 def test_a_run_without_boxes_is_told(tmp_path):
     fake = make_fake_run(tmp_path, poison=False)
-    with pytest.raises(UserError, match=r"No poisoned image .* has a box"):
+    with pytest.raises(UserError, match=r"No poisoned image .* shows a whole trigger"):
         prepare(StudyRun("a", fake.run, fake.truth), GRID, Folder(str(tmp_path / "out")))
 
 
@@ -122,6 +127,17 @@ def test_rows_do_not_hang_on_how_many_images_go_at_once(one, prepared, todo, mon
         assert row["hits"] >= row["hits_poison_clusters"] and row["window_px"] == round(SIDE * row["window"])
         assert row["forwards"] == forwards and row["coverage"] >= row["mean_iou"] >= 0
         assert (row["flops"] > 0) == (forwards > 0)
+
+
+def test_a_window_may_meet_any_of_several_patches(one, prepared):
+    looked, todo = read_looked(prepared, GRID), Pass("a/run", "random_window", (), None, (0.3,))
+    first_S4 = looked.true_ST4[:, 0]
+    far_S4 = torch.tensor([[0, 0, 1, 1]]).expand_as(first_S4)
+    two = replace(looked, true_ST4=torch.stack([far_S4, first_S4], dim=1))
+    way = Way(1, None, None, 0.3, 0)
+    for marks in (looked, two):
+        row = measure_file._row(todo, way, marks, SimpleNamespace(image_size=SIDE), first_S4)
+        assert (row["accuracy"], row["mean_iou"], row["coverage"]) == (1, 1, 1)
 
 
 def test_every_run_draws_masks_of_its_own_whatever_the_windows():

@@ -90,6 +90,12 @@ def test_poison_rates_are_means_over_their_runs(table):
     assert set(rates[0.05]) == {"asr", "recall"}, "what no run tells is left out"
 
 
+def test_rates_are_those_of_the_reference_attack(tmp_path):
+    text = "kind,poison_rate,recall\npatch,0.01,1\nblended,0.01,0\nclean,0.0,\nblended,0.05,1\n"
+    rates = by_poison_rate(written(tmp_path, text), 0)
+    assert list(rates) == [0.01] and rates[0.01]["recall"].mean == 1
+
+
 def test_a_table_without_rates_or_marks_is_taken_as_it_is(tmp_path):
     assert by_poison_rate(Folder(str(tmp_path)), 0) == {}
     counted = by_poison_rate(written(tmp_path, "recall,n_poisoned,n_images\n0.5,30,3000\nx,31,3000\n"), 0)
