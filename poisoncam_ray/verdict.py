@@ -111,11 +111,11 @@ def tell(evidence: Evidence, removed: int, by_family: Mapping[int, int]) -> list
 def chance(p_value: float) -> str:
     """0.0004 → '1 in 2,500 benign windows scores'; common ones in per cent."""
     if p_value > 0.1:
-        return f"{percent(p_value)} of benign windows score"
+        return f"{percent(p_value)} of benign groups of clusters score"
     if p_value < LEAST_P:
-        return f"fewer than 1 in {1 / LEAST_P:,.0f} benign windows scores"
+        return f"fewer than 1 in {1 / LEAST_P:,.0f} benign groups of clusters scores"
     # Two digits: a p-value is no more exact than that.
-    return f"1 in {float(f'{1 / p_value:.2g}'):,.0f} benign windows scores"
+    return f"1 in {float(f'{1 / p_value:.2g}'):,.0f} benign groups of clusters scores"
 
 
 def p_figure(p_value: float) -> str:

@@ -35,11 +35,11 @@ from tests.fake_run import FakeRun, make_fake_run
 @pytest.mark.parametrize(
     ("p_value", "words"),
     [
-        (1.0, "100 % of benign windows score"),
-        (0.31, "31 % of benign windows score"),
-        (1 / 513, "1 in 510 benign windows scores"),
-        (0.0004, "1 in 2,500 benign windows scores"),
-        (0.0, "fewer than 1 in 10,000 benign windows scores"),
+        (1.0, "100 % of benign groups of clusters score"),
+        (0.31, "31 % of benign groups of clusters score"),
+        (1 / 513, "1 in 510 benign groups of clusters scores"),
+        (0.0004, "1 in 2,500 benign groups of clusters scores"),
+        (0.0, "fewer than 1 in 10,000 benign groups of clusters scores"),
     ],
 )
 def test_a_p_value_in_words(p_value: float, words: str) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from poisoncam_ray.artifact import Folder
-from poisoncam_ray.method.evidence import Evidence, weigh
+from poisoncam_ray.method.evidence import Evidence, weigh, witness_of
 from poisoncam_ray.method.families import families
 from poisoncam_ray.method.groups import effects
 from poisoncam_ray.method.need import keep_needed
@@ -123,7 +123,7 @@ def _evidence(
     triggers: pa.Table,
 ) -> dict[str, Any]:
     def p_value(score: float) -> float | None:
-        return found.tail.p_value(score) if found.tail else None
+        return found.null.p_value(score) if found.null else None
 
     null = score_N[found.null_N]
     listed = []
@@ -134,7 +134,7 @@ def _evidence(
             {
                 "family": family,
                 "best_score": best,
-                "p_value": p_value(best),
+                "p_value": p_value(witness_of(score_N[own_N])),
                 "n_candidates": int(own_N.sum()),
                 "cluster": int(cluster_N[own_N][0]),
                 "ranks": pc.indices_nonzero(pc.equal(triggers["family"], family)).to_pylist(),
@@ -143,9 +143,9 @@ def _evidence(
     return {
         "verdict": POISON if listed else NO_EVIDENCE,
         "false_alarm_rate": false_alarm_rate,
-        "p_value": p_value(float(score_N.max())),
+        "p_value": p_value(found.witness),
         "best_score": float(score_N.max()),
-        "threshold": found.threshold if found.tail else None,
+        "threshold": found.threshold if found.null else None,
         "n_candidates": len(score_N),
         "n_null": len(null),
         "null_scores": [round(score, 4) for score in null[:NULL_KEPT].tolist()],

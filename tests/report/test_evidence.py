@@ -42,7 +42,7 @@ def test_no_evidence_is_said_first_and_with_its_false_alarm_rate(run_of) -> None
     words = " ".join(page.text.split())
     assert "No evidence of poison. All 119 readable images were kept. (False alarm rate 5 %.)" in words
     assert page.all("h1") == [{"class": "clear"}]
-    assert "31 % of benign windows score as high" in words and "absence of evidence" in words
+    assert "31 % of benign groups of clusters score as high" in words and "absence of evidence" in words
     assert "none convincing" in words and "past the threshold" not in words
     assert "trigger family" not in words and "trigger families" not in words
 
@@ -70,7 +70,10 @@ def test_every_family_has_its_triggers_images_and_count(run_of) -> None:
         assert all(thumb.picture for thumb in suspect.sample)
     text = text_of(run)
     assert "19 of 120 images carry what look like 3 different triggers. They were removed." in text
-    assert "3 trigger families" in text and "1 in 2,500 benign windows scores as high (p = 0.0004)" in text
+    assert (
+        "3 trigger families" in text
+        and "1 in 2,500 benign groups of clusters scores as high (p = 0.0004)" in text
+    )
 
 
 def test_the_table_of_families_is_what_was_gathered(run_of) -> None:
