@@ -231,7 +231,7 @@ class Runner:
         sections = {}
         for name in stage.sections:
             section = getattr(self.config, name)
-            sections[name] = section.model_dump(exclude=set(section.how))
+            sections[name] = section.model_dump(exclude=set(section.how), mode="json")
         identity = {
             "stage": stage.name,
             "version": stage.version,
