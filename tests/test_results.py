@@ -50,9 +50,9 @@ def test_a_table_for_each_kind_and_share_and_every_row_in_the_csv(tmp_path: Path
     rows = [
         clean | {"verdict": "no_evidence"},
         clean | {"seed": 2, "n_removed": 4, "verdict": "poison"},
-        row(1, 1.0, 0.8),
-        row(2, 1.0, 1.0, asr=None),
-        row(1, 0.5, 0.25),
+        row(1, 1.0, 0.8, verdict="poison", **{"seconds Search": 3.0, "seconds Judge": 2.0}),
+        row(2, 1.0, 1.0, asr=None, verdict="poison", **{"seconds Search": 5.0, "seconds Judge": 2.0}),
+        row(1, 0.5, 0.25, **{"peer trigger_detection_accuracy": 0.0312}),
         row(1, 0.5, 0.75, "blended"),
     ]
     out = Folder(str(tmp_path))
@@ -64,10 +64,16 @@ def test_a_table_for_each_kind_and_share_and_every_row_in_the_csv(tmp_path: Path
         "## patch, share 0.5, 5.00% of the corpus: 1 run",
         "## blended, share 0.5, 5.00% of the corpus: 1 run",
     ]
-    assert "| recall | 0.900 ± 0.100 | 0.800 – 1.000 | 2 |" in text
+    assert "| recall of the poisoned images | 0.900 ± 0.141 | 0.800 – 1.000 | 2 |" in text
+    assert "| recall of the poisoned images | 0.250 | 0.250 – 0.250 | 1 |" in text
     assert "| verdict | no_evidence 1, poison 1 | | 2 |" in text
-    assert "asr" not in text and "| seed" not in text
+    assert "attack success (k-NN)" not in text and "Seconds, mean: Search 4, Judge 2." in text
+    assert [line for line in text.splitlines() if line.startswith(("| patch", "| clean |"))] == [
+        "| clean | 0 % | 2 | 1 | – | – | – | – | – | – | – |",
+        "| patch | 10 % | 2 | 2 | – | – | – | – | – | 0.900 | – |",
+        "| patch | 5 % | 1 | 0 | – | – | – | – | 0.031 | 0.250 | – |",
+    ]
     with (tmp_path / "results.csv").open() as file:
         read = list(csv.DictReader(file))
     assert [line["recall"] for line in read] == ["", "", "0.8", "1.0", "0.25", "0.75"]
-    assert [line["verdict"] for line in read[:3]] == ["no_evidence", "poison", ""]
+    assert [line["verdict"] for line in read[:3]] == ["no_evidence", "poison", "poison"]

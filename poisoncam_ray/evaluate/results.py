@@ -14,6 +14,42 @@ from poisoncam_ray.artifact import Folder
 KEYS = ("seed", "kind", "share", "poison_rate", "trigger", "target")
 """What a run is, not how it went."""
 GROUPS = ("strategies", "probes")
+SHOWN = {
+    "verdict": "verdict",
+    "asr": "attack success (k-NN), poisoned",
+    "asr_never_poisoned": "… never poisoned",
+    "cleaned knn asr": "… trained on the cleaned corpus",
+    "cleaned less never_poisoned knn asr": "… cleaned less never poisoned",
+    "threat linear_1 asr": "attack success (1 % of labels), poisoned",
+    "cleaned less never_poisoned linear_1 asr": "… cleaned less never poisoned",
+    "threat linear_10 asr": "attack success (10 % of labels), poisoned",
+    "cleaned less never_poisoned linear_10 asr": "… cleaned less never poisoned",
+    "acc_clean": "clean accuracy (k-NN), poisoned",
+    "acc_clean_never_poisoned": "… never poisoned",
+    "cleaned less never_poisoned knn acc_clean": "… cleaned less never poisoned",
+    "trigger_detection_accuracy": "trigger detection accuracy",
+    "trigger_detection_accuracy_poison_clusters": "… in clusters that are mostly poison",
+    "full_coverage:hard accuracy": "… by the paper's masks and score",
+    "gradcam accuracy": "… by Grad-CAM",
+    "random accuracy": "… by a random window",
+    "top20_precision": "top-20 precision",
+    "recall": "recall of the poisoned images",
+    "recall_natural_clusters": "… in natural clusters",
+    "precision": "precision",
+    "false_positive_rate": "false positive rate",
+    "decoys_removed": "clean images with a decoy removed",
+    "n_removed": "images removed",
+    "peer trigger_detection_accuracy": "PatchSearch: trigger detection accuracy",
+    "peer top20_precision": "PatchSearch: top-20 precision",
+    "peer recall": "PatchSearch: recall",
+    "peer false_positive_rate": "PatchSearch: false positive rate",
+}
+"""What results.md shows, under which name; results.csv has every figure."""
+SECONDS = "seconds "
+OVERVIEW = (
+    "asr", "asr_never_poisoned", "cleaned knn asr", "trigger_detection_accuracy",
+    "peer trigger_detection_accuracy", "recall", "false_positive_rate",
+)  # fmt: skip
 
 
 def single_figures(metrics: Mapping[str, Any]) -> dict[str, float | None]:
@@ -52,7 +88,26 @@ def write_results(out: Folder, rows: Sequence[Mapping[str, Any]]) -> None:
     groups: dict[tuple[str, float], list[Mapping[str, Any]]] = {}
     for row in rows:
         groups.setdefault((row["kind"], row["share"]), []).append(row)
-    out.write_bytes("results.md", "\n\n".join(map(_section, groups.values())).encode() + b"\n")
+    sections = [_overview(list(groups.values())), *map(_section, groups.values())]
+    out.write_bytes("results.md", "\n\n".join(sections).encode() + b"\n")
+
+
+def _overview(groups: Sequence[Sequence[Mapping[str, Any]]]) -> str:
+    """A line for each kind and share: means over its runs."""
+    names = ["attack", "of the corpus", "runs", "poison found"]
+    names += ["attack success", "never poisoned", "cleaned", "trigger detection", "by PatchSearch", "recall"]
+    names += ["false positives"]
+    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+    for rows in groups:
+        first = rows[0]
+        found = sum(row.get("verdict") == "poison" for row in rows)
+        rate = statistics.mean(row["poison_rate"] for row in rows)
+        cells = [first["kind"], f"{100 * rate:.3g} %", str(len(rows)), str(found)]
+        for key in OVERVIEW:
+            numbers = _numbers(rows, key)
+            cells.append(f"{statistics.mean(numbers):.3f}" if numbers else "–")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def _section(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -65,17 +120,25 @@ def _section(rows: Sequence[Mapping[str, Any]]) -> str:
         rate = statistics.mean(row["poison_rate"] for row in rows)
         title = f"## {first['kind']}, share {first['share']:g}, {rate:.2%} of the corpus: {runs}"
     lines = [title, "", "| | mean ± standard deviation | least – most | runs |", "|---|---|---|---|"]
-    for key in dict.fromkeys(key for row in rows for key in row if key not in KEYS):
-        values = [row.get(key) for row in rows]
-        numbers = [value for value in values if isinstance(value, int | float)]
-        words = [value for value in values if isinstance(value, str)]
-        if numbers:
-            spread = f"{statistics.mean(numbers):.3f} ± {statistics.pstdev(numbers):.3f}"
-            lines.append(f"| {key} | {spread} | {min(numbers):.3f} – {max(numbers):.3f} | {len(numbers)} |")
+    for key, name in SHOWN.items():
+        words = Counter(row[key] for row in rows if isinstance(row.get(key), str))
+        if numbers := _numbers(rows, key):
+            # Of the runs as a sample; one alone has none.
+            spread = f" ± {statistics.stdev(numbers):.3f}" if len(numbers) > 1 else ""
+            range_ = f"{min(numbers):.3f} – {max(numbers):.3f}"
+            lines.append(f"| {name} | {statistics.mean(numbers):.3f}{spread} | {range_} | {len(numbers)} |")
         elif words:
-            counted = ", ".join(f"{word} {times}" for word, times in Counter(words).most_common())
-            lines.append(f"| {key} | {counted} | | {len(words)} |")
+            counted = ", ".join(f"{word} {times}" for word, times in words.most_common())
+            lines.append(f"| {name} | {counted} | | {words.total()} |")
+    keys = dict.fromkeys(key for row in rows for key in row if key.startswith(SECONDS))
+    seconds = [f"{key.removeprefix(SECONDS)} {statistics.mean(_numbers(rows, key)):.0f}" for key in keys]
+    if seconds:
+        lines += ["", f"Seconds, mean: {', '.join(seconds)}."]
     return "\n".join(lines)
+
+
+def _numbers(rows: Sequence[Mapping[str, Any]], key: str) -> list[float]:
+    return [row[key] for row in rows if isinstance(row.get(key), int | float)]
 
 
 def _paths(tree: Mapping[str, Any], path: str = "") -> dict[str, float | None]:

@@ -110,7 +110,7 @@ def make_table(setting: Setting, config: Config, out: Folder, progress: Progress
     for seed in setting.seeds:
         of_seed = _prepare(setting, config.model_copy(update={"seed": seed}), out / f"seed-{seed}", progress)
         if setting.clean:
-            rows.append(_clean_row(of_seed, progress))
+            rows.append(_clean_row(of_seed))
         for attacked in _attacks(setting, of_seed):
             rows.append(_row(setting, of_seed, attacked, progress))
             write_results(out, rows)
@@ -199,6 +199,7 @@ def _row(setting: Setting, of_seed: _Seed, attacked: Attacked, progress: Progres
     without = probe(of_seed.never_poisoned.uri, clean.uri, validation)["knn"]
     row: dict[str, Any] = {"seed": of_seed.config.seed, "kind": attacked.kind, "share": attacked.share}
     row |= {"poison_rate": made["poison_rate"], "trigger": attacked.name.rsplit("/", 1)[-1], "target": target}
+    row |= _verdict(run)
     row |= single_figures(metrics) | gaps(metrics)
     row |= {f"{key}_never_poisoned": without[key] for key in ("acc_clean", "acc_patched", "asr")}
     if "peer" in extras:
@@ -211,10 +212,10 @@ def _row(setting: Setting, of_seed: _Seed, attacked: Attacked, progress: Progres
     return row
 
 
-def _clean_row(of_seed: _Seed, progress: Progress) -> dict[str, Any]:
+def _clean_row(of_seed: _Seed) -> dict[str, Any]:
     """What the defence did to a corpus in which there is nothing to find."""
-    cleaned, search = (Manifest.read(of_seed.never_poisoned / name) for name in ("07_clean", "04_search"))
-    assert cleaned and cleaned.ledger and search
+    cleaned = Manifest.read(of_seed.never_poisoned / "07_clean")
+    assert cleaned and cleaned.ledger
     ledger = cleaned.ledger
     return {
         "seed": of_seed.config.seed,
@@ -226,5 +227,10 @@ def _clean_row(of_seed: _Seed, progress: Progress) -> dict[str, Any]:
         "n_images": ledger.rows_in,
         "n_removed": ledger.removed,
         "removed_share": ledger.removed / ledger.rows_in,
-        "verdict": search.facts.get("verdict"),
-    }
+    } | _verdict(of_seed.never_poisoned)
+
+
+def _verdict(run: Folder) -> dict[str, Any]:
+    search = Manifest.read(run / "04_search")
+    assert search
+    return {"verdict": search.facts.get("verdict"), "n_families": search.facts.get("families")}

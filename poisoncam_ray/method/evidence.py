@@ -26,7 +26,8 @@ CAUTION = 2.0
 """The fitted scale is (1 + CAUTION/√G) times the sample's: a few groups may look more alike than groups are,
 and natural places pull images differently. With it, and a rate of 0.05, drawn groups whose means differed
 log-normally with σ = 0.3 were an alarm in 2 to 6 corpora of 100, for 6 to 60 groups; with σ = 0.5 in 7 to 12,
-with σ = 0.75 in 20 to 27; windows with log-normal scores (σ = 1) in 9 to 12: `need` asks whether the own images of a natural place hang on the window, too."""
+with σ = 0.75 in 20 to 27; windows with log-normal scores (σ = 1) in 9 to 12. `need` asks whether the own
+images of a natural place hang on the window, too."""
 
 
 @dataclass(frozen=True)
