@@ -13,13 +13,13 @@ import pyarrow.parquet as pq
 
 from poisoncam_ray.artifact import Folder
 from poisoncam_ray.attacks import patch_corpus, poison_corpus
+from poisoncam_ray.attacks.kinds import kind_named
 from poisoncam_ray.store import connect
 
 REFERENCE = "patch"
 MADE = "attack.json"
 WITHOUT_TRIGGER = ("frequency", "natural")
 """Kinds that make their trigger themselves: one run a seed, not one for each trigger."""
-WITHOUT_TARGET = ("untargeted",)
 OF_OWN_WIDTH = ("large",)
 
 
@@ -37,6 +37,10 @@ class Attacked:
     n_classes: int
 
     @property
+    def targeted(self) -> bool:
+        return kind_named(self.kind).targets[1] > 0
+
+    @property
     def name(self) -> str:
         """Where it lies in the table's folder."""
         return f"{self.kind}/share-{self.share:g}/{trigger_name(self.trigger) or 'own'}"
@@ -47,7 +51,7 @@ class Attacked:
         if not out.exists(MADE):
             out.delete()
             targets, share = [self.target], self.share
-            if self.kind in WITHOUT_TARGET:
+            if not self.targeted:
                 targets, share = [], self.share / self.n_classes
             triggers = [self.trigger] if self.trigger else []
             poison_corpus(
@@ -60,7 +64,7 @@ class Attacked:
         if out.exists(MADE):
             return
         out.delete()
-        target = "" if self.kind in WITHOUT_TARGET else self.target
+        target = self.target if self.targeted else ""
         trigger = self.trigger
         if not trigger and (files := poisoned.read_json(MADE).get("trigger_files")):
             trigger = f"{poisoned.uri}/{files[0]}"

@@ -22,7 +22,6 @@ from poisoncam_ray.errors import UserError
 from poisoncam_ray.evaluate import NeverPoisoned, Validation, evaluate_run, probe
 from poisoncam_ray.evaluate.corpora import (
     REFERENCE,
-    WITHOUT_TARGET,
     WITHOUT_TRIGGER,
     Attacked,
     take_classes,
@@ -187,7 +186,7 @@ def _row(setting: Setting, of_seed: _Seed, attacked: Attacked, progress: Progres
     poisoned, patched, run = (here / part for part in ("poisoned", "patched", "run"))
     made = attacked.poison(clean, poisoned)
     attacked.patch(of_seed.folder / "validation", poisoned, patched)
-    target = "" if attacked.kind in WITHOUT_TARGET else attacked.target
+    target = attacked.target if attacked.targeted else ""
     progress.console.print(f"[bold]seed {of_seed.config.seed}, {attacked.name}, target {target or 'none'}[/]")
     done = Runner((poisoned / "corpus").uri, run.uri, of_seed.config, defence()).run(progress)
     validation = Validation((of_seed.folder / "validation").uri, (patched / "corpus").uri, target)

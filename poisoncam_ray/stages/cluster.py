@@ -43,7 +43,7 @@ class Cluster(Stage):
         slices, settings = run.slices(), run.config.cluster
         rows = run.slice_rows()
         k = settings.k or auto_k(sum(rows))
-        chosen = _spread(rows, settings.sample, run.config.seed)
+        chosen = spread(rows, settings.sample, run.config.seed)
         if k > sum(n for _, n in chosen):
             raise UserError(
                 f"cluster.sample={settings.sample} is too small a sample for {k} clusters: raise it."
@@ -73,7 +73,7 @@ def read_centroids(folder: Folder) -> torch.Tensor:
     return folder.read_tensors(CENTROIDS)["centroids_KD"]
 
 
-def _spread(rows: list[int], most: int, seed: int) -> list[tuple[str, int]]:
+def spread(rows: list[int], most: int, seed: int) -> list[tuple[str, int]]:
     """Which parts to train on and how many rows of each: an equal share of every part, `most` rows in all.
 
     Of a corpus with more than PARTS_READ parts, so many are drawn: k-means must not read it all.
@@ -96,6 +96,12 @@ def _train(
     resources: Resources,
 ) -> None:
     set_threads(resources, processes=1)
+    c_KD = kmeans(read_sample(features, parts, seed), k, iterations, seed)
+    out.write_tensors(CENTROIDS, {"centroids_KD": c_KD})
+
+
+def read_sample(features: Folder, parts: list[tuple[str, int]], seed: int) -> torch.Tensor:
+    """f_ND: of each part so many rows, drawn by seed; `parts` as `spread` gives them."""
     generator = torch.Generator().manual_seed(seed)
     sample = []
     for first in range(0, len(parts), PARTS_AT_ONCE):
@@ -104,8 +110,7 @@ def _train(
             some, in_parallel(lambda part: read_features(features, part[0]), some), strict=True
         ):
             sample.append(f_ND[torch.randperm(len(f_ND), generator=generator)[:n].sort().values])
-    c_KD = kmeans(torch.cat(sample), k, iterations, seed)
-    out.write_tensors(CENTROIDS, {"centroids_KD": c_KD})
+    return torch.cat(sample)
 
 
 def _assign_slice(piece: Slice, features: Folder, out: Folder, seed: int) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from poisoncam_ray.evaluate.joined import Truth, artifact, mostly_poison, read_t
 from poisoncam_ray.evaluate.scored import true_boxes
 from poisoncam_ray.method.flops import forward_flops, gradcam_flops
 from poisoncam_ray.method.kmeans import assign, auto_k, kmeans
+from poisoncam_ray.stages.cluster import read_sample, spread
 from poisoncam_ray.stages.embed import load_encoder, read_features
 from poisoncam_ray.stages.pool import image_seed
 from poisoncam_ray.study.grid import Grid
@@ -60,8 +61,9 @@ def prepare(one: StudyRun, grid: Grid, out: Folder) -> None:
     row_S = np.sort(drawn[: grid.images])
 
     features = artifact(run, "02_features")
-    f_ND = _sample(features, config.cluster.sample, config.seed)
-    n_rows, centroids = features.total_rows(), {}
+    rows = [features.rows(name) for name in features.parts()]
+    f_ND = read_sample(features, spread(rows, config.cluster.sample, config.seed), config.seed)
+    n_rows, centroids = sum(rows), {}
     columns: dict[str, np.ndarray] = {}
     for i, factor in enumerate(grid.k_factors):
         k = min(auto_k(n_rows, factor), len(f_ND))
@@ -93,20 +95,6 @@ def read_looked(out: Folder, grid: Grid) -> Looked:
         c_KD={factor: centroids[f"c_{i}"] for i, factor in keys},
         **out.read_json(FACTS),
     )
-
-
-def _sample(features: Folder, most: int, seed: int) -> Tensor:
-    """f_ND for k-means: an equal share of every part, as the Cluster stage takes it."""
-    names = features.parts()
-    rows = [features.rows(name) for name in names]
-    share = min(1.0, most / max(1, sum(rows)))
-    generator = torch.Generator().manual_seed(seed)
-    sample = []
-    for name in names:
-        _, f_ND = read_features(features, name)
-        chosen = torch.randperm(len(f_ND), generator=generator)[: max(1, int(len(f_ND) * share))]
-        sample.append(f_ND[chosen.sort().values])
-    return torch.cat(sample)
 
 
 def _clusters(features: Folder, truth: Truth, c_KD: Tensor) -> tuple[np.ndarray, np.ndarray]:

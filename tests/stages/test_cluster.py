@@ -13,7 +13,7 @@ from poisoncam_ray.config import Resources
 from poisoncam_ray.corpus import Slice
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.settings import load_config
-from poisoncam_ray.stages.cluster import Cluster, _assign_slice, _spread, _train, read_centroids
+from poisoncam_ray.stages.cluster import Cluster, _assign_slice, _train, read_centroids, spread
 from poisoncam_ray.stages.embed import feature_table, read_features
 from poisoncam_ray.stages.pretrain import Pretrain
 
@@ -33,7 +33,7 @@ def features(tmp_path) -> Folder:
 
 
 def trained(features: Folder, out: Folder, sample: int = 1000, seed: int = 0) -> torch.Tensor:
-    _train(features, out, _spread(SIZES, sample, seed), 4, 10, seed, Resources())
+    _train(features, out, spread(SIZES, sample, seed), 4, 10, seed, Resources())
     return read_centroids(out)
 
 
@@ -78,7 +78,7 @@ def test_the_same_seed_gives_the_same_centroids_also_of_a_sample(features, tmp_p
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 500), min_size=1, max_size=20), st.integers(1, 3000))
 def test_a_sample_is_bounded_and_an_equal_share_of_every_part(rows, most):
-    chosen = dict(_spread(rows, most, seed=0))
+    chosen = dict(spread(rows, most, seed=0))
     filled = {part_name(i): n for i, n in enumerate(rows) if n}
     assert chosen.keys() == filled.keys()
     assert all(1 <= chosen[name] <= filled[name] for name in chosen)
@@ -91,9 +91,9 @@ def test_a_sample_is_bounded_and_an_equal_share_of_every_part(rows, most):
 def test_k_means_reads_a_bounded_number_of_parts(monkeypatch):
     monkeypatch.setattr("poisoncam_ray.stages.cluster.PARTS_READ", 10)
     rows = [0, *[100] * 50]
-    chosen = _spread(rows, 200, seed=1)
+    chosen = spread(rows, 200, seed=1)
     assert len(chosen) == 10 and {n for _, n in chosen} == {20}
-    assert chosen == _spread(rows, 200, seed=1) != _spread(rows, 200, seed=2)
+    assert chosen == spread(rows, 200, seed=1) != spread(rows, 200, seed=2)
     assert part_name(0) not in dict(chosen)
 
 
