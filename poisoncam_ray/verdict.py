@@ -16,8 +16,8 @@ NOTHING = "No window does to other images what benign windows do not."
 TOO_FEW = "Too few windows were tried to know what benign ones do, so poison could not have been seen."
 TOO_LOUD = "Benign windows of this corpus score so high that no window could stand out."
 NO_TRIGGER = (
-    "Some windows score above the threshold, but none was taken for a trigger: it takes several that look or "
-    "do alike, and images that leave their place when the window is hidden."
+    "A group of clusters scores above the threshold, but none of its windows was taken for a trigger: it "
+    "takes several that look or do alike, and images that leave their place when the window is hidden."
 )
 LEAST_P = 1e-4
 """p-values below this are said as 'below': no null is large enough to tell them apart."""
@@ -38,10 +38,10 @@ class Family:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Scores are shares of the test images, 0 to 1; `null_scores` are those of benign windows, the highest
-    thousand of the `n_null` at most, highest first. Two windows that score `threshold` are suspects. p-values
-    and threshold are None where there are too few benign windows, or where nobody asks for evidence (a false
-    alarm rate of 1)."""
+    """Scores are shares of the test images, 0 to 1. `group_scores`: of each group of clusters what the best
+    quarter of its windows score at least; `null_scores`: of the benign groups; both highest first. A group
+    that scores `threshold` is a suspect. p-values and threshold are None where there are too few benign
+    groups, or where nobody asks for evidence (a false alarm rate of 1)."""
 
     verdict: str
     false_alarm_rate: float
@@ -49,7 +49,8 @@ class Evidence:
     best_score: float | None
     threshold: float | None
     n_candidates: int
-    n_null: int
+    best_group: float | None = None
+    group_scores: Sequence[float] = ()
     null_scores: Sequence[float] = ()
     families: Sequence[Family] = ()
 
@@ -59,10 +60,10 @@ class Evidence:
 
     @property
     def stands_out(self) -> bool:
-        """Whether any window scores the threshold."""
-        if self.threshold is None or self.best_score is None:
+        """Whether any group scores the threshold."""
+        if self.threshold is None or self.best_group is None:
             return False
-        return self.best_score >= self.threshold
+        return self.best_group >= self.threshold
 
     @property
     def why_not(self) -> str:

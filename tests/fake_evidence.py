@@ -10,7 +10,7 @@ from poisoncam_ray.artifact import Folder
 from poisoncam_ray.verdict import EVIDENCE, NO_EVIDENCE, POISON
 
 WHY = "No window scores above <b>benign</b> ones."
-NULL = [round(0.09 * 0.99**i - 0.01, 4) for i in range(512)]
+NULL = [round(0.06 * 0.9**i - 0.01, 4) for i in range(18)]
 
 
 def accuse(run: Folder, n_families: int = 2) -> dict[int, int]:
@@ -55,13 +55,21 @@ def acquit(run: Folder) -> None:
     for name in (run / "06_verdicts").parts():
         n = len((run / "06_verdicts").read_table(name))
         _replace(run / "06_verdicts", name, "p_poison", pa.array([0.0] * n, pa.float32()))
-    write_evidence(run, verdict=NO_EVIDENCE, p_value=0.31, best_score=0.06)
+    write_evidence(
+        run,
+        verdict=NO_EVIDENCE,
+        p_value=0.31,
+        best_score=0.06,
+        best_group=0.03,
+        group_scores=[0.03, *NULL],
+    )
 
 
 def write_evidence(run: Folder, **changes: Any) -> None:
     evidence = {
         "verdict": POISON, "false_alarm_rate": 0.05, "p_value": 0.0004, "best_score": 0.9, "threshold": 0.17,
-        "n_candidates": 18, "n_null": 512, "null_scores": NULL, "families": [],
+        "n_candidates": 18, "best_group": 0.6, "group_scores": [0.6, 0.5, *NULL], "null_scores": NULL,
+        "families": [],
     }  # fmt: skip
     (run / "04_search").write_json(EVIDENCE, evidence | changes)
 

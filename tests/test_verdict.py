@@ -68,9 +68,9 @@ def test_the_line_for_one_and_for_many(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("changes", "lines"),
     [
-        ({"best_score": 0.06}, ["No evidence of poison (false alarm rate 5 %): nothing was removed."]),
+        ({"best_group": 0.06}, ["No evidence of poison (false alarm rate 5 %): nothing was removed."]),
         (
-            {"best_score": 0.17},
+            {"best_group": 0.17},
             ["No evidence of poison (false alarm rate 5 %): nothing was removed.", f"  {NO_TRIGGER}"],
         ),
         (

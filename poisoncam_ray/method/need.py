@@ -10,11 +10,12 @@ from poisoncam_ray.method.boxes import inside
 from poisoncam_ray.method.cam import Embedder
 from poisoncam_ray.method.kmeans import assign
 
-LEAST_SHARE = 0.65
-"""Of a family's windows so many must be needed. Hiding a trigger took 0.86 to 1 of the poisoned images out of
-their group of clusters, hiding the best benign windows 0 to 0.46 of theirs (photographs of the tuning
-classes, two triggers, and the demo): a piece of sky pulls images to the skies, but a sky without it stays
-one."""
+LEAST_SHARE = 0.5
+"""Of a family's windows so many must be needed. Hiding the suspected windows took 0.91 to 0.97 of the
+poisoned images out of their group of clusters where the trigger was one patch, 0.61 to 0.77 where it was
+larger than the window, differed from image to image or was several patches, and 0.18 to 0.26 of benign ones
+(photographs of the tuning classes, and the demo): a piece of sky pulls images to the skies, but a sky without
+it stays one."""
 
 
 @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""The plot of the evidence: what the search's windows score, against windows without poison."""
+"""The plot of the evidence: what all groups of clusters score, against those without poison."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ MOST_BINS, LEAST_BINS = 40, 8
 
 
 def against_null(scores: Sequence[float], null: Sequence[float], threshold: float | None) -> Plot | None:
-    """Candidates' scores upwards, benign windows' downwards, counts on one logarithmic scale. The threshold
-    is an edge of a bin: no bar lies on both sides of it."""
+    """All groups' scores upwards, benign groups' downwards, counts on one logarithmic scale. The threshold is
+    an edge of a bin: no bar lies on both sides of it."""
     both = [*scores, *null]
     if not both:
         return None
@@ -31,7 +31,7 @@ def against_null(scores: Sequence[float], null: Sequence[float], threshold: floa
         return 100 * ((score - edge) / width - first) / n
 
     def height(count: int) -> float:
-        # One window is still a visible bar: log(1 + n).
+        # One group is still a visible bar: log(1 + n).
         return unit * math.log10(1 + count)
 
     bars = []
@@ -40,12 +40,10 @@ def against_null(scores: Sequence[float], null: Sequence[float], threshold: floa
         x, wide = 100 * (i - first) / n, 85 / n
         if up[i]:
             kind = "chosen" if threshold is not None and i >= 0 else "other"
-            label = f"{around}: {up[i]:,} windows of the search"
+            label = f"{around}: {up[i]:,} groups"
             bars.append(Bar(x, zero - height(up[i]), wide, height(up[i]), kind, label))
         if down[i]:
-            bars.append(
-                Bar(x, zero, wide, height(down[i]), "benign", f"{around}: {down[i]:,} benign windows")
-            )
+            bars.append(Bar(x, zero, wide, height(down[i]), "benign", f"{around}: {down[i]:,} benign groups"))
     ticks = [
         Tick(zero + way * height(10**d), f"{10**d:,}")
         for way, decades in ((-1, up_decades), (1, down_decades))
@@ -63,8 +61,8 @@ def against_null(scores: Sequence[float], null: Sequence[float], threshold: floa
 
 
 def _width(low: float, high: float, scores: Sequence[float]) -> float:
-    """Of a bin. Scores are counts over a few hundred images: bins narrower than one of these would leave
-    gaps."""
+    """Of a bin. Scores are quantiles of counts over a few hundred images: bins narrower than the least
+    difference would leave gaps."""
     places = sorted({round(score, 6) for score in scores})
     step = min((b - a for a, b in pairwise(places)), default=0.0)
     return max((high - low) / MOST_BINS, min(step, (high - low) / LEAST_BINS))

@@ -27,10 +27,9 @@ def render(facts: Facts) -> str:
     environment = _environment()
     style = resources.files("poisoncam_ray.report").joinpath("page.css").read_text()
     ledger, evidence = facts.ledger, facts.evidence
-    scores = [score for score, _ in facts.scores]
     plots: dict[str, Plot | None] = {
         "ledger": stacked({"kept": ledger.rows_out, "removed": ledger.removed, "dead": ledger.dead}),
-        "evidence": against_null(scores, evidence.null_scores, evidence.threshold)
+        "evidence": against_null(evidence.group_scores, evidence.null_scores, evidence.threshold)
         if evidence and evidence.null_scores
         else None,
         "scores": ranked(facts.scores),

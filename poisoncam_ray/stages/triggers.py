@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from poisoncam_ray.artifact import Folder
-from poisoncam_ray.method.evidence import Evidence, weigh, witness_of
+from poisoncam_ray.method.evidence import Evidence, weigh
 from poisoncam_ray.method.families import families
 from poisoncam_ray.method.groups import effects
 from poisoncam_ray.method.need import keep_needed
@@ -24,7 +24,6 @@ from poisoncam_ray.verdict import EVIDENCE, NO_EVIDENCE, POISON
 TRIGGERS = "triggers.parquet"
 KEPT = 200
 """Windows kept of each family, and of the best whatever they are."""
-NULL_KEPT = 1000
 GROUPED = 2000
 """Suspects grouped into families, the best."""
 CANDIDATES_FILE = "candidates.parquet"
@@ -62,7 +61,7 @@ def conclude(out: Folder, rounds: int, g_K: Tensor, y_F: Tensor, false_alarm_rat
     triggers = _rows(names, shown, table["row"].to_numpy()[kept])
     triggers = triggers.append_column("family", pa.array(family_N.numpy()[kept], pa.int32()))
     out.write_table(TRIGGERS, triggers.append_column("rank", pa.array(np.arange(len(triggers)), pa.int32())))
-    evidence = _evidence(found, score_N, cluster_N, family_N, false_alarm_rate, triggers)
+    evidence = _evidence(found, score_N, cluster_N, g_K, family_N, false_alarm_rate, triggers)
     out.write_json(EVIDENCE, evidence)
     return evidence
 
@@ -118,23 +117,25 @@ def _evidence(
     found: Evidence,
     score_N: Tensor,
     cluster_N: Tensor,
+    g_K: Tensor,
     family_N: Tensor,
     false_alarm_rate: float,
     triggers: pa.Table,
 ) -> dict[str, Any]:
-    def p_value(score: float) -> float | None:
-        return found.null.p_value(score) if found.null else None
+    def p_value(group_score: float | None) -> float | None:
+        return found.null.p_value(group_score) if found.null and group_score is not None else None
 
-    null = score_N[found.null_N]
+    best_group = max(found.score_G.values(), default=None)
     listed = []
     for family in range(1, int(family_N.max()) + 1):
         own_N = family_N == family
-        best = float(score_N[own_N].max())
+        groups = g_K[cluster_N[own_N]].unique().tolist()
+        heard = [found.score_G[g] for g in groups if g in found.score_G]
         listed.append(
             {
                 "family": family,
-                "best_score": best,
-                "p_value": p_value(witness_of(score_N[own_N])),
+                "best_score": float(score_N[own_N].max()),
+                "p_value": p_value(max(heard, default=None)),
                 "n_candidates": int(own_N.sum()),
                 "cluster": int(cluster_N[own_N][0]),
                 "ranks": pc.indices_nonzero(pc.equal(triggers["family"], family)).to_pylist(),
@@ -143,11 +144,16 @@ def _evidence(
     return {
         "verdict": POISON if listed else NO_EVIDENCE,
         "false_alarm_rate": false_alarm_rate,
-        "p_value": p_value(found.witness),
+        "p_value": p_value(best_group),
         "best_score": float(score_N.max()),
         "threshold": found.threshold if found.null else None,
         "n_candidates": len(score_N),
-        "n_null": len(null),
-        "null_scores": [round(score, 4) for score in null[:NULL_KEPT].tolist()],
+        "best_group": best_group,
+        "group_scores": _falling(list(found.score_G.values())),
+        "null_scores": _falling([found.score_G[g] for g in found.null_G]),
         "families": listed,
     }
+
+
+def _falling(scores: list[float]) -> list[float]:
+    return [round(score, 4) for score in sorted(scores, reverse=True)]

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poisoncam_ray.method.evidence import LEAST_GROUPS, Null, fit_null, weigh, witness_of
+from poisoncam_ray.method.evidence import LEAST_GROUPS, LEAST_WINDOWS, Null, fit_null, group_score, weigh
 
 STEP = 0.01
 RATE = 0.05
@@ -71,12 +71,12 @@ def test_planted_groups_are_found_and_hide_one_another_not(n_attackers, n_groups
         score_N, group_N = benign(n_groups, 12, seed)
         # Half of a poisoned group's windows hit the trigger.
         hit_N = (group_N < n_attackers) & (torch.arange(len(group_N)) % 2 == 0)
-        score_N[hit_N] = 0.85 + 0.03 * group_N[hit_N]
+        score_N[hit_N] = 0.55 + 0.03 * group_N[hit_N]
         found = weigh(score_N, group_N, RATE, STEP)
         assert bool(found.suspect_N[hit_N].all())
         exact += set(group_N[found.suspect_N].tolist()) == set(range(n_attackers))
-        assert not bool(found.null_N[group_N < n_attackers].any())
-        assert found.threshold < 0.85 and found.null is not None
+        assert not set(found.null_G) & set(range(n_attackers))
+        assert found.threshold < 0.55 and found.null is not None
     # A benign group beside them is a false alarm like any other.
     assert exact >= 13
 
@@ -84,36 +84,35 @@ def test_planted_groups_are_found_and_hide_one_another_not(n_attackers, n_groups
 def test_suspects_pass_the_threshold_and_are_none_of_the_null():
     for seed in range(20):
         score_N, group_N = benign(10, 10, seed, log_normal)
-        score_N[:3] = 0.9
+        score_N[:4] = 0.9
         found = weigh(score_N, group_N, RATE, STEP)
-        assert bool((score_N[found.suspect_N] >= found.threshold).all())
-        assert not bool((found.suspect_N & found.null_N).any())
-        assert found.null is not None and found.null.n == len(group_N[found.null_N].unique())
+        assert bool((score_N[found.suspect_N] >= found.threshold).all()) and bool(found.suspect_N.any())
+        assert not set(group_N[found.suspect_N].tolist()) & set(found.null_G)
+        assert found.null is not None and found.null.n == len(found.null_G)
 
 
-def test_one_lone_high_window_is_no_evidence_and_two_are():
-    score_N, group_N = benign(12, 10, 0)
-    score_N[5] = 1.0
+def test_a_few_high_windows_are_no_evidence_and_a_quarter_of_a_group_is():
+    score_N, group_N = benign(12, 12, 0)
+    score_N[:2] = 1.0
     assert not bool(weigh(score_N, group_N, RATE, STEP).suspect_N.any())
     elsewhere_N = score_N.clone()
-    elsewhere_N[50] = 1.0
+    elsewhere_N[60:62] = 1.0
     assert not bool(weigh(elsewhere_N, group_N, RATE, STEP).suspect_N.any())
-    score_N[6] = 0.99
-    assert weigh(score_N, group_N, RATE, STEP).suspect_N.nonzero()[:, 0].tolist() == [5, 6]
+    score_N[2:4] = 0.99
+    assert weigh(score_N, group_N, RATE, STEP).suspect_N.nonzero()[:, 0].tolist() == [0, 1, 2, 3]
 
 
 def test_one_poison_in_two_groups_of_unlike_strength_does_not_hide_itself():
-    """As it was seen: half of the candidates of a corpus lay in the poison's groups, the second group's far
-    below the first's."""
+    """As it was seen: a fifth of all candidates lay in the poison's groups, and the second scored
+    half as high."""
     for seed in range(10):
-        score_N, group_N = benign(20, 40, seed)
-        score_N /= 3
-        score_N = torch.cat(
-            [score_N, 0.28 + 0.15 * torch.linspace(0, 1, 149), 0.14 + 0.08 * torch.linspace(0, 1, 100)]
-        )
-        group_N = torch.cat([group_N, torch.full((149,), 20), torch.full((100,), 21)])
+        score_N, group_N = benign(18, 54, seed)
+        strong_N = 0.2 + 0.23 * torch.linspace(0, 1, 149)
+        weak_N = 0.22 * torch.linspace(0, 1, 100) ** 2
+        score_N = torch.cat([score_N / 3, strong_N, weak_N])
+        group_N = torch.cat([group_N, torch.full((149,), 18), torch.full((100,), 19)])
         found = weigh(score_N, group_N, RATE, STEP)
-        assert 20 in group_N[found.suspect_N].tolist() and found.threshold < 0.3
+        assert set(group_N[found.suspect_N].tolist()) == {18, 19}
 
 
 def test_too_few_groups_are_no_evidence():
@@ -121,16 +120,24 @@ def test_too_few_groups_are_no_evidence():
     score_N = torch.where(group_N == 0, 1.0, 0.0)
     found = weigh(score_N, group_N, RATE, STEP)
     assert found.null is None and found.threshold == math.inf
-    assert not bool(found.suspect_N.any()) and not bool(found.null_N.any())
+    assert not bool(found.suspect_N.any()) and found.null_G == []
     group_N = torch.arange(LEAST_GROUPS + 1).repeat_interleave(20)
     assert bool(weigh(torch.where(group_N == 0, 1.0, 0.0), group_N, RATE, STEP).suspect_N.any())
 
 
-def test_groups_of_a_single_window_are_no_witnesses():
-    group_N = torch.arange(LEAST_GROUPS + 2)
+def test_groups_of_few_windows_say_nothing():
+    group_N = torch.arange(LEAST_GROUPS + 2).repeat_interleave(LEAST_WINDOWS - 1)
     found = weigh(torch.rand(len(group_N)), group_N, RATE, STEP)
-    assert found.null is None and found.witness == -math.inf
-    assert witness_of(torch.tensor([0.2, 0.7, 0.5])) == 0.5
+    assert found.null is None and found.score_G == {}
+    assert group_score(torch.ones(LEAST_WINDOWS - 1)) is None
+
+
+@given(st.integers(LEAST_WINDOWS, 200), st.integers(0, 99))
+def test_a_quarter_of_a_groups_windows_score_at_least_what_it_says(n, seed):
+    score_M = torch.rand(n, generator=torch.Generator().manual_seed(seed)).double()
+    score = group_score(score_M)
+    assert score is not None and float((score_M >= score).double().mean()) + 1 / n >= 0.25
+    assert float((score_M < score).double().mean()) <= 0.75
 
 
 @pytest.mark.parametrize("score", [0.0, 0.02, 1.0])
@@ -148,7 +155,7 @@ def test_one_group_has_no_null(n):
 
 def test_a_rate_of_one_asks_for_no_evidence():
     found = weigh(torch.zeros(3), torch.zeros(3, dtype=torch.int64), 1.0, STEP)
-    assert found.suspect_N.tolist() == [True] * 3 and not bool(found.null_N.any())
+    assert found.suspect_N.tolist() == [True] * 3 and found.null_G == []
 
 
 def test_the_names_of_groups_and_the_order_of_windows_do_not_matter():

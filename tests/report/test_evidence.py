@@ -96,7 +96,7 @@ def test_each_family_has_the_validation_of_its_own_classifier(run_of) -> None:
 
 
 def test_without_a_null_the_page_says_why_there_is_no_comparison(run_of) -> None:
-    nothing = {"p_value": None, "threshold": None, "null_scores": [], "n_null": 0}
+    nothing = {"p_value": None, "threshold": None, "null_scores": [], "group_scores": []}
     poisoned, clean = run_of(True), run_of(False)
     write_evidence(poisoned, false_alarm_rate=1.0, **nothing)
     text = text_of(poisoned)
@@ -105,14 +105,14 @@ def test_without_a_null_the_page_says_why_there_is_no_comparison(run_of) -> None
     write_evidence(clean, verdict=NO_EVIDENCE, **nothing)
     text = text_of(clean)
     # No rate stands behind a question that could not be asked.
-    assert "There were too few benign windows" in text and TOO_FEW in text and "alse alarm" not in text
+    assert "There were too few groups of clusters" in text and TOO_FEW in text and "alse alarm" not in text
 
 
 def test_windows_above_the_threshold_that_were_no_trigger_are_not_denied(run_of) -> None:
     run = run_of(False)
     text = text_of(run)
     assert NOTHING in text and NO_TRIGGER not in text
-    write_evidence(run, verdict=NO_EVIDENCE, best_score=0.9)
+    write_evidence(run, verdict=NO_EVIDENCE, best_group=0.9)
     text = text_of(run)
     assert NO_TRIGGER in text and NOTHING not in text and "past the threshold" in text
 

@@ -44,9 +44,9 @@ def benign(n: int = 96) -> list[dict[str, Any]]:
 
 
 def poisoned() -> list[dict[str, Any]]:
-    """Benign windows, five of one trigger in clusters 2 and 3, and four weaker ones of another in 9."""
-    one = [candidate(200 + i, 2 + (i > 0), 18 - i, look=0) for i in range(5)]
-    return benign() + one + [candidate(300 + i, 9, 12, look=1) for i in range(4)]
+    """Benign windows, eight of one trigger in clusters 2 and 3, and six weaker ones of another in 9."""
+    one = [candidate(200 + i, 2 + (i > 0), 18 - i, look=0) for i in range(8)]
+    return benign() + one + [candidate(300 + i, 9, 12, look=1) for i in range(6)]
 
 
 def search(
@@ -67,7 +67,9 @@ def test_benign_windows_are_no_evidence(tmp_path):
     assert evidence["verdict"] == NO_EVIDENCE and evidence["families"] == []
     assert evidence["best_score"] == pytest.approx(0.1) and evidence["threshold"] > 0.11
     assert evidence["n_candidates"] == 96 == len(listed)
-    assert evidence["n_null"] == len(evidence["null_scores"]) >= 80
+    assert len(evidence["group_scores"]) == 8 and len(evidence["null_scores"]) == 7
+    assert pytest.approx(evidence["best_group"]) == max(evidence["group_scores"])
+    assert evidence["best_group"] < evidence["threshold"]
     assert {row["family"] for row in listed} == {0}
     assert read_evidence(out).poison is False
 
@@ -76,8 +78,8 @@ def test_two_attackers_are_two_families(tmp_path):
     out, evidence, listed = search(tmp_path, poisoned())
     assert evidence["verdict"] == POISON and read_evidence(out).poison
     one, other = evidence["families"]
-    assert (one["family"], one["n_candidates"], one["cluster"]) == (1, 5, 2)
-    assert (other["family"], other["n_candidates"], other["cluster"]) == (2, 4, 9)
+    assert (one["family"], one["n_candidates"], one["cluster"]) == (1, 8, 2)
+    assert (other["family"], other["n_candidates"], other["cluster"]) == (2, 6, 9)
     assert one["best_score"] == evidence["best_score"] == pytest.approx(0.9)
     assert other["best_score"] == pytest.approx(0.6)
     assert evidence["p_value"] == one["p_value"] < other["p_value"] < 0.01
@@ -86,20 +88,19 @@ def test_two_attackers_are_two_families(tmp_path):
         assert [row["rank"] for row in own] == family["ranks"]
         assert len(own) == family["n_candidates"] == sum(r["family"] == family["family"] for r in listed)
         assert {row["family"] for row in own} == {family["family"]}
-    # The null are windows of the groups that nobody accuses.
-    assert max(evidence["null_scores"]) == pytest.approx(0.1)
-    assert evidence["n_null"] == 96 * 6 // 8
+    # The null are the groups that nobody accuses.
+    assert max(evidence["null_scores"]) <= 0.1 and len(evidence["null_scores"]) == 6
 
 
 def test_windows_whose_images_stay_without_them_are_no_trigger(tmp_path):
     rows = poisoned()
     for row in rows:
-        # Of the first trigger's five windows three are not needed, of the second's one.
-        row["needed"] = row["image_id"] not in ("a#0200", "a#0201", "a#0202", "a#0300")
+        # Of the first trigger's eight windows five are not needed, of the second's one.
+        row["needed"] = row["image_id"] not in {"a#0300", *(f"a#020{i}" for i in range(5))}
     _, evidence, listed = search(tmp_path, rows)
     (left,) = evidence["families"]
-    assert (left["family"], left["cluster"], left["n_candidates"]) == (1, 9, 4)
-    assert {row["image_id"] for row in listed if row["family"]} == {f"a#{300 + i:04d}" for i in range(4)}
+    assert (left["family"], left["cluster"], left["n_candidates"]) == (1, 9, 6)
+    assert {row["image_id"] for row in listed if row["family"]} == {f"a#{300 + i:04d}" for i in range(6)}
 
 
 def test_triggers_are_candidates_by_score_and_id(tmp_path):
@@ -129,7 +130,7 @@ def test_the_best_are_kept_and_the_best_of_every_family(tmp_path, monkeypatch):
     _, evidence, listed = search(tmp_path, poisoned())
     assert [row["family"] for row in listed] == [1, 1, 1, 2, 2, 2]
     assert [family["ranks"] for family in evidence["families"]] == [[0, 1, 2], [3, 4, 5]]
-    assert [family["n_candidates"] for family in evidence["families"]] == [5, 4]
+    assert [family["n_candidates"] for family in evidence["families"]] == [8, 6]
 
 
 def test_only_the_best_suspects_are_grouped(tmp_path, monkeypatch):
@@ -139,9 +140,9 @@ def test_only_the_best_suspects_are_grouped(tmp_path, monkeypatch):
 
 
 def test_suspects_that_share_nothing_are_no_family(tmp_path):
-    lone = [candidate(200 + i, 2 + i, 15) for i in range(2)]
+    lone = [candidate(200 + i, 2, 15) | {"landed": [4 + i] * N_FLIP} for i in range(8)]
     _, evidence, listed = search(tmp_path, benign() + lone)
-    assert evidence["threshold"] < 0.75
+    assert evidence["threshold"] < evidence["best_group"]
     assert evidence["verdict"] == NO_EVIDENCE and {row["family"] for row in listed} == {0}
 
 
@@ -151,7 +152,7 @@ def test_a_false_alarm_rate_of_one_takes_every_window_for_one_family(tmp_path):
     (family,) = evidence["families"]
     assert family["n_candidates"] == 96 and family["ranks"] == list(range(96))
     assert evidence["p_value"] is family["p_value"] is evidence["threshold"] is None
-    assert evidence["n_null"] == 0 and {row["family"] for row in listed} == {1}
+    assert evidence["null_scores"] == [] and {row["family"] for row in listed} == {1}
 
 
 def test_a_corpus_of_few_windows_has_no_threshold(tmp_path):
