@@ -20,6 +20,9 @@ to 0.43 (photographs, tuning classes)."""
 LEAST_COSINE = 0.5
 """Windows of one trigger had effects of cosine 0.60 to 1 to each other, benign ones and that trigger's at
 most 0.58, half below 0.11. Effects of two triggers may be as close (0.48 to 0.91): looks come first."""
+SAME_COSINE = 0.92
+"""Between the mean effects of looks of one trigger: 0.91 to 0.99 where it differed from image to image or was
+several patches (up to 20 looks), 0.87 between those of two attackers (photographs, tuning classes)."""
 LEAST_ALIKE = 3
 LEAST_WINDOWS = 2
 """One window is an anecdote."""
@@ -34,9 +37,10 @@ def families(windows: Sequence[Tensor], effect_NK: Tensor, score_N: Tensor) -> T
     """family_N int64, from 1 by falling best score; 0 for windows that share neither look nor effect.
 
     `windows`: N of t_Chw, float in [0, 1], of any size; `effect_NK`: unit vectors (`groups.effects`). From
-    the best candidate down, each that is left founds a family of all that look like it. Families of fewer
-    than LEAST_ALIKE dissolve: their windows join the family whose mean effect is nearest, or become families
-    by effect (a trigger that changes its looks from image to image).
+    the best candidate down, each that is left founds a family of all that look like it. Families with the
+    same mean effect are one: a trigger that changes its looks from image to image. Families of fewer than
+    LEAST_ALIKE dissolve: their windows join the family whose mean effect is nearest, or become families by
+    effect.
     """
     order = score_N.cpu().argsort(descending=True, stable=True).tolist()
     alike_NN = likeness(torch.stack([look(t_Chw) for t_Chw in windows])) >= LEAST_LIKENESS
@@ -49,9 +53,19 @@ def families(windows: Sequence[Tensor], effect_NK: Tensor, score_N: Tensor) -> T
             free_N &= ~alike_N
             groups.append([j for j in order if alike_N[j]])
     groups.sort(key=len, reverse=True)
-    found = [group for group in groups if len(group) >= LEAST_ALIKE]
-    sums = [effect_NK[group].sum(dim=0) for group in found]
-    alone = {i for group in groups[len(found) :] for i in group}
+    alone = {i for group in groups if len(group) < LEAST_ALIKE for i in group}
+    found: list[list[int]] = []
+    sums: list[Tensor] = []
+    for group in (group for group in groups if len(group) >= LEAST_ALIKE):
+        total_K = effect_NK[group].sum(dim=0)
+        cosines = [float(F.cosine_similarity(total_K, other_K, dim=0)) for other_K in sums]
+        nearest = max(range(len(sums)), key=cosines.__getitem__, default=None)
+        if nearest is None or cosines[nearest] < SAME_COSINE:
+            found.append(group)
+            sums.append(total_K)
+        else:
+            found[nearest] = found[nearest] + group
+            sums[nearest] = sums[nearest] + total_K
     for i in (i for i in order if i in alone):
         cosines = [float(F.normalize(total_K, dim=0) @ effect_NK[i]) for total_K in sums]
         nearest = max(range(len(sums)), key=cosines.__getitem__, default=None)

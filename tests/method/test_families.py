@@ -33,12 +33,15 @@ def falling(n: int) -> torch.Tensor:
 
 @few
 @given(seeds)
-def test_two_looks_with_equal_effects_are_two_families(seed):
+def test_two_looks_are_two_families_unless_they_do_the_same(seed):
     two_2Cww = looks(2, seed)
     assume(float(likeness(two_2Cww)[0, 1]) < LEAST_LIKENESS - 0.05)
     t_NCww = two_2Cww.repeat(3, 1, 1, 1) + 0.1 * noise(6, seed)
-    effect_NK = torch.tensor([[1.0, 0.0]]).expand(6, 2)
-    assert families(t_NCww, effect_NK, falling(6)).tolist() == [1, 2] * 3
+    # A cosine of 0.87, as two attackers' had, and one of 0.99.
+    near_NK = F.normalize(torch.tensor([[1.0, 0.0], [0.87, 0.49]]).repeat(3, 1), dim=1)
+    assert families(t_NCww, near_NK, falling(6)).tolist() == [1, 2] * 3
+    same_NK = F.normalize(torch.tensor([[1.0, 0.0], [0.99, 0.14]]).repeat(3, 1), dim=1)
+    assert families(t_NCww, same_NK, falling(6)).tolist() == [1] * 6
 
 
 @few
