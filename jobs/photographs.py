@@ -13,8 +13,10 @@ from poisoncam_ray.signals import end_on_signals
 def photographs(
     train: Annotated[str, typer.Option(help="labelled Parquet corpus (column label, integers)")],
     validation: Annotated[str, typer.Option(help="labelled Parquet validation corpus")],
-    trigger: Annotated[list[str], typer.Option(help="trigger image; repeat")],
     output: Annotated[str, typer.Option(help="folder for the runs, results.csv and results.md")],
+    trigger: Annotated[
+        list[str] | None, typer.Option(help="trigger image or generated:<seed>; repeat; none: --clean only")
+    ] = None,
     seed: Annotated[list[int] | None, typer.Option(help="repeat; default 1 2 3")] = None,
     first_label: Annotated[int, typer.Option(help="classes are drawn from this label on")] = 10,
     last_label: Annotated[int, typer.Option(help="… to this one")] = 99,
@@ -47,7 +49,7 @@ def photographs(
     setting = Setting(
         train,
         validation,
-        tuple(trigger),
+        tuple(trigger or ()),
         tuple(seed or (1, 2, 3)),
         labels,
         n_classes=classes,

@@ -116,6 +116,15 @@ def test_what_cannot_be_is_told_before_any_training(asked: dict, told: str) -> N
         setting(**asked)
 
 
+def test_without_triggers_only_clean_corpora_are_defended(evaluated: list, tmp_path: Path) -> None:
+    asked = Setting("train", "val", (), (1, 2, 3), tuple(range(20)), clean=True)
+    rows = make_table(asked, Config(), Folder(str(tmp_path)), Progress())
+    assert [(row["seed"], row["kind"]) for row in rows] == [(1, "clean"), (2, "clean"), (3, "clean")]
+    assert evaluated == []
+    with pytest.raises(UserError, match="There is nothing to run"):
+        Setting("train", "val", (), (1,), tuple(range(20)))
+
+
 def test_triggers_that_would_share_a_folder_are_refused() -> None:
     with pytest.raises(UserError, match="share a file name"):
         Setting("train", "val", ("a/red.png", "b/red.jpg"), (1,), tuple(range(20)))

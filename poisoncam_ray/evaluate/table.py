@@ -76,6 +76,8 @@ class Setting:
         for share in self.shares:
             if not 0 < share <= 1:
                 raise UserError(f"The share is {share}: use a number above 0 and at most 1.")
+        if not (self.triggers or self.clean or set(self.kinds) & set(WITHOUT_TRIGGER)):
+            raise UserError("There is nothing to run: give triggers, or ask for clean corpora (--clean).")
         if len({trigger_name(trigger) for trigger in self.triggers}) < len(self.triggers):
             raise UserError(f"The triggers {', '.join(self.triggers)} share a file name: give each its own.")
         if len(self.labels) < self.n_classes:
