@@ -17,7 +17,7 @@ TOO_FEW = "Too few windows were tried to know what benign ones do, so poison cou
 TOO_LOUD = "Benign windows of this corpus score so high that no window could stand out."
 NO_TRIGGER = (
     "A group of clusters scores above the threshold, but none of its windows was taken for a trigger: it "
-    "takes several that look or do alike, and images that leave their place when the window is hidden."
+    "takes several that look or do alike."
 )
 LEAST_P = 1e-4
 """p-values below this are said as 'below': no null is large enough to tell them apart."""
@@ -39,9 +39,10 @@ class Family:
 @dataclass(frozen=True)
 class Evidence:
     """Scores are shares of the test images, 0 to 1. `group_scores`: of each group of clusters what the best
-    quarter of its windows score at least; `null_scores`: of the benign groups; both highest first. A group
-    that scores `threshold` is a suspect. p-values and threshold are None where there are too few benign
-    groups, or where nobody asks for evidence (a false alarm rate of 1)."""
+    quarter of its windows score at least, those that their own images do not need counting 0; `null_scores`:
+    of the benign groups; both highest first. A group that scores `threshold` is a suspect. p-values and
+    threshold are None where there are too few benign groups, or where nobody asks for evidence (a false alarm
+    rate of 1)."""
 
     verdict: str
     false_alarm_rate: float

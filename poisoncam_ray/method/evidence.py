@@ -21,18 +21,19 @@ LEAST_GROUPS = 5
 SUSPECT_SHARE = 0.5
 """At most this share of the groups may be suspects: the others are the null."""
 SPOKEN = 0.75
-"""A group speaks with this quantile of its windows' scores. A natural place has a few windows that pull
-images, a trigger lies in most windows of its place: the upper quartile was 0.15 to 0.46 in poison's groups
-and at most 0.06 in benign ones of photographs (six attacks and five clean corpora of the tuning classes; 0.13
-in the demo), while the second best window was 0.21 to 0.58 and up to 0.29. The median loses groups that hold
-as many natural images as poison."""
+"""A group speaks with this quantile of its windows' scores; a window that its own image does not need scores
+nothing. A natural place has a few windows that pull images, and images that stay without them; a trigger lies
+in most windows of its place. The upper quartile was 0.12 to 0.72 in the groups that most poison lay in, and
+at most 0.04 in benign ones (photographs, ten attacks and a clean corpus of the tuning classes, and the demo);
+of all windows, needed or not, up to 0.13 in benign ones; the second best window up to 0.29. The median loses
+groups that hold as many natural images as poison."""
 LEAST_WINDOWS = 8
 """Groups of fewer windows say nothing."""
 CAUTION = 2.0
 """The fitted scale is (1 + CAUTION/√G) times the sample's: a few groups may look more alike than groups are,
 and natural places pull images differently. With it, and a rate of 0.05, drawn groups whose means differed
 log-normally with σ = 0.3 were an alarm in at most 2 of 100 corpora of 8 to 60 groups, with σ = 0.5 in 2 to 7,
-with σ = 0.75 in 13 to 23. `need` asks whether the own images of a natural place hang on the window, too."""
+with σ = 0.75 in 13 to 23."""
 
 
 @dataclass(frozen=True)
@@ -66,17 +67,20 @@ class Evidence:
     null_G: list[int]
 
 
-def weigh(score_N: Tensor, group_N: Tensor, false_alarm_rate: float, step: float) -> Evidence:
+def weigh(
+    score_N: Tensor, needed_N: Tensor, group_N: Tensor, false_alarm_rate: float, step: float
+) -> Evidence:
     """Which groups' candidates score higher than benign windows do.
 
     The m-th best group must pass the threshold that the groups after it set; the largest such m counts, so
     that several attackers, or one in several groups, do not hide one another. Groups are compared, not
     windows: those of one group are no independent draws, and a second group of the same poison among the
-    null's windows would lift their tail far above itself. `group_N`: the group of each candidate's own
-    cluster; `step`: the least difference between two scores, one flip-test image. A false alarm rate of 1
-    asks for no evidence: then every candidate is a suspect, as in the paper.
+    null's windows would lift their tail far above itself. `needed_N`: as `need.needed` says; `group_N`: the
+    group of each candidate's own cluster; `step`: the least difference between two scores, one flip-test
+    image. A false alarm rate of 1 asks for no evidence: then every candidate is a suspect, as in the paper.
     """
-    score_N, group_N = score_N.double().cpu(), group_N.cpu()
+    group_N = group_N.cpu()
+    score_N = torch.where(needed_N.cpu(), score_N.double().cpu(), 0.0)
     heard = {g: group_score(score_N[group_N == g]) for g in group_N.unique().tolist()}
     score_G = {g: score for g, score in heard.items() if score is not None}
     if false_alarm_rate >= 1:

@@ -1,5 +1,10 @@
 """Is the window needed? A trigger moves other images into its cluster, and without it its own image leaves.
 
+A piece of sky pulls images to the skies, but a sky without it stays one. Hiding the best windows of poison's
+groups took 0.91 to 0.97 of their images out of the group where the trigger was one patch, 0.61 to 0.77 where
+it was larger than the window, differed from image to image or was several patches; of benign groups that pull
+images 0.18 to 0.26 (photographs of the tuning classes, and the demo).
+
 N images   C channels   H = W image side   D feature dimensions   K clusters   g_K the group of each cluster
 """
 
@@ -9,13 +14,6 @@ from torch import Tensor
 from poisoncam_ray.method.boxes import inside
 from poisoncam_ray.method.cam import Embedder
 from poisoncam_ray.method.kmeans import assign
-
-LEAST_SHARE = 0.5
-"""Of a family's windows so many must be needed. Hiding the suspected windows took 0.91 to 0.97 of the
-poisoned images out of their group of clusters where the trigger was one patch, 0.61 to 0.77 where it was
-larger than the window, differed from image to image or was several patches, and 0.18 to 0.26 of benign ones
-(photographs of the tuning classes, and the demo): a piece of sky pulls images to the skies, but a sky without
-it stays one."""
 
 
 @torch.inference_mode()
@@ -42,16 +40,3 @@ def needed(
         landed_M = assign(encoder.embed(masked_MCHW), c_KD)[0]
         parts.append(g_K[landed_M] != g_K[own_N[i_M]])
     return torch.cat(parts)
-
-
-def keep_needed(family_N: Tensor, needed_N: Tensor) -> Tensor:
-    """family_N (numbered from 1 without gaps, 0: none) without the families of whose windows fewer than
-    LEAST_SHARE are needed, numbered anew."""
-    kept_N = torch.zeros_like(family_N)
-    number = 0
-    for family in range(1, int(family_N.max()) + 1):
-        own_N = family_N == family
-        if float(needed_N[own_N].double().mean()) >= LEAST_SHARE:
-            number += 1
-            kept_N[own_N] = number
-    return kept_N

@@ -17,7 +17,6 @@ from poisoncam_ray.artifact import Folder
 from poisoncam_ray.method.evidence import Evidence, weigh
 from poisoncam_ray.method.families import families
 from poisoncam_ray.method.groups import effects
-from poisoncam_ray.method.need import keep_needed
 from poisoncam_ray.stages.crops import from_png
 from poisoncam_ray.verdict import EVIDENCE, NO_EVIDENCE, POISON
 
@@ -46,7 +45,7 @@ def conclude(out: Folder, rounds: int, g_K: Tensor, y_F: Tensor, false_alarm_rat
     `g_K`: group of each cluster; `y_F`: clusters of the flip-test images as they are.
     """
     names = [(out / f"round={i:03d}") for i in range(rounds)]
-    columns = ["image_id", "cluster", "score", "n_flip"]
+    columns = ["image_id", "cluster", "score", "needed", "n_flip"]
     table = pa.concat_tables([folder.read_table(CANDIDATES_FILE, columns) for folder in names])
     table = table.append_column("row", pa.array(np.arange(len(table))))
     # One order whatever the rounds' sizes: ties by image id.
@@ -54,7 +53,8 @@ def conclude(out: Folder, rounds: int, g_K: Tensor, y_F: Tensor, false_alarm_rat
     score_N = torch.from_numpy(table["score"].to_numpy().astype(np.float64))
     cluster_N = torch.from_numpy(table["cluster"].to_numpy().astype(np.int64))
     step = 1 / max(1, table["n_flip"][0].as_py())
-    found = weigh(score_N, g_K[cluster_N], false_alarm_rate, step)
+    needed_N = torch.tensor(table["needed"].to_pylist())
+    found = weigh(score_N, needed_N, g_K[cluster_N], false_alarm_rate, step)
     family_N = _families(names, table, found, score_N, y_F, len(g_K), one=false_alarm_rate >= 1)
     kept = _kept(family_N)
     shown = [name for name in CANDIDATES.names if name != "landed"]
@@ -82,12 +82,11 @@ def _families(
     suspects = found.suspect_N.nonzero()[:, 0]
     if len(suspects):
         suspects = suspects[:GROUPED]
-        rows = _rows(names, ["landed", "crop", "needed"], table["row"].to_numpy()[suspects.numpy()])
+        rows = _rows(names, ["landed", "crop"], table["row"].to_numpy()[suspects.numpy()])
         landed_SF = torch.tensor(rows["landed"].to_pylist())
         windows = [from_png(data) for data in rows["crop"].to_pylist()]
-        family_S = families(windows, effects(landed_SF, y_F, n_clusters), score_N[suspects])
-        needed_S = torch.tensor(rows["needed"].to_pylist())
-        family_N[suspects] = keep_needed(family_S, needed_S)
+        effect_SK = effects(landed_SF, y_F, n_clusters)
+        family_N[suspects] = families(windows, effect_SK, score_N[suspects])
     return family_N
 
 

@@ -5,10 +5,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poisoncam_ray.method.evidence import LEAST_GROUPS, LEAST_WINDOWS, Null, fit_null, group_score, weigh
+from poisoncam_ray.method.evidence import LEAST_GROUPS, LEAST_WINDOWS, Evidence, Null, fit_null, group_score
+from poisoncam_ray.method.evidence import weigh as weigh_needed
 
 STEP = 0.01
 RATE = 0.05
+
+
+def weigh(score_N: torch.Tensor, group_N: torch.Tensor, rate: float, step: float) -> Evidence:
+    """Every window is needed."""
+    return weigh_needed(score_N, torch.ones(len(score_N), dtype=torch.bool), group_N, rate, step)
 
 
 def exponential(n: int, generator: torch.Generator) -> torch.Tensor:
@@ -100,6 +106,19 @@ def test_a_few_high_windows_are_no_evidence_and_a_quarter_of_a_group_is():
     assert not bool(weigh(elsewhere_N, group_N, RATE, STEP).suspect_N.any())
     score_N[2:4] = 0.99
     assert weigh(score_N, group_N, RATE, STEP).suspect_N.nonzero()[:, 0].tolist() == [0, 1, 2, 3]
+
+
+def test_windows_that_their_images_do_not_need_are_no_evidence():
+    score_N, group_N = benign(12, 12, 0)
+    score_N[:6] = 0.8
+    needed_N = torch.ones(len(score_N), dtype=torch.bool)
+    assert weigh_needed(score_N, needed_N, group_N, RATE, STEP).suspect_N[:6].all()
+    needed_N[0] = False
+    # Five of twelve are still more than a quarter, and the sixth is no suspect.
+    found = weigh_needed(score_N, needed_N, group_N, RATE, STEP)
+    assert found.suspect_N.nonzero()[:, 0].tolist() == [1, 2, 3, 4, 5]
+    needed_N[:4] = False
+    assert not bool(weigh_needed(score_N, needed_N, group_N, RATE, STEP).suspect_N.any())
 
 
 def test_one_poison_in_two_groups_of_unlike_strength_does_not_hide_itself():

@@ -3,7 +3,7 @@
 import torch
 
 from poisoncam_ray.method.cam import mean_colour
-from poisoncam_ray.method.need import LEAST_SHARE, keep_needed, needed
+from poisoncam_ray.method.need import needed
 
 SIDE = 8
 # Clusters by brightness of the image's upper left corner; 0 and 1 are one group.
@@ -42,11 +42,3 @@ def test_batches_do_not_matter():
     box_N4 = torch.tensor([[i % 4, 0, i % 4 + 4, 4] for i in range(7)])
     own = [i % 3 for i in range(7)]
     assert need(x_NCHW, box_N4, own, 1) == need(x_NCHW, box_N4, own, 100)
-
-
-def test_families_of_too_few_needed_windows_go_and_the_others_are_numbered_anew():
-    family_N = torch.tensor([1, 1, 1, 2, 2, 2, 2, 0, 3])
-    needed_N = torch.tensor([1, 0, 0, 1, 1, 1, 0, 1, 1]).bool()
-    assert 1 / 3 < LEAST_SHARE < 3 / 4
-    assert keep_needed(family_N, needed_N).tolist() == [0, 0, 0, 1, 1, 1, 1, 0, 2]
-    assert keep_needed(torch.zeros(3, dtype=torch.int64), needed_N[:3]).tolist() == [0, 0, 0]

@@ -95,12 +95,12 @@ def test_two_attackers_are_two_families(tmp_path):
 def test_windows_whose_images_stay_without_them_are_no_trigger(tmp_path):
     rows = poisoned()
     for row in rows:
-        # Of the first trigger's eight windows five are not needed, of the second's one.
+        # Of the first trigger's eight windows five are not needed, of the second's six one.
         row["needed"] = row["image_id"] not in {"a#0300", *(f"a#020{i}" for i in range(5))}
     _, evidence, listed = search(tmp_path, rows)
     (left,) = evidence["families"]
-    assert (left["family"], left["cluster"], left["n_candidates"]) == (1, 9, 6)
-    assert {row["image_id"] for row in listed if row["family"]} == {f"a#{300 + i:04d}" for i in range(6)}
+    assert (left["family"], left["cluster"], left["n_candidates"]) == (1, 9, 5)
+    assert {row["image_id"] for row in listed if row["family"]} == {f"a#{301 + i:04d}" for i in range(5)}
 
 
 def test_triggers_are_candidates_by_score_and_id(tmp_path):
