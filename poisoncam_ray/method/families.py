@@ -57,24 +57,9 @@ def families(windows: Sequence[Tensor], effect_NK: Tensor, score_N: Tensor) -> T
     found: list[list[int]] = []
     sums: list[Tensor] = []
     for group in (group for group in groups if len(group) >= LEAST_ALIKE):
-        total_K = effect_NK[group].sum(dim=0)
-        cosines = [float(F.cosine_similarity(total_K, other_K, dim=0)) for other_K in sums]
-        nearest = max(range(len(sums)), key=cosines.__getitem__, default=None)
-        if nearest is None or cosines[nearest] < SAME_COSINE:
-            found.append(group)
-            sums.append(total_K)
-        else:
-            found[nearest] = found[nearest] + group
-            sums[nearest] = sums[nearest] + total_K
+        _join(group, effect_NK, found, sums, SAME_COSINE)
     for i in (i for i in order if i in alone):
-        cosines = [float(F.normalize(total_K, dim=0) @ effect_NK[i]) for total_K in sums]
-        nearest = max(range(len(sums)), key=cosines.__getitem__, default=None)
-        if nearest is None or cosines[nearest] < LEAST_COSINE:
-            found.append([i])
-            sums.append(effect_NK[i].clone())
-        else:
-            found[nearest].append(i)
-            sums[nearest] += effect_NK[i]
+        _join([i], effect_NK, found, sums, LEAST_COSINE)
     shared = [group for group in found if len(group) >= LEAST_WINDOWS]
     place = {i: p for p, i in enumerate(order)}
     shared.sort(key=lambda group: min(place[i] for i in group))
@@ -82,6 +67,22 @@ def families(windows: Sequence[Tensor], effect_NK: Tensor, score_N: Tensor) -> T
     for number, group in enumerate(shared, start=1):
         family_N[group] = number
     return family_N
+
+
+def _join(
+    group: list[int], effect_NK: Tensor, found: list[list[int]], sums: list[Tensor], least: float
+) -> None:
+    """Add the group to the family of `found` whose mean effect is nearest, or as a family of its own where no
+    cosine is at least `least`. `sums`: of each family's effects."""
+    total_K = effect_NK[group].sum(dim=0)
+    cosines = [float(F.cosine_similarity(total_K, other_K, dim=0)) for other_K in sums]
+    nearest = max(range(len(sums)), key=cosines.__getitem__, default=None)
+    if nearest is None or cosines[nearest] < least:
+        found.append(group)
+        sums.append(total_K)
+    else:
+        found[nearest] = found[nearest] + group
+        sums[nearest] = sums[nearest] + total_K
 
 
 def likeness(t_NCss: Tensor) -> Tensor:
