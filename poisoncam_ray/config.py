@@ -6,7 +6,7 @@ Fractions are shares of the encoder's image side unless a docstring says otherwi
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -20,6 +20,10 @@ class Section(BaseModel):
     """Keys that say how the work is done, not what comes out: free to change in a run folder."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def outcome(self) -> dict[str, Any]:
+        """The keys that decide what comes out, as JSON holds them: what a folder is compared by."""
+        return self.model_dump(mode="json", exclude=set(self.how))
 
 
 class Index(Section):

@@ -228,10 +228,7 @@ class Runner:
         )
 
     def _identity(self, stage: Stage) -> dict[str, Any]:
-        sections = {}
-        for name in stage.sections:
-            section = getattr(self.config, name)
-            sections[name] = section.model_dump(exclude=set(section.how), mode="json")
+        sections = {name: getattr(self.config, name).outcome() for name in stage.sections}
         identity = {
             "stage": stage.name,
             "version": stage.version,

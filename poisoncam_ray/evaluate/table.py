@@ -127,11 +127,7 @@ def _claim(setting: Setting, config: Config, out: Folder) -> None:
         "n_classes": setting.n_classes,
         "per_class": setting.per_class,
         "width": setting.width,
-        "config": {
-            name: section.model_dump(mode="json", exclude=set(section.how))
-            for name, section in sections.items()
-            if name != "resources"
-        },
+        "config": {name: section.outcome() for name, section in sections.items() if name != "resources"},
     }
     if not out.exists(SETTING):
         out.write_json(SETTING, now)
