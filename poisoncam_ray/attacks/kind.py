@@ -84,6 +84,16 @@ class Kind:
     validation_region: Region = VALIDATION_REGION
     check: Callable[[Mapping[str, float]], None] | None = None
 
+    @property
+    def makes_its_trigger(self) -> bool:
+        """Whether it has no trigger images, or takes them from the corpus where none is given."""
+        return not self.takes_triggers or self.triggers is not named_triggers
+
+    @property
+    def has_own_width(self) -> bool:
+        """Whether it is about a size that is not the reference attack's."""
+        return self.width != WIDTH
+
     def settings(self, name: str, given: Mapping[str, float]) -> dict[str, float]:
         """Every option's value. UserError, with the kind's `name`, for one unknown or out of range, or for
         some that do not go together."""

@@ -18,9 +18,6 @@ from poisoncam_ray.store import connect
 
 REFERENCE = "patch"
 MADE = "attack.json"
-WITHOUT_TRIGGER = ("frequency", "natural")
-"""Kinds that make their trigger themselves: one run a seed, not one for each trigger."""
-OF_OWN_WIDTH = ("large",)
 
 
 @dataclass(frozen=True)
@@ -72,7 +69,7 @@ class Attacked:
 
     def _settings(self) -> dict[str, Any]:
         kind = {} if self.kind == REFERENCE else {"kind": self.kind}
-        return kind | ({} if self.kind in OF_OWN_WIDTH else {"width": self.width})
+        return kind | ({} if kind_named(self.kind).has_own_width else {"width": self.width})
 
 
 def trigger_name(trigger: str) -> str:

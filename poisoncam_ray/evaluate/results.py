@@ -101,8 +101,7 @@ def _overview(groups: Sequence[Sequence[Mapping[str, Any]]]) -> str:
     for rows in groups:
         first = rows[0]
         found = sum(row.get("verdict") == "poison" for row in rows)
-        rate = statistics.mean(row["poison_rate"] for row in rows)
-        cells = [first["kind"], f"{100 * rate:.3g} %", str(len(rows)), str(found)]
+        cells = [first["kind"], f"{100 * _rate(rows):.3g} %", str(len(rows)), str(found)]
         for key in OVERVIEW:
             numbers = _numbers(rows, key)
             cells.append(f"{statistics.mean(numbers):.3f}" if numbers else "–")
@@ -117,8 +116,7 @@ def _section(rows: Sequence[Mapping[str, Any]]) -> str:
         untouched = sum(row["n_removed"] == 0 for row in rows)
         title = f"## Never poisoned: {runs}, nothing removed in {untouched}"
     else:
-        rate = statistics.mean(row["poison_rate"] for row in rows)
-        title = f"## {first['kind']}, share {first['share']:g}, {rate:.2%} of the corpus: {runs}"
+        title = f"## {first['kind']}, share {first['share']:g}, {_rate(rows):.2%} of the corpus: {runs}"
     lines = [title, "", "| | mean ± standard deviation | least – most | runs |", "|---|---|---|---|"]
     for key, name in SHOWN.items():
         words = Counter(row[key] for row in rows if isinstance(row.get(key), str))
@@ -135,6 +133,11 @@ def _section(rows: Sequence[Mapping[str, Any]]) -> str:
     if seconds:
         lines += ["", f"Seconds, mean: {', '.join(seconds)}."]
     return "\n".join(lines)
+
+
+def _rate(rows: Sequence[Mapping[str, Any]]) -> float:
+    """Of all images, how many are poisoned: the mean of the runs."""
+    return statistics.mean(row["poison_rate"] for row in rows)
 
 
 def _numbers(rows: Sequence[Mapping[str, Any]], key: str) -> list[float]:

@@ -20,13 +20,7 @@ from poisoncam_ray.attacks.kinds import kind_named
 from poisoncam_ray.config import Config
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.evaluate import NeverPoisoned, Validation, evaluate_run, probe
-from poisoncam_ray.evaluate.corpora import (
-    REFERENCE,
-    WITHOUT_TRIGGER,
-    Attacked,
-    take_classes,
-    trigger_name,
-)
+from poisoncam_ray.evaluate.corpora import REFERENCE, Attacked, take_classes, trigger_name
 from poisoncam_ray.evaluate.results import gaps, single_figures, write_results
 from poisoncam_ray.evaluate.retrain import FEATURES, with_encoder
 from poisoncam_ray.fingerprint import differences
@@ -71,12 +65,11 @@ class Setting:
     clean: bool = False
 
     def __post_init__(self) -> None:
-        for kind in self.kinds:
-            kind_named(kind)
+        of_themselves = [kind_named(kind).makes_its_trigger for kind in self.kinds]
         for share in self.shares:
             if not 0 < share <= 1:
                 raise UserError(f"The share is {share}: use a number above 0 and at most 1.")
-        if not (self.triggers or self.clean or set(self.kinds) & set(WITHOUT_TRIGGER)):
+        if not (self.triggers or self.clean or any(of_themselves)):
             raise UserError("There is nothing to run: give triggers, or ask for clean corpora (--clean).")
         if len({trigger_name(trigger) for trigger in self.triggers}) < len(self.triggers):
             raise UserError(f"The triggers {', '.join(self.triggers)} share a file name: give each its own.")
@@ -163,7 +156,8 @@ def _prepare(setting: Setting, config: Config, folder: Folder, progress: Progres
 def _attacks(setting: Setting, of_seed: _Seed) -> Iterator[Attacked]:
     for kind in setting.kinds:
         for share in setting.shares:
-            for trigger in ("",) if kind in WITHOUT_TRIGGER else setting.triggers:
+            # One run a seed, not one for each trigger.
+            for trigger in ("",) if kind_named(kind).makes_its_trigger else setting.triggers:
                 yield Attacked(
                     kind,
                     share,

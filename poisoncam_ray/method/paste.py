@@ -53,30 +53,13 @@ def paste(x_NCHW: Tensor, t_NChw: Tensor, box_N4: Tensor) -> Tensor:
     return out_NCHW
 
 
-def paste_all(
-    x_FCHW: Tensor, t_NChw: Tensor, seeds_N: Tensor, index_F: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Every candidate on every flip-test image, each at its own random place (step 4).
-
-    seeds_N, index_F: int64; the place of candidate n on image f follows from seeds_N[n] and index_F[f]
-    alone (index_F: 0 … F-1 when not given), so any split of candidates or images gives the same pastes.
-    Returns x_NFCHW and box_NF4.
-    """
-    n, f = len(t_NChw), len(x_FCHW)
-    height, width = t_NChw.shape[-2:]
-    if index_F is None:
-        index_F = torch.arange(f)
-    box_NF4 = random_places(seeds_N, index_F, height, width, x_FCHW.shape[-2], x_FCHW.shape[-1])
-    box_NF4 = box_NF4.to(x_FCHW.device)
-    x_MCHW = x_FCHW.expand(n, *x_FCHW.shape).flatten(0, 1)
-    t_MChw = t_NChw[:, None].expand(n, f, *t_NChw.shape[1:]).flatten(0, 1)
-    return paste(x_MCHW, t_MChw, box_NF4.flatten(0, 1)).unflatten(0, (n, f)), box_NF4
-
-
 def random_places(
     seeds_N: Tensor, index_F: Tensor, height: int, width: int, image_height: int, image_width: int
 ) -> Tensor:
-    """Uniform boxes of one size wholly inside an image, box_NF4, each a pure function of (seed, index)."""
+    """Uniform boxes of one size wholly inside an image, box_NF4 (int64): a pure function of (seed, index).
+
+    So any split of candidates or images gives the same places. ValueError for a window larger than the image.
+    """
     if height > image_height or width > image_width:
         raise ValueError(f"A {height}×{width} window does not fit a {image_height}×{image_width} image.")
     u_NF = _mix(_mix(seeds_N.to(torch.int64))[:, None] ^ _mix(index_F.to(torch.int64) + 0x51ED27)[None, :])

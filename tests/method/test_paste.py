@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from poisoncam_ray.method.paste import crop, paste, paste_all, paste_resized, random_places, same_size
+from poisoncam_ray.method.paste import crop, paste, paste_resized, random_places, same_size
 
 
 def images(n: int, height: int, width: int, seed: int = 0) -> torch.Tensor:
@@ -60,20 +60,16 @@ def test_a_window_of_another_size_is_refused():
 
 @given(st.integers(1, 6), st.integers(1, 6), st.integers(1, 8), st.integers(0, 2**62))
 @settings(max_examples=40, deadline=None)
-def test_paste_all_does_not_depend_on_how_it_is_split(n, f, size, seed):
-    x, t = images(f, 8, 9, 1), images(n, size, size, 2)
-    seeds = torch.arange(n) * 7919 + seed
-    whole, box = paste_all(x, t, seeds)
-    assert whole.shape == (n, f, 3, 8, 9)
+def test_random_places_lie_inside_and_do_not_depend_on_how_they_are_split(n, f, size, seed):
+    seeds, index = torch.arange(n) * 7919 + seed, torch.arange(f)
+    box = random_places(seeds, index, size, size, 8, 9)
+    assert box.shape == (n, f, 4)
+    assert (box[..., :2] >= 0).all() and (box[..., 2] <= 9).all() and (box[..., 3] <= 8).all()
+    assert (box[..., 2:] - box[..., :2] == size).all()
     for i in range(n):
         for j in range(f):
-            one, one_box = paste_all(x[j : j + 1], t[i : i + 1], seeds[i : i + 1], torch.tensor([j]))
-            assert torch.equal(one[0, 0], whole[i, j]) and torch.equal(one_box[0, 0], box[i, j])
-            x0, y0, x1, y1 = box[i, j].tolist()
-            assert min(x0, y0) >= 0 and x1 <= 9 and y1 <= 8 and x1 - x0 == y1 - y0 == size
-            expected = x[j].clone()
-            expected[:, y0:y1, x0:x1] = t[i]
-            assert torch.equal(whole[i, j], expected)
+            alone = random_places(seeds[i : i + 1], index[j : j + 1], size, size, 8, 9)
+            assert torch.equal(alone[0, 0], box[i, j])
 
 
 def test_random_places_cover_the_image_evenly_and_do_not_follow_one_another():
