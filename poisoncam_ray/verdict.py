@@ -16,8 +16,8 @@ NOTHING = "No window does to other images what benign windows do not."
 TOO_FEW = "Too few windows were tried to know what benign ones do, so poison could not have been seen."
 TOO_LOUD = "Benign windows of this corpus score so high that no window could stand out."
 NO_TRIGGER = (
-    "A group of clusters scores above the threshold, but none of its windows was taken for a trigger: it "
-    "takes several that look or do alike."
+    "A bundle of windows scores above the threshold, but none of them was taken for a trigger: it takes "
+    "several that look or do alike."
 )
 LEAST_P = 1e-4
 """p-values below this are said as 'below': no null is large enough to tell them apart."""
@@ -38,11 +38,11 @@ class Family:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Scores are shares of the test images, 0 to 1. `group_scores`: of each group of clusters what the best
-    quarter of its windows score at least, those that their own images do not need counting 0; `null_scores`:
-    of the benign groups; both highest first. A group that scores `threshold` is a suspect. p-values and
-    threshold are None where there are too few benign groups, or where nobody asks for evidence (a false alarm
-    rate of 1)."""
+    """Scores are shares of the test images, 0 to 1. `bundle_scores`: of each bundle (windows that look alike,
+    or are left of one group of clusters) what its windows surely score on average, those that their own
+    images do not need counting 0; `null_scores`: of the benign bundles; both highest first. A bundle that
+    scores `threshold` is a suspect. p-values and threshold are None where there are too few benign bundles,
+    or where nobody asks for evidence (a false alarm rate of 1)."""
 
     verdict: str
     false_alarm_rate: float
@@ -50,8 +50,8 @@ class Evidence:
     best_score: float | None
     threshold: float | None
     n_candidates: int
-    best_group: float | None = None
-    group_scores: Sequence[float] = ()
+    best_bundle: float | None = None
+    bundle_scores: Sequence[float] = ()
     null_scores: Sequence[float] = ()
     families: Sequence[Family] = ()
 
@@ -61,10 +61,10 @@ class Evidence:
 
     @property
     def stands_out(self) -> bool:
-        """Whether any group scores the threshold."""
-        if self.threshold is None or self.best_group is None:
+        """Whether any bundle scores the threshold."""
+        if self.threshold is None or self.best_bundle is None:
             return False
-        return self.best_group >= self.threshold
+        return self.best_bundle >= self.threshold
 
     @property
     def why_not(self) -> str:
@@ -113,11 +113,11 @@ def tell(evidence: Evidence, removed: int, by_family: Mapping[int, int]) -> list
 def chance(p_value: float) -> str:
     """0.0004 → '1 in 2,500 benign windows scores'; common ones in per cent."""
     if p_value > 0.1:
-        return f"{percent(p_value)} of benign groups of clusters score"
+        return f"{percent(p_value)} of benign bundles of windows score"
     if p_value < LEAST_P:
-        return f"fewer than 1 in {1 / LEAST_P:,.0f} benign groups of clusters scores"
+        return f"fewer than 1 in {1 / LEAST_P:,.0f} benign bundles of windows scores"
     # Two digits: a p-value is no more exact than that.
-    return f"1 in {float(f'{1 / p_value:.2g}'):,.0f} benign groups of clusters scores"
+    return f"1 in {float(f'{1 / p_value:.2g}'):,.0f} benign bundles of windows scores"
 
 
 def p_figure(p_value: float) -> str:

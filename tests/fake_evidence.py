@@ -60,15 +60,15 @@ def acquit(run: Folder) -> None:
         verdict=NO_EVIDENCE,
         p_value=0.31,
         best_score=0.06,
-        best_group=0.03,
-        group_scores=[0.03, *NULL],
+        best_bundle=0.03,
+        bundle_scores=[0.03, *NULL],
     )
 
 
 def write_evidence(run: Folder, **changes: Any) -> None:
     evidence = {
         "verdict": POISON, "false_alarm_rate": 0.05, "p_value": 0.0004, "best_score": 0.9, "threshold": 0.17,
-        "n_candidates": 18, "best_group": 0.6, "group_scores": [0.6, 0.5, *NULL], "null_scores": NULL,
+        "n_candidates": 18, "best_bundle": 0.6, "bundle_scores": [0.6, 0.5, *NULL], "null_scores": NULL,
         "families": [],
     }  # fmt: skip
     (run / "04_search").write_json(EVIDENCE, evidence | changes)

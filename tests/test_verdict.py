@@ -35,11 +35,11 @@ from tests.fake_run import FakeRun, make_fake_run
 @pytest.mark.parametrize(
     ("p_value", "words"),
     [
-        (1.0, "100 % of benign groups of clusters score"),
-        (0.31, "31 % of benign groups of clusters score"),
-        (1 / 513, "1 in 510 benign groups of clusters scores"),
-        (0.0004, "1 in 2,500 benign groups of clusters scores"),
-        (0.0, "fewer than 1 in 10,000 benign groups of clusters scores"),
+        (1.0, "100 % of benign bundles of windows score"),
+        (0.31, "31 % of benign bundles of windows score"),
+        (1 / 513, "1 in 510 benign bundles of windows scores"),
+        (0.0004, "1 in 2,500 benign bundles of windows scores"),
+        (0.0, "fewer than 1 in 10,000 benign bundles of windows scores"),
     ],
 )
 def test_a_p_value_in_words(p_value: float, words: str) -> None:
@@ -68,9 +68,9 @@ def test_the_line_for_one_and_for_many(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("changes", "lines"),
     [
-        ({"best_group": 0.06}, ["No evidence of poison (false alarm rate 5 %): nothing was removed."]),
+        ({"best_bundle": 0.06}, ["No evidence of poison (false alarm rate 5 %): nothing was removed."]),
         (
-            {"best_group": 0.17},
+            {"best_bundle": 0.17},
             ["No evidence of poison (false alarm rate 5 %): nothing was removed.", f"  {NO_TRIGGER}"],
         ),
         (

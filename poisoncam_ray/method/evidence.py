@@ -1,11 +1,11 @@
-"""Is there anything? The best groups of clusters against a null from the same corpus and encoder.
+"""Is there anything? The best bundles of windows against a null from the same corpus and encoder.
 
-The null are the windows that the same masks chose in images of the other groups of clusters: benign ones,
-picked as hard as the suspects were. Windows at random places are an easier null, and random colourful patches
-none at all: a poisoned encoder takes them for its trigger (40 to 66 of 100 images moved into the poison's
-clusters, photographs, tuning classes).
+The null are the windows that the same masks chose in the other bundles: benign ones, picked as hard as the
+suspects were. Windows at random places are an easier null, and random colourful patches none at all: a
+poisoned encoder takes them for its trigger (40 to 66 of 100 images moved into the poison's clusters,
+photographs, tuning classes).
 
-N candidates   G groups of clusters
+N candidates   M those of one bundle   U bundles
 """
 
 import math
@@ -16,101 +16,112 @@ from statistics import fmean, stdev
 import torch
 from torch import Tensor
 
-LEAST_GROUPS = 5
-"""Fewer benign groups tell nothing of how groups differ."""
+LEAST_BUNDLES = 5
+"""Fewer benign bundles tell nothing of how bundles differ."""
 SUSPECT_SHARE = 0.5
-"""At most this share of the groups may be suspects: the others are the null."""
-SPOKEN = 0.75
-"""A group speaks with this quantile of its windows' scores; a window that its own image does not need scores
-nothing. A natural place has a few windows that pull images, and images that stay without them; a trigger lies
-in most windows of its place. The upper quartile was 0.12 to 0.72 in the groups that most poison lay in, and
-at most 0.04 in benign ones (photographs, ten attacks and a clean corpus of the tuning classes, and the demo);
-of all windows, needed or not, up to 0.13 in benign ones; the second best window up to 0.29. The median loses
-groups that hold as many natural images as poison."""
+"""At most this share of the bundles may be suspects: the others are the null."""
+SURE = 2.0
+"""A bundle speaks with its windows' mean score less so many standard errors; a window that its own image
+does not need scores nothing. A natural place has a few windows that pull images, and images that stay without
+them; a trigger lies in most windows of its bundle. Groups of clusters alone, with the upper quartile of their
+windows, missed two weak backdoors (attack success 0.24 and 0.38); bundles with this found them at 1.2 and 1.4
+times the threshold. The benign windows of 23 runs reached at most 0.77 of it (photographs, tuning)."""
 LEAST_WINDOWS = 8
-"""Groups of fewer windows say nothing."""
+"""Bundles of fewer windows say nothing."""
+FLOOR = 0.25
+"""Of a step: benign bundles whose means differ by less than that are not told apart."""
 CAUTION = 2.0
-"""The fitted scale is (1 + CAUTION/√G) times the sample's: a few groups may look more alike than groups are,
-and natural places pull images differently. With it, and a rate of 0.05, drawn groups whose means differed
-log-normally with σ = 0.3 were an alarm in at most 2 of 100 corpora of 8 to 60 groups, with σ = 0.5 in 2 to 7,
-with σ = 0.75 in 13 to 23."""
+"""The fitted scale is (1 + CAUTION/√n) times the sample's: a few bundles may look more alike than bundles
+are, and natural places pull images differently."""
 
 
 @dataclass(frozen=True)
 class Null:
-    """How high a benign group scores: a Gumbel distribution (its right tail is heavier than a normal one's)
-    with `mode` and `scale` in scores, from `n` groups."""
+    """How high a benign bundle scores: a Gumbel distribution (its right tail is heavier than a normal one's)
+    with `mode` and `scale` in scores, from `n` bundles."""
 
     mode: float
     scale: float
     n: int
 
     def p_value(self, score: float) -> float:
-        """The chance that a benign group reaches `score`."""
+        """The chance that a benign bundle reaches `score`."""
         return -math.expm1(-math.exp((self.mode - score) / self.scale))
 
-    def threshold(self, false_alarm_rate: float, n_groups: int) -> float:
-        """The score that the best of `n_groups` benign groups reaches with this chance."""
-        return self.mode - self.scale * math.log(-math.log1p(-false_alarm_rate) / n_groups)
+    def threshold(self, false_alarm_rate: float, n_bundles: int) -> float:
+        """The score that the best of `n_bundles` benign bundles reaches with this chance."""
+        return self.mode - self.scale * math.log(-math.log1p(-false_alarm_rate) / n_bundles)
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """`score_G`: each group's score, by its number. `suspect_N`: candidates beyond the threshold, in the
-    groups that stand out; none: no evidence. `null_G`: the groups that do not. `null` is None, and nobody is
-    of it, where there are too few groups (threshold ∞) or no evidence was asked for (threshold 0)."""
+    """`score_U`: each bundle's score, by its number. `suspect_N`: the windows that speak for the bundles that
+    stand out; none: no evidence. `null_U`: the bundles that do not. `null` is None, and nobody is of it,
+    where there are too few bundles (threshold ∞) or no evidence was asked for (threshold 0)."""
 
     null: Null | None
     threshold: float
-    score_G: dict[int, float]
+    score_U: dict[int, float]
     suspect_N: Tensor
-    null_G: list[int]
+    null_U: list[int]
 
 
 def weigh(
-    score_N: Tensor, needed_N: Tensor, group_N: Tensor, false_alarm_rate: float, step: float
+    score_N: Tensor, needed_N: Tensor, bundle_N: Tensor, false_alarm_rate: float, step: float
 ) -> Evidence:
-    """Which groups' candidates score higher than benign windows do.
+    """Which bundles' candidates score higher than benign windows do.
 
-    The m-th best group must pass the threshold that the groups after it set; the largest such m counts, so
-    that several attackers, or one in several groups, do not hide one another. Groups are compared, not
-    windows: those of one group are no independent draws, and a second group of the same poison among the
-    null's windows would lift their tail far above itself. `needed_N`: as `need.needed` says; `group_N`: the
-    group of each candidate's own cluster; `step`: the least difference between two scores, one flip-test
-    image. A false alarm rate of 1 asks for no evidence: then every candidate is a suspect, as in the paper.
+    The m-th best bundle must pass the threshold that the bundles after it set; the largest such m counts, so
+    that several attackers, or one in several bundles, do not hide one another. Bundles are compared, not
+    windows: those of one bundle are no independent draws, and a second bundle of the same poison among the
+    null's windows would lift their tail far above itself. `needed_N`: as `need.needed` says; `bundle_N`: as
+    `bundles.bundles` does; `step`: the least difference between two scores, one flip-test image. A false
+    alarm rate of 1 asks for no evidence: then every candidate is a suspect, as in the paper.
     """
-    group_N = group_N.cpu()
+    bundle_N = bundle_N.cpu()
     score_N = torch.where(needed_N.cpu(), score_N.double().cpu(), 0.0)
-    heard = {g: group_score(score_N[group_N == g]) for g in group_N.unique().tolist()}
-    score_G = {g: score for g, score in heard.items() if score is not None}
+    heard = {u: bundle_score(score_N[bundle_N == u]) for u in bundle_N.unique().tolist()}
+    score_U = {u: score for u, score in heard.items() if score is not None}
     if false_alarm_rate >= 1:
-        return Evidence(None, 0.0, score_G, torch.ones(len(score_N), dtype=torch.bool), [])
-    ranked = sorted(score_G, key=lambda g: (-score_G[g], g))
+        return Evidence(None, 0.0, score_U, torch.ones(len(score_N), dtype=torch.bool), [])
+    ranked = sorted(score_U, key=lambda u: (-score_U[u], u))
     none_N = torch.zeros(len(score_N), dtype=torch.bool)
-    found = Evidence(None, math.inf, score_G, none_N, [])
+    found = Evidence(None, math.inf, score_U, none_N, [])
     for m in range(1, max(1, math.floor(SUSPECT_SHARE * len(ranked))) + 1):
-        null = fit_null([score_G[g] for g in ranked[m:]], step)
+        null = fit_null([score_U[u] for u in ranked[m:]], step)
         if null is None:
             break
         threshold = null.threshold(false_alarm_rate, len(ranked))
-        if score_G[ranked[m - 1]] >= threshold:
-            suspect_N = torch.isin(group_N, torch.tensor(ranked[:m])) & (score_N >= threshold)
-            found = Evidence(null, threshold, score_G, suspect_N, ranked[m:])
+        if score_U[ranked[m - 1]] >= threshold:
+            found = Evidence(null, threshold, score_U, _speakers(score_N, bundle_N, ranked[:m]), ranked[m:])
         elif m == 1:
-            found = Evidence(null, threshold, score_G, none_N, ranked[m:])
+            found = Evidence(null, threshold, score_U, none_N, ranked[m:])
     return found
 
 
-def fit_null(score_G: Sequence[float], step: float) -> Null | None:
-    """By moments; None of fewer than LEAST_GROUPS. The scale is at least one step: scores are counts."""
-    n = len(score_G)
-    if n < LEAST_GROUPS:
+def _speakers(score_N: Tensor, bundle_N: Tensor, accused: Sequence[int]) -> Tensor:
+    """suspect_N: of each accused bundle the needed windows that score at least its mean. A group of clusters
+    holds natural images beside the poison: 90 to 93 % of its windows past the threshold were poison, of these
+    99 to 100 (photographs, tuning)."""
+    suspect_N = torch.zeros(len(score_N), dtype=torch.bool)
+    for bundle in accused:
+        own_N = bundle_N == bundle
+        suspect_N |= own_N & (score_N > 0) & (score_N >= score_N[own_N].mean())
+    return suspect_N
+
+
+def fit_null(score_U: Sequence[float], step: float) -> Null | None:
+    """By moments; None of fewer than LEAST_BUNDLES. The scale is at least FLOOR of a step."""
+    n = len(score_U)
+    if n < LEAST_BUNDLES:
         return None
-    scale = max(step, stdev(score_G) * math.sqrt(6) / math.pi) * (1 + CAUTION / math.sqrt(n))
+    scale = max(FLOOR * step, stdev(score_U) * math.sqrt(6) / math.pi) * (1 + CAUTION / math.sqrt(n))
     # Euler's constant times the scale is how far a Gumbel's mean lies above its mode.
-    return Null(fmean(score_G) - 0.5772156649 * scale, scale, n)
+    return Null(fmean(score_U) - 0.5772156649 * scale, scale, n)
 
 
-def group_score(score_M: Tensor) -> float | None:
-    """SPOKEN quantile of a group's windows; None of fewer than LEAST_WINDOWS."""
-    return float(torch.quantile(score_M.double(), SPOKEN)) if len(score_M) >= LEAST_WINDOWS else None
+def bundle_score(score_M: Tensor) -> float | None:
+    """What the bundle's windows surely score on average, at least 0; None of fewer than LEAST_WINDOWS."""
+    if len(score_M) < LEAST_WINDOWS:
+        return None
+    return max(0.0, float(score_M.mean() - SURE * score_M.std() / math.sqrt(len(score_M))))

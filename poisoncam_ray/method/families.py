@@ -1,19 +1,17 @@
 """Trigger families: candidates that look alike belong to one attacker, and so do those that look like nobody
 but send images to the same places.
 
-N candidates   K clusters   C channels   h, w a window's sides   s = LOOK_SIDE   E look dimensions
+N candidates   K clusters   C channels   h, w a window's sides   s = looks.LOOK_SIDE
 """
 
 from collections.abc import Sequence
-from itertools import product
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LOOK_SIDE = 12
-SHIFTS = 3
-"""Pixels of LOOK_SIDE: windows of one trigger lie up to a quarter of their side apart."""
+from poisoncam_ray.method.looks import likeness, look
+
 LEAST_LIKENESS = 0.6
 """Of two triggers in one corpus, windows of the same had a likeness of 0.79 to 1 and of different ones 0.06
 to 0.43 (photographs, tuning classes)."""
@@ -28,11 +26,6 @@ LEAST_WINDOWS = 2
 """One window is an anecdote."""
 
 
-def look(t_Chw: Tensor) -> Tensor:
-    """t_Css: a window of any size, float in [0, 1], as small as looks are compared."""
-    return F.interpolate(t_Chw[None].float(), size=(LOOK_SIDE, LOOK_SIDE), mode="area")[0]
-
-
 def families(windows: Sequence[Tensor], effect_NK: Tensor, score_N: Tensor) -> Tensor:
     """family_N int64, from 1 by falling best score; 0 for windows that share neither look nor effect.
 
@@ -43,7 +36,8 @@ def families(windows: Sequence[Tensor], effect_NK: Tensor, score_N: Tensor) -> T
     effect.
     """
     order = score_N.cpu().argsort(descending=True, stable=True).tolist()
-    alike_NN = likeness(torch.stack([look(t_Chw) for t_Chw in windows])) >= LEAST_LIKENESS
+    look_NCss = torch.stack([look(t_Chw) for t_Chw in windows])
+    alike_NN = likeness(look_NCss, look_NCss) >= LEAST_LIKENESS
     groups: list[list[int]] = []
     free_N = torch.ones(len(order), dtype=torch.bool)
     for i in order:
@@ -83,22 +77,3 @@ def _join(
     else:
         found[nearest] = found[nearest] + group
         sums[nearest] = sums[nearest] + total_K
-
-
-def likeness(t_NCss: Tensor) -> Tensor:
-    """likeness_NN, −1 … 1: the best correlation of any two small pictures over shifts of at most SHIFTS
-    pixels; brightness and contrast do not matter, and a flat picture is like none."""
-    best_NN = torch.full((len(t_NCss), len(t_NCss)), -1.0)
-    # A shift back is the same pair the other way round: half of the shifts will do.
-    for dy, dx in product(range(SHIFTS + 1), range(-SHIFTS, SHIFTS + 1)):
-        best_NN = torch.maximum(best_NN, _part(t_NCss, dy, dx) @ _part(t_NCss, -dy, -dx).T)
-    return torch.maximum(best_NN, best_NN.T)
-
-
-def _part(t_NCss: Tensor, dy: int, dx: int) -> Tensor:
-    """What overlaps after a shift, as unit vectors look_NE without their mean colour."""
-    side = t_NCss.shape[-1]
-    rows, columns = slice(max(0, dy), side + min(0, dy)), slice(max(0, dx), side + min(0, dx))
-    part_NChw = t_NCss[:, :, rows, columns]
-    # What rounding leaves of a flat picture must not become a look.
-    return F.normalize((part_NChw - part_NChw.mean(dim=(2, 3), keepdim=True)).flatten(1), dim=1, eps=1e-3)

@@ -1,4 +1,4 @@
-"""The plot of the evidence: what all groups of clusters score, against those without poison."""
+"""The plot of the evidence: what all bundles of windows score, against those without poison."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ MOST_BINS, LEAST_BINS = 40, 8
 
 
 def against_null(scores: Sequence[float], null: Sequence[float], threshold: float | None) -> Plot | None:
-    """All groups' scores upwards, benign groups' downwards, counts on one logarithmic scale. The threshold is
-    an edge of a bin: no bar lies on both sides of it."""
+    """All bundles' scores upwards, benign bundles' downwards, counts on one logarithmic scale. The
+    threshold is an edge of a bin: no bar lies on both sides of it."""
     both = [*scores, *null]
     if not both:
         return None
@@ -31,7 +31,7 @@ def against_null(scores: Sequence[float], null: Sequence[float], threshold: floa
         return 100 * ((score - edge) / width - first) / n
 
     def height(count: int) -> float:
-        # One group is still a visible bar: log(1 + n).
+        # One bundle is still a visible bar: log(1 + n).
         return unit * math.log10(1 + count)
 
     bars = []
@@ -40,10 +40,11 @@ def against_null(scores: Sequence[float], null: Sequence[float], threshold: floa
         x, wide = 100 * (i - first) / n, 85 / n
         if up[i]:
             kind = "chosen" if threshold is not None and i >= 0 else "other"
-            label = f"{around}: {up[i]:,} groups"
+            label = f"{around}: {up[i]:,} bundles"
             bars.append(Bar(x, zero - height(up[i]), wide, height(up[i]), kind, label))
         if down[i]:
-            bars.append(Bar(x, zero, wide, height(down[i]), "benign", f"{around}: {down[i]:,} benign groups"))
+            label = f"{around}: {down[i]:,} benign bundles"
+            bars.append(Bar(x, zero, wide, height(down[i]), "benign", label))
     ticks = [
         Tick(zero + way * height(10**d), f"{10**d:,}")
         for way, decades in ((-1, up_decades), (1, down_decades))

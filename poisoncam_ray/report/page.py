@@ -29,7 +29,7 @@ def render(facts: Facts) -> str:
     ledger, evidence = facts.ledger, facts.evidence
     plots: dict[str, Plot | None] = {
         "ledger": stacked({"kept": ledger.rows_out, "removed": ledger.removed, "dead": ledger.dead}),
-        "evidence": against_null(evidence.group_scores, evidence.null_scores, evidence.threshold)
+        "evidence": against_null(evidence.bundle_scores, evidence.null_scores, evidence.threshold)
         if evidence and evidence.null_scores
         else None,
         "scores": ranked(facts.scores),

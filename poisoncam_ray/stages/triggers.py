@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from poisoncam_ray.artifact import Folder
+from poisoncam_ray.method.bundles import bundles
 from poisoncam_ray.method.evidence import Evidence, weigh
 from poisoncam_ray.method.families import families
 from poisoncam_ray.method.groups import effects
+from poisoncam_ray.method.looks import look
 from poisoncam_ray.stages.crops import from_png
 from poisoncam_ray.verdict import EVIDENCE, NO_EVIDENCE, POISON
 
@@ -54,16 +56,26 @@ def conclude(out: Folder, rounds: int, g_K: Tensor, y_F: Tensor, false_alarm_rat
     cluster_N = torch.from_numpy(table["cluster"].to_numpy().astype(np.int64))
     step = 1 / max(1, table["n_flip"][0].as_py())
     needed_N = torch.tensor(table["needed"].to_pylist())
-    found = weigh(score_N, needed_N, g_K[cluster_N], false_alarm_rate, step)
+    bundle_N = g_K[cluster_N]
+    if false_alarm_rate < 1:
+        look_NCss = _looks(names)[torch.tensor(table["row"].to_pylist())]
+        bundle_N = bundles(look_NCss, bundle_N)
+    found = weigh(score_N, needed_N, bundle_N, false_alarm_rate, step)
     family_N = _families(names, table, found, score_N, y_F, len(g_K), one=false_alarm_rate >= 1)
     kept = _kept(family_N)
     shown = [name for name in CANDIDATES.names if name != "landed"]
     triggers = _rows(names, shown, table["row"].to_numpy()[kept])
     triggers = triggers.append_column("family", pa.array(family_N.numpy()[kept], pa.int32()))
     out.write_table(TRIGGERS, triggers.append_column("rank", pa.array(np.arange(len(triggers)), pa.int32())))
-    evidence = _evidence(found, score_N, cluster_N, g_K, family_N, false_alarm_rate, triggers)
+    evidence = _evidence(found, score_N, cluster_N, bundle_N, family_N, false_alarm_rate, triggers)
     out.write_json(EVIDENCE, evidence)
     return evidence
+
+
+def _looks(names: list[Folder]) -> Tensor:
+    """look_NCss of all candidates, a round at a time."""
+    crops = (folder.read_table(CANDIDATES_FILE, ["crop"])["crop"] for folder in names)
+    return torch.stack([look(from_png(data)) for column in crops for data in column.to_pylist()])
 
 
 def _families(
@@ -116,20 +128,19 @@ def _evidence(
     found: Evidence,
     score_N: Tensor,
     cluster_N: Tensor,
-    g_K: Tensor,
+    bundle_N: Tensor,
     family_N: Tensor,
     false_alarm_rate: float,
     triggers: pa.Table,
 ) -> dict[str, Any]:
-    def p_value(group_score: float | None) -> float | None:
-        return found.null.p_value(group_score) if found.null and group_score is not None else None
+    def p_value(bundle_score: float | None) -> float | None:
+        return found.null.p_value(bundle_score) if found.null and bundle_score is not None else None
 
-    best_group = max(found.score_G.values(), default=None)
+    best_bundle = max(found.score_U.values(), default=None)
     listed = []
     for family in range(1, int(family_N.max()) + 1):
         own_N = family_N == family
-        groups = g_K[cluster_N[own_N]].unique().tolist()
-        heard = [found.score_G[g] for g in groups if g in found.score_G]
+        heard = [found.score_U[u] for u in bundle_N[own_N].unique().tolist() if u in found.score_U]
         listed.append(
             {
                 "family": family,
@@ -143,13 +154,13 @@ def _evidence(
     return {
         "verdict": POISON if listed else NO_EVIDENCE,
         "false_alarm_rate": false_alarm_rate,
-        "p_value": p_value(best_group),
+        "p_value": p_value(best_bundle),
         "best_score": float(score_N.max()),
         "threshold": found.threshold if found.null else None,
         "n_candidates": len(score_N),
-        "best_group": best_group,
-        "group_scores": _falling(list(found.score_G.values())),
-        "null_scores": _falling([found.score_G[g] for g in found.null_G]),
+        "best_bundle": best_bundle,
+        "bundle_scores": _falling(list(found.score_U.values())),
+        "null_scores": _falling([found.score_U[u] for u in found.null_U]),
         "families": listed,
     }
 

@@ -5,7 +5,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poisoncam_ray.method.evidence import LEAST_GROUPS, LEAST_WINDOWS, Evidence, Null, fit_null, group_score
+from poisoncam_ray.method.evidence import (
+    FLOOR,
+    LEAST_BUNDLES,
+    LEAST_WINDOWS,
+    Evidence,
+    Null,
+    bundle_score,
+    fit_null,
+)
 from poisoncam_ray.method.evidence import weigh as weigh_needed
 
 STEP = 0.01
@@ -74,27 +82,29 @@ def test_false_alarms_do_happen():
 def test_planted_groups_are_found_and_hide_one_another_not(n_attackers, n_groups):
     exact = 0
     for seed in range(15):
-        score_N, group_N = benign(n_groups, 12, seed)
+        score_N, group_N = benign(n_groups, 24, seed)
         # Half of a poisoned group's windows hit the trigger.
         hit_N = (group_N < n_attackers) & (torch.arange(len(group_N)) % 2 == 0)
         score_N[hit_N] = 0.55 + 0.03 * group_N[hit_N]
         found = weigh(score_N, group_N, RATE, STEP)
         assert bool(found.suspect_N[hit_N].all())
         exact += set(group_N[found.suspect_N].tolist()) == set(range(n_attackers))
-        assert not set(found.null_G) & set(range(n_attackers))
+        assert not set(found.null_U) & set(range(n_attackers))
         assert found.threshold < 0.55 and found.null is not None
     # A benign group beside them is a false alarm like any other.
     assert exact >= 13
 
 
-def test_suspects_pass_the_threshold_and_are_none_of_the_null():
+def test_suspects_score_their_bundles_mean_and_are_none_of_the_null():
     for seed in range(20):
         score_N, group_N = benign(10, 10, seed, log_normal)
-        score_N[:4] = 0.9
+        score_N[:7] = 0.9
         found = weigh(score_N, group_N, RATE, STEP)
-        assert bool((score_N[found.suspect_N] >= found.threshold).all()) and bool(found.suspect_N.any())
-        assert not set(group_N[found.suspect_N].tolist()) & set(found.null_G)
-        assert found.null is not None and found.null.n == len(found.null_G)
+        assert bool(found.suspect_N[:7].all())
+        for own_N in (group_N == u for u in group_N[found.suspect_N].unique().tolist()):
+            assert float(score_N[own_N & found.suspect_N].min()) >= float(score_N[own_N].mean())
+        assert not set(group_N[found.suspect_N].tolist()) & set(found.null_U)
+        assert found.null is not None and found.null.n == len(found.null_U)
 
 
 def test_a_few_high_windows_are_no_evidence_and_a_quarter_of_a_group_is():
@@ -135,28 +145,36 @@ def test_one_poison_in_two_groups_of_unlike_strength_does_not_hide_itself():
 
 
 def test_too_few_groups_are_no_evidence():
-    group_N = torch.arange(LEAST_GROUPS).repeat_interleave(20)
+    group_N = torch.arange(LEAST_BUNDLES).repeat_interleave(20)
     score_N = torch.where(group_N == 0, 1.0, 0.0)
     found = weigh(score_N, group_N, RATE, STEP)
     assert found.null is None and found.threshold == math.inf
-    assert not bool(found.suspect_N.any()) and found.null_G == []
-    group_N = torch.arange(LEAST_GROUPS + 1).repeat_interleave(20)
+    assert not bool(found.suspect_N.any()) and found.null_U == []
+    group_N = torch.arange(LEAST_BUNDLES + 1).repeat_interleave(20)
     assert bool(weigh(torch.where(group_N == 0, 1.0, 0.0), group_N, RATE, STEP).suspect_N.any())
 
 
 def test_groups_of_few_windows_say_nothing():
-    group_N = torch.arange(LEAST_GROUPS + 2).repeat_interleave(LEAST_WINDOWS - 1)
+    group_N = torch.arange(LEAST_BUNDLES + 2).repeat_interleave(LEAST_WINDOWS - 1)
     found = weigh(torch.rand(len(group_N)), group_N, RATE, STEP)
-    assert found.null is None and found.score_G == {}
-    assert group_score(torch.ones(LEAST_WINDOWS - 1)) is None
+    assert found.null is None and found.score_U == {}
+    assert bundle_score(torch.ones(LEAST_WINDOWS - 1)) is None
 
 
 @given(st.integers(LEAST_WINDOWS, 200), st.integers(0, 99))
-def test_a_quarter_of_a_groups_windows_score_at_least_what_it_says(n, seed):
+def test_a_bundle_says_less_than_its_mean_and_more_with_more_windows(n, seed):
     score_M = torch.rand(n, generator=torch.Generator().manual_seed(seed)).double()
-    score = group_score(score_M)
-    assert score is not None and float((score_M >= score).double().mean()) + 1 / n >= 0.25
-    assert float((score_M < score).double().mean()) <= 0.75
+    score, twice = bundle_score(score_M), bundle_score(score_M.repeat(2))
+    assert score is not None and twice is not None
+    assert 0 <= score < float(score_M.mean()) and score < twice < float(score_M.mean())
+
+
+def test_many_weak_windows_are_evidence_and_as_few_as_a_handful_are_not():
+    score_N, group_N = benign(15, 40, 0, lambda n, g: (torch.rand(n, generator=g) < 0.3) * STEP)
+    for n, alarm in ((6, False), (40, True)):
+        weak_N = score_N.clone()
+        weak_N[:n] = torch.tensor([0.02, 0.04]).repeat(n // 2)
+        assert bool(weigh(weak_N, group_N, RATE, STEP).suspect_N.any()) is alarm
 
 
 @pytest.mark.parametrize("score", [0.0, 0.02, 1.0])
@@ -174,7 +192,7 @@ def test_one_group_has_no_null(n):
 
 def test_a_rate_of_one_asks_for_no_evidence():
     found = weigh(torch.zeros(3), torch.zeros(3, dtype=torch.int64), 1.0, STEP)
-    assert found.suspect_N.tolist() == [True] * 3 and found.null_G == []
+    assert found.suspect_N.tolist() == [True] * 3 and found.null_U == []
 
 
 def test_the_names_of_groups_and_the_order_of_windows_do_not_matter():
@@ -221,6 +239,6 @@ def test_the_null_of_maxima_is_found():
     assert 0.02 < null.scale < 0.0215
 
 
-def test_the_scale_is_at_least_a_step():
-    null = fit_null([0.0] * LEAST_GROUPS, STEP)
-    assert null is not None and null.scale >= STEP
+def test_the_scale_is_at_least_a_part_of_a_step():
+    null = fit_null([0.0] * LEAST_BUNDLES, STEP)
+    assert null is not None and null.scale >= FLOOR * STEP

@@ -42,7 +42,7 @@ def test_no_evidence_is_said_first_and_with_its_false_alarm_rate(run_of) -> None
     words = " ".join(page.text.split())
     assert "No evidence of poison. All 119 readable images were kept. (False alarm rate 5 %.)" in words
     assert page.all("h1") == [{"class": "clear"}]
-    assert "31 % of benign groups of clusters score as high" in words and "absence of evidence" in words
+    assert "31 % of benign bundles of windows score as high" in words and "absence of evidence" in words
     assert "none convincing" in words and "past the threshold" not in words
     assert "trigger family" not in words and "trigger families" not in words
 
@@ -72,7 +72,7 @@ def test_every_family_has_its_triggers_images_and_count(run_of) -> None:
     assert "19 of 120 images carry what look like 3 different triggers. They were removed." in text
     assert (
         "3 trigger families" in text
-        and "1 in 2,500 benign groups of clusters scores as high (p = 0.0004)" in text
+        and "1 in 2,500 benign bundles of windows scores as high (p = 0.0004)" in text
     )
 
 
@@ -96,7 +96,7 @@ def test_each_family_has_the_validation_of_its_own_classifier(run_of) -> None:
 
 
 def test_without_a_null_the_page_says_why_there_is_no_comparison(run_of) -> None:
-    nothing = {"p_value": None, "threshold": None, "null_scores": [], "group_scores": []}
+    nothing = {"p_value": None, "threshold": None, "null_scores": [], "bundle_scores": []}
     poisoned, clean = run_of(True), run_of(False)
     write_evidence(poisoned, false_alarm_rate=1.0, **nothing)
     text = text_of(poisoned)
@@ -105,14 +105,14 @@ def test_without_a_null_the_page_says_why_there_is_no_comparison(run_of) -> None
     write_evidence(clean, verdict=NO_EVIDENCE, **nothing)
     text = text_of(clean)
     # No rate stands behind a question that could not be asked.
-    assert "There were too few groups of clusters" in text and TOO_FEW in text and "alse alarm" not in text
+    assert "There were too few bundles of windows" in text and TOO_FEW in text and "alse alarm" not in text
 
 
 def test_windows_above_the_threshold_that_were_no_trigger_are_not_denied(run_of) -> None:
     run = run_of(False)
     text = text_of(run)
     assert NOTHING in text and NO_TRIGGER not in text
-    write_evidence(run, verdict=NO_EVIDENCE, best_group=0.9)
+    write_evidence(run, verdict=NO_EVIDENCE, best_bundle=0.9)
     text = text_of(run)
     assert NO_TRIGGER in text and NOTHING not in text and "past the threshold" in text
 

@@ -24,7 +24,7 @@ LOOKS = torch.rand(3, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(8))
 
 def candidate(i: int, cluster: int, count: int, look: int | None = None) -> dict[str, Any]:
     """Window i moves `count` flip-test images into its cluster; without a look it is noise."""
-    generator = torch.Generator().manual_seed(i)
+    generator = torch.Generator().manual_seed(1000 + i)
     t_CHW = torch.rand(3, SIDE, SIDE, generator=generator) if look is None else LOOKS[look]
     landed = [cluster] * count + Y_F[count:].tolist()
     numbers = dict.fromkeys(("x0", "y0", "x1", "y1", "changed", "gain", "group_gain"), 0)
@@ -44,9 +44,9 @@ def benign(n: int = 96) -> list[dict[str, Any]]:
 
 
 def poisoned() -> list[dict[str, Any]]:
-    """Benign windows, eight of one trigger in clusters 2 and 3, and six weaker ones of another in 9."""
+    """Benign windows, eight of one trigger in clusters 2 and 3, and ten weaker ones of another in 9."""
     one = [candidate(200 + i, 2 + (i > 0), 18 - i, look=0) for i in range(8)]
-    return benign() + one + [candidate(300 + i, 9, 12, look=1) for i in range(6)]
+    return benign() + one + [candidate(300 + i, 9, 12, look=1) for i in range(10)]
 
 
 def search(
@@ -67,9 +67,9 @@ def test_benign_windows_are_no_evidence(tmp_path):
     assert evidence["verdict"] == NO_EVIDENCE and evidence["families"] == []
     assert evidence["best_score"] == pytest.approx(0.1) and evidence["threshold"] > 0.11
     assert evidence["n_candidates"] == 96 == len(listed)
-    assert len(evidence["group_scores"]) == 8 and len(evidence["null_scores"]) == 7
-    assert pytest.approx(evidence["best_group"]) == max(evidence["group_scores"])
-    assert evidence["best_group"] < evidence["threshold"]
+    assert len(evidence["bundle_scores"]) == 8 and len(evidence["null_scores"]) == 7
+    assert max(evidence["bundle_scores"]) == pytest.approx(evidence["best_bundle"], abs=1e-4)
+    assert evidence["best_bundle"] < evidence["threshold"]
     assert {row["family"] for row in listed} == {0}
     assert read_evidence(out).poison is False
 
@@ -78,8 +78,9 @@ def test_two_attackers_are_two_families(tmp_path):
     out, evidence, listed = search(tmp_path, poisoned())
     assert evidence["verdict"] == POISON and read_evidence(out).poison
     one, other = evidence["families"]
-    assert (one["family"], one["n_candidates"], one["cluster"]) == (1, 8, 2)
-    assert (other["family"], other["n_candidates"], other["cluster"]) == (2, 6, 9)
+    assert (one["family"], one["n_candidates"], one["cluster"]) == (1, 4, 2)
+    assert (other["family"], other["n_candidates"], other["cluster"]) == (2, 10, 9)
+    # Of each bundle those at its mean or above.
     assert one["best_score"] == evidence["best_score"] == pytest.approx(0.9)
     assert other["best_score"] == pytest.approx(0.6)
     assert evidence["p_value"] == one["p_value"] < other["p_value"] < 0.01
@@ -88,19 +89,19 @@ def test_two_attackers_are_two_families(tmp_path):
         assert [row["rank"] for row in own] == family["ranks"]
         assert len(own) == family["n_candidates"] == sum(r["family"] == family["family"] for r in listed)
         assert {row["family"] for row in own} == {family["family"]}
-    # The null are the groups that nobody accuses.
-    assert max(evidence["null_scores"]) <= 0.1 and len(evidence["null_scores"]) == 6
+    # Each trigger is a bundle. The null are the others.
+    assert max(evidence["null_scores"]) <= 0.1 and len(evidence["null_scores"]) == 8
 
 
 def test_windows_whose_images_stay_without_them_are_no_trigger(tmp_path):
     rows = poisoned()
     for row in rows:
-        # Of the first trigger's eight windows five are not needed, of the second's six one.
+        # Of the first trigger's eight windows five are not needed, of the second's ten one.
         row["needed"] = row["image_id"] not in {"a#0300", *(f"a#020{i}" for i in range(5))}
     _, evidence, listed = search(tmp_path, rows)
     (left,) = evidence["families"]
-    assert (left["family"], left["cluster"], left["n_candidates"]) == (1, 9, 5)
-    assert {row["image_id"] for row in listed if row["family"]} == {f"a#{301 + i:04d}" for i in range(5)}
+    assert (left["family"], left["cluster"], left["n_candidates"]) == (1, 9, 9)
+    assert {row["image_id"] for row in listed if row["family"]} == {f"a#{301 + i:04d}" for i in range(9)}
 
 
 def test_triggers_are_candidates_by_score_and_id(tmp_path):
@@ -130,19 +131,19 @@ def test_the_best_are_kept_and_the_best_of_every_family(tmp_path, monkeypatch):
     _, evidence, listed = search(tmp_path, poisoned())
     assert [row["family"] for row in listed] == [1, 1, 1, 2, 2, 2]
     assert [family["ranks"] for family in evidence["families"]] == [[0, 1, 2], [3, 4, 5]]
-    assert [family["n_candidates"] for family in evidence["families"]] == [8, 6]
+    assert [family["n_candidates"] for family in evidence["families"]] == [4, 10]
 
 
 def test_only_the_best_suspects_are_grouped(tmp_path, monkeypatch):
-    monkeypatch.setattr(triggers, "GROUPED", 5)
+    monkeypatch.setattr(triggers, "GROUPED", 3)
     _, evidence, _ = search(tmp_path, poisoned())
-    assert [family["n_candidates"] for family in evidence["families"]] == [5]
+    assert [family["n_candidates"] for family in evidence["families"]] == [3]
 
 
 def test_suspects_that_share_nothing_are_no_family(tmp_path):
     lone = [candidate(200 + i, 2, 15) | {"landed": [4 + i] * N_FLIP} for i in range(8)]
     _, evidence, listed = search(tmp_path, benign() + lone)
-    assert evidence["threshold"] < evidence["best_group"]
+    assert evidence["threshold"] < evidence["best_bundle"]
     assert evidence["verdict"] == NO_EVIDENCE and {row["family"] for row in listed} == {0}
 
 
