@@ -22,6 +22,8 @@ SIDE = 32
 WIDTH, HEIGHT = 48, 40
 SHARDS = {"a<b>.parquet": 80, "deep/b.parquet": 40}
 N_CLUSTERS = 4
+BOXED = (10, 6, 22, 18)
+"""Where the trigger is on every removed image, the run says."""
 N_FLIP = 150
 DEAD = "a<b>.parquet#5"
 ERROR = "<img src=x onerror=alert(1)>"
@@ -164,7 +166,9 @@ def _write_part(run: Folder, i: int, part: list[str], cluster: dict[str, int], r
         "03_clusters": {"cluster": pa.array([cluster[j] for j in part], int32),
                         "distance": pa.array([0.5] * n, pa.float32())},
         "06_verdicts": {"p_poison": pa.array(p, pa.float32()), "family": pa.array([0] * n, int32),
-                        "verdict": ["remove" if j in removed else "keep" for j in part]},
+                        "verdict": ["remove" if j in removed else "keep" for j in part],
+                        **{side: pa.array([at if j in removed else None for j in part], int32)
+                           for side, at in zip(("x0", "y0", "x1", "y1"), BOXED, strict=True)}},
     }  # fmt: skip
     for stage, rest in columns.items():
         (run / stage).write_table(name, pa.table({"image_id": part, **rest}))

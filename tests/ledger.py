@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from poisoncam_ray.artifact import Folder, part_name
 from poisoncam_ray.corpus import Corpus
 from poisoncam_ray.settings import load_config
-from poisoncam_ray.stages.clean import UNITS, write_unit
+from poisoncam_ray.stages.clean import SIDES, UNITS, write_unit
 from poisoncam_ray.stages.index import index_slice
 from tests.tars import image, special, tar_bytes
 
@@ -73,6 +73,7 @@ def defend(corpus: Corpus, run: Folder) -> Ends:
             "p_poison": np.full(n, 0.5, np.float32),
             "verdict": pa.array(verdicts, pa.string()),
             "family": pa.array([0] * n, pa.int32()),
+            **{side: pa.array([1] * n, pa.int32()) for side in SIDES},
         }
         (run / "06_verdicts").write_table(name, pa.table(columns))
     for name in dead.parts():

@@ -14,7 +14,7 @@ from poisoncam_ray.evaluate import Validation, compare_strategies, detection_met
 from poisoncam_ray.evaluate.joined import poison_clusters, read_truth
 from poisoncam_ray.evaluate.scored import scored_poisoned
 from poisoncam_ray.stages.embed import embed_images, feature_table, load_encoder
-from tests.fake_run import DEAD, HEIGHT, SIDE, WIDTH, FakeRun, image_ids, make_fake_run
+from tests.fake_run import BOXED, DEAD, HEIGHT, SIDE, WIDTH, FakeRun, image_ids, make_fake_run
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +33,12 @@ def slow_iou(a: tuple, b: tuple) -> float:
     other = [(x, y) for x in range(SIDE) for y in range(SIDE) if b[0] <= x < b[2] and b[1] <= y < b[3]]
     both = len(set(inside) & set(other))
     return both / (len(inside) + len(other) - both)
+
+
+def stored_iou(a: tuple, b: tuple) -> float:
+    both = max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
+    area = [(box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)]
+    return both / (sum(area) - both)
 
 
 def slow_true_box(stored: tuple) -> tuple:
@@ -61,6 +67,9 @@ def test_detection_metrics_equal_a_plain_count(fake: FakeRun) -> None:
     best = sorted(fake.candidates, key=lambda row: -row["score"])[:20]
     clean = [i for i in image_ids() if i not in fake.poisoned and i != DEAD]
     found = fake.removed & set(fake.poisoned)
+    # The run says the same box for each removed image; truth and it are compared in stored pixels.
+    whole = [i for i in found if fake.poisoned[i][0] > 0]
+    boxed = [stored_iou(BOXED, fake.poisoned[i]) for i in whole]
     assert 0 < len(pure) < len(ious), "the fixture must tell the two accuracies apart"
     assert got == {
         "trigger_detection_accuracy": pytest.approx(sum(iou >= 0.5 for iou in ious.values()) / len(ious)),
@@ -71,6 +80,9 @@ def test_detection_metrics_equal_a_plain_count(fake: FakeRun) -> None:
         "trigger_detection_mean_iou_poison_clusters": pytest.approx(sum(pure) / len(pure)),
         "trigger_detection_accuracy_cut": pytest.approx(sum(iou >= 0.5 for iou in cut.values())),
         "trigger_detection_mean_iou_cut": pytest.approx(sum(cut.values())),
+        "located_accuracy": pytest.approx(sum(iou >= 0.5 for iou in boxed) / len(boxed)),
+        "located_mean_iou": pytest.approx(sum(boxed) / len(boxed)),
+        "n_located": len(boxed),
         "trigger_detection_n_cut": 1,
         "trigger_detection_n_cropped_out": 0,
         "trigger_detection_n_without_box": 0,

@@ -47,6 +47,9 @@ def test_gathered_facts_are_those_of_the_run(fake: FakeRun) -> None:
     assert len(facts.scores) == 18 and sum(chosen for _, chosen in facts.scores) == 8
     assert [(row["live"], row["tried"]) for row in facts.rounds] == [(4, 9), (2, 9)]
     assert {thumb.image_id for thumb in facts.removed_sample} == fake.removed
+    # 48 × 40 stored pixels, of which the square shows the middle 40, at 32.
+    assert {thumb.box for thumb in facts.removed_sample} == {(5, 5, 14, 14)}
+    assert {thumb.box for thumb in facts.borderline_sample} == {None}
     assert len(facts.borderline_sample) == 24
     assert not {thumb.image_id for thumb in facts.borderline_sample} & (fake.removed | {DEAD})
     assert [row["count"] for row in facts.dead] == [1]

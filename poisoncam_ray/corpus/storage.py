@@ -44,6 +44,7 @@ REMOVED_TYPES = {
     "_p_poison": pa.float32(),
     "_family": pa.int32(),
     "_image_id": pa.string(),
+    "_box": pa.list_(pa.int32()),
 }
 
 

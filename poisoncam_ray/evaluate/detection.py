@@ -1,6 +1,6 @@
 """The detection part of metrics.json: windows against true boxes, removed images against poisoned ones.
 
-P poisoned images   S poisoned images that the search scored
+P poisoned images   S those that the search scored   R those that were removed   T the most patches on one
 """
 
 from __future__ import annotations
@@ -9,11 +9,14 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 
 from poisoncam_ray.artifact import Folder
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.evaluate.joined import (
+    SIDES,
     Metrics,
+    Truth,
     candidates,
     mean,
     parts,
@@ -21,7 +24,15 @@ from poisoncam_ray.evaluate.joined import (
     read_truth,
 )
 from poisoncam_ray.evaluate.removed import Removed
-from poisoncam_ray.evaluate.scored import HIT_IOU, Scored, scored_poisoned
+from poisoncam_ray.evaluate.scored import (
+    HIT_IOU,
+    Scored,
+    of_best_patch,
+    patches,
+    scored_poisoned,
+    true_boxes,
+)
+from poisoncam_ray.method.boxes import iou
 
 TOP = 20
 
@@ -35,6 +46,8 @@ def detection_metrics(run_uri: str, truth_uri: str) -> dict[str, Any]:
     trigger_detection_n_cropped_out, trigger_detection_n_without_box
                              scored images whose triggers the centre crop left nothing of, or that never had a
                              box (a frequency attack): in no trigger_detection figure at all
+    located_accuracy, located_mean_iou  of where the run says that the trigger is, over the poisoned images
+                             it removed (n_located), those aside whose triggers the centre crop cut into
     recall_natural_clusters  over poisoned images of the other clusters (n_poisoned_natural_clusters)
     recall_by_target         {target: recall}, "any" for poison without one
     families                 {family: n_removed, main_target, purity, recall} of what was removed, decoys
@@ -52,7 +65,7 @@ def detection_metrics(run_uri: str, truth_uri: str) -> dict[str, Any]:
     """
     run, truth = Folder(run_uri), read_truth(truth_uri)
     found = Removed(truth)
-    for part in parts(run, "06_verdicts", ["image_id", "verdict", "family"]):
+    for part in parts(run, "06_verdicts", ["image_id", "verdict", "family", *SIDES]):
         found.add(part)
     dead = _dead_ids(run)
     dead_P = pc.is_in(truth.poisoned["image_id"], pa.array(sorted(dead), pa.string())).to_numpy()
@@ -70,6 +83,7 @@ def detection_metrics(run_uri: str, truth_uri: str) -> dict[str, Any]:
     best = windows.sort_by([("score", "descending"), ("image_id", "ascending")]).slice(0, TOP)
     return {
         **{f"trigger_detection_{key}": value for key, value in _window_figures(scored).items()},
+        **_located_figures(run, truth, found),
         "top20_precision": mean(truth.row(best["image_id"]) >= 0),
         "recall": mean(found.removed_P),
         "recall_natural_clusters": mean(found.removed_P[natural_P]),
@@ -100,6 +114,18 @@ def _window_figures(scored: Scored) -> Metrics:
         "n_cut": len(cut_S),
         "n_cropped_out": int(gone_S.sum()),
         "n_without_box": int((~scored.patched_S).sum()),
+    }
+
+
+def _located_figures(run: Folder, truth: Truth, found: Removed) -> Metrics:
+    removed = truth.poisoned.filter(pa.array(found.removed_P))
+    _, visible_RT, _ = true_boxes(run, removed)
+    whole_R = (visible_RT == 1).any(dim=1)
+    iou_R = of_best_patch(iou, torch.from_numpy(found.box_P4[found.removed_P]), patches(removed))[whole_R]
+    return {
+        "located_accuracy": mean(iou_R >= HIT_IOU),
+        "located_mean_iou": mean(iou_R),
+        "n_located": len(iou_R),
     }
 
 

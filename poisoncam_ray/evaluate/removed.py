@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from poisoncam_ray.evaluate.joined import Truth, mean
+from poisoncam_ray.evaluate.joined import SIDES, Truth, mean
 
 NO_TARGET = "any"
 
@@ -24,18 +24,22 @@ class Removed:
         self.truth = truth
         self.judged_P, self.removed_P = np.zeros((2, len(truth.poisoned)), bool)
         self.family_P = np.zeros(len(truth.poisoned), np.int64)
+        self.box_P4 = np.zeros((len(truth.poisoned), 4), np.int64)
         self.family_sizes: Counter[int] = Counter()
         self.n_judged = self.n_removed = self.n_decoys_judged = self.n_decoys_removed = 0
 
     def add(self, part: pa.Table) -> None:
-        """Rows of 06_verdicts: image_id, verdict, family."""
+        """Rows of 06_verdicts: image_id, verdict, family, box."""
         removed_N = pc.equal(part["verdict"], "remove").to_numpy()
         family_N = part["family"].to_numpy()
         row_N, decoy_N = self.truth.row(part["image_id"]), self.truth.is_decoy(part["image_id"])
         poisoned_N = row_N >= 0
         self.judged_P[row_N[poisoned_N]] = True
-        self.removed_P[row_N[poisoned_N & removed_N]] = True
         self.family_P[row_N[poisoned_N]] = family_N[poisoned_N]
+        gone_N = poisoned_N & removed_N
+        self.removed_P[row_N[gone_N]] = True
+        for i, side in enumerate(SIDES):
+            self.box_P4[row_N[gone_N], i] = part[side].to_numpy()[gone_N]
         self.family_sizes.update(family_N[removed_N & ~decoy_N].tolist())
         self.n_judged, self.n_removed = self.n_judged + len(row_N), self.n_removed + int(removed_N.sum())
         self.n_decoys_judged += int(decoy_N.sum())

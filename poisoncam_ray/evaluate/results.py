@@ -33,6 +33,7 @@ SHOWN = {
     "gradcam accuracy": "… by Grad-CAM",
     "random accuracy": "… by a random window",
     "top20_precision": "top-20 precision",
+    "located_accuracy": "trigger boxed in the removed poisoned images",
     "recall": "recall of the poisoned images",
     "recall_natural_clusters": "… in natural clusters",
     "precision": "precision",

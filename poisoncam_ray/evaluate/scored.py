@@ -91,7 +91,7 @@ def true_boxes(run: Folder, poisoned: pa.Table) -> tuple[Tensor, Tensor, Tensor]
         size_N2 = np.stack([part["width"].to_numpy(), part["height"].to_numpy()], axis=1).astype(np.int64)
         size_S2[row_N[row_N >= 0]] = torch.from_numpy(size_N2[row_N >= 0])
     image_size = artifact(run, "01_encoder").read_json("config.json")["image_size"]
-    stored_ST4 = _patches(poisoned)
+    stored_ST4 = patches(poisoned)
     n_patches = stored_ST4.shape[1]
     width_T, height_T = size_S2.clamp(min=1).repeat_interleave(n_patches, dim=0).unbind(1)
     mapped_T4, visible_T = map_box(stored_ST4.flatten(0, 1), width_T, height_T, image_size)
@@ -114,7 +114,7 @@ def _boxes(table: pa.Table) -> Tensor:
     return torch.from_numpy(np.stack([table[side].to_numpy() for side in SIDES], axis=1).astype(np.int64))
 
 
-def _patches(poisoned: pa.Table) -> Tensor:
+def patches(poisoned: pa.Table) -> Tensor:
     """box_ST4 in stored pixels; an image without a patch (-1 in the truth) has empty boxes only."""
     first_S4 = _boxes(poisoned)
     given = poisoned["boxes"].to_pylist() if "boxes" in poisoned.column_names else [None] * len(first_S4)

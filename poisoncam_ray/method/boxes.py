@@ -48,6 +48,16 @@ def map_box(box_N4: Tensor, width_N: Tensor, height_N: Tensor, image_size: int) 
     return kept_N4.round().long(), visible_N
 
 
+def unmap_box(box_N4: Tensor, width_N: Tensor, height_N: Tensor, image_size: int) -> Tensor:
+    """Boxes in the encoder's square in stored pixels, box_N4: what `map_box` does, the other way round,
+    rounded to whole pixels inside the image."""
+    size_N2 = torch.stack([width_N, height_N], dim=1).double()
+    side_N1 = size_N2.amin(dim=1, keepdim=True)
+    corner_N4 = ((size_N2 - side_N1) / 2).repeat(1, 2)
+    stored_N4 = (box_N4 * (side_N1 / image_size) + corner_N4).round()
+    return torch.minimum(stored_N4.clamp(min=0), size_N2.repeat(1, 2)).long()
+
+
 def about_centres(box_N4: Tensor, window: int, side: int) -> Tensor:
     """Squares of `window` pixels about the centres of the boxes, pushed back into images `side` pixels
     square. ValueError when they do not fit."""

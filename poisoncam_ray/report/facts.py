@@ -70,7 +70,7 @@ def gather(
 
     def thumbs(sample: list[Drawn]) -> list[Thumb]:
         return [
-            Thumb(drawn.image_id, drawn.p, pictures.get(drawn.image_id), drawn.family)
+            Thumb(drawn.image_id, drawn.p, pictures.get(drawn.image_id), drawn.family, _seen(drawn, side))
             for drawn in sorted(sample, key=lambda drawn: (drawn.p, drawn.image_id), reverse=True)
         ]
 
@@ -177,6 +177,16 @@ def _crops(triggers: pa.Table, family: int) -> list[str]:
     """The family's best windows."""
     mine = triggers.filter(pc.equal(triggers["family"], family)).slice(0, TRIGGERS_OF_A_FAMILY)
     return [data_uri(crop, "png") for crop in mine["crop"].to_pylist()]
+
+
+def _seen(drawn: Drawn, side: int) -> tuple[int, ...] | None:
+    """The box on the picture, which shows the centre square; plain numbers, as in method/boxes.map_box."""
+    if drawn.box is None:
+        return None
+    shorter = max(1, min(drawn.size))
+    corner = [(length - shorter) / 2 for length in drawn.size] * 2
+    scaled = (round((at - start) * side / shorter) for at, start in zip(drawn.box, corner, strict=True))
+    return tuple(min(max(at, 0), side) for at in scaled)
 
 
 def _ledger(manifests: Mapping[str, Manifest], n_dead: int) -> Ledger:

@@ -36,10 +36,13 @@ class Trigger:
 
 @dataclass(frozen=True)
 class Thumb:
+    """`box`: where the trigger is, if anywhere, in pixels of a square of `side`."""
+
     image_id: str
     p_poison: float
     picture: str | None
     family: int = 0
+    box: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -18,17 +18,22 @@ FAMILY_SAMPLE = 6
 REMOVED_SAMPLE = 48
 BORDERLINE_SAMPLE = 24
 BINS = 50
+SIDES = ("x0", "y0", "x1", "y1")
+SIZE = ["width", "height"]
 
 
 @dataclass(frozen=True)
 class Drawn:
     """An image drawn into a sample: `draw` is its id's checksum, so the sample depends neither on parts nor
-    on their order."""
+    on their order. `box`: where the trigger is, None on a kept image, in pixels of the stored image of
+    `size` (width, height)."""
 
     draw: int
     image_id: str
     p: float
     family: int
+    box: tuple[int, ...] | None
+    size: tuple[int, int]
 
 
 @dataclass
@@ -50,7 +55,7 @@ def read_verdicts(run: Folder) -> Verdicts:
     sample: list[Drawn] = []
     of_family: dict[int, list[Drawn]] = {}
     borderline: list[Drawn] = []
-    for part in tables(run / "06_verdicts", ["image_id", "p_poison", "verdict", "family"]):
+    for part in _judged(run):
         gone = pc.equal(part["verdict"], "remove")
         kept, removed = part.filter(pc.invert(gone)), part.filter(gone)
         for row, rows in enumerate((kept, removed)):
@@ -68,11 +73,28 @@ def read_verdicts(run: Folder) -> Verdicts:
     return Verdicts(bins[0], bins[1], families, sample, of_family, borderline)
 
 
+def _judged(run: Folder) -> Iterator[pa.Table]:
+    """Verdicts, each beside its image's size."""
+    verdicts, index = run / "06_verdicts", run / "00_index"
+    for name in verdicts.parts():
+        part = verdicts.read_table(name, ["image_id", "p_poison", "verdict", "family", *SIDES])
+        sizes = index.read_table(name, SIZE)
+        for column in SIZE:
+            part = part.append_column(column, sizes[column])
+        yield part
+
+
 def _drawn(rows: pa.Table) -> list[Drawn]:
-    columns = (rows[name].to_pylist() for name in ("image_id", "p_poison", "family"))
     return [
-        Drawn(zlib.crc32(image_id.encode()), image_id, p, family)
-        for image_id, p, family in zip(*columns, strict=True)
+        Drawn(
+            draw=zlib.crc32(row["image_id"].encode()),
+            image_id=row["image_id"],
+            p=row["p_poison"],
+            family=row["family"],
+            box=None if row["x0"] is None else tuple(row[side] for side in SIDES),
+            size=(row["width"], row["height"]),
+        )
+        for row in rows.to_pylist()
     ]
 
 

@@ -25,6 +25,7 @@ from poisoncam_ray.method.classifier import (
     poison_logit,
     train_classifier,
 )
+from poisoncam_ray.method.locate import locate
 from poisoncam_ray.method.paste import same_size
 from poisoncam_ray.method.threshold import choose_threshold
 from poisoncam_ray.pipeline import Outcome, Run, Stage
@@ -190,9 +191,10 @@ def _first(earlier: pa.Table | None, table: pa.Table, most: int) -> pa.Table:
 @dataclass(frozen=True)
 class Ensembles:
     """The committed classifiers, ready to judge: of each family to be erased its models and its threshold,
-    a logit."""
+    a logit, and the windows (float, each of its own size) that show what its trigger looks like."""
 
     families: dict[int, tuple[list[nn.Module], float]]
+    windows: dict[int, list[Tensor]]
 
     def judge(self, x_NCHW: Tensor) -> tuple[Tensor, Tensor]:
         """(p_N, family_N) on the CPU, of uint8 images: above 0.5 is poison, of the family given, else 0.
@@ -211,6 +213,15 @@ class Ensembles:
         p_N = best_N.sigmoid()
         return p_N, torch.where(p_N > 0.5, family_N, 0)
 
+    def locate(self, x_NCHW: Tensor, family_N: Tensor) -> Tensor:
+        """box_N4 on the CPU: where on each image its family's trigger is; all -1 for images of no family."""
+        box_N4 = torch.full((len(x_NCHW), 4), -1, dtype=torch.int64)
+        for family in set(family_N.tolist()) - {0}:
+            mine_N = family_N == family
+            windows = [t_Chw.to(device()) for t_Chw in self.windows[family]]
+            box_N4[mine_N] = locate(x_NCHW[mine_N].to(device()).float() / 255, windows)[0].cpu()
+        return box_N4
+
 
 def load_models(config: Config, out: Folder, family: int) -> list[nn.Module]:
     models: list[nn.Module] = []
@@ -223,13 +234,20 @@ def load_models(config: Config, out: Folder, family: int) -> list[nn.Module]:
 
 def load_ensembles(config: Config, out: Folder) -> Ensembles:
     chosen = out.read_json(VALIDATION)["families"]
-    return Ensembles(
-        {
-            int(family): (load_models(config, out, int(family)), facts["threshold_logit"])
-            for family, facts in chosen.items()
-            if facts["erased"]
-        }
-    )
+    models = {
+        int(family): (load_models(config, out, int(family)), facts["threshold_logit"])
+        for family, facts in chosen.items()
+        if facts["erased"]
+    }
+    triggers = out.read_table(ROLES) if models else None
+    return Ensembles(models, {family: windows_of(triggers, family) for family in models})
+
+
+def windows_of(triggers: pa.Table, family: int) -> list[Tensor]:
+    """t_Chw float of the family's best windows, those that its classifiers were trained and validated on."""
+    ours = triggers.filter(pc.equal(triggers["family"], family))
+    best = ours.filter(pc.not_equal(ours["role"], "unused"))
+    return [from_png(data) for data in best["crop"].to_pylist()]
 
 
 def tensor(x_NCHW: Pixels) -> Tensor:

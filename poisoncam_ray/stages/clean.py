@@ -11,6 +11,7 @@ import ray
 from poisoncam_ray import metrics
 from poisoncam_ray.artifact import Folder, Ledger, part_name
 from poisoncam_ray.corpus import Corpus, Slice
+from poisoncam_ray.corpus.storage import REMOVED_TYPES
 from poisoncam_ray.errors import LedgerError
 from poisoncam_ray.pipeline import Outcome, Run, Stage
 from poisoncam_ray.stages.dataflow import RESTARTS, in_flight
@@ -18,13 +19,14 @@ from poisoncam_ray.store import in_parallel
 
 KEPT, REMOVED, DEAD = 0, 1, 2
 UNITS = "_units"
+SIDES = ("x0", "y0", "x1", "y1")
 UNITS_WAITING = 256
 
 
 class Clean(Stage):
     name = "07_clean"
     title = "Clean"
-    version = 1
+    version = 2
     inputs = ("00_index", "06_verdicts")
     sections = ()
 
@@ -67,7 +69,7 @@ def write_unit(
     """
     first = unit[0].start
     fate_N = np.full(sum(piece.stop - piece.start for piece in unit), DEAD, np.int8)
-    columns: dict[str, list[Any]] = {"_reason": [], "_p_poison": [], "_family": [], "_image_id": []}
+    columns: dict[str, list[Any]] = {name: [] for name in REMOVED_TYPES}
     for piece in unit:
         rows = folders["00_index"].read_table(part_name(piece.index), ["image_id", "row"]).to_pydict()
         verdicts = folders["06_verdicts"].read_table(part_name(piece.index)).to_pydict()
@@ -81,6 +83,7 @@ def write_unit(
                 columns["_p_poison"].append(verdicts["p_poison"][i])
                 columns["_family"].append(verdicts["family"][i])
                 columns["_image_id"].append(rows["image_id"][i])
+                columns["_box"].append([verdicts[side][i] for side in SIDES])
     n_kept, n_removed = corpus.split(unit, fate_N, columns, out.uri, folders["removed"].uri)
     if (n_kept, n_removed) != (int((fate_N == KEPT).sum()), int((fate_N == REMOVED).sum())):
         raise LedgerError(

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from poisoncam_ray.method.boxes import about_centres, coverage, inside, iou, map_box, random_boxes
+from poisoncam_ray.method.boxes import about_centres, coverage, inside, iou, map_box, random_boxes, unmap_box
 
 edge = st.integers(0, 12)
 box = st.builds(lambda x, y, w, h: [x, y, x + w, y + h], edge, edge, st.integers(0, 8), st.integers(0, 8))
@@ -38,6 +38,22 @@ def test_map_box_equals_the_decoder_geometry_by_hand(box_4, width, height, size)
     assert torch.tensor([x0, y0, x1, y1]).sub(mapped_N4[0]).abs().max() <= 0.5 + 1e-6
     whole = (box_4[2] - box_4[0]) * (box_4[3] - box_4[1]) * scale**2
     assert float(visible_N[0]) == pytest.approx((x1 - x0) * (y1 - y0) / whole if whole else 0, abs=1e-5)
+
+
+@settings(max_examples=60)
+@given(box_4=box, width=st.integers(21, 200), height=st.integers(21, 200))
+def test_unmap_box_undoes_map_box_to_a_pixel(box_4, width, height):
+    size_N = torch.tensor([width]), torch.tensor([height])
+    # A finer square than the image, so that rounding costs nothing; only what the square shows comes back.
+    mapped_N4, _ = map_box(torch.tensor([box_4]), *size_N, 1000)
+    (back_4,) = unmap_box(mapped_N4, *size_N, 1000).tolist()
+    left, top = (width - min(width, height)) / 2, (height - min(width, height)) / 2
+    shown_4 = [
+        min(max(at, start), start + min(width, height))
+        for at, start in zip(box_4, (left, top, left, top), strict=True)
+    ]
+    assert max(abs(a - b) for a, b in zip(back_4, shown_4, strict=True)) <= 1
+    assert min(back_4) >= 0 and max(back_4[::2]) <= width and max(back_4[1::2]) <= height
 
 
 def test_a_square_image_only_scales_and_a_wide_one_loses_its_sides():

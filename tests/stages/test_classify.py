@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pyarrow as pa
 import pytest
 import torch
 from torch import nn
@@ -11,12 +12,14 @@ from poisoncam_ray.method.classifier import PoisonClassifier, poison_logit
 from poisoncam_ray.settings import load_config
 from poisoncam_ray.stages.classify import (
     MOST_UNSURE,
+    ROLES,
     VALIDATION,
     Ensembles,
     load_ensembles,
     model_name,
     sure_enough,
 )
+from poisoncam_ray.stages.crops import to_png
 
 
 class Channel(nn.Module):
@@ -35,7 +38,7 @@ def image(*colour: int) -> torch.Tensor:
 
 
 def test_the_family_farthest_beyond_its_own_threshold_wins():
-    ensembles = Ensembles({1: ([Channel(0)], 100.0), 3: ([Channel(1), Channel(2)], 50.0)})
+    ensembles = Ensembles({1: ([Channel(0)], 100.0), 3: ([Channel(1), Channel(2)], 50.0)}, {})
     x_NCHW = torch.stack(
         [image(99, 49, 49), image(103, 10, 10), image(0, 60, 60), image(130, 60, 60), image(101, 200, 40)]
     )
@@ -47,7 +50,7 @@ def test_the_family_farthest_beyond_its_own_threshold_wins():
 def test_above_a_half_is_poison_and_nothing_else():
     cuts = [100 - 1e-6, 100.0, 100 + 1e-6, 99.99, 101.0]
     for cut in cuts:
-        p_N, family_N = Ensembles({2: ([Channel(0)], cut)}).judge(image(100, 0, 0)[None])
+        p_N, family_N = Ensembles({2: ([Channel(0)], cut)}, {}).judge(image(100, 0, 0)[None])
         assert (float(p_N) > 0.5) == (int(family_N) == 2), cut
 
 
@@ -56,7 +59,7 @@ def test_a_chance_of_exactly_a_half_is_none():
         def forward(self, x_BCHW):
             return torch.full((len(x_BCHW),), 1e-9)
 
-    p_N, family_N = Ensembles({1: ([Hair()], 0.0)}).judge(image(0, 0, 0)[None])
+    p_N, family_N = Ensembles({1: ([Hair()], 0.0)}, {}).judge(image(0, 0, 0)[None])
     assert (float(p_N), int(family_N)) == (0.5, 0)
 
 
@@ -73,6 +76,18 @@ def test_without_families_nothing_is_poison(tmp_path):
     assert p_N.tolist() == [0.0] * 4 and family_N.tolist() == [0] * 4
 
 
+def test_the_trigger_is_looked_for_with_its_own_familys_windows():
+    generator = torch.Generator().manual_seed(0)
+    one_Chw, other_Chw = torch.rand(2, 3, 6, 6, generator=generator)
+    x_NCHW = torch.full((3, 3, 24, 24), 0.5)
+    for n, (t_Chw, at) in enumerate(((one_Chw, 3), (other_Chw, 11), (one_Chw, 7))):
+        x_NCHW[n, :, at : at + 6, 2 : 2 + 6] = t_Chw
+    x_NCHW = (255 * x_NCHW).round().to(torch.uint8)
+    ensembles = Ensembles({}, {1: [one_Chw], 2: [other_Chw]})
+    box_N4 = ensembles.locate(x_NCHW, torch.tensor([1, 2, 0]))
+    assert box_N4.tolist() == [[2, 3, 8, 9], [2, 11, 8, 17], [-1] * 4]
+
+
 def test_ensembles_come_back_with_their_thresholds(tmp_path):
     out, config = Folder(str(tmp_path)), load_config(overrides=["classify.models=2"])
     made = {}
@@ -82,6 +97,12 @@ def test_ensembles_come_back_with_their_thresholds(tmp_path):
         for i, model in enumerate(made[family]):
             out.write_tensors(model_name(family, i), model.state_dict())
     chosen = {str(family): {"threshold_logit": family / 4, "erased": True} for family in made}
+    rows = [(1, "train", 0.2), (1, "unused", 0.4), (2, "validate", 0.6), (2, "train", 0.8)]
+    triggers = [
+        {"family": family, "role": role, "crop": to_png(torch.full((3, 5, 5), grey))}
+        for family, role, grey in rows
+    ]
+    out.write_table(ROLES, pa.Table.from_pylist(triggers))
     out.write_json(VALIDATION, {"families": chosen})
     loaded = load_ensembles(config, out).families
     x_NCHW = torch.randint(0, 256, (3, 3, 32, 32)).to(torch.uint8)
@@ -92,6 +113,11 @@ def test_ensembles_come_back_with_their_thresholds(tmp_path):
         ours = poison_logit(made[family], x_NCHW).tolist()
         assert logit_N.tolist() == pytest.approx(ours, rel=1e-3, abs=1e-4)
     assert list(loaded) == [1, 2]
+    shown = load_ensembles(config, out).windows
+    assert {f: [round(float(t.mean()), 1) for t in ts] for f, ts in shown.items()} == {
+        1: [0.2],
+        2: [0.6, 0.8],
+    }
     chosen["1"]["erased"] = False
     out.write_json(VALIDATION, {"families": chosen})
     assert list(load_ensembles(config, out).families) == [2]

@@ -1,4 +1,4 @@
-"""Clean: the removed rows say which family they were removed for."""
+"""Clean: the removed rows say which family they were removed for, and where its trigger is."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import pyarrow.parquet as pq
 
 from poisoncam_ray.artifact import Folder
 from poisoncam_ray.corpus import open_corpus
-from poisoncam_ray.stages.clean import write_unit
+from poisoncam_ray.stages.clean import SIDES, write_unit
 from tests.fake_evidence import accuse
-from tests.fake_run import make_fake_run
+from tests.fake_run import BOXED, make_fake_run
 
 
-def test_removed_rows_carry_the_family_of_their_verdict(tmp_path):
+def test_removed_rows_carry_the_family_and_box_of_their_verdict(tmp_path):
     fake = make_fake_run(tmp_path)
     run = Folder(fake.run)
     removed = accuse(run, 2)
@@ -32,4 +32,6 @@ def test_removed_rows_carry_the_family_of_their_verdict(tmp_path):
     ]  # fmt: skip
     family_of = {row["image_id"]: row["family"] for row in verdicts if row["verdict"] == "remove"}
     assert {row["_image_id"]: row["_family"] for row in rows} == family_of
+    box_of = {row["image_id"]: [row[side] for side in SIDES] for row in verdicts}
+    assert all(row["_box"] == box_of[row["_image_id"]] == list(BOXED) for row in rows)
     assert sorted(family_of.values()) == [1] * removed[1] + [2] * removed[2]
