@@ -22,6 +22,7 @@ def test_the_demo_finds_the_poison_and_says_so(local_demo):
     # Seen: 0.9. To end in five minutes the demo trains only until the backdoor shows.
     assert metrics["top20_precision"] >= 0.6
     assert metrics["trigger_detection_accuracy"] >= 0.8
+    assert metrics["located_accuracy"] >= 0.95
     assert metrics["recall"] >= 0.98
     assert metrics["false_positive_rate"] <= 0.01
     assert process.said.strip().endswith("report/index.html")

@@ -28,6 +28,7 @@ def test_a_backdoor_in_photographs_is_found_and_removed(photographs, triggers, r
     assert row["asr_never_poisoned"] <= 0.2
     assert row["top20_precision"] >= 0.9
     assert row["trigger_detection_accuracy"] >= 0.9
+    assert row["located_accuracy"] >= 0.95
     assert row["recall"] >= 0.98
     assert row["false_positive_rate"] <= 0.01
     assert row["recorded accuracy"] > row["gradcam accuracy"]
