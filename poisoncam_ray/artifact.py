@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 MANIFEST = "_manifest.json"
 STARTED = "_started.json"
 DELETES = 3
+SIDES = ("x0", "y0", "x1", "y1")
+"""Columns of a box [x0, y0, x1, y1), wherever an artifact holds one."""
 
 
 @dataclass(frozen=True)

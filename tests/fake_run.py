@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from poisoncam_ray.artifact import Folder, Ledger, Manifest
+from poisoncam_ray.artifact import SIDES, Folder, Ledger, Manifest
 from poisoncam_ray.config import Config, Index
 from poisoncam_ray.method.encoder import build_encoder
 from poisoncam_ray.stages.search import CANDIDATES
@@ -168,7 +168,7 @@ def _write_part(run: Folder, i: int, part: list[str], cluster: dict[str, int], r
         "06_verdicts": {"p_poison": pa.array(p, pa.float32()), "family": pa.array([0] * n, int32),
                         "verdict": ["remove" if j in removed else "keep" for j in part],
                         **{side: pa.array([at if j in removed else None for j in part], int32)
-                           for side, at in zip(("x0", "y0", "x1", "y1"), BOXED, strict=True)}},
+                           for side, at in zip(SIDES, BOXED, strict=True)}},
     }  # fmt: skip
     for stage, rest in columns.items():
         (run / stage).write_table(name, pa.table({"image_id": part, **rest}))

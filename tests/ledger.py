@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from poisoncam_ray.artifact import Folder, part_name
+from poisoncam_ray.artifact import SIDES, Folder, part_name
 from poisoncam_ray.corpus import Corpus
 from poisoncam_ray.settings import load_config
-from poisoncam_ray.stages.clean import SIDES, UNITS, write_unit
+from poisoncam_ray.stages.clean import UNITS, write_unit
 from poisoncam_ray.stages.index import index_slice
 from tests.tars import image, special, tar_bytes
 

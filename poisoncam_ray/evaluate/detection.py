@@ -11,10 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from poisoncam_ray.artifact import Folder
+from poisoncam_ray.artifact import SIDES, Folder
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.evaluate.joined import (
-    SIDES,
     Metrics,
     Truth,
     candidates,

@@ -15,12 +15,11 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from poisoncam_ray.artifact import Folder, Manifest
+from poisoncam_ray.artifact import SIDES, Folder, Manifest
 from poisoncam_ray.config import Config
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.stages.cluster import read_centroids
 
-SIDES = ["x0", "y0", "x1", "y1"]
 NEEDED = ("image_id", "poisoned", *SIDES)
 OPTIONAL = ("target", "boxes", "decoy")
 """Columns of the truth that not every attack writes; the others it has."""

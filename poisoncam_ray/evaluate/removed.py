@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from poisoncam_ray.evaluate.joined import SIDES, Truth, mean
+from poisoncam_ray.artifact import SIDES
+from poisoncam_ray.evaluate.joined import Truth, mean
 
 NO_TARGET = "any"
 

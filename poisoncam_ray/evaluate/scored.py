@@ -14,8 +14,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from poisoncam_ray.artifact import Folder
-from poisoncam_ray.evaluate.joined import SIDES, Metrics, Truth, artifact, candidates, index_in, mean, parts
+from poisoncam_ray.artifact import SIDES, Folder
+from poisoncam_ray.evaluate.joined import Metrics, Truth, artifact, candidates, index_in, mean, parts
 from poisoncam_ray.method.boxes import iou, map_box
 
 HIT_IOU = 0.5

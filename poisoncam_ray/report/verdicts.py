@@ -12,13 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from poisoncam_ray.artifact import Folder
+from poisoncam_ray.artifact import SIDES, Folder
 
 FAMILY_SAMPLE = 6
 REMOVED_SAMPLE = 48
 BORDERLINE_SAMPLE = 24
 BINS = 50
-SIDES = ("x0", "y0", "x1", "y1")
 SIZE = ["width", "height"]
 
 

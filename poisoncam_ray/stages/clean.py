@@ -9,7 +9,7 @@ import numpy as np
 import ray
 
 from poisoncam_ray import metrics
-from poisoncam_ray.artifact import Folder, Ledger, part_name
+from poisoncam_ray.artifact import SIDES, Folder, Ledger, part_name
 from poisoncam_ray.corpus import Corpus, Slice
 from poisoncam_ray.corpus.storage import REMOVED_TYPES
 from poisoncam_ray.errors import LedgerError
@@ -19,7 +19,6 @@ from poisoncam_ray.store import in_parallel
 
 KEPT, REMOVED, DEAD = 0, 1, 2
 UNITS = "_units"
-SIDES = ("x0", "y0", "x1", "y1")
 UNITS_WAITING = 256
 
 

@@ -9,12 +9,11 @@ import pyarrow as pa
 import torch
 
 from poisoncam_ray import metrics
-from poisoncam_ray.artifact import Folder, Ledger, part_name
+from poisoncam_ray.artifact import SIDES, Folder, Ledger, part_name
 from poisoncam_ray.config import Config
 from poisoncam_ray.method.boxes import unmap_box
 from poisoncam_ray.pipeline import Outcome, Run, Stage
 from poisoncam_ray.stages.classify import load_ensembles
-from poisoncam_ray.stages.clean import SIDES
 from poisoncam_ray.stages.compute import set_threads
 from poisoncam_ray.stages.dataflow import Pixels, missing, stream_images
 from poisoncam_ray.store import in_parallel

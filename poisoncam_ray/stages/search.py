@@ -18,7 +18,7 @@ from ray.actor import ActorHandle
 from torch import Tensor
 
 from poisoncam_ray import metrics
-from poisoncam_ray.artifact import Folder
+from poisoncam_ray.artifact import SIDES, Folder
 from poisoncam_ray.config import Config
 from poisoncam_ray.corpus import Corpus
 from poisoncam_ray.errors import UserError
@@ -202,7 +202,7 @@ class Scorer:
             {
                 "image_id": image_id,
                 "cluster": cluster,
-                **dict(zip(("x0", "y0", "x1", "y1"), scaled[scale][i].tolist(), strict=True)),
+                **dict(zip(SIDES, scaled[scale][i].tolist(), strict=True)),
                 **{name: column[i] for name, column in listed[scale].items()},
                 "n_flip": len(self.y_F),
                 "crop": to_png(crop(x_NCHW[i : i + 1], scaled[scale][i : i + 1])[0]),

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from poisoncam_ray.artifact import Folder
+from poisoncam_ray.artifact import SIDES, Folder
 from poisoncam_ray.method.bundles import bundles
 from poisoncam_ray.method.evidence import Evidence, weigh
 from poisoncam_ray.method.families import families
@@ -30,7 +30,7 @@ GROUPED = 2000
 CANDIDATES_FILE = "candidates.parquet"
 CANDIDATES = pa.schema(
     [("image_id", pa.string()), ("cluster", pa.int32())]
-    + [(side, pa.int32()) for side in ("x0", "y0", "x1", "y1")]
+    + [(side, pa.int32()) for side in SIDES]
     + [(reading, pa.int32()) for reading in ("changed", "gain", "group_gain", "n_flip")]
     + [
         ("score", pa.float32()),

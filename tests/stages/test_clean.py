@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pyarrow.parquet as pq
 
-from poisoncam_ray.artifact import Folder
+from poisoncam_ray.artifact import SIDES, Folder
 from poisoncam_ray.corpus import open_corpus
-from poisoncam_ray.stages.clean import SIDES, write_unit
+from poisoncam_ray.stages.clean import write_unit
 from tests.fake_evidence import accuse
 from tests.fake_run import BOXED, make_fake_run
 
