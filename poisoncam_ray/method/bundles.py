@@ -7,8 +7,6 @@ so the windows that look like nobody speak with their group.
 N candidates   B founders   C channels   s = looks.LOOK_SIDE
 """
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -19,23 +17,23 @@ LIKE = 0.85
 which skies and lawns are alike, too, at most 14 % were that like any one (photographs, tuning; with 0.8 and
 0.9 the verdicts were the same)."""
 LEAST_ALIKE = 8
-SAMPLE = 4096
-"""Founders are looked for among so many windows: all pairs of 100,000 would take hours of a CPU."""
+FOUNDERS_AMONG = 4096
+"""Founders are looked for among so many windows, the best: all pairs of 100,000 would take hours of a CPU,
+and what is to be heard are windows that pull images. All others may join them."""
 
 
 def bundles(look_NCss: Tensor, group_N: Tensor) -> Tensor:
     """bundle_N, int64: numbers below G are groups of clusters (`group_N`, 0 … G-1), those above are looks.
+    The windows come in falling order of their scores.
 
     The window that most others look like founds a bundle of them, again and again while LEAST_ALIKE are left;
     then every window joins the founder it is most like, if it is.
     """
-    n = len(look_NCss)
-    stride = max(1, math.ceil(n / SAMPLE))
     bundle_N = group_N.to(torch.int64, copy=True)
-    founder_B = founders(look_NCss[::stride]) * stride
+    founder_B = founders(look_NCss[:FOUNDERS_AMONG])
     if len(founder_B):
         first = int(group_N.max()) + 1
-        for i_M in torch.arange(n).split(SAMPLE):
+        for i_M in torch.arange(len(look_NCss)).split(FOUNDERS_AMONG):
             best_M, nearest_M = likeness(look_NCss[i_M], look_NCss[founder_B]).max(dim=1)
             bundle_N[i_M] = torch.where(best_M >= LIKE, first + nearest_M, bundle_N[i_M])
     return bundle_N
