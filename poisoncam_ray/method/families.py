@@ -1,10 +1,12 @@
-"""Trigger families: candidates that look alike belong to one attacker, and so do those that look like nobody
-but send images to the same places.
+"""Trigger families: candidates that look alike belong to one attacker, and so do those whose looks change but
+that send images to the same places.
 
 N candidates   K clusters   C channels   h, w a window's sides   s = looks.LOOK_SIDE
 """
 
 from collections.abc import Sequence
+from itertools import compress
+from operator import not_
 
 import torch
 import torch.nn.functional as F
@@ -20,20 +22,24 @@ LEAST_COSINE = 0.5
 most 0.58, half below 0.11. Effects of two triggers may be as close (0.48 to 0.91): looks come first."""
 SAME_COSINE = 0.92
 """Between the mean effects of looks of one trigger: 0.91 to 0.99 where it differed from image to image or was
-several patches (up to 20 looks), 0.87 between those of two attackers (photographs, tuning classes)."""
+several patches (up to 20 looks), 0.87 between those of two attackers (photographs, tuning classes). Of four
+attackers it was 0.90 to 0.99, for their images fill the same clusters: a look that is accused by itself is an
+attacker of its own."""
 LEAST_ALIKE = 3
 LEAST_WINDOWS = 2
 """One window is an anecdote."""
 
 
-def families(windows: Sequence[Tensor], effect_NK: Tensor, score_N: Tensor) -> Tensor:
+def families(windows: Sequence[Tensor], effect_NK: Tensor, score_N: Tensor, by_look_N: Tensor) -> Tensor:
     """family_N int64, from 1 by falling best score; 0 for windows that share neither look nor effect.
 
-    `windows`: N of t_Chw, float in [0, 1], of any size; `effect_NK`: unit vectors (`groups.effects`). From
-    the best candidate down, each that is left founds a family of all that look like it. Families with the
-    same mean effect are one: a trigger that changes its looks from image to image. Families of fewer than
-    LEAST_ALIKE dissolve: their windows join the family whose mean effect is nearest, or become families by
-    effect.
+    `windows`: N of t_Chw, float in [0, 1], of any size; `effect_NK`: unit vectors (`groups.effects`);
+    `by_look_N`: bool, accused in a bundle of one look, not in a group of clusters (`bundles.bundles`).
+
+    From the best candidate down, each that is left founds a family of all that look like it. Of these, those
+    accused mostly by their look stay apart; the others with the same mean effect as a family are part of it:
+    a trigger that changes its looks from image to image. Families of fewer than LEAST_ALIKE dissolve: their
+    windows join the family whose mean effect is nearest, or become families by effect.
     """
     order = score_N.cpu().argsort(descending=True, stable=True).tolist()
     look_NCss = torch.stack([look(t_Chw) for t_Chw in windows])
@@ -50,7 +56,12 @@ def families(windows: Sequence[Tensor], effect_NK: Tensor, score_N: Tensor) -> T
     alone = {i for group in groups if len(group) < LEAST_ALIKE for i in group}
     found: list[list[int]] = []
     sums: list[Tensor] = []
-    for group in (group for group in groups if len(group) >= LEAST_ALIKE):
+    alike = [group for group in groups if len(group) >= LEAST_ALIKE]
+    by_look = [bool(by_look_N[group].double().mean() > 0.5) for group in alike]
+    for group in compress(alike, by_look):
+        found.append(group)
+        sums.append(effect_NK[group].sum(dim=0))
+    for group in compress(alike, map(not_, by_look)):
         _join(group, effect_NK, found, sums, SAME_COSINE)
     for i in (i for i in order if i in alone):
         _join([i], effect_NK, found, sums, LEAST_COSINE)

@@ -56,12 +56,16 @@ def conclude(out: Folder, rounds: int, g_K: Tensor, y_F: Tensor, false_alarm_rat
     cluster_N = torch.from_numpy(table["cluster"].to_numpy().astype(np.int64))
     step = 1 / max(1, table["n_flip"][0].as_py())
     needed_N = torch.tensor(table["needed"].to_pylist())
-    bundle_N = g_K[cluster_N]
+    group_N = bundle_N = g_K[cluster_N]
     if false_alarm_rate < 1:
         look_NCss = _looks(names)[torch.tensor(table["row"].to_pylist())]
-        bundle_N = bundles(look_NCss, bundle_N)
+        bundle_N = bundles(look_NCss, group_N)
     found = weigh(score_N, needed_N, bundle_N, false_alarm_rate, step)
-    family_N = _families(names, table, found, score_N, y_F, len(g_K), one=false_alarm_rate >= 1)
+    if false_alarm_rate >= 1:
+        # All candidates are of one family, as the paper has it.
+        family_N = torch.ones(len(table), dtype=torch.int64)
+    else:
+        family_N = _families(names, table, found, score_N, bundle_N != group_N, y_F, len(g_K))
     kept = _kept(family_N)
     shown = [name for name in CANDIDATES.names if name != "landed"]
     triggers = _rows(names, shown, table["row"].to_numpy()[kept])
@@ -83,13 +87,11 @@ def _families(
     table: pa.Table,
     found: Evidence,
     score_N: Tensor,
+    by_look_N: Tensor,
     y_F: Tensor,
     n_clusters: int,
-    one: bool,
 ) -> Tensor:
-    """family_N; with `one`, all candidates are of the first, as the paper has it."""
-    if one:
-        return torch.ones(len(table), dtype=torch.int64)
+    """family_N of all candidates; 0: in none."""
     family_N = torch.zeros(len(table), dtype=torch.int64)
     suspects = found.suspect_N.nonzero()[:, 0]
     if len(suspects):
@@ -98,7 +100,7 @@ def _families(
         landed_SF = torch.tensor(rows["landed"].to_pylist())
         windows = [from_png(data) for data in rows["crop"].to_pylist()]
         effect_SK = effects(landed_SF, y_F, n_clusters)
-        family_N[suspects] = families(windows, effect_SK, score_N[suspects])
+        family_N[suspects] = families(windows, effect_SK, score_N[suspects], by_look_N[suspects])
     return family_N
 
 

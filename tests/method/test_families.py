@@ -27,6 +27,11 @@ def apart(n: int) -> torch.Tensor:
     return torch.eye(n)
 
 
+def changing(n: int) -> torch.Tensor:
+    """None of n windows is accused by its look."""
+    return torch.zeros(n, dtype=torch.bool)
+
+
 def falling(n: int) -> torch.Tensor:
     return torch.arange(n, 0, -1) / n
 
@@ -39,9 +44,11 @@ def test_two_looks_are_two_families_unless_they_do_the_same(seed):
     t_NCww = two_2Cww.repeat(3, 1, 1, 1) + 0.1 * noise(6, seed)
     # A cosine of 0.87, as two attackers' had, and one of 0.99.
     near_NK = F.normalize(torch.tensor([[1.0, 0.0], [0.87, 0.49]]).repeat(3, 1), dim=1)
-    assert families(t_NCww, near_NK, falling(6)).tolist() == [1, 2] * 3
+    assert families(t_NCww, near_NK, falling(6), changing(6)).tolist() == [1, 2] * 3
     same_NK = F.normalize(torch.tensor([[1.0, 0.0], [0.99, 0.14]]).repeat(3, 1), dim=1)
-    assert families(t_NCww, same_NK, falling(6)).tolist() == [1] * 6
+    assert families(t_NCww, same_NK, falling(6), changing(6)).tolist() == [1] * 6
+    # Four attackers' were as near, and each look was accused by itself.
+    assert families(t_NCww, same_NK, falling(6), ~changing(6)).tolist() == [1, 2] * 3
 
 
 @few
@@ -50,7 +57,7 @@ def test_one_look_shifted_by_up_to_a_quarter_is_one_family_whatever_it_does(seed
     (big_CHW,) = looks(1, seed, SIDE + 3)
     t_NCww = torch.stack([big_CHW[:, y : y + SIDE, x : x + SIDE] for x, y in corners])
     n = len(corners)
-    assert families(t_NCww, apart(n), falling(n)).tolist() == [1] * n
+    assert families(t_NCww, apart(n), falling(n), changing(n)).tolist() == [1] * n
 
 
 @few
@@ -58,20 +65,20 @@ def test_one_look_shifted_by_up_to_a_quarter_is_one_family_whatever_it_does(seed
 def test_brightness_and_contrast_do_not_matter(seed):
     (one_Cww,) = looks(1, seed)
     t_NCww = torch.stack([one_Cww, 0.5 * one_Cww + 0.3, 0.25 * one_Cww])
-    assert families(t_NCww, apart(3), falling(3)).tolist() == [1, 1, 1]
+    assert families(t_NCww, apart(3), falling(3), changing(3)).tolist() == [1, 1, 1]
 
 
 @few
 @given(seeds, st.integers(2, 8))
 def test_many_looks_with_one_effect_are_one_family(seed, n):
     effect_NK = F.normalize(torch.tensor([1.0, 0.0, 0.0]) + 0.1 * torch.rand(n, 3), dim=1)
-    assert families(noise(n, seed), effect_NK, falling(n)).tolist() == [1] * n
+    assert families(noise(n, seed), effect_NK, falling(n), changing(n)).tolist() == [1] * n
 
 
 @few
 @given(seeds, st.integers(1, 6))
 def test_windows_that_share_nothing_are_in_no_family(seed, n):
-    assert families(noise(n, seed), apart(n), falling(n)).tolist() == [0] * n
+    assert families(noise(n, seed), apart(n), falling(n), changing(n)).tolist() == [0] * n
 
 
 def test_what_looks_like_nobody_joins_the_family_that_does_the_same():
@@ -80,41 +87,54 @@ def test_what_looks_like_nobody_joins_the_family_that_does_the_same():
     effect_NK = torch.tensor(
         [[1.0, 0.1, 0.0]] * n_alike + [[0.9, 0.0, 0.0], [0.0, 0.0, 1.0], [0.8, 0.0, 0.1]]
     )
-    found = families(t_NCww, F.normalize(effect_NK, dim=1), falling(7)).tolist()
+    found = families(t_NCww, F.normalize(effect_NK, dim=1), falling(7), changing(7)).tolist()
     assert found == [1, 1, 1, 1, 1, 0, 1]
+
+
+def test_a_look_that_changes_joins_the_one_that_does_the_same_and_is_accused_by_itself():
+    t_NCww = looks(3, 3).repeat(3, 1, 1, 1)
+    assert float((likeness(t_NCww[:3], t_NCww[:3]) - 2 * torch.eye(3)).max()) < LEAST_LIKENESS
+    effect_NK = F.normalize(
+        torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.1, 0.0], [1.0, 0.1, 0.1]]).repeat(3, 1), dim=1
+    )
+    by_look_N = torch.tensor([True, True, False] * 3)
+    # The third is nearer to the second than to the first.
+    assert families(t_NCww, effect_NK, falling(9), by_look_N).tolist() == [1, 2, 2] * 3
 
 
 def test_a_window_between_two_looks_belongs_to_the_better():
     canvas_CHW = torch.rand(3, SIDE, SIDE + 6, generator=torch.Generator().manual_seed(3))
     # The middle one is like both ends, which are not like each other.
     t_NCww = torch.stack([canvas_CHW[:, :, x : x + SIDE] for x in (0, 0, 3, 6, 6, 6)])
-    assert families(t_NCww, apart(6), falling(6)).tolist() == [1, 1, 1, 2, 2, 2]
+    assert families(t_NCww, apart(6), falling(6), changing(6)).tolist() == [1, 1, 1, 2, 2, 2]
 
 
 def test_the_better_family_comes_first_however_small():
     t_NCww = looks(2, 3)[[0, 0, 0, 1, 1, 1, 1]]
-    assert families(t_NCww, apart(7), falling(7)).tolist() == [1, 1, 1, 2, 2, 2, 2]
-    assert families(t_NCww, apart(7), 1 - falling(7)).tolist() == [2, 2, 2, 1, 1, 1, 1]
+    assert families(t_NCww, apart(7), falling(7), changing(7)).tolist() == [1, 1, 1, 2, 2, 2, 2]
+    assert families(t_NCww, apart(7), 1 - falling(7), changing(7)).tolist() == [2, 2, 2, 1, 1, 1, 1]
 
 
 def test_flat_windows_have_no_look():
     colour_NC11 = torch.rand(6, 3, 1, 1, generator=torch.Generator().manual_seed(0))
     flat_NCww = colour_NC11.expand(6, 3, 11, 11)
-    assert families(flat_NCww, apart(6), falling(6)).tolist() == [0] * 6
+    assert families(flat_NCww, apart(6), falling(6), changing(6)).tolist() == [0] * 6
     effect_NK = apart(2).repeat(3, 1)
-    assert families(flat_NCww, effect_NK, falling(6)).tolist() == [1, 2] * 3
+    assert families(flat_NCww, effect_NK, falling(6), changing(6)).tolist() == [1, 2] * 3
 
 
 @st.composite
 def crowds(draw):
-    """Windows of up to three looks and of none, with effects of their own or shared, and distinct scores."""
+    """Windows of up to three looks and of none, some accused by their looks, with effects of their own or
+    shared, and distinct scores."""
     look = draw(st.lists(st.integers(0, 3), min_size=1, max_size=9))
     n, seed = len(look), draw(seeds)
     of_look, of_none = looks(3, seed), noise(n, seed)
     t_NCww = torch.stack([of_look[k] if k < 3 else of_none[i] for i, k in enumerate(look)])
     effect_NK = apart(4)[torch.tensor(draw(st.lists(st.integers(0, 3), min_size=n, max_size=n)))]
     score_N = torch.tensor(draw(st.permutations(range(n)))) / n
-    return t_NCww, effect_NK, score_N
+    by_look_N = torch.tensor(draw(st.lists(st.booleans(), min_size=n, max_size=n)))
+    return t_NCww, effect_NK, score_N, by_look_N
 
 
 @few
