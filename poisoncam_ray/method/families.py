@@ -5,8 +5,6 @@ N candidates   K clusters   C channels   h, w a window's sides   s = looks.LOOK_
 """
 
 from collections.abc import Sequence
-from itertools import compress
-from operator import not_
 
 import torch
 import torch.nn.functional as F
@@ -54,15 +52,13 @@ def families(windows: Sequence[Tensor], effect_NK: Tensor, score_N: Tensor, by_l
             groups.append([j for j in order if alike_N[j]])
     groups.sort(key=len, reverse=True)
     alone = {i for group in groups if len(group) < LEAST_ALIKE for i in group}
-    found: list[list[int]] = []
-    sums: list[Tensor] = []
     alike = [group for group in groups if len(group) >= LEAST_ALIKE]
-    by_look = [bool(by_look_N[group].double().mean() > 0.5) for group in alike]
-    for group in compress(alike, by_look):
-        found.append(group)
-        sums.append(effect_NK[group].sum(dim=0))
-    for group in compress(alike, map(not_, by_look)):
-        _join(group, effect_NK, found, sums, SAME_COSINE)
+    accused = [float(by_look_N[group].double().mean()) > 0.5 for group in alike]
+    found = [group for group, apart in zip(alike, accused, strict=True) if apart]
+    sums = [effect_NK[group].sum(dim=0) for group in found]
+    for group, apart in zip(alike, accused, strict=True):
+        if not apart:
+            _join(group, effect_NK, found, sums, SAME_COSINE)
     for i in (i for i in order if i in alone):
         _join([i], effect_NK, found, sums, LEAST_COSINE)
     shared = [group for group in found if len(group) >= LEAST_WINDOWS]

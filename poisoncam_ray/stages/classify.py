@@ -6,7 +6,6 @@ N images   V held-out pastes   M crops   A families   C channels   H = W image s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,30 +13,23 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from poisoncam_ray.artifact import Folder
 from poisoncam_ray.config import Config
 from poisoncam_ray.errors import UserError
-from poisoncam_ray.method.classifier import (
-    PoisonClassifier,
-    held_out_pastes,
-    poison_logit,
-    train_classifier,
-)
-from poisoncam_ray.method.locate import locate
+from poisoncam_ray.method.classifier import held_out_pastes, poison_logit, train_classifier
 from poisoncam_ray.method.paste import same_size
 from poisoncam_ray.method.threshold import choose_threshold
 from poisoncam_ray.pipeline import Outcome, Run, Stage
 from poisoncam_ray.stages.compute import device, set_threads
 from poisoncam_ray.stages.crops import from_png
 from poisoncam_ray.stages.dataflow import RESTARTS, Pixels, fetch_images, in_flight
+from poisoncam_ray.stages.ensembles import ROLES, VALIDATION, load_models, model_name
 from poisoncam_ray.stages.pool import assignments
 from poisoncam_ray.stages.triggers import TRIGGERS
 from poisoncam_ray.verdict import read_evidence
 
-VALIDATION = "validation.json"
-ROLES = "triggers.parquet"
 ROLE_NAMES = ("train", "validate")
 MOST_UNSURE = 0.03
 """A family is only erased when its classifier leaves so little of the corpus in doubt, within one logit of
@@ -126,10 +118,6 @@ def sure_enough(unsure_share: float, false_alarm_rate: float) -> bool:
     return unsure_share <= MOST_UNSURE or false_alarm_rate >= 1
 
 
-def model_name(family: int, i: int) -> str:
-    return f"family_{family}_model_{i}.safetensors"
-
-
 def families_of(triggers: pa.Table) -> list[int]:
     """Those with windows to train on, from 1."""
     return sorted(set(triggers.filter(pc.not_equal(triggers["role"], "unused"))["family"].to_pylist()))
@@ -186,68 +174,6 @@ def _first(earlier: pa.Table | None, table: pa.Table, most: int) -> pa.Table:
     """The `most` rows of lowest draw of both."""
     both = table if earlier is None else pa.concat_tables([earlier, table])
     return both.sort_by([("draw", "ascending"), ("image_id", "ascending")]).slice(0, most)
-
-
-@dataclass(frozen=True)
-class Ensembles:
-    """The committed classifiers, ready to judge: of each family to be erased its models and its threshold,
-    a logit, and the windows (float, each of its own size) that show what its trigger looks like."""
-
-    families: dict[int, tuple[list[nn.Module], float]]
-    windows: dict[int, list[Tensor]]
-
-    def judge(self, x_NCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """(p_N, family_N) on the CPU, of uint8 images: above 0.5 is poison, of the family given, else 0.
-
-        Logits are read from the threshold, which may lie where a plain sigmoid no longer tells one image
-        from another. Without families p is 0.
-        """
-        if not self.families:
-            return torch.zeros(len(x_NCHW)), torch.zeros(len(x_NCHW), dtype=torch.int64)
-        x_NCHW = x_NCHW.to(device())
-        beyond_AN = torch.stack(
-            [poison_logit(models, x_NCHW) - cut for models, cut in self.families.values()]
-        )
-        best_N, which_N = beyond_AN.cpu().max(dim=0)
-        family_N = torch.tensor(list(self.families))[which_N]
-        p_N = best_N.sigmoid()
-        return p_N, torch.where(p_N > 0.5, family_N, 0)
-
-    def locate(self, x_NCHW: Tensor, family_N: Tensor) -> Tensor:
-        """box_N4 on the CPU: where on each image its family's trigger is; all -1 for images of no family."""
-        box_N4 = torch.full((len(x_NCHW), 4), -1, dtype=torch.int64)
-        for family in set(family_N.tolist()) - {0}:
-            mine_N = family_N == family
-            windows = [t_Chw.to(device()) for t_Chw in self.windows[family]]
-            box_N4[mine_N] = locate(x_NCHW[mine_N].to(device()).float() / 255, windows)[0].cpu()
-        return box_N4
-
-
-def load_models(config: Config, out: Folder, family: int) -> list[nn.Module]:
-    models: list[nn.Module] = []
-    for i in range(config.classify.models):
-        model = PoisonClassifier(config.encoder.image_size)
-        model.load_state_dict(out.read_tensors(model_name(family, i)))
-        models.append(model.to(device()).eval())
-    return models
-
-
-def load_ensembles(config: Config, out: Folder) -> Ensembles:
-    chosen = out.read_json(VALIDATION)["families"]
-    models = {
-        int(family): (load_models(config, out, int(family)), facts["threshold_logit"])
-        for family, facts in chosen.items()
-        if facts["erased"]
-    }
-    triggers = out.read_table(ROLES) if models else None
-    return Ensembles(models, {family: windows_of(triggers, family) for family in models})
-
-
-def windows_of(triggers: pa.Table, family: int) -> list[Tensor]:
-    """t_Chw float of the family's best windows, those that its classifiers were trained and validated on."""
-    ours = triggers.filter(pc.equal(triggers["family"], family))
-    best = ours.filter(pc.not_equal(ours["role"], "unused"))
-    return [from_png(data) for data in best["crop"].to_pylist()]
 
 
 def tensor(x_NCHW: Pixels) -> Tensor:

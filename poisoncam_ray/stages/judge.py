@@ -13,16 +13,16 @@ from poisoncam_ray.artifact import SIDES, Folder, Ledger, part_name
 from poisoncam_ray.config import Config
 from poisoncam_ray.method.boxes import unmap_box
 from poisoncam_ray.pipeline import Outcome, Run, Stage
-from poisoncam_ray.stages.classify import load_ensembles
 from poisoncam_ray.stages.compute import set_threads
 from poisoncam_ray.stages.dataflow import Pixels, missing, stream_images
+from poisoncam_ray.stages.ensembles import load_ensembles
 from poisoncam_ray.store import in_parallel
 
 
 class Judge(Stage):
     name = "06_verdicts"
     title = "Judge"
-    version = 3
+    version = 4
     inputs = ("00_index", "05_classifier")
     sections = ("encoder",)
 
@@ -57,8 +57,8 @@ class JudgeSlice:
         self.ensembles = load_ensembles(config, classifier)
 
     def __call__(self, index: int, ids: list[str], x_NCHW: Pixels) -> dict[str, int]:
-        p_N, family_N = self.ensembles.judge(torch.from_numpy(x_NCHW))
-        box_N4 = self.ensembles.locate(torch.from_numpy(x_NCHW), family_N)
+        p_N, flagged_AN = self.ensembles.judge(torch.from_numpy(x_NCHW))
+        family_N, box_N4 = self.ensembles.locate(torch.from_numpy(x_NCHW), flagged_AN)
         stored = self.index.read_table(part_name(index), ["width", "height"])
         width_N, height_N = (torch.tensor(stored[name].to_pylist()) for name in stored.column_names)
         stored_N4 = unmap_box(box_N4, width_N, height_N, self.side).numpy()

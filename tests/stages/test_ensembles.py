@@ -1,0 +1,126 @@
+"""The verdict of one ensemble a family."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pytest
+import torch
+from torch import nn
+
+from poisoncam_ray.artifact import Folder
+from poisoncam_ray.method.classifier import PoisonClassifier, poison_logit
+from poisoncam_ray.settings import load_config
+from poisoncam_ray.stages.crops import to_png
+from poisoncam_ray.stages.ensembles import ROLES, VALIDATION, Ensembles, load_ensembles, model_name
+
+
+class Channel(nn.Module):
+    """The first pixel of one channel, as a logit of 0 … 255."""
+
+    def __init__(self, channel: int) -> None:
+        super().__init__()
+        self.channel = channel
+
+    def forward(self, x_BCHW):
+        return 255 * x_BCHW[:, self.channel, 0, 0]
+
+
+def image(*colour: int) -> torch.Tensor:
+    return torch.tensor(colour, dtype=torch.uint8)[:, None, None].expand(3, 2, 2)
+
+
+def test_each_family_flags_what_is_beyond_its_own_threshold():
+    ensembles = Ensembles({1: ([Channel(0)], 100.0), 3: ([Channel(1), Channel(2)], 50.0)}, {})
+    x_NCHW = torch.stack(
+        [image(99, 49, 49), image(103, 10, 10), image(0, 60, 60), image(130, 60, 60), image(101, 200, 40)]
+    )
+    p_N, flagged_AN = ensembles.judge(x_NCHW)
+    assert flagged_AN.tolist() == [[False, True, False, True, True], [False, False, True, True, True]]
+    assert p_N[:2].tolist() == pytest.approx(torch.tensor([-1.0, 3.0]).sigmoid().tolist())
+    assert torch.equal(p_N > 0.5, flagged_AN.any(dim=0))
+
+
+def test_above_a_half_is_poison_and_nothing_else():
+    cuts = [100 - 1e-6, 100.0, 100 + 1e-6, 99.99, 101.0]
+    for cut in cuts:
+        p_N, flagged_AN = Ensembles({2: ([Channel(0)], cut)}, {}).judge(image(100, 0, 0)[None])
+        assert (float(p_N) > 0.5) == bool(flagged_AN[0, 0]), cut
+
+
+def test_a_chance_of_exactly_a_half_is_none():
+    class Hair(nn.Module):
+        def forward(self, x_BCHW):
+            return torch.full((len(x_BCHW),), 1e-9)
+
+    p_N, flagged_AN = Ensembles({1: ([Hair()], 0.0)}, {}).judge(image(0, 0, 0)[None])
+    assert (float(p_N), bool(flagged_AN[0, 0])) == (0.5, False)
+
+
+def test_without_families_nothing_is_poison(tmp_path):
+    out = Folder(str(tmp_path))
+    out.write_json(VALIDATION, {"families": {}})
+    ensembles, x_NCHW = load_ensembles(load_config(), out), torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+    p_N, flagged_AN = ensembles.judge(x_NCHW)
+    assert p_N.tolist() == [0.0] * 4 and flagged_AN.shape == (0, 4)
+    family_N, box_N4 = ensembles.locate(x_NCHW, flagged_AN)
+    assert family_N.tolist() == [0] * 4 and box_N4.tolist() == [[-1] * 4] * 4
+
+
+def test_of_families_that_flag_an_image_it_is_of_the_one_whose_trigger_is_on_it():
+    generator = torch.Generator().manual_seed(0)
+    one_Chw, other_Chw = torch.rand(2, 3, 6, 6, generator=generator)
+    x_NCHW = torch.full((5, 3, 24, 24), 0.5)
+    for n, (t_Chw, at) in enumerate(
+        ((one_Chw, 3), (other_Chw, 11), (one_Chw, 7), (other_Chw, 9), (one_Chw, 5))
+    ):
+        x_NCHW[n, :, at : at + 6, 2 : 2 + 6] = t_Chw
+    x_NCHW = (255 * x_NCHW).round().to(torch.uint8)
+    ensembles = Ensembles({1: ([], 0.0), 4: ([], 0.0)}, {1: [one_Chw], 4: [other_Chw]})
+    flagged_AN = torch.tensor([[True, True, False, True, True], [True, True, False, True, False]])
+    family_N, box_N4 = ensembles.locate(x_NCHW, flagged_AN)
+    assert family_N.tolist() == [1, 4, 0, 4, 1]
+    assert box_N4.tolist() == [[2, 3, 8, 9], [2, 11, 8, 17], [-1] * 4, [2, 9, 8, 15], [2, 5, 8, 11]]
+
+
+def test_a_family_that_does_not_flag_an_image_has_no_say():
+    t_Chw = torch.rand(3, 6, 6, generator=torch.Generator().manual_seed(1))
+    x_NCHW = torch.full((1, 3, 24, 24), 0.5)
+    x_NCHW[0, :, 4:10, 5:11] = t_Chw
+    ensembles = Ensembles({1: ([], 0.0), 2: ([], 0.0)}, {1: [t_Chw], 2: [1 - t_Chw]})
+    family_N, _ = ensembles.locate((255 * x_NCHW).round().to(torch.uint8), torch.tensor([[False], [True]]))
+    assert family_N.tolist() == [2]
+
+
+def test_ensembles_come_back_with_their_thresholds(tmp_path):
+    out, config = Folder(str(tmp_path)), load_config(overrides=["classify.models=2"])
+    made = {}
+    for family in (1, 2):
+        torch.manual_seed(family)
+        made[family] = [PoisonClassifier(32).eval() for _ in range(2)]
+        for i, model in enumerate(made[family]):
+            out.write_tensors(model_name(family, i), model.state_dict())
+    chosen = {str(family): {"threshold_logit": family / 4, "erased": True} for family in made}
+    rows = [(1, "train", 0.2), (1, "unused", 0.4), (2, "validate", 0.6), (2, "train", 0.8)]
+    triggers = [
+        {"family": family, "role": role, "crop": to_png(torch.full((3, 5, 5), grey))}
+        for family, role, grey in rows
+    ]
+    out.write_table(ROLES, pa.Table.from_pylist(triggers))
+    out.write_json(VALIDATION, {"families": chosen})
+    loaded = load_ensembles(config, out).families
+    x_NCHW = torch.randint(0, 256, (3, 3, 32, 32)).to(torch.uint8)
+    for family, (models, cut) in loaded.items():
+        assert cut == family / 4
+        device = next(models[0].parameters()).device
+        logit_N = poison_logit(models, x_NCHW.to(device)).cpu()
+        ours = poison_logit(made[family], x_NCHW).tolist()
+        assert logit_N.tolist() == pytest.approx(ours, rel=1e-3, abs=1e-4)
+    assert list(loaded) == [1, 2]
+    shown = load_ensembles(config, out).windows
+    assert {f: [round(float(t.mean()), 1) for t in ts] for f, ts in shown.items()} == {
+        1: [0.2],
+        2: [0.6, 0.8],
+    }
+    chosen["1"]["erased"] = False
+    out.write_json(VALIDATION, {"families": chosen})
+    assert list(load_ensembles(config, out).families) == [2]
