@@ -37,8 +37,12 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
     noted: list[tuple[str, bool]] = []
 
     def evaluate(run: str, truth: str, strategies=(), validation=None, never=None, progress=None) -> dict:
-        noted.append((run, never is not None))
-        models = ("threat", "cleaned", "never_poisoned") if never else ("threat",)
+        if validation is None:
+            return {"recall": 1.0}
+        # The labels are always the clean corpus', whether more models are trained or not.
+        assert never.corpus_uri.endswith("/clean")
+        noted.append((run, never.retrain))
+        models = ("threat", "cleaned", "never_poisoned") if never.retrain else ("threat",)
         return {"recall": 1.0, "probes": {model: {"knn": FIGURES} for model in models}}
 
     monkeypatch.setattr(FakeRunner, "runs", [], raising=False)

@@ -17,6 +17,7 @@ GROUPS = ("strategies", "probes")
 SHOWN = {
     "verdict": "verdict",
     "asr": "attack success (k-NN), poisoned",
+    "threat knn asr": "… by labelled images without poison",
     "asr_never_poisoned": "… never poisoned",
     "cleaned knn asr": "… trained on the cleaned corpus",
     "cleaned less never_poisoned knn asr": "… cleaned less never poisoned",

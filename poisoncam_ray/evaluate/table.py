@@ -183,10 +183,8 @@ def _row(setting: Setting, of_seed: _Seed, attacked: Attacked, progress: Progres
     done = Runner((poisoned / "corpus").uri, run.uri, of_seed.config, defence()).run(progress)
     validation = Validation((of_seed.folder / "validation").uri, (patched / "corpus").uri, target)
     truth = (poisoned / "truth.parquet").uri
-    never = NeverPoisoned(clean.uri, of_seed.never_poisoned.uri, retrain=True)
-    metrics = evaluate_run(
-        run.uri, truth, STRATEGIES, validation, never if "retrain" in extras else None, progress
-    )
+    never = NeverPoisoned(clean.uri, of_seed.never_poisoned.uri, retrain="retrain" in extras)
+    metrics = evaluate_run(run.uri, truth, STRATEGIES, validation, never, progress)
     without = probe(of_seed.never_poisoned.uri, clean.uri, validation)["knn"]
     row: dict[str, Any] = {"seed": of_seed.config.seed, "kind": attacked.kind, "share": attacked.share}
     row |= {"poison_rate": made["poison_rate"], "trigger": attacked.name.rsplit("/", 1)[-1], "target": target}
