@@ -185,7 +185,9 @@ def _row(setting: Setting, of_seed: _Seed, attacked: Attacked, progress: Progres
     truth = (poisoned / "truth.parquet").uri
     never = NeverPoisoned(clean.uri, of_seed.never_poisoned.uri, retrain="retrain" in extras)
     metrics = evaluate_run(run.uri, truth, STRATEGIES, validation, never, progress)
-    without = probe(of_seed.never_poisoned.uri, clean.uri, validation)["knn"]
+    # With --retrain the model of the clean corpus has been probed already.
+    probed = metrics["probes"].get("never_poisoned")
+    without = (probed or probe(of_seed.never_poisoned.uri, clean.uri, validation))["knn"]
     row: dict[str, Any] = {"seed": of_seed.config.seed, "kind": attacked.kind, "share": attacked.share}
     row |= {"poison_rate": made["poison_rate"], "trigger": attacked.name.rsplit("/", 1)[-1], "target": target}
     row |= _verdict(run)

@@ -19,7 +19,7 @@ which skies and lawns are alike, too, at most 14 % were that like any one (photo
 LEAST_ALIKE = 8
 FOUNDERS_AMONG = 4096
 """Founders are looked for among so many windows, the best: all pairs of 100,000 would take hours of a CPU,
-and what is to be heard are windows that pull images. All others may join them."""
+and what is to be heard are windows that pull images. All others may join them, as many at a time."""
 
 
 def bundles(look_NCss: Tensor, group_N: Tensor) -> Tensor:

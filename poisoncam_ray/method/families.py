@@ -5,6 +5,7 @@ N candidates   K clusters   C channels   h, w a window's sides   s = looks.LOOK_
 """
 
 from collections.abc import Sequence
+from itertools import filterfalse
 
 import torch
 import torch.nn.functional as F
@@ -52,12 +53,14 @@ def families(windows: Sequence[Tensor], effect_NK: Tensor, score_N: Tensor, by_l
     groups.sort(key=len, reverse=True)
     alone = {i for group in groups if len(group) < LEAST_ALIKE for i in group}
     alike = [group for group in groups if len(group) >= LEAST_ALIKE]
-    accused = [float(by_look_N[group].double().mean()) > 0.5 for group in alike]
-    found = [group for group, apart in zip(alike, accused, strict=True) if apart]
+
+    def by_look(group: list[int]) -> bool:
+        return float(by_look_N[group].double().mean()) > 0.5
+
+    found = [group for group in alike if by_look(group)]
     sums = [effect_NK[group].sum(dim=0) for group in found]
-    for group, apart in zip(alike, accused, strict=True):
-        if not apart:
-            _join(group, effect_NK, found, sums, SAME_COSINE)
+    for group in filterfalse(by_look, alike):
+        _join(group, effect_NK, found, sums, SAME_COSINE)
     for i in (i for i in order if i in alone):
         _join([i], effect_NK, found, sums, LEAST_COSINE)
     shared = [group for group in found if len(group) >= LEAST_WINDOWS]

@@ -63,11 +63,11 @@ class Ensembles:
             i_M = flagged_N.nonzero()[:, 0]
             if len(i_M):
                 windows = [t_Chw.to(device()) for t_Chw in self.windows[family]]
-                box_M4, like_M = locate(x_NCHW[i_M].to(device()).float() / 255, windows)
-                better_M = like_M.cpu() > most_N[i_M]
+                found = locate(x_NCHW[i_M].to(device()).float() / 255, windows)
+                box_M4, like_M = (part.cpu() for part in found)
+                better_M = like_M > most_N[i_M]
                 i_M = i_M[better_M]
-                family_N[i_M], box_N4[i_M] = family, box_M4.cpu()[better_M]
-                most_N[i_M] = like_M.cpu()[better_M]
+                family_N[i_M], box_N4[i_M], most_N[i_M] = family, box_M4[better_M], like_M[better_M]
         return family_N, box_N4
 
 
