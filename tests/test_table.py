@@ -48,7 +48,7 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
     monkeypatch.setattr(FakeRunner, "runs", [], raising=False)
     monkeypatch.setattr(table, "Runner", FakeRunner)
     monkeypatch.setattr(table, "evaluate_run", evaluate)
-    monkeypatch.setattr(table, "probe", lambda *_: {"knn": FIGURES})
+    monkeypatch.setattr(table, "probe", lambda *_, **__: {"knn": FIGURES})
     monkeypatch.setattr(table, "take_classes", lambda *_: None)
     monkeypatch.setattr(Attacked, "poison", lambda *_: {"poison_rate": 0.01})
     monkeypatch.setattr(Attacked, "patch", lambda *_: None)

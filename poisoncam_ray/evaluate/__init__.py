@@ -53,7 +53,7 @@ def evaluate_run(
     if strategies:
         metrics["strategies"] = compare_strategies(run_uri, corpus_uri, truth_uri, strategies)
     if validation:
-        own = probe(run_uri, corpus_uri, validation)
+        own = probe(run_uri, corpus_uri, validation, linear=never_poisoned is None)
         metrics |= {key: own["knn"][key] for key in MAIN_FIGURES}
         metrics |= {"probes": {"threat": own}, "probes_labels": "those of the run's own corpus"}
         if never_poisoned:

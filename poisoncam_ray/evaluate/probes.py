@@ -50,12 +50,14 @@ class _Bank:
     classes: dict[str, int]
 
 
-def probe(run_uri: str, labelled_uri: str, validation: Validation, k: int = 20) -> dict[str, Metrics]:
+def probe(
+    run_uri: str, labelled_uri: str, validation: Validation, k: int = 20, linear: bool = True
+) -> dict[str, Metrics]:
     """{knn, linear_1, linear_10: figures} of the run's encoder, over the run's own features (02_features).
 
     knn: weighted k-NN among all of them; linear_…: logistic regression on that percentage of each class, at
-    least one image. The labels are those of `labelled_uri`, the corpus that the run read. In image folders
-    the label is the parent folder, and the label column is not used. Figures:
+    least one image; not without `linear`. The labels are those of `labelled_uri`, the corpus that the run
+    read. In image folders the label is the parent folder, and the label column is not used. Figures:
 
     acc_clean, acc_patched           share of validation images whose class is predicted right, as they are
                                      and with the trigger on them
@@ -90,7 +92,7 @@ def probe(run_uri: str, labelled_uri: str, validation: Validation, k: int = 20) 
     both_MD = torch.cat([clean_MD, patched_MD])
     n_classes = len(bank.classes)
     predicted = {"knn": knn_predict(bank.f_ND, bank.y_N, both_MD, k=k, n_classes=n_classes)}
-    for name, share in LABELLED.items():
+    for name, share in LABELLED.items() if linear else ():
         row_n = choose_labelled(bank.draw_N, bank.y_N, share)
         predicted[name] = linear_predict(bank.f_ND[row_n], bank.y_N[row_n], both_MD, n_classes)
     return {

@@ -187,7 +187,7 @@ def _row(setting: Setting, of_seed: _Seed, attacked: Attacked, progress: Progres
     metrics = evaluate_run(run.uri, truth, STRATEGIES, validation, never, progress)
     # With --retrain the model of the clean corpus has been probed already.
     probed = metrics["probes"].get("never_poisoned")
-    without = (probed or probe(of_seed.never_poisoned.uri, clean.uri, validation))["knn"]
+    without = (probed or probe(of_seed.never_poisoned.uri, clean.uri, validation, linear=False))["knn"]
     row: dict[str, Any] = {"seed": of_seed.config.seed, "kind": attacked.kind, "share": attacked.share}
     row |= {"poison_rate": made["poison_rate"], "trigger": attacked.name.rsplit("/", 1)[-1], "target": target}
     row |= _verdict(run)

@@ -57,14 +57,14 @@ def conclude(out: Folder, rounds: int, g_K: Tensor, y_F: Tensor, false_alarm_rat
     step = 1 / max(1, table["n_flip"][0].as_py())
     needed_N = torch.tensor(table["needed"].to_pylist())
     group_N = bundle_N = g_K[cluster_N]
-    if false_alarm_rate < 1:
+    asked = false_alarm_rate < 1
+    if asked:
         look_NCss = _looks(names)[torch.tensor(table["row"].to_pylist())]
         bundle_N = bundles(look_NCss, group_N)
     found = weigh(score_N, needed_N, bundle_N, false_alarm_rate, step)
-    if false_alarm_rate >= 1:
-        # All candidates are of one family, as the paper has it.
-        family_N = torch.ones(len(table), dtype=torch.int64)
-    else:
+    # Where nobody asked for evidence all candidates are of one family, as the paper has it.
+    family_N = torch.ones(len(table), dtype=torch.int64)
+    if asked:
         family_N = _families(names, table, found, score_N, bundle_N != group_N, y_F, len(g_K))
     kept = _kept(family_N)
     shown = [name for name in CANDIDATES.names if name != "landed"]
