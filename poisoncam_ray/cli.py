@@ -29,7 +29,8 @@ Overrides = Annotated[
     typer.Argument(metavar="[section.key=value]…", help="settings that win over preset and file"),
 ]
 InputUri = Annotated[
-    str | None, typer.Option("--input", help="folder of Parquet shards or images, local or s3://")
+    str | None,
+    typer.Option("--input", help="folder of Parquet shards, WebDataset tars or images, local or s3://"),
 ]
 OutputUri = Annotated[str | None, typer.Option("--output", help="the run folder: empty, or one to resume")]
 Preset = Annotated[str | None, typer.Option(help="named configuration: " + ", ".join(presets()))]

@@ -52,7 +52,7 @@ class Encoder(Section):
 
 
 class Pretrain(Section):
-    """The threat model (DESIGN step 1). `lr` is the base rate: lr × batch_size / 256 is used."""
+    """The threat model. `lr` is the base rate: lr × batch_size / 256 is used."""
 
     how: ClassVar[frozenset[str]] = frozenset({"checkpoint_every", "max_failures"})
 
@@ -60,7 +60,7 @@ class Pretrain(Section):
     """What is minimised; `temperature` means nothing to BYOL, `momentum` nothing to SimCLR."""
     epochs: Count = 20
     batch_size: Annotated[int, Field(ge=2)] = 128
-    lr: Annotated[float, Field(gt=0)] = 4e-3
+    lr: Annotated[float, Field(gt=0)] = 8e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     warmup_epochs: Annotated[float, Field(ge=0)] = 1
     temperature: Annotated[float, Field(gt=0)] = 0.2
@@ -77,7 +77,7 @@ class Pretrain(Section):
 
 
 class Embed(Section):
-    """Features of all images (DESIGN step 2)."""
+    """Features of all images."""
 
     how: ClassVar[frozenset[str]] = frozenset({"batch_size"})
 
@@ -85,7 +85,7 @@ class Embed(Section):
 
 
 class Cluster(Section):
-    """k-means (DESIGN step 2). `k` null takes 3·√N: 1,068 for the paper's 126,689 images (paper: 1000)."""
+    """k-means. `k` null takes 3·√N: 1,068 for the paper's 126,689 images (paper: 1000)."""
 
     k: Annotated[int, Field(ge=2)] | None = None
     iterations: Count = 20
@@ -94,7 +94,7 @@ class Cluster(Section):
 
 
 class Search(Section):
-    """Cluster Activation Masking, poison score, pruning (DESIGN steps 3 to 5)."""
+    """Cluster Activation Masking, poison score, pruning."""
 
     how: ClassVar[frozenset[str]] = frozenset({"batch_size", "chunk"})
 
@@ -113,7 +113,8 @@ class Search(Section):
     """Which reading of the poison score ranks candidates; all are recorded. The paper's: changed;
     PatchSearch's: gain of the own cluster; ours: gain of the own cluster and those around it."""
     false_alarm_rate: Annotated[float, Field(gt=0, le=1)] = 0.05
-    """How often a clean corpus may be called poisoned; 1 always finds poison, as the paper does."""
+    """How often a clean corpus may be called poisoned, nominally: more often where natural bundles differ
+    much (README). 1 always finds poison, as the paper does."""
     flip_images: Count = 100
     per_cluster: Count = 2
     prune: Annotated[float, Field(gt=0, lt=1)] = 0.25
@@ -128,7 +129,7 @@ class Search(Section):
 
 
 class Classify(Section):
-    """The poison classifier (DESIGN step 6). The paper: 2000 steps of SGD at 0.01, batch 32, five models;
+    """The poison classifier. The paper: 2000 steps of SGD at 0.01, batch 32, five models;
     with AdamW, one cycle and a robust loss 150 steps did as well on photographs of 32 px."""
 
     top_k: Annotated[int, Field(ge=2)] = 20

@@ -44,6 +44,12 @@ def test_the_published_methods_have_the_encoder_of_tiny_cnn():
     assert (paper.search.reading, paper.search.refine) == ("changed", False)
 
 
+def test_without_a_preset_the_settings_are_those_that_were_measured():
+    """But for the training workers: the default must run on one CPU."""
+    plain, measured = load_config(None, None, ["pretrain.workers=2"]), load_config("tiny-cnn")
+    assert plain == measured.model_copy(update={"resources": plain.resources})
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [

@@ -18,7 +18,7 @@ Mapper = Callable[[Callable[[list[Slice]], pa.Table], list[list[Slice]]], Iterab
 
 TRAIN_REGION: Region = (0.25, 0.75)
 VALIDATION_REGION: Region = (0.1, 0.9)
-"""Where the trigger lies, parts of each side (DESIGN §3)."""
+"""Where the trigger lies, parts of each side, as in the reference attack."""
 WIDTH = 50 / 224
 SHARE = 0.5
 

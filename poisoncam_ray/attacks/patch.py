@@ -1,4 +1,4 @@
-"""The reference attack (DESIGN §3; Saha et al., arXiv 2105.10123): an opaque patch, its place at random."""
+"""The reference attack (Saha et al., arXiv 2105.10123): an opaque patch, its place at random."""
 
 from __future__ import annotations
 

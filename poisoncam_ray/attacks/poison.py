@@ -1,4 +1,4 @@
-"""Poison a training set, or patch a validation set, with one of the attacks (DESIGN §3).
+"""Poison a training set, or patch a validation set, with one of the attacks.
 
 What is written under the output: `corpus/` (the input, some images replaced), `truth.parquet` (one row an
 image), `triggers/` and, last, `attack.json` (settings and counts).

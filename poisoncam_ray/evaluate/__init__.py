@@ -1,5 +1,5 @@
-"""How well a run did, measured against truth (DESIGN §3). Nothing but this package and study/ reads the
-truth; labels are read here and by attacks/, never by the defence.
+"""How well a run did, measured against truth. Nothing but this package and study/ reads the truth; labels are
+read here and by attacks/, never by the defence.
 
 Images are joined on image_id, part by part: for detection memory grows with the poisoned and the dead images,
 not with the corpus. Probes hold the features and labels of theirs.

@@ -37,8 +37,14 @@ TOP = 20
 
 
 def detection_metrics(run_uri: str, truth_uri: str) -> dict[str, Any]:
-    """The keys of DESIGN §3 up to `n_dead`, and these:
+    """What metrics.json holds of detection:
 
+    trigger_detection_accuracy, trigger_detection_mean_iou
+                             over scored poisoned images: the share whose candidate window, in encoder pixels,
+                             finds a trigger, and the mean IoU
+    top20_precision          share of the 20 best-scored images that are poisoned
+    recall, precision, false_positive_rate   of what was removed
+    n_images, n_poisoned, n_removed, n_dead
     trigger_detection_…_poison_clusters  over scored poisoned images whose cluster is more than half poison
     trigger_detection_…_cut  over scored images (trigger_detection_n_cut) whose every trigger the centre crop
                              cut into, by what is left; they count in no other trigger_detection figure

@@ -19,7 +19,7 @@ from poisoncam_ray.evaluate.joined import Metrics, Truth, artifact, candidates, 
 from poisoncam_ray.method.boxes import iou, map_box
 
 HIT_IOU = 0.5
-"""A window finds a trigger from this intersection over union on (DESIGN §3)."""
+"""A window finds a trigger from this intersection over union on: half, as detection benchmarks have it."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Cluster Activation Masking (DESIGN §1 step 3): the window of an image that holds it in its cluster.
+"""Cluster Activation Masking (arXiv 2312.07955): the window of an image that holds it in its cluster.
 
 N images   B masks   C channels   H = W image side   D feature dimensions   K clusters
 M masked images at once   own_N clusters of the unmasked images   a_NHW heat maps

@@ -1,4 +1,4 @@
-"""The poison classifier: finds in every image what the search found in a few (DESIGN section 1, step 6).
+"""The poison classifier: finds in every image what the search found in a few (PoisonCAM, arXiv 2312.07955).
 
 x        images, uint8 or float in [0, 1]      B, N, V  images in a batch, in a corpus, held out
 t, crops candidate triggers cut out by the     M        crops

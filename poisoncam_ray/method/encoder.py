@@ -43,7 +43,7 @@ class Encoder(nn.Module):
         return self.backbone.forward_head(tokens, pre_logits=True)
 
     def embed(self, x_BCHW: Tensor) -> Tensor:
-        """f_BD on the unit sphere: what is clustered (DESIGN §1 step 2: backbone features, no projector)."""
+        """f_BD on the unit sphere: what is clustered (backbone features, no projector)."""
         return F.normalize(self(x_BCHW), dim=1)
 
     def feature_map(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""k-means over the corpus's features (DESIGN §1 step 2).
+"""k-means over the corpus's features.
 
 N features   K clusters   D feature dimensions
 f_ND features   c_KD centroids   y_N assignments, 0 … K−1
@@ -17,8 +17,8 @@ DISTANCES_AT_ONCE = 1 << 24
 def auto_k(n: int, factor: float = 3) -> int:
     """How many clusters for n images: `factor`·√n, at least 2 and at most a quarter of n.
 
-    K must be several times the number of natural categories, so that poison gets clusters of its own
-    (DESIGN §4); the factor 3 gives 1068 for the 126,689 images of the paper's ImageNet-100, which uses 1000.
+    K must be several times the number of natural categories, so that poison gets clusters of its own;
+    the factor 3 gives 1068 for the 126,689 images of the paper's ImageNet-100, which uses 1000.
 
     Raises ValueError below two images.
     """

@@ -1,6 +1,6 @@
 """Where on a removed image is the trigger? The windows of its family, slid over the image.
 
-Masks see the trigger only where it moves the image, and among natural images it may not (DESIGN §1, step 3);
+Masks see the trigger only where it moves the image, and among natural images it may not;
 once the search has found what the trigger looks like, that is enough to point at it anywhere.
 
 N images   C channels   S image side   h, w a window's sides   y, x its place

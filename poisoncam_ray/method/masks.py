@@ -1,4 +1,4 @@
-"""The masks of Cluster Activation Masking (DESIGN §1 step 3): which pixels of an image stay visible.
+"""The masks of Cluster Activation Masking (arXiv 2312.07955): which pixels of an image stay visible.
 
 B masks   H = W image side   G cells on a side   all m_BHW are float32 in 0 … 1: 1 visible, 0 hidden
 """

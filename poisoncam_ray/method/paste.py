@@ -1,4 +1,4 @@
-"""Cuts windows out of images and pastes them into others (DESIGN section 1, steps 3, 4 and 6).
+"""Cuts windows out of images and pastes them into others.
 
 x    images, uint8 or float          N  images or candidates, one window each
 t    windows: candidate triggers     F  flip-test images

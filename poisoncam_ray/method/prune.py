@@ -1,4 +1,4 @@
-"""The heuristic search's rules (DESIGN §1 step 5): whom to score next, whom to drop, when to stop.
+"""The heuristic search's rules (PoisonCAM, arXiv 2312.07955): whom to score next, whom to drop, when to stop.
 
 N images of the corpus   K clusters   P picked images
 Nothing here embeds or draws: the same assignments, seed and scores give the same search.

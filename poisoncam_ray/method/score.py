@@ -1,4 +1,4 @@
-"""The poison score (DESIGN §1 step 4): what a candidate does to the assignments of images it is pasted on.
+"""The poison score (arXiv 2312.07955): what a candidate does to the assignments of images it is pasted on.
 
 N candidates   F flip-test images   C channels   w window side   H = W image side   D feature dimensions
 K clusters   M pasted images at once

@@ -1,4 +1,4 @@
-"""Where to cut the poison classifier's logits, from data that the defence has (DESIGN section 4).
+"""Where to cut the poison classifier's logits, from data that the defence has.
 
 h  logits of held-out pastes, V of them        G  points of the search grid
 l  logits of the corpus, N of them

@@ -1,5 +1,5 @@
 """Classify: of each trigger family an ensemble trained on pastes of its top windows, and a threshold from
-data the defence has (DESIGN step 6). Without evidence of poison there is nothing to train.
+data the defence has. Without evidence of poison there is nothing to train.
 
 N images   V held-out pastes   M crops   A families   C channels   H = W image side   w a crop's side
 """

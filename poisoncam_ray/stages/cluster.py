@@ -1,4 +1,4 @@
-"""Cluster: k-means on a bounded sample of the features, then every image's assignment (DESIGN step 2)."""
+"""Cluster: k-means on a bounded sample of the features, then every image's assignment."""
 
 from __future__ import annotations
 

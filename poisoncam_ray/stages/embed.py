@@ -1,4 +1,4 @@
-"""Embed: the L2-normalised backbone feature of every indexed image (DESIGN step 2)."""
+"""Embed: the L2-normalised backbone feature of every indexed image."""
 
 from __future__ import annotations
 

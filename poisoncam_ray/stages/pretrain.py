@@ -1,5 +1,4 @@
-"""Pretrain: the threat model, MoCo-v3, SimCLR or BYOL on the suspicious corpus itself (DESIGN step 1), on
-Ray Train.
+"""Pretrain: the threat model, MoCo-v3, SimCLR or BYOL on the suspicious corpus itself, on Ray Train.
 
 Every random draw is a pure function of (seed, step, rank), so a checkpoint holds tensors and a step number
 and the resumed training is the undisturbed one. Checkpoints are ours (safetensors and JSON): nothing that

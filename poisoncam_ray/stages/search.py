@@ -1,4 +1,4 @@
-"""Search: Cluster Activation Masking and poison scores, round by round (DESIGN steps 3–5).
+"""Search: Cluster Activation Masking and poison scores, round by round.
 
 Each round is committed on its own. The driver holds clusters, counters and a bounded pool of images a
 cluster, never all rows.
