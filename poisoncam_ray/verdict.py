@@ -111,7 +111,7 @@ def tell(evidence: Evidence, removed: int, by_family: Mapping[int, int]) -> list
 
 
 def chance(p_value: float) -> str:
-    """0.0004 → '1 in 2,500 benign windows scores'; common ones in per cent."""
+    """0.0004 → '1 in 2,500 benign bundles of windows scores'; common ones in per cent."""
     if p_value > 0.1:
         return f"{percent(p_value)} of benign bundles of windows score"
     if p_value < LEAST_P:

@@ -56,7 +56,7 @@ class Null:
 
 
 @dataclass(frozen=True)
-class Evidence:
+class Weighing:
     """`score_U`: each bundle's score, by its number. `suspect_N`: the windows that speak for the bundles that
     stand out; none: no evidence. `null_U`: the bundles that do not. `null` is None, and nobody is of it,
     where there are too few bundles (threshold ∞) or no evidence was asked for (threshold 0)."""
@@ -70,7 +70,7 @@ class Evidence:
 
 def weigh(
     score_N: Tensor, needed_N: Tensor, bundle_N: Tensor, false_alarm_rate: float, step: float
-) -> Evidence:
+) -> Weighing:
     """Which bundles' candidates score higher than benign windows do.
 
     The m-th best bundle must pass the threshold that the bundles after it set; the largest such m counts, so
@@ -85,19 +85,19 @@ def weigh(
     heard = {u: bundle_score(score_N[bundle_N == u]) for u in bundle_N.unique().tolist()}
     score_U = {u: score for u, score in heard.items() if score is not None}
     if false_alarm_rate >= 1:
-        return Evidence(None, 0.0, score_U, torch.ones(len(score_N), dtype=torch.bool), [])
+        return Weighing(None, 0.0, score_U, torch.ones(len(score_N), dtype=torch.bool), [])
     ranked = sorted(score_U, key=lambda u: (-score_U[u], u))
     none_N = torch.zeros(len(score_N), dtype=torch.bool)
-    found = Evidence(None, math.inf, score_U, none_N, [])
+    found = Weighing(None, math.inf, score_U, none_N, [])
     for m in range(1, max(1, math.floor(SUSPECT_SHARE * len(ranked))) + 1):
         null = fit_null([score_U[u] for u in ranked[m:]], step)
         if null is None:
             break
         threshold = null.threshold(false_alarm_rate, len(ranked))
         if score_U[ranked[m - 1]] >= threshold:
-            found = Evidence(null, threshold, score_U, _speakers(score_N, bundle_N, ranked[:m]), ranked[m:])
+            found = Weighing(null, threshold, score_U, _speakers(score_N, bundle_N, ranked[:m]), ranked[m:])
         elif m == 1:
-            found = Evidence(null, threshold, score_U, none_N, ranked[m:])
+            found = Weighing(null, threshold, score_U, none_N, ranked[m:])
     return found
 
 

@@ -5,7 +5,6 @@ N candidates   K clusters   C channels   h, w a window's sides   s = looks.LOOK_
 """
 
 from collections.abc import Sequence
-from itertools import filterfalse
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +39,24 @@ def families(windows: Sequence[Tensor], effect_NK: Tensor, score_N: Tensor, by_l
     windows join the family whose mean effect is nearest, or become families by effect.
     """
     order = score_N.cpu().argsort(descending=True, stable=True).tolist()
+    groups = _alike(windows, order)
+    alike = [group for group in groups if len(group) >= LEAST_ALIKE]
+    alone = {i for group in groups if len(group) < LEAST_ALIKE for i in group}
+    by_look = [bool(by_look_N[group].double().mean() > 0.5) for group in alike]
+    found = [group for group, apart in zip(alike, by_look, strict=True) if apart]
+    sums = [effect_NK[group].sum(dim=0) for group in found]
+    for group, apart in zip(alike, by_look, strict=True):
+        if not apart:
+            _join(group, effect_NK, found, sums, SAME_COSINE)
+    for i in order:
+        if i in alone:
+            _join([i], effect_NK, found, sums, LEAST_COSINE)
+    return _numbered([group for group in found if len(group) >= LEAST_WINDOWS], order)
+
+
+def _alike(windows: Sequence[Tensor], order: list[int]) -> list[list[int]]:
+    """Groups by look, the largest first, each in the given order: the first window that is left founds one of
+    all that look like it."""
     look_NCss = torch.stack([look(t_Chw) for t_Chw in windows])
     alike_NN = likeness(look_NCss, look_NCss) >= LEAST_LIKENESS
     groups: list[list[int]] = []
@@ -50,24 +67,15 @@ def families(windows: Sequence[Tensor], effect_NK: Tensor, score_N: Tensor, by_l
             alike_N[i] = True
             free_N &= ~alike_N
             groups.append([j for j in order if alike_N[j]])
-    groups.sort(key=len, reverse=True)
-    alone = {i for group in groups if len(group) < LEAST_ALIKE for i in group}
-    alike = [group for group in groups if len(group) >= LEAST_ALIKE]
+    return sorted(groups, key=len, reverse=True)
 
-    def by_look(group: list[int]) -> bool:
-        return float(by_look_N[group].double().mean()) > 0.5
 
-    found = [group for group in alike if by_look(group)]
-    sums = [effect_NK[group].sum(dim=0) for group in found]
-    for group in filterfalse(by_look, alike):
-        _join(group, effect_NK, found, sums, SAME_COSINE)
-    for i in (i for i in order if i in alone):
-        _join([i], effect_NK, found, sums, LEAST_COSINE)
-    shared = [group for group in found if len(group) >= LEAST_WINDOWS]
+def _numbered(groups: list[list[int]], order: list[int]) -> Tensor:
+    """family_N: the group of the best candidate is 1."""
     place = {i: p for p, i in enumerate(order)}
-    shared.sort(key=lambda group: min(place[i] for i in group))
     family_N = torch.zeros(len(order), dtype=torch.int64)
-    for number, group in enumerate(shared, start=1):
+    ranked = sorted(groups, key=lambda group: min(place[i] for i in group))
+    for number, group in enumerate(ranked, start=1):
         family_N[group] = number
     return family_N
 

@@ -9,8 +9,8 @@ from poisoncam_ray.method.evidence import (
     FLOOR,
     LEAST_BUNDLES,
     LEAST_WINDOWS,
-    Evidence,
     Null,
+    Weighing,
     bundle_score,
     fit_null,
 )
@@ -20,7 +20,7 @@ STEP = 0.01
 RATE = 0.05
 
 
-def weigh(score_N: torch.Tensor, group_N: torch.Tensor, rate: float, step: float) -> Evidence:
+def weigh(score_N: torch.Tensor, group_N: torch.Tensor, rate: float, step: float) -> Weighing:
     """Every window is needed."""
     return weigh_needed(score_N, torch.ones(len(score_N), dtype=torch.bool), group_N, rate, step)
 
