@@ -71,6 +71,11 @@ class Stage(ABC):
         """Raise UserError for a mistake that can be told before the work: called at the start (`rows` None),
         and again once the first stage has counted the corpus's images."""
 
+    def reads(self, config: Config) -> dict[str, str]:
+        """What the artifact depends on beside its inputs and the configuration's words: a fingerprint of each
+        file that these name. UserError when there is none."""
+        return {}
+
     @abstractmethod
     def run(self, run: Run) -> Outcome:
         """Write the artifact into `run.out`; the runner commits it when the ledger holds."""
@@ -237,7 +242,7 @@ class Runner:
         }
         if not stage.inputs:
             identity["sources"] = fingerprint(self.sources)
-        return identity
+        return identity | stage.reads(self.config)
 
     def _digest(self, name: str) -> str:
         return fingerprint({"manifest": (self.folder / name).read_json(MANIFEST)})

@@ -19,6 +19,7 @@ from poisoncam_ray.errors import LedgerError, UserError
 from poisoncam_ray.pipeline import Outcome, Run, Runner, Stage, defence
 from poisoncam_ray.progress import Progress
 from poisoncam_ray.settings import load_config
+from poisoncam_ray.stages.pretrain import Pretrain
 
 
 class First(Stage):
@@ -105,6 +106,26 @@ def test_stages_run_in_order_and_are_committed_with_their_ledgers(corpus, out):
     assert first.identity["config"].keys() == {"index"} and "sources" in first.identity
     assert second.inputs.keys() == {"00_first"} and "sources" not in second.identity
     assert "three rows" in said
+
+
+def test_a_file_that_the_settings_name_is_known_by_its_bytes(corpus, out, tmp_path):
+    """The same address, another checkpoint: what the first made is not passed off as the second's."""
+    mine = tmp_path / "mine.safetensors"
+
+    class Third(Second):
+        name = "02_third"
+
+        def reads(self, config):
+            return Pretrain().reads(config)
+
+    stages, setting = [First(), Third()], f"encoder.checkpoint={mine}"
+    assert "mine.safetensors" in refusal(corpus, out, setting, stages=stages)
+    mine.write_bytes(b"one")
+    run(corpus, out, setting, stages=stages)
+    done, _ = run(corpus, out, setting, stages=stages)
+    assert all(stage.reused for stage in done)
+    mine.write_bytes(b"two")
+    assert "02_third.checkpoint_sha256" in refusal(corpus, out, setting, stages=stages)
 
 
 def test_what_is_committed_is_skipped(corpus, out):

@@ -82,7 +82,7 @@ def load_trigger(name: str) -> Image.Image:
         return Image.open(io.BytesIO(filesystem.cat_file(path)), formats=list(ENCODING)).convert("RGB")
     except (FileNotFoundError, IsADirectoryError) as error:
         raise UserError(f"The trigger file {name} does not exist: give one that does.") from error
-    except OSError as error:
+    except (OSError, Image.DecompressionBombError) as error:
         raise UserError(
             f"The trigger file {name} is no image that can be read: give a PNG or JPEG."
         ) from error

@@ -62,8 +62,7 @@ def against_null(scores: Sequence[float], null: Sequence[float], threshold: floa
 
 
 def _width(low: float, high: float, scores: Sequence[float]) -> float:
-    """Of a bin. Scores are quantiles of counts over a few hundred images: bins narrower than the least
-    difference would leave gaps."""
+    """Of a bin: no narrower than the least difference of two scores, which would leave gaps."""
     places = sorted({round(score, 6) for score in scores})
     step = min((b - a for a, b in pairwise(places)), default=0.0)
     return max((high - low) / MOST_BINS, min(step, (high - low) / LEAST_BINS))

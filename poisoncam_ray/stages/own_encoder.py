@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import pickle
 import struct
@@ -32,6 +33,12 @@ def check_encoder(config: Config) -> None:
         build_encoder(made.backbone, made.image_size, made.patch_size)
     except ValueError as error:
         raise UserError(f"Configuration section encoder: {error}") from None
+
+
+def checkpoint_sha256(uri: str) -> str:
+    """Of its bytes, in hex: another file at the same address is another encoder. UserError when it cannot be
+    read."""
+    return hashlib.sha256(_read(uri)).hexdigest()
 
 
 def import_encoder(uri: str, config: Config, out: Folder) -> None:

@@ -39,7 +39,7 @@ from poisoncam_ray.pipeline import Outcome, Run, Stage
 from poisoncam_ray.stages.compute import set_threads
 from poisoncam_ray.stages.dataflow import hush
 from poisoncam_ray.stages.embed import write_encoder
-from poisoncam_ray.stages.own_encoder import check_encoder, import_encoder
+from poisoncam_ray.stages.own_encoder import check_encoder, checkpoint_sha256, import_encoder
 from poisoncam_ray.stages.training_data import Epochs
 
 STATE = "state.json"
@@ -63,6 +63,10 @@ class Pretrain(Stage):
                 f"pretrain.batch_size={config.pretrain.batch_size} is more than the {rows} images there are: "
                 "lower it."
             )
+
+    def reads(self, config: Config) -> dict[str, str]:
+        checkpoint = config.encoder.checkpoint
+        return {"checkpoint_sha256": checkpoint_sha256(checkpoint)} if checkpoint else {}
 
     def run(self, run: Run) -> Outcome:
         encoder = run.config.encoder

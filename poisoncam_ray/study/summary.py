@@ -1,6 +1,7 @@
-"""Means over runs, with intervals that respect that the images of one run are not independent.
+"""Means over runs, with intervals that respect that the images of one run are not independent, nor the runs
+of one seed, which share photographs, target and poisoned images.
 
-S settings   R runs   T times that the runs are drawn anew
+S settings   R runs   G seeds, each with its runs   T times that seeds and runs are drawn anew
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over runs and its 95 % interval; that is nan below two runs, the mean of nothing as well."""
+    """A mean over runs and its 95 % interval; that is nan below two seeds, the mean of nothing as well."""
 
     mean: float
     low: float
@@ -44,7 +45,8 @@ class Estimate:
 @dataclass(frozen=True)
 class Cube:
     """Every measure as a table of settings × runs, nan where a run has none. `settings`: dictionaries with
-    the keys of plan.SETTING."""
+    the keys of plan.SETTING; `runs`: names, of which those that begin alike up to a slash (`seed-1/…`, as in
+    a results table) are of one seed."""
 
     settings: list[dict[str, Any]]
     runs: list[str]
@@ -54,6 +56,25 @@ class Cube:
     @cached_property
     def _number(self) -> dict[tuple[Any, ...], int]:
         return {tuple(setting[key] for key in SETTING): i for i, setting in enumerate(self.settings)}
+
+    @cached_property
+    def seeds(self) -> Array:
+        """of_R: the number of each run's seed, from 0."""
+        starts = [name.partition("/")[0] for name in self.runs]
+        place = {start: g for g, start in enumerate(dict.fromkeys(starts))}
+        return np.array([place[start] for start in starts])
+
+    @cached_property
+    def _weights(self) -> Array:
+        """How often each run is drawn: seeds first, then as many runs of each as it has."""
+        draw = np.random.default_rng(self.seed)
+        n_seeds = int(self.seeds.max()) + 1
+        count_TG = draw.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), DRAWS)
+        weight_TR = np.zeros((DRAWS, len(self.runs)))
+        for g in range(n_seeds):
+            own = np.flatnonzero(self.seeds == g)
+            weight_TR[:, own] = draw.multinomial(count_TG[:, g] * len(own), np.full(len(own), 1 / len(own)))
+        return weight_TR
 
     def where(self, **wanted: Any) -> list[int]:
         """Numbers of the settings with these values; None stands for "says nothing" (plan.SCHEMA)."""
@@ -67,21 +88,17 @@ class Cube:
         ]
 
     def estimates(self, v_SR: Array) -> list[Estimate]:
-        """One a row: the percentile bootstrap over runs, the same draws of runs for every row, so that
+        """One a row: the percentile bootstrap over seeds and their runs, the same draws for every row, so
         differences of rows may be given as well."""
         known_SR, filled_SR, mean_S = _means(v_SR)
-        if len(self.runs) < 2:
-            return [Estimate(float(mean), math.nan, math.nan) for mean in mean_S]
-        weight_TR = np.random.default_rng(self.seed).multinomial(
-            len(self.runs), np.full(len(self.runs), 1 / len(self.runs)), DRAWS
-        )
         found = []
         for mean, filled_R, known_R in zip(mean_S, filled_SR, known_SR, strict=True):
-            # A draw may hold no run that has the measure.
-            drawn_T = _divided(weight_TR @ filled_R, weight_TR @ known_R)
-            drawn_T = drawn_T[~np.isnan(drawn_T)]
-            tail = (1 - LEVEL) / 2
-            low, high = np.quantile(drawn_T, [tail, 1 - tail]) if known_R.sum() > 1 else (math.nan, math.nan)
+            low = high = math.nan
+            if len(set(self.seeds[known_R])) > 1:
+                drawn_T = _divided(self._weights @ filled_R, self._weights @ known_R)
+                # A draw may hold no run that has the measure.
+                tail = (1 - LEVEL) / 2
+                low, high = np.quantile(drawn_T[~np.isnan(drawn_T)], [tail, 1 - tail])
             found.append(Estimate(float(mean), float(low), float(high)))
         return found
 
@@ -100,15 +117,14 @@ class Cube:
 
     def chosen_elsewhere(self, rows: Sequence[int], measure: str = "accuracy") -> Estimate:
         """What the best of `rows` is worth on a run that had no say in the choice: for every run, the setting
-        that is best on the other runs. Nan for a single run."""
+        that is best on the runs of the other seeds. Nan for a single seed."""
         v_SR = self.values[measure][list(rows)]
-        known_SR, filled_SR, _ = _means(v_SR)
-        others_SR = _divided(
-            filled_SR.sum(axis=1, keepdims=True) - filled_SR, known_SR.sum(axis=1, keepdims=True) - known_SR
-        )
-        chosen_R = np.nan_to_num(others_SR, nan=-1.0).argmax(axis=0)
-        if len(self.runs) < 2:
+        if not self.seeds.any():
             return Estimate(math.nan, math.nan, math.nan)
+        known_SR, filled_SR, _ = _means(v_SR)
+        other_RR = (self.seeds[:, None] != self.seeds).astype(float)
+        others_SR = _divided(filled_SR @ other_RR, known_SR @ other_RR)
+        chosen_R = np.nan_to_num(others_SR, nan=-1.0).argmax(axis=0)
         return self.estimates(v_SR[chosen_R, np.arange(len(self.runs))][None])[0]
 
 

@@ -12,7 +12,7 @@ from poisoncam_ray.study.lines import around_base, best_score
 from poisoncam_ray.study.poison_rate import MARKS, Rates
 from poisoncam_ray.study.summary import Cube, Estimate
 
-FEW_RUNS = 5
+FEW_SEEDS = 5
 
 
 def markdown(cube: Cube, grid: Grid, rates: Rates, plots: Iterable[str]) -> str:
@@ -35,11 +35,16 @@ def _head(cube: Cube, grid: Grid) -> Iterator[str]:
         f"{len(cube.settings):,} settings. Accuracy: the share of images whose candidate window, as it is "
         "before the search's second look, has IoU ≥ 0.5 with the true trigger (of several on one image, the "
         "one it meets best; images whose triggers the centre crop cut into are left out). In brackets: 95 % "
-        "intervals, from drawing the runs anew (bootstrap), since the images of one run are not independent."
+        "intervals, from drawing the seeds anew, then the runs of each (bootstrap): the images of one run "
+        "are not independent, nor the runs of one seed, which share photographs and target."
     )
-    if len(cube.runs) < FEW_RUNS:
+    n_seeds = len(set(cube.seeds))
+    if n_seeds < FEW_SEEDS:
         yield ""
-        yield f"**With fewer than {FEW_RUNS} runs the intervals are too narrow, or none: a hint, no more.**"
+        yield (
+            f"**With fewer than {FEW_SEEDS} seeds (here {n_seeds}) the intervals are too narrow, or none: a "
+            "hint, no more.**"
+        )
     yield ""
     yield (
         f"What is not named in a table stays at the base: K = {base.k_factor:g}·√N, B = {base.masks}, cells "
@@ -51,11 +56,11 @@ def _best(cube: Cube, grid: Grid) -> Iterator[str]:
     yield from _section(
         "The best setting at each cost",
         "Among all strategies, scores, cells, windows and K. Chosen on these runs, so a little too good; the "
-        "last column chooses for every run on the other runs only.",
+        "last column chooses for every run on the other seeds' runs only.",
     )
     yield from _table_head(
         ["B", "GFLOPs", "strategy", "score", "cell", "window", "K / √N", "accuracy", "in poison clusters",
-         "chosen on other runs"]
+         "chosen on other seeds"]
     )  # fmt: skip
     for masks in sorted(grid.masks):
         rows = cube.where(masks=masks)
@@ -88,7 +93,8 @@ def _best_line(cube: Cube, masks: str, rows: Sequence[int]) -> str:
 def _winners(cube: Cube, grid: Grid) -> Iterator[str]:
     yield from _section(
         "Which strategy and score win at which B and cell",
-        "The lead is over the best other strategy, with its best score; an interval that holds 0 is no win.",
+        "The lead is over the best other strategy, each with its best score; an interval that holds 0 is no "
+        "win. Both are chosen on these runs, so a lead is a little too good.",
     )
     yield from _table_head(["B", "cell", "winner", "accuracy", "runner-up", "accuracy", "lead"])
     for masks in sorted(grid.masks):

@@ -21,6 +21,7 @@ from poisoncam_ray.attacks.kind import VALIDATION_REGION, How
 from poisoncam_ray.attacks.patch import stamp
 from poisoncam_ray.attacks.trigger import generate_trigger, load_trigger, place_trigger
 from poisoncam_ray.errors import UserError
+from tests.bombs import announcing
 
 LABELS = ("cat", "dog", "emu")
 
@@ -246,6 +247,13 @@ def test_generated_triggers_look_like_the_reference_ones() -> None:
     centres = trigger[10::20, 10::20]
     assert ((centres < 40) | (centres > 215)).all()
     assert (np.asarray(generate_trigger(5, 4)) % 255 == 0).all()
+
+
+def test_a_trigger_file_that_unpacks_to_gigabytes_is_refused(tmp_path) -> None:
+    file = tmp_path / "bomb.png"
+    file.write_bytes(announcing(30_000, 30_000)["PNG"])
+    with pytest.raises(UserError, match="no image that can be read"):
+        load_trigger(str(file))
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "I;16", "CMYK", "1"])

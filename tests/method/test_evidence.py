@@ -242,3 +242,17 @@ def test_the_null_of_maxima_is_found():
 def test_the_scale_is_at_least_a_part_of_a_step():
     null = fit_null([0.0] * LEAST_BUNDLES, STEP)
     assert null is not None and null.scale >= FLOOR * STEP
+
+
+def test_more_flip_test_images_do_not_make_more_alarms():
+    """Most windows are not needed, so most bundles score nothing: the few others are no outliers."""
+    n, flips, alarms = 100, 1000, 0
+    for seed in range(n):
+        generator = torch.Generator().manual_seed(seed)
+        group_N = torch.arange(30).repeat_interleave(16)
+        mean_N = 0.03 * (0.3 * torch.randn(30, generator=generator)).exp()[group_N]
+        share_N = (mean_N * torch.empty(480).exponential_(1, generator=generator)).clamp(max=1)
+        score_N = torch.poisson(share_N * flips, generator=generator).clamp(max=flips) / flips
+        needed_N = torch.rand(480, generator=generator) < 0.22
+        alarms += bool(weigh_needed(score_N, needed_N, group_N, RATE, 1 / flips).suspect_N.any())
+    assert alarms / n <= RATE

@@ -80,7 +80,7 @@ def test_the_text_names_the_winner_and_the_best(tmp_path):
     assert "| 16 | 0.198 | sliding | margin | – | 0.3 | 0.3 | 0.950 [0.950, 0.950]" in said
     assert "| 16 | 0.25 | sliding, margin | 0.950 [0.950, 0.950] |" in said
     assert "| interval | 0.300 [0.300, 0.300] | 0.100 [0.100, 0.100] | 0.100 [0.100, 0.100] |" in said
-    assert "fewer than 5 runs" in said
+    assert "fewer than 5 seeds (here 2)" in said
 
 
 def test_poison_rates_are_means_over_their_runs(table):
