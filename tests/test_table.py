@@ -1,5 +1,6 @@
 """The results table: which runs there are, what is done again and what is not. The stages are not run."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,16 @@ def test_a_table_that_is_asked_for_more_keeps_what_it_has(evaluated: list, tmp_p
     assert make_table(setting(), Config(), out, Progress()) == rows and not evaluated
 
 
+def test_results_tell_of_every_run_in_the_folder(evaluated: list, tmp_path: Path) -> None:
+    out = Folder(str(tmp_path))
+    make_table(setting(clean=True), Config(), out, Progress())
+    make_table(replace(setting(kinds=("large",)), seeds=(1,)), Config(), out, Progress())
+    lines = (tmp_path / "results.csv").read_text().splitlines()
+    told = [tuple(line.split(",")[:2]) for line in lines[1:]]
+    clean, patch, large = (("1", "clean"), ("2", "clean")), (("1", "patch"), ("2", "patch")), ("1", "large")
+    assert told == [*clean, patch[0], patch[0], patch[1], patch[1], large, large]
+
+
 def test_the_peer_searches_on_the_same_encoder(
     evaluated: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,6 +152,7 @@ def test_rows_of_other_settings_are_not_passed_off_as_these(evaluated: list, tmp
     assert len(make_table(more, Config(resources=Resources(actors=3)), out, Progress())) > len(rows)
     for asked, config, told in (
         (setting(width=0.2), Config(), r"width: 0\.3125 then, 0\.2 now"),
+        (replace(setting(), train_uri="other"), Config(), "train: '.*/train' then, '.*/other' now"),
         (setting(per_class=20), Config(), "per_class: 300 then, 20 now"),
         (setting(), Config(search=Search(scales=(0.5, 1.0))), r"config\.search\.scales: \[1\.0\] then"),
     ):

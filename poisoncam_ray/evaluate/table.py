@@ -2,8 +2,7 @@
 photographs.
 
 Every run has its own folder, so a killed table goes on where it was, and one that is asked for more does only
-that. Classes are drawn by seed from the labels that are allowed, the target among them; nothing here is tuned
-on them.
+that. Classes are drawn by seed from the labels that are allowed, the target among them.
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from poisoncam_ray.artifact import Folder, Manifest
-from poisoncam_ray.attacks.kinds import kind_named
+from poisoncam_ray.artifact import Folder, Manifest, absolute
+from poisoncam_ray.attacks.kinds import KINDS, kind_named
 from poisoncam_ray.config import Config
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.evaluate import NeverPoisoned, Validation, evaluate_run, probe
@@ -36,6 +35,7 @@ PEER = {
 and always something to remove."""
 SHARDS = 3
 ROW, SETTING = "row.json", "setting.json"
+SEED, NEVER_POISONED = "seed-", "never-poisoned"
 
 
 @dataclass(frozen=True)
@@ -95,27 +95,46 @@ class _Seed:
 
 
 def make_table(setting: Setting, config: Config, out: Folder, progress: Progress) -> list[dict[str, Any]]:
-    """Run what is missing; write results.csv and results.md into `out` and return a row a run. Ray must be
-    connected. Raises UserError when `out` holds a table of other corpora or settings."""
+    """Run what is missing and return a row a run; results.csv and results.md in `out` tell of all runs that
+    are finished there. Ray must be connected. Raises UserError when `out` holds a table of other corpora or
+    settings."""
     if setting.peer:
         peer_config(config, "checkpoint")
     _claim(setting, config, out)
     rows = []
     for seed in setting.seeds:
-        of_seed = _prepare(setting, config.model_copy(update={"seed": seed}), out / f"seed-{seed}", progress)
+        of_seed = _prepare(setting, config.model_copy(update={"seed": seed}), out / f"{SEED}{seed}", progress)
         if setting.clean:
-            rows.append(_clean_row(of_seed))
+            rows.append(_clean_row(of_seed.config.seed, of_seed.never_poisoned))
         for attacked in _attacks(setting, of_seed):
             rows.append(_row(setting, of_seed, attacked, progress))
-            write_results(out, rows)
-    write_results(out, rows)
+            write_results(out, _finished(out))
+    write_results(out, _finished(out))
     return rows
+
+
+def _finished(out: Folder) -> list[dict[str, Any]]:
+    """Every row in the folder, whatever was asked for this time: clean corpora, then by kind, share, seed."""
+    clean, attacked = [], []
+    for name in out.names():
+        if name.startswith(SEED):
+            never = out / name / NEVER_POISONED
+            if Manifest.read(never / "07_clean"):
+                clean.append(_clean_row(int(name.removeprefix(SEED)), never))
+            kinds = [out / name / kind for kind in KINDS]
+            shares = [kind / share for kind in kinds for share in kind.names()]
+            runs = [share / trigger for share in shares for trigger in share.names()]
+            attacked += [run.read_json(ROW)["row"] for run in runs if run.exists(ROW)]
+    order = list(KINDS)
+    return clean + sorted(attacked, key=lambda row: (order.index(row["kind"]), -row["share"], row["seed"]))
 
 
 def _claim(setting: Setting, config: Config, out: Folder) -> None:
     """Rows are kept, so nothing that all depend on may change; seeds, kinds and the like may be added."""
     sections = {name: getattr(config, name) for name in type(config).model_fields if name != "seed"}
     now = {
+        "train": absolute(setting.train_uri),
+        "validation": absolute(setting.validation_uri),
         "labels": list(setting.labels),
         "n_classes": setting.n_classes,
         "per_class": setting.per_class,
@@ -146,7 +165,7 @@ def _prepare(setting: Setting, config: Config, folder: Folder, progress: Progres
     classes = np.random.default_rng(config.seed).choice(setting.labels, setting.n_classes, replace=False)
     take_classes(setting.train_uri, folder / "clean", classes, setting.per_class, SHARDS)
     take_classes(setting.validation_uri, folder / "validation", classes, setting.per_class, 1)
-    never = folder / "never-poisoned"
+    never = folder / NEVER_POISONED
     stages = defence() if setting.clean else defence()[:FEATURES]
     progress.console.print(f"[bold]seed {config.seed}, never poisoned[/]")
     Runner((folder / "clean").uri, never.uri, config, stages).run(progress)
@@ -203,13 +222,13 @@ def _row(setting: Setting, of_seed: _Seed, attacked: Attacked, progress: Progres
     return row
 
 
-def _clean_row(of_seed: _Seed) -> dict[str, Any]:
+def _clean_row(seed: int, run: Folder) -> dict[str, Any]:
     """What the defence did to a corpus in which there is nothing to find."""
-    cleaned = Manifest.read(of_seed.never_poisoned / "07_clean")
+    cleaned = Manifest.read(run / "07_clean")
     assert cleaned and cleaned.ledger
     ledger = cleaned.ledger
     return {
-        "seed": of_seed.config.seed,
+        "seed": seed,
         "kind": "clean",
         "share": 0.0,
         "poison_rate": 0.0,
@@ -218,7 +237,7 @@ def _clean_row(of_seed: _Seed) -> dict[str, Any]:
         "n_images": ledger.rows_in,
         "n_removed": ledger.removed,
         "removed_share": ledger.removed / ledger.rows_in,
-    } | _verdict(of_seed.never_poisoned)
+    } | _verdict(run)
 
 
 def _verdict(run: Folder) -> dict[str, Any]:

@@ -28,7 +28,8 @@ TRIGGERS = "triggers.parquet"
 KEPT = 200
 """Windows kept of each family, and of the best whatever they are."""
 GROUPED = 2000
-"""Suspects grouped into families, the best."""
+"""Suspects grouped into families, about: of more the best of each bundle, lest a strong attacker's windows
+leave no room for a weaker one's."""
 CANDIDATES_FILE = "candidates.parquet"
 CANDIDATES = pa.schema(
     [("image_id", pa.string()), ("cluster", pa.int32())]
@@ -106,9 +107,10 @@ def conclude(out: Folder, rounds: int, g_K: Tensor, y_F: Tensor, false_alarm_rat
         bundle_N = bundles(tried.looks(), group_N)
     found = weigh(tried.score_N, tried.needed_N, bundle_N, false_alarm_rate, tried.step)
     # Where nobody asked for evidence all candidates are of one family, as the paper has it.
-    family_N = torch.ones(len(group_N), dtype=torch.int64)
+    family_N = torch.full_like(group_N, 0 if asked else 1)
     if asked:
-        family_N = _families(tried, found.suspect_N, bundle_N != group_N, y_F, len(g_K))
+        suspects = _best_suspects(found.suspect_N, bundle_N)
+        family_N[suspects] = _families(tried, suspects, bundle_N != group_N, y_F, len(g_K))
     kept = _kept(family_N)
     shown = [name for name in CANDIDATES.names if name != "landed"]
     triggers = tried.rows(shown, kept)
@@ -122,16 +124,24 @@ def conclude(out: Folder, rounds: int, g_K: Tensor, y_F: Tensor, false_alarm_rat
     return evidence
 
 
-def _families(tried: _Candidates, suspect_N: Tensor, by_look_N: Tensor, y_F: Tensor, k: int) -> Tensor:
-    """family_N of all candidates; 0: in none. `k`: the number of clusters."""
-    family_N = torch.zeros(len(suspect_N), dtype=torch.int64)
-    suspects = suspect_N.nonzero()[:GROUPED, 0]
-    if len(suspects):
-        rows = tried.rows(["landed", "crop"], suspects.numpy())
-        windows = [from_png(data) for data in rows["crop"].to_pylist()]
-        effect_SK = effects(torch.tensor(rows["landed"].to_pylist()), y_F, k)
-        family_N[suspects] = families(windows, effect_SK, tried.score_N[suspects], by_look_N[suspects])
-    return family_N
+def _best_suspects(suspect_N: Tensor, bundle_N: Tensor) -> Tensor:
+    """i_S: all suspects, or of each bundle the first, which are the best."""
+    i_S = suspect_N.nonzero()[:, 0]
+    if len(i_S) <= GROUPED:
+        return i_S
+    bundles_U = bundle_N[i_S].unique()
+    share = max(1, GROUPED // len(bundles_U))
+    return torch.cat([i_S[bundle_N[i_S] == bundle][:share] for bundle in bundles_U]).sort().values
+
+
+def _families(tried: _Candidates, i_S: Tensor, by_look_N: Tensor, y_F: Tensor, k: int) -> Tensor:
+    """family_S; 0: in none. `k`: the number of clusters."""
+    if not len(i_S):
+        return i_S
+    rows = tried.rows(["landed", "crop"], i_S.numpy())
+    windows = [from_png(data) for data in rows["crop"].to_pylist()]
+    effect_SK = effects(torch.tensor(rows["landed"].to_pylist()), y_F, k)
+    return families(windows, effect_SK, tried.score_N[i_S], by_look_N[i_S])
 
 
 def _kept(family_N: Tensor) -> np.ndarray:

@@ -134,10 +134,22 @@ def test_the_best_are_kept_and_the_best_of_every_family(tmp_path, monkeypatch):
     assert [family["n_candidates"] for family in evidence["families"]] == [4, 10]
 
 
-def test_only_the_best_suspects_are_grouped(tmp_path, monkeypatch):
-    monkeypatch.setattr(triggers, "GROUPED", 3)
+def test_only_the_best_suspects_of_each_bundle_are_grouped(tmp_path, monkeypatch):
+    monkeypatch.setattr(triggers, "GROUPED", 6)
     _, evidence, _ = search(tmp_path, poisoned())
-    assert [family["n_candidates"] for family in evidence["families"]] == [3]
+    assert [family["n_candidates"] for family in evidence["families"]] == [3, 3]
+
+
+def test_a_strong_trigger_leaves_room_for_a_weaker_one():
+    """Sixty windows of the best bundle, then twenty of another: with room for forty each has a half."""
+    bundle_N = torch.tensor([7] * 60 + [3] * 20 + [1] * 20)
+    suspect_N = bundle_N > 1
+    kept = triggers._best_suspects(suspect_N, bundle_N)
+    assert kept.tolist() == list(range(80))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(triggers, "GROUPED", 40)
+        kept = triggers._best_suspects(suspect_N, bundle_N)
+    assert kept.tolist() == [*range(20), *range(60, 80)]
 
 
 def test_suspects_that_share_nothing_are_no_family(tmp_path):
