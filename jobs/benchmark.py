@@ -28,7 +28,10 @@ def benchmark(
     preset: str = "demo",
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[section.key=value]…")] = None,
 ) -> None:
-    """Nothing else may run on the machine meanwhile, or the figures say little."""
+    """What search, training and Embed cost on this machine, each two ways in turns: ratios, in benchmark.md.
+
+    Nothing else may run on the machine meanwhile, or the figures say little.
+    """
     from poisoncam_ray.artifact import Folder
 
     if memory:

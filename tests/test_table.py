@@ -4,6 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from poisoncam_ray.artifact import Folder, Ledger, Manifest
@@ -202,3 +204,12 @@ def test_each_kind_is_asked_for_in_its_own_way(tmp_path: Path, monkeypatch: pyte
     assert large[0][1] == (["1"], ["t.png"]) and "width" not in large[0][2] | large[1][2]
     assert natural[0][1] == (["1"], [])
     assert natural[1][1] == ("1", f"{base.uri}/natural/poisoned/triggers/crop.png")
+
+
+def test_a_corpus_without_labels_is_told_in_a_sentence(tmp_path: Path) -> None:
+    corpora.check_labelled(str(draw_small(tmp_path / "labelled", n_images=40)))
+    (tmp_path / "plain").mkdir()
+    pq.write_table(pa.table({"label": ["cat"]}), tmp_path / "plain" / "a.parquet")
+    for name, told in (("plain", "no column label of integers"), ("nowhere", "holds no Parquet files")):
+        with pytest.raises(UserError, match=told):
+            corpora.check_labelled(str(tmp_path / name))

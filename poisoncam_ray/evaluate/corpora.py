@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from poisoncam_ray.artifact import Folder
 from poisoncam_ray.attacks import patch_corpus, poison_corpus
 from poisoncam_ray.attacks.kinds import kind_named
+from poisoncam_ray.errors import UserError
 from poisoncam_ray.store import connect
 
 REFERENCE = "patch"
@@ -76,6 +77,17 @@ def trigger_name(trigger: str) -> str:
     """A trigger's file name without its ending, or generated-<seed>."""
     file = trigger.rsplit("/", 1)[-1]
     return (file.rpartition(".")[0] or file).replace(":", "-")
+
+
+def check_labelled(uri: str) -> None:
+    """Raises UserError where there is no Parquet corpus with an integer column `label`."""
+    filesystem, path = connect(uri)
+    try:
+        schema = ds.dataset(path, filesystem=filesystem, format="parquet").schema
+    except (FileNotFoundError, pa.ArrowInvalid) as error:
+        raise UserError(f"{uri} holds no Parquet files that can be read: give a labelled corpus.") from error
+    if "label" not in schema.names or not pa.types.is_integer(schema.field("label").type):
+        raise UserError(f"{uri} has no column label of integers: give a corpus with one.")
 
 
 def take_classes(uri: str, out: Folder, classes: np.ndarray, per_class: int, shards: int) -> None:
