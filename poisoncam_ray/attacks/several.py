@@ -15,7 +15,8 @@ TRIES = 200
 def stamp(image: Image.Image, trigger: Image.Image, how: How, rng: np.random.Generator) -> list[Box]:
     """Paste `count` patches, each `width` / √count wide; their boxes, none over another.
 
-    They lie in the region, or anywhere where that has no room for them. UserError: the image has none.
+    They lie in the region, or anywhere in the image where no drawn layout fits into that. UserError: the
+    image has no room for them.
     """
     count = int(how.options["count"])
     size = trigger_size(image, trigger, how.width / count**0.5)

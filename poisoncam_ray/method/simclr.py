@@ -19,7 +19,8 @@ class SimCLR(nn.Module):
 
     `hidden_dim`, `out_dim`: width of the projector (paper: as wide as ResNet-50's feature, 128; §2.3);
     `temperature`: τ (paper: 0.1, §5.1). `self.encoder` is what pretraining is for: the defence uses it and
-    drops the rest.
+    drops the rest. The paper's batch statistics are common to all workers; here each worker of a CPU run, and
+    each worker's encoder in any run, has its own.
     """
 
     recipe = SYMMETRIC
