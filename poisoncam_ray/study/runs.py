@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import pyarrow.compute as pc
 
 from poisoncam_ray.artifact import Folder, Manifest, absolute
+from poisoncam_ray.corpus import open_corpus
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.evaluate.joined import artifact, read_truth, settings
 
@@ -25,10 +26,11 @@ class StudyRun:
     truth_uri: str
 
     def check(self) -> None:
-        """Raises UserError when the defence has not got to its features, there is no truth, or nothing in it
-        that a window could find."""
+        """Raises UserError when the defence has not got to its features, the corpus that it read is not there
+        any more, there is no truth, or nothing in it that a window could find."""
         run = Folder(self.run_uri)
-        settings(run)
+        index = settings(run).index
+        open_corpus(run.read_json("run.json")["input"], index.format, index.image_column)
         for stage in ("00_index", "01_encoder", "02_features"):
             artifact(run, stage)
         poisoned = read_truth(self.truth_uri).poisoned

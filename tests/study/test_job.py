@@ -1,5 +1,6 @@
 """The study as its tasks in a row: resumption, refusal, and the same answer however it was cut up."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -98,6 +99,11 @@ def test_pairs_are_checked_before_any_work(table, tmp_path):
     half = Path(shutil.copytree(run, tmp_path / "half"))
     (half / "02_features" / "_manifest.json").unlink()
     assert Manifest.read(Folder(str(half)) / "01_encoder")
+    moved = Path(shutil.copytree(run, tmp_path / "moved"))
+    settings = json.loads((moved / "run.json").read_text())
+    (moved / "run.json").write_text(json.dumps(settings | {"input": str(tmp_path / "gone")}))
+    with pytest.raises(UserError, match=r"gone does not exist"):
+        job.begin(given([str(moved)], [truth]), GRID, out)
     with pytest.raises(UserError, match="no finished 02_features"):
         job.begin(given([str(half)], [truth]), GRID, out)
     assert not out.names()
