@@ -7,6 +7,7 @@ S settings   R runs   G seeds, each with its runs   T times that seeds and runs 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -45,8 +46,8 @@ class Estimate:
 @dataclass(frozen=True)
 class Cube:
     """Every measure as a table of settings × runs, nan where a run has none. `settings`: dictionaries with
-    the keys of plan.SETTING; `runs`: names, of which those that begin alike up to a slash (`seed-1/…`, as in
-    a results table) are of one seed."""
+    the keys of plan.SETTING; `runs`: names, of which those that begin alike up to a folder `seed-…`, as in a
+    results table, are of one seed, and any other has one of its own."""
 
     settings: list[dict[str, Any]]
     runs: list[str]
@@ -60,7 +61,7 @@ class Cube:
     @cached_property
     def seeds(self) -> Array:
         """of_R: the number of each run's seed, from 0."""
-        starts = [name.partition("/")[0] for name in self.runs]
+        starts = [re.sub(r"(^|/)(seed-\d+)/.*", r"\1\2", name) for name in self.runs]
         place = {start: g for g, start in enumerate(dict.fromkeys(starts))}
         return np.array([place[start] for start in starts])
 

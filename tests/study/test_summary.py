@@ -63,6 +63,11 @@ def test_the_intervals_hold_the_truth_as_often_as_they_say():
     assert held / n >= 0.85
 
 
+def test_the_seed_is_a_folder_of_the_name():
+    names = ["a/seed-1/x", "a/seed-1/y/z", "b/seed-1/x", "seed-1", "seed-1/x", "run-0", "run-1", "x/seed-a/y"]
+    assert Cube([], names, {}, 0).seeds.tolist() == [0, 0, 1, 2, 2, 3, 4, 5]
+
+
 def test_a_choice_on_other_seeds_leaves_the_own_seed_out():
     # Setting 0 is best on both runs of the first seed, setting 1 on both of the second.
     values = np.array([[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0]])
