@@ -1,11 +1,13 @@
 """Is the window needed? A trigger moves other images into its cluster, and without it its own image leaves.
 
-A piece of sky pulls images to the skies, but a sky without it stays one. Hiding the best windows of poison's
-groups took 0.91 to 0.97 of their images out of the group where the trigger was one patch, 0.61 to 0.77 where
-it was larger than the window, differed from image to image or was several patches; of benign groups that pull
-images 0.18 to 0.26 (photographs of the tuning classes, and the demo).
+A piece of sky pulls images to the skies, but a sky without it often stays one. Hiding their candidate
+windows took 0.67 to 0.99 of poisoned images out of their clusters where the trigger was one patch, 0.74 and
+0.83 where it differed from image to image or was several, and 0.53 to 0.59 of benign images (photographs,
+tuning classes). Leaving the whole group of clusters was asked for before: fewer benign windows are needed
+then, but neither are those of poison that lies beside natural images of its own category, whose group is
+the same without the trigger.
 
-N images   C channels   H = W image side   D feature dimensions   K clusters   g_K the group of each cluster
+N images   C channels   H = W image side   D feature dimensions   K clusters
 """
 
 import torch
@@ -23,20 +25,18 @@ def needed(
     box_N4: Tensor,
     own_N: Tensor,
     c_KD: Tensor,
-    g_K: Tensor,
     fill_NC: Tensor,
     batch: int,
 ) -> Tensor:
-    """needed_N, bool: whether the image leaves the group of its own cluster when its window is hidden under
-    its `fill_NC` colour.
+    """needed_N, bool: whether the image leaves its own cluster when its window is hidden under its `fill_NC`
+    colour.
 
-    `box_N4` may differ in size. Other arguments as in `cam.candidate_windows`, `g_K` as in
-    `groups.group_clusters`.
+    `box_N4` may differ in size. Other arguments as in `cam.candidate_windows`.
     """
     parts = []
     for i_M in torch.arange(len(x_NCHW), device=x_NCHW.device).split(batch):
         hidden_M1HW = inside(box_N4[i_M], x_NCHW.shape[-1])[:, None].to(x_NCHW)
         masked_MCHW = torch.lerp(x_NCHW[i_M], fill_NC[i_M][:, :, None, None], hidden_M1HW)
         landed_M = assign(encoder.embed(masked_MCHW), c_KD)[0]
-        parts.append(g_K[landed_M] != g_K[own_N[i_M]])
+        parts.append(landed_M != own_N[i_M])
     return torch.cat(parts)

@@ -50,7 +50,7 @@ GROUPS = "groups.json"
 class Search(Stage):
     name = "04_search"
     title = "Search"
-    version = 10
+    version = 11
     inputs = ("00_index", "01_encoder", "03_clusters")
     sections = ("encoder", "search")
 
@@ -222,9 +222,7 @@ class Scorer:
             "gain": gain_N,
             "group_gain": group_gain(landed_NF, self.y_F, own_N, self.g_K),
         }
-        is_needed_N = needed(
-            self.encoder, x_NCHW, box_N4, own_N, self.c_KD, self.g_K, fill_NC, settings.batch_size
-        )
+        is_needed_N = needed(self.encoder, x_NCHW, box_N4, own_N, self.c_KD, fill_NC, settings.batch_size)
         score_N = readings[settings.reading].clamp(min=0) / len(self.y_F)
         return readings | {"score": score_N, "needed": is_needed_N, "landed": landed_NF}
 

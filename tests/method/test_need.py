@@ -1,4 +1,4 @@
-"""A trigger is needed: without its window the image leaves its group."""
+"""A trigger is needed: without its window the image leaves its cluster."""
 
 import torch
 
@@ -6,9 +6,8 @@ from poisoncam_ray.method.cam import mean_colour
 from poisoncam_ray.method.need import needed
 
 SIDE = 8
-# Clusters by brightness of the image's upper left corner; 0 and 1 are one group.
+# Clusters by brightness of the image's upper left corner.
 C_KD = torch.tensor([[0.0], [0.3], [1.0]])
-G_K = torch.tensor([0, 0, 1])
 
 
 class Corner:
@@ -18,7 +17,7 @@ class Corner:
 
 def need(x_NCHW, box_N4, own, batch=5):
     own_N = torch.tensor(own)
-    return needed(Corner(), x_NCHW, box_N4, own_N, C_KD, G_K, mean_colour(x_NCHW), batch).tolist()
+    return needed(Corner(), x_NCHW, box_N4, own_N, C_KD, mean_colour(x_NCHW), batch).tolist()
 
 
 def test_only_the_window_that_holds_the_image_is_needed():
@@ -29,12 +28,12 @@ def test_only_the_window_that_holds_the_image_is_needed():
     assert need(x_NCHW, box_N4, [2, 2]) == [True, False]
 
 
-def test_another_cluster_of_the_same_group_is_no_other_place():
+def test_the_cluster_beside_the_own_one_is_another_place():
     dark = torch.zeros(1, 3, SIDE, SIDE)
     dark[:, :, 4:] = 0.6
-    # Hidden, the corner takes the mean, 0.3: the neighbouring cluster of the same group.
-    assert need(dark, torch.tensor([[0, 0, 4, 4]]), [0]) == [False]
-    assert need(dark, torch.tensor([[0, 0, 4, 4]]), [2]) == [True]
+    # Hidden, the corner takes the mean, 0.3: the second cluster.
+    assert need(dark, torch.tensor([[0, 0, 4, 4]]), [0]) == [True]
+    assert need(dark, torch.tensor([[0, 0, 4, 4]]), [1]) == [False]
 
 
 def test_batches_do_not_matter():
