@@ -24,8 +24,9 @@ SURE = 2.0
 """A bundle speaks with its windows' mean score less so many standard errors; a window that its own image
 does not need scores nothing. A natural place has a few windows that pull images, and images that stay without
 them; a trigger lies in most windows of its bundle. Groups of clusters alone, with the upper quartile of their
-windows, missed two weak backdoors (attack success 0.24 and 0.38); bundles with this found them at 1.2 and 1.4
-times the threshold. The benign windows of 23 runs reached at most 0.77 of it (photographs, tuning)."""
+windows, missed two weak backdoors (attack success 0.24 and 0.38); bundles with this found them at 1.5 and 1.2
+times the threshold. The benign windows of six runs reached at most 0.60 of it, of two runs with two and four
+attackers 1.2 (photographs, tuning)."""
 LEAST_WINDOWS = 8
 """Bundles of fewer windows say nothing."""
 FLOOR = 0.25
