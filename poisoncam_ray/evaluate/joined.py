@@ -17,6 +17,7 @@ from torch import Tensor
 
 from poisoncam_ray.artifact import SIDES, Folder, Manifest
 from poisoncam_ray.config import Config
+from poisoncam_ray.corpus import Corpus, open_corpus
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.stages.cluster import read_centroids
 
@@ -75,6 +76,12 @@ def settings(run: Folder) -> Config:
     if not run.exists("run.json"):
         raise UserError(f"{run.uri} is not a run folder: give the --output of a defence.")
     return Config.model_validate(run.read_json("run.json")["config"])
+
+
+def corpus_of(run: Folder) -> Corpus:
+    """What the run read; UserError when it is not there any more."""
+    index = settings(run).index
+    return open_corpus(run.read_json("run.json")["input"], index.format, index.image_column)
 
 
 def artifact(run: Folder, name: str) -> Folder:

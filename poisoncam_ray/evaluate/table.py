@@ -107,8 +107,14 @@ def make_table(setting: Setting, config: Config, out: Folder, progress: Progress
         if setting.clean:
             rows.append(_clean_row(of_seed.config.seed, of_seed.never_poisoned))
         for attacked in _attacks(setting, of_seed):
-            rows.append(_row(setting, of_seed, attacked, progress))
-            write_results(out, _finished(out))
+            here = of_seed.folder / attacked.name
+            earlier = here.read_json(ROW) if here.exists(ROW) else {"extras": [], "row": None}
+            extras = setting.extras | set(earlier["extras"])
+            if earlier["row"] and extras == set(earlier["extras"]):
+                rows.append(earlier["row"])
+            else:
+                rows.append(_row(extras, of_seed, attacked, here, progress))
+                write_results(out, _finished(out))
     write_results(out, _finished(out))
     return rows
 
@@ -188,12 +194,11 @@ def _attacks(setting: Setting, of_seed: _Seed) -> Iterator[Attacked]:
                 )
 
 
-def _row(setting: Setting, of_seed: _Seed, attacked: Attacked, progress: Progress) -> dict[str, Any]:
-    here, clean = of_seed.folder / attacked.name, of_seed.folder / "clean"
-    earlier = here.read_json(ROW) if here.exists(ROW) else {"extras": []}
-    if "row" in earlier and setting.extras <= set(earlier["extras"]):
-        return earlier["row"]
-    extras = setting.extras | set(earlier["extras"])
+def _row(
+    extras: set[str], of_seed: _Seed, attacked: Attacked, here: Folder, progress: Progress
+) -> dict[str, Any]:
+    """One run, with `extras` (Setting.extras), into the folder `here`."""
+    clean = of_seed.folder / "clean"
     poisoned, patched, run = (here / part for part in ("poisoned", "patched", "run"))
     made = attacked.poison(clean, poisoned)
     attacked.patch(of_seed.folder / "validation", poisoned, patched)

@@ -40,14 +40,15 @@ def families(windows: Sequence[Tensor], effect_NK: Tensor, score_N: Tensor, by_l
     """
     order = score_N.cpu().argsort(descending=True, stable=True).tolist()
     groups = _alike(windows, order)
-    alike = [group for group in groups if len(group) >= LEAST_ALIKE]
     alone = {i for group in groups if len(group) < LEAST_ALIKE for i in group}
-    by_look = [bool(by_look_N[group].double().mean() > 0.5) for group in alike]
-    found = [group for group, apart in zip(alike, by_look, strict=True) if apart]
+    found: list[list[int]] = []
+    changing: list[list[int]] = []
+    for group in (group for group in groups if len(group) >= LEAST_ALIKE):
+        by_look = float(by_look_N[group].double().mean()) > 0.5
+        (found if by_look else changing).append(group)
     sums = [effect_NK[group].sum(dim=0) for group in found]
-    for group, apart in zip(alike, by_look, strict=True):
-        if not apart:
-            _join(group, effect_NK, found, sums, SAME_COSINE)
+    for group in changing:
+        _join(group, effect_NK, found, sums, SAME_COSINE)
     for i in order:
         if i in alone:
             _join([i], effect_NK, found, sums, LEAST_COSINE)

@@ -57,8 +57,10 @@ class Pretrain(Stage):
     sections = ("encoder", "pretrain")
 
     def check(self, config: Config, rows: int | None) -> None:
-        check_encoder(config)
-        if rows is not None and rows < config.pretrain.batch_size and not config.encoder.checkpoint:
+        if rows is None:
+            # A checkpoint is read for that, whole: once is enough.
+            check_encoder(config)
+        elif rows < config.pretrain.batch_size and not config.encoder.checkpoint:
             raise UserError(
                 f"pretrain.batch_size={config.pretrain.batch_size} is more than the {rows} images there are: "
                 "lower it."

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
@@ -116,10 +115,7 @@ def conclude(out: Folder, rounds: int, g_K: Tensor, y_F: Tensor, false_alarm_rat
     triggers = tried.rows(shown, kept)
     triggers = triggers.append_column("family", pa.array(family_N.numpy()[kept], pa.int32()))
     out.write_table(TRIGGERS, triggers.append_column("rank", pa.array(np.arange(len(triggers)), pa.int32())))
-    evidence = _evidence(tried, found, bundle_N, family_N) | {"false_alarm_rate": false_alarm_rate}
-    for family in evidence["families"]:
-        ranks = pc.indices_nonzero(pc.equal(triggers["family"], family["family"]))
-        family["ranks"] = ranks.to_pylist()
+    evidence = _evidence(tried, found, bundle_N, family_N, kept) | {"false_alarm_rate": false_alarm_rate}
     out.write_json(EVIDENCE, evidence)
     return evidence
 
@@ -152,7 +148,11 @@ def _kept(family_N: Tensor) -> np.ndarray:
     return np.unique(np.concatenate(best))
 
 
-def _evidence(tried: _Candidates, found: Weighing, bundle_N: Tensor, family_N: Tensor) -> dict[str, Any]:
+def _evidence(
+    tried: _Candidates, found: Weighing, bundle_N: Tensor, family_N: Tensor, kept: np.ndarray
+) -> dict[str, Any]:
+    """`kept`: which candidates are kept as triggers, in the order of their ranks."""
+
     def p_value(bundle_score: float | None) -> float | None:
         return found.null.p_value(bundle_score) if found.null and bundle_score is not None else None
 
@@ -168,6 +168,7 @@ def _evidence(tried: _Candidates, found: Weighing, bundle_N: Tensor, family_N: T
                 "p_value": p_value(max(heard, default=None)),
                 "n_candidates": int(own_N.sum()),
                 "cluster": int(tried.cluster_N[own_N][0]),
+                "ranks": own_N[torch.from_numpy(kept)].nonzero()[:, 0].tolist(),
             }
         )
     return {

@@ -19,8 +19,7 @@ from torch import Tensor
 from poisoncam_ray.artifact import Folder
 from poisoncam_ray.config import Config
 from poisoncam_ray.config import Strategy as MaskStrategy
-from poisoncam_ray.corpus import open_corpus
-from poisoncam_ray.evaluate.joined import artifact, mean, settings
+from poisoncam_ray.evaluate.joined import artifact, corpus_of, mean, settings
 from poisoncam_ray.evaluate.scored import HIT_IOU, of_best_patch
 from poisoncam_ray.method.boxes import coverage, iou, random_boxes
 from poisoncam_ray.method.cam import best_window, combined_map, mask_scores, masked_features, mean_colour
@@ -149,7 +148,7 @@ def _images(run: Folder, config: Config, looked: Looked, todo: Pass) -> Iterator
     """So many at once that features, distances and maps of all masks fit."""
     wide = max(max(c_KD.shape) for c_KD in looked.c_KD.values()) * max([1, *todo.masks])
     at_once = max(1, min(IMAGES_AT_ONCE, NUMBERS_AT_ONCE // wide))
-    corpus = open_corpus(run.read_json("run.json")["input"], config.index.format, config.index.image_column)
+    corpus = corpus_of(run)
     for start in range(0, len(looked.image_id), at_once):
         rows = slice(start, start + at_once)
         x_NCHW = torch.from_numpy(fetch_images(corpus, config, looked.image_id[rows]))

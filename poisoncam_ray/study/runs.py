@@ -10,9 +10,8 @@ from dataclasses import dataclass
 import pyarrow.compute as pc
 
 from poisoncam_ray.artifact import Folder, Manifest, absolute
-from poisoncam_ray.corpus import open_corpus
 from poisoncam_ray.errors import UserError
-from poisoncam_ray.evaluate.joined import artifact, read_truth, settings
+from poisoncam_ray.evaluate.joined import artifact, corpus_of, read_truth
 
 TRUTH = "poisoned/truth.parquet"
 
@@ -29,8 +28,7 @@ class StudyRun:
         """Raises UserError when the defence has not got to its features, the corpus that it read is not there
         any more, there is no truth, or nothing in it that a window could find."""
         run = Folder(self.run_uri)
-        index = settings(run).index
-        open_corpus(run.read_json("run.json")["input"], index.format, index.image_column)
+        corpus_of(run)
         for stage in ("00_index", "01_encoder", "02_features"):
             artifact(run, stage)
         poisoned = read_truth(self.truth_uri).poisoned

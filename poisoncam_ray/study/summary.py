@@ -65,14 +65,17 @@ class Cube:
         place = {start: g for g, start in enumerate(dict.fromkeys(starts))}
         return np.array([place[start] for start in starts])
 
+    @property
+    def n_seeds(self) -> int:
+        return int(self.seeds.max()) + 1
+
     @cached_property
     def _weights(self) -> Array:
         """How often each run is drawn: seeds first, then as many runs of each as it has."""
         draw = np.random.default_rng(self.seed)
-        n_seeds = int(self.seeds.max()) + 1
-        count_TG = draw.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), DRAWS)
+        count_TG = draw.multinomial(self.n_seeds, np.full(self.n_seeds, 1 / self.n_seeds), DRAWS)
         weight_TR = np.zeros((DRAWS, len(self.runs)))
-        for g in range(n_seeds):
+        for g in range(self.n_seeds):
             own = np.flatnonzero(self.seeds == g)
             weight_TR[:, own] = draw.multinomial(count_TG[:, g] * len(own), np.full(len(own), 1 / len(own)))
         return weight_TR
@@ -120,7 +123,7 @@ class Cube:
         """What the best of `rows` is worth on a run that had no say in the choice: for every run, the setting
         that is best on the runs of the other seeds. Nan for a single seed."""
         v_SR = self.values[measure][list(rows)]
-        if not self.seeds.any():
+        if self.n_seeds < 2:
             return Estimate(math.nan, math.nan, math.nan)
         known_SR, filled_SR, _ = _means(v_SR)
         other_RR = (self.seeds[:, None] != self.seeds).astype(float)

@@ -38,12 +38,11 @@ def _head(cube: Cube, grid: Grid) -> Iterator[str]:
         "intervals, from drawing the seeds anew, then the runs of each (bootstrap): the images of one run "
         "are not independent, nor the runs of one seed, which share photographs and target."
     )
-    n_seeds = len(set(cube.seeds))
-    if n_seeds < FEW_SEEDS:
+    if cube.n_seeds < FEW_SEEDS:
         yield ""
         yield (
-            f"**With fewer than {FEW_SEEDS} seeds (here {n_seeds}) the intervals are too narrow, or none: a "
-            "hint, no more.**"
+            f"**With fewer than {FEW_SEEDS} seeds (here {cube.n_seeds}) the intervals are too narrow, or "
+            "none: a hint, no more.**"
         )
     yield ""
     yield (
