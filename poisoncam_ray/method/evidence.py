@@ -24,9 +24,8 @@ SURE = 2.0
 """A bundle speaks with its windows' mean score less so many standard errors; a window that its own image
 does not need scores nothing. A natural place has a few windows that pull images, and images that stay without
 them; a trigger lies in most windows of its bundle. Groups of clusters alone, with the upper quartile of their
-windows, missed two weak backdoors (attack success 0.24 and 0.38); bundles with this found them at 1.5 and 1.2
-times the threshold. The benign windows of six runs reached at most 0.60 of it, of two runs with two and four
-attackers 1.2 (photographs, tuning)."""
+windows, missed two weak backdoors (attack success 0.24 and 0.38); bundles with this found them (photographs,
+tuning)."""
 LEAST_WINDOWS = 8
 """Bundles of fewer windows say nothing."""
 FLOOR = 0.25
@@ -81,9 +80,10 @@ def weigh(
     The m-th best bundle must pass the threshold that the bundles after it set; the largest such m counts, so
     that several attackers, or one in several bundles, do not hide one another. Bundles are compared, not
     windows: those of one bundle are no independent draws, and a second bundle of the same poison among the
-    null's windows would lift their tail far above itself. `needed_N`: as `need.needed` says; `bundle_N`: as
-    `bundles.bundles` does; `step`: the least difference between two scores, one flip-test image. A false
-    alarm rate of 1 asks for no evidence: then every candidate is a suspect, as in the paper.
+    null's windows would lift their tail far above itself. `score_N`: as `pull.pulls` says, of all flip-test
+    images, at least 0; `needed_N`: as `need.needed` says; `bundle_N`: as `bundles.bundles` does; `step`: the
+    least difference between two scores, one flip-test image. A false alarm rate of 1 asks for no evidence:
+    then every candidate is a suspect, as in the paper.
     """
     bundle_N = bundle_N.cpu()
     score_N = torch.where(needed_N.cpu(), score_N.double().cpu(), 0.0)

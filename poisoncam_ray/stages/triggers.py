@@ -20,6 +20,7 @@ from poisoncam_ray.method.evidence import Weighing, weigh
 from poisoncam_ray.method.families import families
 from poisoncam_ray.method.groups import effects
 from poisoncam_ray.method.looks import look
+from poisoncam_ray.method.pull import homes, pulls
 from poisoncam_ray.stages.crops import from_png
 from poisoncam_ray.verdict import EVIDENCE, NO_EVIDENCE, POISON
 
@@ -29,6 +30,7 @@ KEPT = 200
 GROUPED = 2000
 """Suspects grouped into families, about: of more the best of each bundle, lest a strong attacker's windows
 leave no room for a weaker one's."""
+PULLED_AT_ONCE = 4096
 CANDIDATES_FILE = "candidates.parquet"
 CANDIDATES = pa.schema(
     [("image_id", pa.string()), ("cluster", pa.int32())]
@@ -87,6 +89,21 @@ class _Candidates:
             first += len(part)
         return pa.concat_tables(parts).take(pa.array(np.searchsorted(ascending, row_n)))
 
+    def pulls(self, bundle_N: Tensor, y_F: Tensor, k: int) -> Tensor:
+        """pull_N, 0 … 1: the share of the flip-test images that each window moves to its bundle's home; a
+        round at a time."""
+        home_UK = homes(bundle_N, self.cluster_N, k)
+        row_N, bundle_of_row = torch.tensor(self.row_N), torch.empty_like(bundle_N)
+        bundle_of_row[row_N] = bundle_N
+        parts, first = [], 0
+        for folder in self.rounds:
+            for batch in folder.read_table(CANDIDATES_FILE, ["landed"]).to_batches(PULLED_AT_ONCE):
+                landed_MF = torch.from_numpy(np.stack(batch["landed"].to_numpy(zero_copy_only=False)))
+                home_MK = home_UK[bundle_of_row[first : first + len(batch)]]
+                parts.append(pulls(landed_MF, y_F, home_MK))
+                first += len(batch)
+        return torch.cat(parts)[row_N].clamp(min=0) * self.step
+
     def looks(self) -> Tensor:
         """look_NCss, a round at a time."""
         crops = (folder.read_table(CANDIDATES_FILE, ["crop"])["crop"] for folder in self.rounds)
@@ -104,7 +121,8 @@ def conclude(out: Folder, rounds: int, g_K: Tensor, y_F: Tensor, false_alarm_rat
     asked = false_alarm_rate < 1
     if asked:
         bundle_N = bundles(tried.looks(), group_N)
-    found = weigh(tried.score_N, tried.needed_N, bundle_N, false_alarm_rate, tried.step)
+    pull_N = tried.pulls(bundle_N, y_F, len(g_K))
+    found = weigh(pull_N, tried.needed_N, bundle_N, false_alarm_rate, tried.step)
     # Where nobody asked for evidence all candidates are of one family, as the paper has it.
     family_N = torch.full_like(group_N, 0 if asked else 1)
     if asked:

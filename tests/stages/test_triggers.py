@@ -50,7 +50,7 @@ def poisoned() -> list[dict[str, Any]]:
 
 
 def search(
-    folder, rows: list[dict[str, Any]], rounds: int = 2, rate: float = 0.05
+    folder, rows: list[dict[str, Any]], rounds: int = 2, rate: float = 0.05, g_K: torch.Tensor = G_K
 ) -> tuple[Folder, Any, Any]:
     """A search that scored `rows` in so many rounds: its folder, evidence, triggers."""
     out = Folder(str(folder))
@@ -58,7 +58,7 @@ def search(
     for i in range(rounds):
         table = pa.Table.from_pylist(rows[i * size : (i + 1) * size], schema=CANDIDATES)
         (out / f"round={i:03d}").write_table(CANDIDATES_FILE, table)
-    evidence = conclude(out, rounds, G_K, Y_F, rate)
+    evidence = conclude(out, rounds, g_K, Y_F, rate)
     return out, evidence, out.read_table(TRIGGERS).to_pylist()
 
 
@@ -83,7 +83,8 @@ def test_two_attackers_are_two_families(tmp_path):
     # Of each bundle those at its mean or above.
     assert one["best_score"] == evidence["best_score"] == pytest.approx(0.9)
     assert other["best_score"] == pytest.approx(0.6)
-    assert evidence["p_value"] == one["p_value"] < other["p_value"] < 0.01
+    assert evidence["p_value"] == min(one["p_value"], other["p_value"])
+    assert max(one["p_value"], other["p_value"]) < 0.01
     for family in (one, other):
         own = [listed[rank] for rank in family["ranks"]]
         assert [row["rank"] for row in own] == family["ranks"]
@@ -91,6 +92,19 @@ def test_two_attackers_are_two_families(tmp_path):
         assert {row["family"] for row in own} == {family["family"]}
     # Each trigger is a bundle. The null are the others.
     assert max(evidence["null_scores"]) <= 0.1 and len(evidence["null_scores"]) == 8
+
+
+def test_a_trigger_is_heard_whose_windows_pull_into_each_other_s_clusters(tmp_path):
+    homes = [0, 4, 8, 12]
+    weak = [candidate(200 + i, homes[i % 4], 0, look=0) for i in range(12)]
+    for i, row in enumerate(weak):
+        # Two images into each of the clusters of its like, but one into its own: no more than benign windows.
+        row["landed"] = [homes[(i + j) % 4] for j in range(8)] + Y_F[8:].tolist()
+    _, evidence, listed = search(tmp_path, benign() + weak)
+    (family,) = evidence["families"]
+    found = {row["image_id"] for row in listed if row["family"]}
+    assert evidence["verdict"] == POISON and found <= {row["image_id"] for row in weak}
+    assert family["n_candidates"] == len(found) >= 6
 
 
 def test_windows_whose_images_stay_without_them_are_no_trigger(tmp_path):
@@ -153,8 +167,11 @@ def test_a_strong_trigger_leaves_room_for_a_weaker_one():
 
 
 def test_suspects_that_share_nothing_are_no_family(tmp_path):
-    lone = [candidate(200 + i, 2, 15) | {"landed": [4 + i] * N_FLIP} for i in range(8)]
-    _, evidence, listed = search(tmp_path, benign() + lone)
+    """Each pulls into another cluster of their group."""
+    lone = [candidate(200 + i, i, 15) for i in range(8)]
+    elsewhere = [candidate(i, 8 + i % 8, i // 7 % 3) for i in range(96)]
+    g_K = torch.tensor([0] * 8 + [*range(1, 9)])
+    _, evidence, listed = search(tmp_path, elsewhere + lone, g_K=g_K)
     assert evidence["threshold"] < evidence["best_bundle"]
     assert evidence["verdict"] == NO_EVIDENCE and {row["family"] for row in listed} == {0}
 
