@@ -9,8 +9,8 @@ from poisoncam_ray.cli import run_command
 from poisoncam_ray.settings import load_config
 from poisoncam_ray.signals import end_on_signals
 
-SEEDS = (59, 67, 118)
-"""No class of theirs was used for tuning."""
+SEEDS = (199, 401, 622)
+"""No class of theirs was used for tuning, nor is any of seeds 59, 67 and 118, whose misses prompted rules."""
 
 
 def photographs(
@@ -20,7 +20,7 @@ def photographs(
     trigger: Annotated[
         list[str] | None, typer.Option(help="trigger image or generated:<seed>; repeat; none: --clean only")
     ] = None,
-    seed: Annotated[list[int] | None, typer.Option(help="repeat; default 59 67 118")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="repeat; default 199 401 622")] = None,
     first_label: Annotated[int, typer.Option(help="classes are drawn from this label on")] = 10,
     last_label: Annotated[int, typer.Option(help="… to this one")] = 99,
     classes: Annotated[int, typer.Option(help="classes of a corpus")] = 10,
@@ -44,7 +44,8 @@ def photographs(
     """Attack, defend and measure photographs: results over seeds × triggers × shares × kinds of attack.
 
     Used for tuning, so to be kept out of what is reported: labels 0–9, the classes of seeds 1 and 4, triggers
-    10 to 14, generated:15 and generated:16.
+    10 to 14, generated:15 and generated:16; seen before a rule was changed: those of seeds 59, 67 and 118,
+    generated:31 to generated:35.
     """
     config = load_config(preset, None, overrides or ())
     from poisoncam_ray.artifact import Folder, absolute

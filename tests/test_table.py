@@ -213,3 +213,17 @@ def test_a_corpus_without_labels_is_told_in_a_sentence(tmp_path: Path) -> None:
     for name, told in (("plain", "no column label of integers"), ("nowhere", "holds no Parquet files")):
         with pytest.raises(UserError, match=told):
             corpora.check_labelled(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("name", "seed"),
+    [
+        ("a/seed-1/patch/x", "a/seed-1"),
+        ("seed-12/x", "seed-12"),
+        ("seed-1", "seed-1"),
+        ("run-0", "run-0"),
+        ("x/seed-a/y", "x/seed-a/y"),
+    ],
+)
+def test_runs_of_one_seed_are_known_by_its_folder(name: str, seed: str) -> None:
+    assert corpora.seed_of(name) == seed

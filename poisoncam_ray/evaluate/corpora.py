@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,8 @@ from poisoncam_ray.errors import UserError
 from poisoncam_ray.store import connect
 
 REFERENCE = "patch"
+SEED = "seed-"
+"""What the folder of a seed's runs is called by, in a results table."""
 MADE = "attack.json"
 
 
@@ -77,6 +80,12 @@ def trigger_name(trigger: str) -> str:
     """A trigger's file name without its ending, or generated-<seed>."""
     file = trigger.rsplit("/", 1)[-1]
     return (file.rpartition(".")[0] or file).replace(":", "-")
+
+
+def seed_of(run_name: str) -> str:
+    """What runs of one seed have in common: of a path in a results table the part up to the seed's folder, of
+    any other name all of it."""
+    return re.sub(rf"(^|/)({SEED}\d+)/.*", r"\1\2", run_name)
 
 
 def check_labelled(uri: str) -> None:

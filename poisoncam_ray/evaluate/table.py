@@ -19,7 +19,7 @@ from poisoncam_ray.attacks.kinds import KINDS, kind_named
 from poisoncam_ray.config import Config
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.evaluate import NeverPoisoned, Validation, evaluate_run, probe
-from poisoncam_ray.evaluate.corpora import REFERENCE, Attacked, take_classes, trigger_name
+from poisoncam_ray.evaluate.corpora import REFERENCE, SEED, Attacked, take_classes, trigger_name
 from poisoncam_ray.evaluate.results import gaps, single_figures, write_results
 from poisoncam_ray.evaluate.retrain import FEATURES, with_encoder
 from poisoncam_ray.fingerprint import differences
@@ -35,7 +35,7 @@ PEER = {
 and always something to remove."""
 SHARDS = 3
 ROW, SETTING = "row.json", "setting.json"
-SEED, NEVER_POISONED = "seed-", "never-poisoned"
+NEVER_POISONED = "never-poisoned"
 
 
 @dataclass(frozen=True)

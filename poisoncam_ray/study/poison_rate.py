@@ -46,8 +46,7 @@ def by_poison_rate(table: Folder, seed: int) -> Rates:
             grouped.setdefault(float(f"{rate:.2g}"), []).append(row)
     found: Rates = {}
     for rate, some in sorted(grouped.items()):
-        names = [f"seed-{row['seed']}/{i}" if "seed" in row else str(i) for i, row in enumerate(some)]
-        cube = Cube([], names, {}, seed)
+        cube = Cube([], [row.get("seed", f"row {i}") for i, row in enumerate(some)], {}, seed)
         marks = {name: np.array([[_number(row.get(name)) for row in some]]) for name in MARKS}
         found[rate] = {
             name: cube.estimates(v_1R)[0] for name, v_1R in marks.items() if not np.isnan(v_1R).all()

@@ -7,7 +7,6 @@ S settings   R runs   G seeds, each with its runs   T times that seeds and runs 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from poisoncam_ray.evaluate.corpora import seed_of
 from poisoncam_ray.study.plan import SETTING
 
 DRAWS = 2000
@@ -46,11 +46,10 @@ class Estimate:
 @dataclass(frozen=True)
 class Cube:
     """Every measure as a table of settings × runs, nan where a run has none. `settings`: dictionaries with
-    the keys of plan.SETTING; `runs`: names, of which those that begin alike up to a folder `seed-…`, as in a
-    results table, are of one seed, and any other has one of its own."""
+    the keys of plan.SETTING; `seed_names`: a run each, equal for runs of one seed (`corpora.seed_of`)."""
 
     settings: list[dict[str, Any]]
-    runs: list[str]
+    seed_names: list[str]
     values: dict[str, Array]
     seed: int
 
@@ -61,9 +60,8 @@ class Cube:
     @cached_property
     def seeds(self) -> Array:
         """of_R: the number of each run's seed, from 0."""
-        starts = [re.sub(r"(^|/)(seed-\d+)/.*", r"\1\2", name) for name in self.runs]
-        place = {start: g for g, start in enumerate(dict.fromkeys(starts))}
-        return np.array([place[start] for start in starts])
+        place = {name: g for g, name in enumerate(dict.fromkeys(self.seed_names))}
+        return np.array([place[name] for name in self.seed_names])
 
     @property
     def n_seeds(self) -> int:
@@ -74,7 +72,7 @@ class Cube:
         """How often each run is drawn: seeds first, then as many runs of each as it has."""
         draw = np.random.default_rng(self.seed)
         count_TG = draw.multinomial(self.n_seeds, np.full(self.n_seeds, 1 / self.n_seeds), DRAWS)
-        weight_TR = np.zeros((DRAWS, len(self.runs)))
+        weight_TR = np.zeros((DRAWS, len(self.seed_names)))
         for g in range(self.n_seeds):
             own = np.flatnonzero(self.seeds == g)
             weight_TR[:, own] = draw.multinomial(count_TG[:, g] * len(own), np.full(len(own), 1 / len(own)))
@@ -129,7 +127,7 @@ class Cube:
         other_RR = (self.seeds[:, None] != self.seeds).astype(float)
         others_SR = _divided(filled_SR @ other_RR, known_SR @ other_RR)
         chosen_R = np.nan_to_num(others_SR, nan=-1.0).argmax(axis=0)
-        return self.estimates(v_SR[chosen_R, np.arange(len(self.runs))][None])[0]
+        return self.estimates(v_SR[chosen_R, np.arange(len(self.seed_names))][None])[0]
 
 
 def cube_of(rows: pa.Table, seed: int) -> Cube:
@@ -145,7 +143,7 @@ def cube_of(rows: pa.Table, seed: int) -> Cube:
         v_SR[at] = np.array(rows[name].cast(pa.float64()).to_pylist(), float)
         values[name] = v_SR
     settings = [dict(zip(SETTING, key, strict=True)) for key in place]
-    return Cube(settings, list(column), values, seed)
+    return Cube(settings, [seed_of(name) for name in column], values, seed)
 
 
 def summary_of(cube: Cube) -> pa.Table:

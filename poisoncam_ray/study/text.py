@@ -31,7 +31,7 @@ def _head(cube: Cube, grid: Grid) -> Iterator[str]:
     yield "# Study: masks, score, B, cell, window, K"
     yield ""
     yield (
-        f"{len(cube.runs)} runs, {int(n.sum())} poisoned images in all (at most {grid.images} a run), "
+        f"{len(cube.seed_names)} runs, {int(n.sum())} poisoned images in all (at most {grid.images} a run), "
         f"{len(cube.settings):,} settings. Accuracy: the share of images whose candidate window, as it is "
         "before the search's second look, has IoU ≥ 0.5 with the true trigger (of several on one image, the "
         "one it meets best; images whose triggers the centre crop cut into are left out). In brackets: 95 % "

@@ -43,7 +43,7 @@ def test_the_interval_is_as_wide_as_the_runs_differ():
 def test_runs_of_one_seed_do_not_count_as_many():
     """Three seeds of four runs each, all that differs between seeds: as wide as of three runs."""
     values = [[0.1] * 4 + [0.5] * 4 + [0.9] * 4]
-    names = [f"seed-{g}/run-{i}" for g in range(3) for i in range(4)]
+    names = [f"seed-{g}" for g in range(3) for i in range(4)]
     (nested,) = Cube([{}], names, {"accuracy": np.array(values)}, 0).estimate([0])
     (three,) = cube([[0.1, 0.5, 0.9]]).estimate([0])
     assert (nested.mean, nested.low, nested.high) == pytest.approx((three.mean, three.low, three.high))
@@ -54,7 +54,7 @@ def test_runs_of_one_seed_do_not_count_as_many():
 def test_the_intervals_hold_the_truth_as_often_as_they_say():
     """Ten seeds of three runs: seeds differ by 0.1, runs of one by 0.05."""
     rng, n = np.random.default_rng(0), 200
-    names, held = [f"seed-{g}/run-{i}" for g in range(10) for i in range(3)], 0
+    names, held = [f"seed-{g}" for g in range(10) for i in range(3)], 0
     for _ in range(n):
         values = 0.5 + np.repeat(0.1 * rng.normal(size=10), 3) + 0.05 * rng.normal(size=30)
         (got,) = Cube([{}], names, {"accuracy": values[None]}, 0).estimate([0])
@@ -63,15 +63,10 @@ def test_the_intervals_hold_the_truth_as_often_as_they_say():
     assert held / n >= 0.85
 
 
-def test_the_seed_is_a_folder_of_the_name():
-    names = ["a/seed-1/x", "a/seed-1/y/z", "b/seed-1/x", "seed-1", "seed-1/x", "run-0", "run-1", "x/seed-a/y"]
-    assert Cube([], names, {}, 0).seeds.tolist() == [0, 0, 1, 2, 2, 3, 4, 5]
-
-
 def test_a_choice_on_other_seeds_leaves_the_own_seed_out():
     # Setting 0 is best on both runs of the first seed, setting 1 on both of the second.
     values = np.array([[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0]])
-    names = ["seed-0/a", "seed-0/b", "seed-1/a", "seed-1/b"]
+    names = ["seed-0", "seed-0", "seed-1", "seed-1"]
     assert Cube([{}, {}], names, {"accuracy": values}, 0).chosen_elsewhere([0, 1]).mean == 0.0
 
 
