@@ -14,7 +14,7 @@ from torch import Tensor
 WIDE = 0.1
 """Plain windows (sky, black) are cut from everywhere, and much lands in a home of many clusters by chance:
 one of more than this share of the clusters is discounted by the root of how much more it is, as chance grows.
-Without it the best bundles of seven clean corpora came to 0.48 to 0.86 of the threshold, with it to 0.36 to
+Without it the best bundles of eight clean corpora came to 0.48 to 0.86 of the threshold, with it to 0.36 to
 0.64 (0.075 and 0.15: at most 0.61 and 0.72; photographs)."""
 
 
@@ -26,11 +26,45 @@ def homes(bundle_N: Tensor, own_N: Tensor, n_clusters: int) -> Tensor:
     return home_UK
 
 
+def arrivals(
+    landed_NF: Tensor, y_F: Tensor, needed_N: Tensor, bundle_N: Tensor, n_bundles: int, n_clusters: int
+) -> Tensor:
+    """arrived_UK: how many more flip-test images lie in each cluster with a bundle's window than without it,
+    summed over the windows that their own images need. `landed_NF`: clusters of the pasted images, `y_F`: of
+    the unpasted."""
+    arrived_UK = torch.zeros(n_bundles, n_clusters)
+    bundle_NF = bundle_N[:, None].expand(landed_NF.shape)
+    one_NF = needed_N[:, None].expand(landed_NF.shape).to(arrived_UK)
+    arrived_UK.index_put_((bundle_NF, landed_NF.long()), one_NF, accumulate=True)
+    arrived_UK.index_put_((bundle_NF, y_F.long().expand(landed_NF.shape)), -one_NF, accumulate=True)
+    return arrived_UK
+
+
+def left_to_groups(home_UK: Tensor, mean_UK: Tensor, n_groups: int) -> Tensor:
+    """home_UK without what is explained already: windows of a group of clusters (numbers below `n_groups`)
+    lose the clusters that are home to a look which pulls more, both in all and into them.
+
+    Natural images that lie among the poison have windows that pull into its clusters as well, less than the
+    trigger does: such groups reached 1.4 and 2.8 times the threshold, so 0.5 and 1.3 (photographs).
+    `mean_UK`: of a bundle's windows, `arrivals` over their number.
+    """
+    total_U = (mean_UK * home_UK).sum(dim=1)
+    left_UK = home_UK.clone()
+    for look in range(n_groups, len(home_UK)):
+        weaker_U = total_U[:n_groups] < total_U[look]
+        into_K = home_UK[look] & (mean_UK[look] > 0)
+        explained_UK = into_K & (mean_UK[look] >= mean_UK[:n_groups]) & weaker_U[:, None]
+        left_UK[:n_groups] &= ~explained_UK
+    return left_UK
+
+
+def discounts(home_UK: Tensor) -> Tensor:
+    """by_U, at most 1: what a pull into each home counts (WIDE)."""
+    return (WIDE / home_UK.double().mean(dim=1)).clamp(max=1).sqrt()
+
+
 def pulls(landed_NF: Tensor, y_F: Tensor, home_NK: Tensor) -> Tensor:
-    """pull_N, −F … F: flip-test images that each window moves into the clusters `home_NK` (bool, the home of
-    its bundle) minus those that it moves out of them, less where the home is wide. `landed_NF`: clusters of
-    the pasted images, `y_F`: of the unpasted."""
+    """pull_N int64, −F … F: flip-test images that each window moves into the clusters `home_NK` (bool) minus
+    those that it moves out of them."""
     y_NF = y_F.long().expand(len(landed_NF), -1)
-    moved_N = home_NK.gather(1, landed_NF.long()).sum(dim=1) - home_NK.gather(1, y_NF).sum(dim=1)
-    share_N = home_NK.double().mean(dim=1)
-    return moved_N / (share_N / WIDE).clamp(min=1).sqrt()
+    return home_NK.gather(1, landed_NF.long()).sum(dim=1) - home_NK.gather(1, y_NF).sum(dim=1)

@@ -5,7 +5,7 @@ N candidates   S suspects   K clusters   F flip-test images   s = looks.LOOK_SID
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from poisoncam_ray.method.evidence import Weighing, weigh
 from poisoncam_ray.method.families import families
 from poisoncam_ray.method.groups import effects
 from poisoncam_ray.method.looks import look
-from poisoncam_ray.method.pull import homes, pulls
+from poisoncam_ray.method.pull import arrivals, discounts, homes, left_to_groups, pulls
 from poisoncam_ray.stages.crops import from_png
 from poisoncam_ray.verdict import EVIDENCE, NO_EVIDENCE, POISON
 
@@ -30,7 +30,7 @@ KEPT = 200
 GROUPED = 2000
 """Suspects grouped into families, about: of more the best of each bundle, lest a strong attacker's windows
 leave no room for a weaker one's."""
-PULLED_AT_ONCE = 4096
+LANDED_AT_ONCE = 4096
 CANDIDATES_FILE = "candidates.parquet"
 CANDIDATES = pa.schema(
     [("image_id", pa.string()), ("cluster", pa.int32())]
@@ -89,20 +89,29 @@ class _Candidates:
             first += len(part)
         return pa.concat_tables(parts).take(pa.array(np.searchsorted(ascending, row_n)))
 
-    def pulls(self, bundle_N: Tensor, y_F: Tensor, k: int) -> Tensor:
-        """pull_N, 0 … 1: the share of the flip-test images that each window moves to its bundle's home; a
-        round at a time."""
+    def pulls(self, bundle_N: Tensor, y_F: Tensor, k: int, n_groups: int) -> Tensor:
+        """pull_N, 0 … 1: the share of the flip-test images that each window moves to its bundle's home; twice
+        through the rounds, one at a time."""
         home_UK = homes(bundle_N, self.cluster_N, k)
-        row_N, bundle_of_row = torch.tensor(self.row_N), torch.empty_like(bundle_N)
-        bundle_of_row[row_N] = bundle_N
-        parts, first = [], 0
+        n_U = torch.bincount(bundle_N, minlength=len(home_UK))
+        arrived_UK = torch.zeros(home_UK.shape)
+        for i_M, landed_MF in self._landed():
+            arrived_UK += arrivals(landed_MF, y_F, self.needed_N[i_M], bundle_N[i_M], *home_UK.shape)
+        left_UK = left_to_groups(home_UK, arrived_UK / n_U.clamp(min=1)[:, None], n_groups)
+        pull_N, by_U = torch.zeros(len(bundle_N), dtype=torch.float64), discounts(home_UK)
+        for i_M, landed_MF in self._landed():
+            moved_M = pulls(landed_MF, y_F, left_UK[bundle_N[i_M]])
+            pull_N[i_M] = moved_M.clamp(min=0) * by_U[bundle_N[i_M]] * self.step
+        return pull_N
+
+    def _landed(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """(i_M, landed_MF): which candidates, and where each pasted image landed."""
+        place_of_row, first = torch.from_numpy(np.argsort(self.row_N)), 0
         for folder in self.rounds:
-            for batch in folder.read_table(CANDIDATES_FILE, ["landed"]).to_batches(PULLED_AT_ONCE):
-                landed_MF = torch.from_numpy(np.stack(batch["landed"].to_numpy(zero_copy_only=False)))
-                home_MK = home_UK[bundle_of_row[first : first + len(batch)]]
-                parts.append(pulls(landed_MF, y_F, home_MK))
+            for batch in folder.read_table(CANDIDATES_FILE, ["landed"]).to_batches(LANDED_AT_ONCE):
+                landed = np.stack(batch["landed"].to_numpy(zero_copy_only=False))
+                yield place_of_row[first : first + len(batch)], torch.from_numpy(landed)
                 first += len(batch)
-        return torch.cat(parts)[row_N].clamp(min=0) * self.step
 
     def looks(self) -> Tensor:
         """look_NCss, a round at a time."""
@@ -121,7 +130,7 @@ def conclude(out: Folder, rounds: int, g_K: Tensor, y_F: Tensor, false_alarm_rat
     asked = false_alarm_rate < 1
     if asked:
         bundle_N = bundles(tried.looks(), group_N)
-    pull_N = tried.pulls(bundle_N, y_F, len(g_K))
+    pull_N = tried.pulls(bundle_N, y_F, len(g_K), n_groups=int(group_N.max()) + 1)
     found = weigh(pull_N, tried.needed_N, bundle_N, false_alarm_rate, tried.step)
     # Where nobody asked for evidence all candidates are of one family, as the paper has it.
     family_N = torch.full_like(group_N, 0 if asked else 1)

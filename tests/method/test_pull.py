@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poisoncam_ray.method.pull import WIDE, homes, pulls
+from poisoncam_ray.method.pull import arrivals, discounts, homes, left_to_groups, pulls
 
 
 @st.composite
@@ -24,7 +24,20 @@ def test_pulls_equal_a_slow_loop(pasted):
     for i, bundle in enumerate(bundle_N.tolist()):
         home = {own for own, other in zip(own_N.tolist(), bundle_N.tolist(), strict=True) if other == bundle}
         slow = sum(landed in home for landed in landed_NF[i].tolist()) - sum(y in home for y in y_F.tolist())
-        assert float(pull_N[i]) == pytest.approx(slow / max(1, len(home) / k / WIDE) ** 0.5)
+        assert pull_N[i] == slow
+
+
+@given(pastes(), st.integers(0, 31))
+def test_arrivals_equal_a_slow_loop(pasted, needed):
+    landed_NF, y_F, bundle_N, _, k = pasted
+    needed_N = torch.tensor([bool(needed >> i & 1) for i in range(len(bundle_N))])
+    arrived_UK = arrivals(landed_NF.int(), y_F, needed_N, bundle_N, 3, k)
+    slow_UK = torch.zeros(3, k)
+    for i in needed_N.nonzero()[:, 0].tolist():
+        for after, before in zip(landed_NF[i].tolist(), y_F.tolist(), strict=True):
+            slow_UK[bundle_N[i], after] += 1
+            slow_UK[bundle_N[i], before] -= 1
+    assert torch.equal(arrived_UK, slow_UK)
 
 
 def test_a_bundle_s_home_is_not_its_neighbour_s():
@@ -33,7 +46,22 @@ def test_a_bundle_s_home_is_not_its_neighbour_s():
 
 
 def test_a_home_everywhere_is_discounted_as_chance_grows():
-    """The same number of images moved into a twentieth, a tenth and four tenths of the clusters."""
-    home_NK = torch.arange(40) < torch.tensor([[2], [4], [16]])
-    landed_NF, y_F = torch.zeros(3, 6, dtype=torch.int64), torch.full((6,), 39)
-    assert pulls(landed_NF, y_F, home_NK).tolist() == pytest.approx([6, 6, 3])
+    """A twentieth, a tenth and four tenths of the clusters; none."""
+    home_UK = torch.arange(40) < torch.tensor([[2], [4], [16], [0]])
+    assert discounts(home_UK).tolist() == pytest.approx([1, 1, 0.5, 1])
+
+
+def test_a_group_keeps_what_no_stronger_look_pulls():
+    """Two groups and two looks over five clusters. The first look pulls more than either group, the second
+    less than the first group."""
+    mean_UK = torch.tensor(
+        [[2.0, 2, 2, 0, 3], [1, 0, 0, 1, 0], [9, 1, 4, 0, 0], [0, 0, 0, 3, 5]], dtype=torch.float32
+    )
+    home_UK = torch.tensor([[1, 1, 1, 0, 1], [1, 0, 0, 1, 0], [1, 1, 0, 1, 0], [0, 0, 0, 1, 1]]).bool()
+    left_UK = left_to_groups(home_UK, mean_UK, n_groups=2)
+    assert left_UK.int().tolist() == [
+        # The look pulls more into 0, less into 1, is not at home in 2; the other look is the weaker one.
+        [0, 1, 1, 0, 1],
+        [0, 0, 0, 0, 0],
+        *home_UK[2:].int().tolist(),
+    ]
