@@ -40,31 +40,29 @@ def arrivals(
     return arrived_UK
 
 
-def left_to_groups(home_UK: Tensor, mean_UK: Tensor, n_groups: int) -> Tensor:
-    """home_UK without what is explained already: windows of a group of clusters (numbers below `n_groups`)
-    lose the clusters that are home to a look which pulls more, both in all and into them.
+def weights(home_UK: Tensor, arrived_UK: Tensor, n_U: Tensor, n_groups: int) -> Tensor:
+    """weight_UK float64, 0 … 1: what an image counts that one of the bundle's windows moves into the cluster;
+    0 outside of its home (`homes`), less where that is wide (WIDE).
 
-    Natural images that lie among the poison have windows that pull into its clusters as well, less than the
-    trigger does: such groups reached 1.4 and 2.8 times the threshold, so 0.5 and 1.3 (photographs).
-    `mean_UK`: of a bundle's windows, `arrivals` over their number.
+    Windows of a group of clusters (numbers below `n_groups`) are not heard for what is explained already:
+    what lies in the home of a look that pulls more, both in all and into that cluster. Natural images lying
+    among the poison have windows that pull into its clusters as well, less than the trigger does: such groups
+    reached 1.4 and 2.8 times the threshold, so 0.5 and 1.3 (photographs). `arrived_UK`: as `arrivals` says;
+    `n_U`: how many windows each bundle has.
     """
+    mean_UK = arrived_UK / n_U.clamp(min=1)[:, None]
     total_U = (mean_UK * home_UK).sum(dim=1)
     left_UK = home_UK.clone()
     for look in range(n_groups, len(home_UK)):
         weaker_U = total_U[:n_groups] < total_U[look]
         into_K = home_UK[look] & (mean_UK[look] > 0)
-        explained_UK = into_K & (mean_UK[look] >= mean_UK[:n_groups]) & weaker_U[:, None]
-        left_UK[:n_groups] &= ~explained_UK
-    return left_UK
+        left_UK[:n_groups] &= ~(into_K & (mean_UK[look] >= mean_UK[:n_groups]) & weaker_U[:, None])
+    width_U = home_UK.double().mean(dim=1)
+    return left_UK * (WIDE / width_U).clamp(max=1).sqrt()[:, None]
 
 
-def discounts(home_UK: Tensor) -> Tensor:
-    """by_U, at most 1: what a pull into each home counts (WIDE)."""
-    return (WIDE / home_UK.double().mean(dim=1)).clamp(max=1).sqrt()
-
-
-def pulls(landed_NF: Tensor, y_F: Tensor, home_NK: Tensor) -> Tensor:
-    """pull_N int64, −F … F: flip-test images that each window moves into the clusters `home_NK` (bool) minus
-    those that it moves out of them."""
+def pulls(landed_NF: Tensor, y_F: Tensor, weight_NK: Tensor) -> Tensor:
+    """pull_N float64, −F … F: flip-test images that each window moves to where the `weight_NK` of its bundle
+    is, minus those that it moves away, each by its cluster's weight."""
     y_NF = y_F.long().expand(len(landed_NF), -1)
-    return home_NK.gather(1, landed_NF.long()).sum(dim=1) - home_NK.gather(1, y_NF).sum(dim=1)
+    return weight_NK.gather(1, landed_NF.long()).sum(dim=1) - weight_NK.gather(1, y_NF).sum(dim=1)

@@ -20,7 +20,7 @@ from poisoncam_ray.method.evidence import Weighing, weigh
 from poisoncam_ray.method.families import families
 from poisoncam_ray.method.groups import effects
 from poisoncam_ray.method.looks import look
-from poisoncam_ray.method.pull import arrivals, discounts, homes, left_to_groups, pulls
+from poisoncam_ray.method.pull import arrivals, homes, pulls, weights
 from poisoncam_ray.stages.crops import from_png
 from poisoncam_ray.verdict import EVIDENCE, NO_EVIDENCE, POISON
 
@@ -93,16 +93,14 @@ class _Candidates:
         """pull_N, 0 … 1: the share of the flip-test images that each window moves to its bundle's home; twice
         through the rounds, one at a time."""
         home_UK = homes(bundle_N, self.cluster_N, k)
-        n_U = torch.bincount(bundle_N, minlength=len(home_UK))
         arrived_UK = torch.zeros(home_UK.shape)
         for i_M, landed_MF in self._landed():
             arrived_UK += arrivals(landed_MF, y_F, self.needed_N[i_M], bundle_N[i_M], *home_UK.shape)
-        left_UK = left_to_groups(home_UK, arrived_UK / n_U.clamp(min=1)[:, None], n_groups)
-        pull_N, by_U = torch.zeros(len(bundle_N), dtype=torch.float64), discounts(home_UK)
+        weight_UK = weights(home_UK, arrived_UK, torch.bincount(bundle_N), n_groups)
+        pull_N = torch.zeros(len(bundle_N), dtype=torch.float64)
         for i_M, landed_MF in self._landed():
-            moved_M = pulls(landed_MF, y_F, left_UK[bundle_N[i_M]])
-            pull_N[i_M] = moved_M.clamp(min=0) * by_U[bundle_N[i_M]] * self.step
-        return pull_N
+            pull_N[i_M] = pulls(landed_MF, y_F, weight_UK[bundle_N[i_M]])
+        return pull_N.clamp(min=0) * self.step
 
     def _landed(self) -> Iterator[tuple[Tensor, Tensor]]:
         """(i_M, landed_MF): which candidates, and where each pasted image landed."""

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poisoncam_ray.method.pull import arrivals, discounts, homes, left_to_groups, pulls
+from poisoncam_ray.method.pull import arrivals, homes, pulls, weights
 
 
 @st.composite
@@ -20,7 +20,7 @@ def pastes(draw):
 @given(pastes())
 def test_pulls_equal_a_slow_loop(pasted):
     landed_NF, y_F, bundle_N, own_N, k = pasted
-    pull_N = pulls(landed_NF.int(), y_F, homes(bundle_N, own_N, k)[bundle_N])
+    pull_N = pulls(landed_NF.int(), y_F, homes(bundle_N, own_N, k)[bundle_N].double())
     for i, bundle in enumerate(bundle_N.tolist()):
         home = {own for own, other in zip(own_N.tolist(), bundle_N.tolist(), strict=True) if other == bundle}
         slow = sum(landed in home for landed in landed_NF[i].tolist()) - sum(y in home for y in y_F.tolist())
@@ -48,18 +48,20 @@ def test_a_bundle_s_home_is_not_its_neighbour_s():
 def test_a_home_everywhere_is_discounted_as_chance_grows():
     """A twentieth, a tenth and four tenths of the clusters; none."""
     home_UK = torch.arange(40) < torch.tensor([[2], [4], [16], [0]])
-    assert discounts(home_UK).tolist() == pytest.approx([1, 1, 0.5, 1])
+    weight_UK = weights(home_UK, torch.zeros(4, 40), torch.tensor([3, 1, 2, 0]), n_groups=4)
+    assert torch.equal(weight_UK > 0, home_UK)
+    assert weight_UK.amax(dim=1).tolist() == pytest.approx([1, 1, 0.5, 0])
 
 
 def test_a_group_keeps_what_no_stronger_look_pulls():
     """Two groups and two looks over five clusters. The first look pulls more than either group, the second
     less than the first group."""
-    mean_UK = torch.tensor(
-        [[2.0, 2, 2, 0, 3], [1, 0, 0, 1, 0], [9, 1, 4, 0, 0], [0, 0, 0, 3, 5]], dtype=torch.float32
+    arrived_UK = torch.tensor(
+        [[4.0, 4, 4, 0, 6], [1, 0, 0, 1, 0], [27, 3, 12, 0, 0], [0, 0, 0, 3, 5]], dtype=torch.float32
     )
     home_UK = torch.tensor([[1, 1, 1, 0, 1], [1, 0, 0, 1, 0], [1, 1, 0, 1, 0], [0, 0, 0, 1, 1]]).bool()
-    left_UK = left_to_groups(home_UK, mean_UK, n_groups=2)
-    assert left_UK.int().tolist() == [
+    weight_UK = weights(home_UK, arrived_UK, torch.tensor([2, 1, 3, 1]), n_groups=2)
+    assert (weight_UK > 0).int().tolist() == [
         # The look pulls more into 0, less into 1, is not at home in 2; the other look is the weaker one.
         [0, 1, 1, 0, 1],
         [0, 0, 0, 0, 0],
