@@ -10,7 +10,7 @@ from poisoncam_ray.settings import load_config
 from poisoncam_ray.signals import end_on_signals
 
 SEEDS = (199, 401, 622)
-"""No class of theirs was used for tuning, nor is any of seeds 59, 67 and 118, whose misses prompted rules."""
+"""No class of theirs was used for tuning, or is one of seeds 59, 67 and 118, where misses prompted rules."""
 
 
 def photographs(

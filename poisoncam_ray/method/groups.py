@@ -34,9 +34,13 @@ def group_gain(landed_NF: Tensor, y_F: Tensor, own_N: Tensor, g_K: Tensor) -> Te
     return (g_K[landed_NF] == own_N1).sum(dim=1) - (g_K[y_F] == own_N1).sum(dim=1)
 
 
+def changes(landed_NF: Tensor, y_F: Tensor, n_clusters: int) -> Tensor:
+    """change_NK: how many more flip-test images lie in each cluster with the candidate than without."""
+    after_NK = torch.zeros(len(landed_NF), n_clusters)
+    after_NK.scatter_add_(1, landed_NF.cpu().long(), torch.ones(landed_NF.shape))
+    return after_NK - torch.bincount(y_F.cpu(), minlength=n_clusters)
+
+
 def effects(landed_NF: Tensor, y_F: Tensor, n_clusters: int) -> Tensor:
     """effect_NK of unit length (or zero): where more flip-test images lie with the candidate than without."""
-    after_NK = torch.zeros(len(landed_NF), n_clusters)
-    after_NK.scatter_add_(1, landed_NF.cpu(), torch.ones(landed_NF.shape))
-    before_K = torch.bincount(y_F.cpu(), minlength=n_clusters)
-    return F.normalize((after_NK - before_K).clamp(min=0), dim=1)
+    return F.normalize(changes(landed_NF, y_F, n_clusters).clamp(min=0), dim=1)

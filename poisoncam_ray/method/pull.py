@@ -2,14 +2,16 @@
 
 A backdoor fills clusters all over its category's part of feature space, and any of its windows moves images
 into any of them. Counted in the group of clusters around each window's own, triggers that were learned weakly
-(attack success 0.15, 0.30 and 0.34, by the corpus's own neighbours) reached 0.49, 1.4 and 0.80 of the
-threshold; in the bundle's home 1.6, 3.0 and 3.4 times it (photographs).
+(attack success 0.15, 0.30 and 0.34, by the corpus's own neighbours) reached 0.33, 1.4 and 0.80 of the
+threshold; in the bundle's home 1.7, 3.8 and 3.5 times it (photographs).
 
 N candidates   F flip-test images   K clusters   U bundles
 """
 
 import torch
 from torch import Tensor
+
+from poisoncam_ray.method.groups import changes
 
 WIDE = 0.1
 """Plain windows (sky, black) are cut from everywhere, and much lands in a home of many clusters by chance:
@@ -32,12 +34,8 @@ def arrivals(
     """arrived_UK: how many more flip-test images lie in each cluster with a bundle's window than without it,
     summed over the windows that their own images need. `landed_NF`: clusters of the pasted images, `y_F`: of
     the unpasted."""
-    arrived_UK = torch.zeros(n_bundles, n_clusters)
-    bundle_NF = bundle_N[:, None].expand(landed_NF.shape)
-    one_NF = needed_N[:, None].expand(landed_NF.shape).to(arrived_UK)
-    arrived_UK.index_put_((bundle_NF, landed_NF.long()), one_NF, accumulate=True)
-    arrived_UK.index_put_((bundle_NF, y_F.long().expand(landed_NF.shape)), -one_NF, accumulate=True)
-    return arrived_UK
+    change_NK = changes(landed_NF, y_F, n_clusters) * needed_N[:, None]
+    return torch.zeros(n_bundles, n_clusters).index_add_(0, bundle_N, change_NK)
 
 
 def weights(home_UK: Tensor, arrived_UK: Tensor, n_U: Tensor, n_groups: int) -> Tensor:
