@@ -111,6 +111,38 @@ def test_the_peer_searches_on_the_same_encoder(
         make_table(setting(peer=True), Config(), Folder(str(tmp_path)), Progress())
 
 
+def test_runs_that_left_the_same_corpus_share_its_model(
+    evaluated: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Of seed 2's runs one loses a clean image as well.
+    left = {"seed-1/red": [1], "seed-1/blue": [1], "seed-2/red": [1], "seed-2/blue": [1, 2]}
+    trained: list[str] = []
+    given: list[str | None] = []
+
+    def of(run: str) -> str:
+        return next(name for name in left if all(part in run for part in name.split("/")))
+
+    def run(self: FakeRunner, progress: Progress) -> list:
+        if self.out.uri.endswith("/run"):
+            self.out.write_table("07_clean/part-00000.parquet", pa.table({"row": left[of(self.out.uri)]}))
+            Manifest({}, {}, "0", Ledger(100, 97, 3)).write(self.out / "04_search")
+        return []
+
+    def evaluate(run: str, truth: str, strategies=(), validation=None, never=None, progress=None) -> dict:
+        given.append(never.cleaned_uri and of(never.cleaned_uri))
+        if not never.cleaned_uri:
+            trained.append(of(run))
+            Manifest({}, {}, "0").write(Folder(run) / "models/cleaned/01_encoder")
+        return {"probes": {model: {"knn": FIGURES} for model in ("threat", "cleaned", "never_poisoned")}}
+
+    monkeypatch.setattr(FakeRunner, "run", run)
+    monkeypatch.setattr(table, "evaluate_run", evaluate)
+    rows = make_table(setting(retrain=True), Config(), Folder(str(tmp_path)), Progress())
+    assert trained == ["seed-1/red", "seed-2/red", "seed-2/blue"]
+    assert given == [None, "seed-1/red", None, None]
+    assert [len({row["cleaned_corpus"] for row in rows if row["seed"] == seed}) for seed in (1, 2)] == [1, 2]
+
+
 def test_a_clean_corpus_has_a_row_of_its_own(evaluated: list, tmp_path: Path) -> None:
     rows = make_table(setting(clean=True), Config(), Folder(str(tmp_path)), Progress())
     clean = [row for row in rows if row["kind"] == "clean"]

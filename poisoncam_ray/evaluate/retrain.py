@@ -27,11 +27,13 @@ TRAIN, FEATURES = 2, 3
 @dataclass(frozen=True)
 class NeverPoisoned:
     """The corpus before the attack, and a run on it when there is one already (unfinished ones are resumed;
-    of another corpus or other settings they are refused). `retrain`: with the two further trainings."""
+    of another corpus or other settings they are refused). `retrain`: with the two further trainings, or one:
+    `cleaned_uri` is the folder of a model that was trained on the same cleaned corpus before."""
 
     corpus_uri: str
     run_uri: str | None = None
     retrain: bool = False
+    cleaned_uri: str | None = None
 
 
 def probe_models(
@@ -47,7 +49,8 @@ def probe_models(
     run_uri = absolute(run_uri)
     folders = {"threat": labelled_features(run_uri, "threat", Folder(run_uri), never.corpus_uri, progress)}
     if never.retrain:
-        cleaned, run = train_on_cleaned(run_uri, progress), train_on_never_poisoned(run_uri, never, progress)
+        cleaned = Folder(never.cleaned_uri) if never.cleaned_uri else train_on_cleaned(run_uri, progress)
+        run = train_on_never_poisoned(run_uri, never, progress)
         folders["cleaned"] = labelled_features(run_uri, "cleaned", cleaned, never.corpus_uri, progress)
         folders["never_poisoned"] = run
     return {name: probe(folder.uri, never.corpus_uri, validation) for name, folder in folders.items()}

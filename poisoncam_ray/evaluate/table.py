@@ -7,6 +7,7 @@ that. Classes are drawn by seed from the labels that are allowed, the target amo
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ from poisoncam_ray.errors import UserError
 from poisoncam_ray.evaluate import NeverPoisoned, Validation, evaluate_run, probe
 from poisoncam_ray.evaluate.corpora import REFERENCE, SEED, Attacked, take_classes, trigger_name
 from poisoncam_ray.evaluate.results import gaps, single_figures, write_results
-from poisoncam_ray.evaluate.retrain import FEATURES, with_encoder
+from poisoncam_ray.evaluate.retrain import FEATURES, MODELS, with_encoder
 from poisoncam_ray.fingerprint import differences
 from poisoncam_ray.pipeline import Runner, defence
 from poisoncam_ray.progress import Progress
@@ -127,12 +128,34 @@ def _finished(out: Folder) -> list[dict[str, Any]]:
             never = out / name / NEVER_POISONED
             if Manifest.read(never / "07_clean"):
                 clean.append(_clean_row(int(name.removeprefix(SEED)), never))
-            kinds = [out / name / kind for kind in KINDS]
-            shares = [kind / share for kind in kinds for share in kind.names()]
-            runs = [share / trigger for share in shares for trigger in share.names()]
-            attacked += [run.read_json(ROW)["row"] for run in runs if run.exists(ROW)]
+            attacked += [here.read_json(ROW)["row"] for here in _finished_runs(out / name)]
     order = list(KINDS)
     return clean + sorted(attacked, key=lambda row: (order.index(row["kind"]), -row["share"], row["seed"]))
+
+
+def _finished_runs(of_seed: Folder) -> list[Folder]:
+    kinds = [of_seed / kind for kind in KINDS]
+    shares = [kind / share for kind in kinds for share in kind.names()]
+    runs = [share / trigger for share in shares for trigger in share.names()]
+    return [run for run in runs if run.exists(ROW)]
+
+
+def _trained_on_the_same(of_seed: Folder, run: Folder) -> str | None:
+    """The folder of a model that another run of the seed trained on the corpus that this one left: attacks
+    that differ in nothing but the trigger leave the same where nothing but the poison is removed."""
+    wanted = _content(run / "07_clean")
+    for here in _finished_runs(of_seed):
+        model, left = here / "run" / MODELS / "cleaned", here / "run" / "07_clean"
+        if Manifest.read(model / "01_encoder") and _content(left) == wanted:
+            return model.uri
+    return None
+
+
+def _content(corpus: Folder) -> str:
+    digest = hashlib.sha256()
+    for name in corpus.parts():
+        digest.update(name.encode() + corpus.read_bytes(name))
+    return digest.hexdigest()
 
 
 def _claim(setting: Setting, config: Config, out: Folder) -> None:
@@ -207,14 +230,15 @@ def _row(
     done = Runner((poisoned / "corpus").uri, run.uri, of_seed.config, defence()).run(progress)
     validation = Validation((of_seed.folder / "validation").uri, (patched / "corpus").uri, target)
     truth = (poisoned / "truth.parquet").uri
-    never = NeverPoisoned(clean.uri, of_seed.never_poisoned.uri, retrain="retrain" in extras)
+    twin = _trained_on_the_same(of_seed.folder, run)
+    never = NeverPoisoned(clean.uri, of_seed.never_poisoned.uri, "retrain" in extras, twin)
     metrics = evaluate_run(run.uri, truth, STRATEGIES, validation, never, progress)
     # With --retrain the model of the clean corpus has been probed already.
     probed = metrics["probes"].get("never_poisoned")
     without = (probed or probe(of_seed.never_poisoned.uri, clean.uri, validation, linear=False))["knn"]
     row: dict[str, Any] = {"seed": of_seed.config.seed, "kind": attacked.kind, "share": attacked.share}
     row |= {"poison_rate": made["poison_rate"], "trigger": attacked.name.rsplit("/", 1)[-1], "target": target}
-    row |= _verdict(run)
+    row |= _verdict(run) | {"cleaned_corpus": _content(run / "07_clean")[:12]}
     row |= single_figures(metrics) | gaps(metrics)
     row |= {f"{key}_never_poisoned": without[key] for key in ("acc_clean", "acc_patched", "asr")}
     if "peer" in extras:
