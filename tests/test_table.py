@@ -31,6 +31,7 @@ class FakeRunner:
         for stage in self.stages:
             facts = {"verdict": "no_evidence"} if stage.name == "04_search" else {}
             Manifest({}, {}, "0", Ledger(100, 97, 3), facts=facts).write(self.out / stage.name)
+        self.out.write_json("04_search/evidence.json", {"best_bundle": 0.03, "threshold": 0.04})
         return []
 
 
@@ -126,6 +127,7 @@ def test_runs_that_left_the_same_corpus_share_its_model(
         if self.out.uri.endswith("/run"):
             self.out.write_table("07_clean/part-00000.parquet", pa.table({"row": left[of(self.out.uri)]}))
             Manifest({}, {}, "0", Ledger(100, 97, 3)).write(self.out / "04_search")
+            self.out.write_json("04_search/evidence.json", {"best_bundle": None, "threshold": None})
         return []
 
     def evaluate(run: str, truth: str, strategies=(), validation=None, never=None, progress=None) -> dict:
@@ -148,7 +150,7 @@ def test_a_clean_corpus_has_a_row_of_its_own(evaluated: list, tmp_path: Path) ->
     clean = [row for row in rows if row["kind"] == "clean"]
     assert len(clean) == 2 and len(rows) == 6
     assert (clean[0]["n_removed"], clean[0]["removed_share"]) == (3, 0.03)
-    assert clean[0]["verdict"] == "no_evidence"
+    assert (clean[0]["verdict"], clean[0]["best_bundle_in_thresholds"]) == ("no_evidence", 0.75)
     assert {stages for name, _, stages in FakeRunner.runs if name == "never-poisoned"} == {9}
 
 

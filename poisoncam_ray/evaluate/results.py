@@ -16,6 +16,7 @@ KEYS = ("seed", "kind", "share", "poison_rate", "trigger", "target")
 GROUPS = ("strategies", "probes")
 SHOWN = {
     "verdict": "verdict",
+    "best_bundle_in_thresholds": "the best bundle of windows, in thresholds",
     "asr": "attack success (k-NN), poisoned",
     "threat knn asr": "… by labelled images without poison",
     "asr_never_poisoned": "… never poisoned",

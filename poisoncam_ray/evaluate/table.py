@@ -26,6 +26,7 @@ from poisoncam_ray.evaluate.retrain import FEATURES, MODELS, with_encoder
 from poisoncam_ray.fingerprint import differences
 from poisoncam_ray.pipeline import Runner, defence
 from poisoncam_ray.progress import Progress
+from poisoncam_ray.verdict import EVIDENCE
 
 # Beside the default strategy: the paper's own masks and score, the peer's Grad-CAM, and luck.
 STRATEGIES = ("full_coverage:hard", "gradcam", "random")
@@ -272,4 +273,10 @@ def _clean_row(seed: int, run: Folder) -> dict[str, Any]:
 def _verdict(run: Folder) -> dict[str, Any]:
     search = Manifest.read(run / "04_search")
     assert search
-    return {"verdict": search.facts.get("verdict"), "n_families": search.facts.get("families")}
+    evidence = run.read_json(f"04_search/{EVIDENCE}")
+    best, threshold = evidence["best_bundle"], evidence["threshold"]
+    return {
+        "verdict": search.facts.get("verdict"),
+        "n_families": search.facts.get("families"),
+        "best_bundle_in_thresholds": best / threshold if best is not None and threshold else None,
+    }
