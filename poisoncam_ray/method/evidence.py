@@ -61,48 +61,62 @@ class Null:
 
 @dataclass(frozen=True)
 class Weighing:
-    """`score_U`: each bundle's score, by its number. `suspect_N`: the windows that speak for the bundles that
-    stand out; none: no evidence. `null_U`: the bundles that do not. `null` is None, and nobody is of it,
-    where there are too few bundles (threshold ∞) or no evidence was asked for (threshold 0)."""
+    """`score_U`: each bundle's score, by its number, as far as its windows lie together. `suspect_N`: the
+    windows that speak for the bundles that stand out; none: no evidence. `null_U`: what those that do not
+    score, wherever their windows lie. `null` is None, and nobody is of it, where there are too few bundles
+    (threshold ∞) or no evidence was asked for (threshold 0)."""
 
     null: Null | None
     threshold: float
     score_U: dict[int, float]
     suspect_N: Tensor
-    null_U: list[int]
+    null_U: dict[int, float]
 
 
 def weigh(
-    score_N: Tensor, needed_N: Tensor, bundle_N: Tensor, false_alarm_rate: float, step: float
+    score_N: Tensor,
+    needed_N: Tensor,
+    bundle_N: Tensor,
+    together_U: Tensor,
+    false_alarm_rate: float,
+    step: float,
 ) -> Weighing:
     """Which bundles' candidates score higher than benign windows do.
 
     The m-th best bundle must pass the threshold that the bundles after it set; the largest such m counts, so
     that several attackers, or one in several bundles, do not hide one another. Bundles are compared, not
     windows: those of one bundle are no independent draws, and a second bundle of the same poison among the
-    null's windows would lift their tail far above itself. `score_N`: as `pull.pulls` says, of all flip-test
-    images, at least 0; `needed_N`: as `need.needed` says; `bundle_N`: as `bundles.bundles` does; `step`: the
-    least difference between two scores, one flip-test image. A false alarm rate of 1 asks for no evidence:
-    then every candidate is a suspect, as in the paper.
+    null's windows would lift their tail far above itself.
+
+    A bundle is accused of its score times `together_U` (`pull.gathered`), but is of the null with all of it:
+    windows cut from everywhere are no attacker's, and show how hard natural ones pull. Without it six such
+    looks of 50,000 photographs, 500 of them poisoned, passed with the poison, and the best bundles of 20
+    clean corpora lay at 0.28 … 0.82 of the threshold; with it none (0.3), and at 0.17 … 0.51 (tuning).
+
+    `score_N`: as `pull.pulls` says, of all flip-test images, at least 0; `needed_N`: as `need.needed` says;
+    `bundle_N`: as `bundles.bundles` does; `step`: the least difference between two scores, one flip-test
+    image. A false alarm rate of 1 asks for no evidence: then every candidate is a suspect, as in the paper.
     """
     bundle_N = bundle_N.cpu()
     score_N = torch.where(needed_N.cpu(), score_N.double().cpu(), 0.0)
     heard = {u: bundle_score(score_N[bundle_N == u]) for u in bundle_N.unique().tolist()}
-    score_U = {u: score for u, score in heard.items() if score is not None}
+    pulled_U = {u: score for u, score in heard.items() if score is not None}
+    score_U = {u: score * float(together_U[u]) for u, score in pulled_U.items()}
     if false_alarm_rate >= 1:
-        return Weighing(None, 0.0, score_U, torch.ones(len(score_N), dtype=torch.bool), [])
+        return Weighing(None, 0.0, score_U, torch.ones(len(score_N), dtype=torch.bool), {})
     ranked = sorted(score_U, key=lambda u: (-score_U[u], u))
     none_N = torch.zeros(len(score_N), dtype=torch.bool)
-    found = Weighing(None, math.inf, score_U, none_N, [])
+    found = Weighing(None, math.inf, score_U, none_N, {})
     for m in range(1, max(1, math.floor(SUSPECT_SHARE * len(ranked))) + 1):
-        null = fit_null([score_U[u] for u in ranked[m:]], step)
+        null_U = {u: pulled_U[u] for u in ranked[m:]}
+        null = fit_null(list(null_U.values()), step)
         if null is None:
             break
         threshold = null.threshold(false_alarm_rate, len(ranked))
         if score_U[ranked[m - 1]] >= threshold:
-            found = Weighing(null, threshold, score_U, _speakers(score_N, bundle_N, ranked[:m]), ranked[m:])
+            found = Weighing(null, threshold, score_U, _speakers(score_N, bundle_N, ranked[:m]), null_U)
         elif m == 1:
-            found = Weighing(null, threshold, score_U, none_N, ranked[m:])
+            found = Weighing(null, threshold, score_U, none_N, null_U)
     return found
 
 

@@ -50,7 +50,7 @@ GROUPS = "groups.json"
 class Search(Stage):
     name = "04_search"
     title = "Search"
-    version = 12
+    version = 13
     inputs = ("00_index", "01_encoder", "03_clusters")
     sections = ("encoder", "search")
 

@@ -20,7 +20,7 @@ from poisoncam_ray.method.evidence import Weighing, weigh
 from poisoncam_ray.method.families import families
 from poisoncam_ray.method.groups import effects
 from poisoncam_ray.method.looks import look
-from poisoncam_ray.method.pull import arrivals, homes, pulls, weights
+from poisoncam_ray.method.pull import arrivals, gathered, homes, pulls, remaining
 from poisoncam_ray.stages.crops import from_png
 from poisoncam_ray.verdict import EVIDENCE, NO_EVIDENCE, POISON
 
@@ -96,11 +96,16 @@ class _Candidates:
         arrived_UK = torch.zeros(home_UK.shape)
         for i_M, landed_MF in self._landed():
             arrived_UK += arrivals(landed_MF, y_F, self.needed_N[i_M], bundle_N[i_M], *home_UK.shape)
-        weight_UK = weights(home_UK, arrived_UK, torch.bincount(bundle_N), n_groups)
+        left_UK = remaining(home_UK, arrived_UK, torch.bincount(bundle_N), n_groups)
         pull_N = torch.zeros(len(bundle_N), dtype=torch.float64)
         for i_M, landed_MF in self._landed():
-            pull_N[i_M] = pulls(landed_MF, y_F, weight_UK[bundle_N[i_M]])
+            pull_N[i_M] = pulls(landed_MF, y_F, left_UK[bundle_N[i_M]]).double()
         return pull_N.clamp(min=0) * self.step
+
+    def gathered(self, bundle_N: Tensor, k: int, n_groups: int) -> Tensor:
+        """together_U, 0 … 1: how far each bundle's windows lie together."""
+        tried_K = torch.bincount(self.cluster_N, minlength=k)
+        return gathered(homes(bundle_N, self.cluster_N, k), torch.bincount(bundle_N), tried_K, n_groups)
 
     def _landed(self) -> Iterator[tuple[Tensor, Tensor]]:
         """(i_M, landed_MF): which candidates, and where each pasted image landed."""
@@ -128,8 +133,10 @@ def conclude(out: Folder, rounds: int, g_K: Tensor, y_F: Tensor, false_alarm_rat
     asked = false_alarm_rate < 1
     if asked:
         bundle_N = bundles(tried.looks(), group_N)
-    pull_N = tried.pulls(bundle_N, y_F, len(g_K), n_groups=int(group_N.max()) + 1)
-    found = weigh(pull_N, tried.needed_N, bundle_N, false_alarm_rate, tried.step)
+    n_groups = int(group_N.max()) + 1
+    pull_N = tried.pulls(bundle_N, y_F, len(g_K), n_groups)
+    together_U = tried.gathered(bundle_N, len(g_K), n_groups)
+    found = weigh(pull_N, tried.needed_N, bundle_N, together_U, false_alarm_rate, tried.step)
     # Where nobody asked for evidence all candidates are of one family, as the paper has it.
     family_N = torch.full_like(group_N, 0 if asked else 1)
     if asked:
@@ -204,7 +211,7 @@ def _evidence(
         "n_candidates": len(tried.score_N),
         "best_bundle": best_bundle,
         "bundle_scores": _falling(list(found.score_U.values())),
-        "null_scores": _falling([found.score_U[u] for u in found.null_U]),
+        "null_scores": _falling(list(found.null_U.values())),
         "families": listed,
     }
 

@@ -14,14 +14,22 @@ from poisoncam_ray.method.evidence import (
     bundle_score,
     fit_null,
 )
-from poisoncam_ray.method.evidence import weigh as weigh_needed
+from poisoncam_ray.method.evidence import weigh as weigh_gathered
 
 STEP = 0.01
 RATE = 0.05
 
 
+def weigh_needed(
+    score_N: torch.Tensor, needed_N: torch.Tensor, group_N: torch.Tensor, rate: float, step: float
+) -> Weighing:
+    """Every bundle lies together."""
+    together_U = torch.ones(100, dtype=torch.float64)
+    return weigh_gathered(score_N, needed_N, group_N, together_U, rate, step)
+
+
 def weigh(score_N: torch.Tensor, group_N: torch.Tensor, rate: float, step: float) -> Weighing:
-    """Every window is needed."""
+    """… and every window is needed."""
     return weigh_needed(score_N, torch.ones(len(score_N), dtype=torch.bool), group_N, rate, step)
 
 
@@ -131,6 +139,23 @@ def test_windows_that_their_images_do_not_need_are_no_evidence():
     assert not bool(weigh_needed(score_N, needed_N, group_N, RATE, STEP).suspect_N.any())
 
 
+def test_scattered_windows_are_not_accused_but_show_how_hard_natural_ones_pull():
+    score_N, group_N = benign(12, 12, 0)
+    score_N[group_N == 0], score_N[group_N == 1] = 0.8, 0.6
+    all_N, together_U = torch.ones(len(score_N), dtype=torch.bool), torch.ones(12)
+
+    def found() -> Weighing:
+        return weigh_gathered(score_N, all_N, group_N, together_U, RATE, STEP)
+
+    assert set(group_N[found().suspect_N].tolist()) == {0, 1}
+    together_U[1] = 0.01
+    assert set(group_N[found().suspect_N].tolist()) == set()
+    assert found().score_U[1] == pytest.approx(0.006) and found().null_U[1] == pytest.approx(0.6)
+    # Where natural windows do not pull that hard, the other stands out.
+    score_N[group_N == 1] = 0.1
+    assert set(group_N[found().suspect_N].tolist()) == {0}
+
+
 def test_one_poison_in_two_groups_of_unlike_strength_does_not_hide_itself():
     """As it was seen: a fifth of all candidates lay in the poison's groups, and the second scored
     half as high."""
@@ -149,7 +174,7 @@ def test_too_few_groups_are_no_evidence():
     score_N = torch.where(group_N == 0, 1.0, 0.0)
     found = weigh(score_N, group_N, RATE, STEP)
     assert found.null is None and found.threshold == math.inf
-    assert not bool(found.suspect_N.any()) and found.null_U == []
+    assert not bool(found.suspect_N.any()) and found.null_U == {}
     group_N = torch.arange(LEAST_BUNDLES + 1).repeat_interleave(20)
     assert bool(weigh(torch.where(group_N == 0, 1.0, 0.0), group_N, RATE, STEP).suspect_N.any())
 
@@ -192,7 +217,7 @@ def test_one_group_has_no_null(n):
 
 def test_a_rate_of_one_asks_for_no_evidence():
     found = weigh(torch.zeros(3), torch.zeros(3, dtype=torch.int64), 1.0, STEP)
-    assert found.suspect_N.tolist() == [True] * 3 and found.null_U == []
+    assert found.suspect_N.tolist() == [True] * 3 and found.null_U == {}
 
 
 def test_the_names_of_groups_and_the_order_of_windows_do_not_matter():

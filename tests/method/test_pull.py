@@ -1,9 +1,12 @@
+from itertools import combinations
+from statistics import fmean
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poisoncam_ray.method.pull import arrivals, homes, pulls, weights
+from poisoncam_ray.method.pull import arrivals, gathered, homes, pulls, remaining
 
 
 @st.composite
@@ -20,7 +23,7 @@ def pastes(draw):
 @given(pastes())
 def test_pulls_equal_a_slow_loop(pasted):
     landed_NF, y_F, bundle_N, own_N, k = pasted
-    pull_N = pulls(landed_NF.int(), y_F, homes(bundle_N, own_N, k)[bundle_N].double())
+    pull_N = pulls(landed_NF.int(), y_F, homes(bundle_N, own_N, k)[bundle_N])
     for i, bundle in enumerate(bundle_N.tolist()):
         home = {own for own, other in zip(own_N.tolist(), bundle_N.tolist(), strict=True) if other == bundle}
         slow = sum(landed in home for landed in landed_NF[i].tolist()) - sum(y in home for y in y_F.tolist())
@@ -45,12 +48,22 @@ def test_a_bundle_s_home_is_not_its_neighbour_s():
     assert home_UK.int().tolist() == [[0, 1, 0, 0], [0, 0, 0, 0], [1, 0, 0, 1]]
 
 
-def test_a_home_everywhere_is_discounted_as_chance_grows():
-    """A twentieth, a tenth and four tenths of the clusters; none."""
-    home_UK = torch.arange(40) < torch.tensor([[2], [4], [16], [0]])
-    weight_UK = weights(home_UK, torch.zeros(4, 40), torch.tensor([3, 1, 2, 0]), n_groups=4)
-    assert torch.equal(weight_UK > 0, home_UK)
-    assert weight_UK.amax(dim=1).tolist() == pytest.approx([1, 1, 0.5, 0])
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=7), st.integers(1, 7), st.integers(1, 6))
+def test_windows_lie_together_as_far_as_drawn_ones_lie_in_more_clusters(own, n, home):
+    """Against every way to draw n of the windows."""
+    n = min(n, len(own))
+    by_chance = fmean(len(set(drawn)) for drawn in combinations(own, n))
+    home_UK = (torch.arange(6) < home).expand(2, -1)
+    tried_K = torch.bincount(torch.tensor(own), minlength=6)
+    together_U = gathered(home_UK, torch.tensor([n, n]), tried_K, n_groups=1)
+    assert together_U.tolist() == pytest.approx([1, min(1, max(0, by_chance / home - 1))])
+
+
+def test_thousands_of_windows_of_one_cluster_lie_together_and_those_of_all_do_not():
+    home_UK = torch.tensor([[True] + [False] * 99, [True] * 100])
+    tried_K = torch.full((100,), 1_000)
+    together_U = gathered(home_UK, torch.tensor([1_000, 1_000]), tried_K, n_groups=0)
+    assert together_U.tolist() == [1, 0]
 
 
 def test_a_group_keeps_what_no_stronger_look_pulls():
@@ -60,8 +73,8 @@ def test_a_group_keeps_what_no_stronger_look_pulls():
         [[4.0, 4, 4, 0, 6], [1, 0, 0, 1, 0], [27, 3, 12, 0, 0], [0, 0, 0, 3, 5]], dtype=torch.float32
     )
     home_UK = torch.tensor([[1, 1, 1, 0, 1], [1, 0, 0, 1, 0], [1, 1, 0, 1, 0], [0, 0, 0, 1, 1]]).bool()
-    weight_UK = weights(home_UK, arrived_UK, torch.tensor([2, 1, 3, 1]), n_groups=2)
-    assert (weight_UK > 0).int().tolist() == [
+    left_UK = remaining(home_UK, arrived_UK, torch.tensor([2, 1, 3, 1]), n_groups=2)
+    assert left_UK.int().tolist() == [
         # The look pulls more into 0, less into 1, is not at home in 2; the other look is the weaker one.
         [0, 1, 1, 0, 1],
         [0, 0, 0, 0, 0],
