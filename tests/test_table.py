@@ -15,6 +15,7 @@ from poisoncam_ray.evaluate import corpora, table
 from poisoncam_ray.evaluate.corpora import Attacked
 from poisoncam_ray.evaluate.table import Setting, make_table
 from poisoncam_ray.progress import Progress
+from tests.fake_evidence import write_evidence
 from tests.small import draw_small
 
 FIGURES = {"acc_clean": 0.4, "acc_patched": 0.3, "asr": 0.2}
@@ -31,7 +32,7 @@ class FakeRunner:
         for stage in self.stages:
             facts = {"verdict": "no_evidence"} if stage.name == "04_search" else {}
             Manifest({}, {}, "0", Ledger(100, 97, 3), facts=facts).write(self.out / stage.name)
-        self.out.write_json("04_search/evidence.json", {"best_bundle": 0.03, "threshold": 0.04})
+        write_evidence(self.out, best_bundle=0.03, threshold=0.04)
         return []
 
 
@@ -127,7 +128,7 @@ def test_runs_that_left_the_same_corpus_share_its_model(
         if self.out.uri.endswith("/run"):
             self.out.write_table("07_clean/part-00000.parquet", pa.table({"row": left[of(self.out.uri)]}))
             Manifest({}, {}, "0", Ledger(100, 97, 3)).write(self.out / "04_search")
-            self.out.write_json("04_search/evidence.json", {"best_bundle": None, "threshold": None})
+            write_evidence(self.out, best_bundle=None, threshold=None)
         return []
 
     def evaluate(run: str, truth: str, strategies=(), validation=None, never=None, progress=None) -> dict:

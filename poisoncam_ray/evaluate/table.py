@@ -26,7 +26,7 @@ from poisoncam_ray.evaluate.retrain import FEATURES, MODELS, with_encoder
 from poisoncam_ray.fingerprint import differences
 from poisoncam_ray.pipeline import Runner, defence
 from poisoncam_ray.progress import Progress
-from poisoncam_ray.verdict import EVIDENCE
+from poisoncam_ray.verdict import read_evidence
 
 # Beside the default strategy: the paper's own masks and score, the peer's Grad-CAM, and luck.
 STRATEGIES = ("full_coverage:hard", "gradcam", "random")
@@ -37,6 +37,7 @@ PEER = {
 and always something to remove."""
 SHARDS = 3
 ROW, SETTING = "row.json", "setting.json"
+CLEANED = "cleaned_corpus"
 NEVER_POISONED = "never-poisoned"
 
 
@@ -141,22 +142,22 @@ def _finished_runs(of_seed: Folder) -> list[Folder]:
     return [run for run in runs if run.exists(ROW)]
 
 
-def _trained_on_the_same(of_seed: Folder, run: Folder) -> str | None:
-    """The folder of a model that another run of the seed trained on the corpus that this one left: attacks
-    that differ in nothing but the trigger leave the same where nothing but the poison is removed."""
-    wanted = _content(run / "07_clean")
+def _trained_on(of_seed: Folder, corpus: str) -> str | None:
+    """The folder of a model that a finished run of the seed trained on this cleaned corpus (`_content`):
+    attacks that differ in nothing but the trigger leave the same where nothing but the poison is removed."""
     for here in _finished_runs(of_seed):
-        model, left = here / "run" / MODELS / "cleaned", here / "run" / "07_clean"
-        if Manifest.read(model / "01_encoder") and _content(left) == wanted:
+        model = here / "run" / MODELS / "cleaned"
+        if here.read_json(ROW)["row"].get(CLEANED) == corpus and Manifest.read(model / "01_encoder"):
             return model.uri
     return None
 
 
 def _content(corpus: Folder) -> str:
+    """Equal for equal files."""
     digest = hashlib.sha256()
     for name in corpus.parts():
         digest.update(name.encode() + corpus.read_bytes(name))
-    return digest.hexdigest()
+    return digest.hexdigest()[:12]
 
 
 def _claim(setting: Setting, config: Config, out: Folder) -> None:
@@ -231,15 +232,16 @@ def _row(
     done = Runner((poisoned / "corpus").uri, run.uri, of_seed.config, defence()).run(progress)
     validation = Validation((of_seed.folder / "validation").uri, (patched / "corpus").uri, target)
     truth = (poisoned / "truth.parquet").uri
-    twin = _trained_on_the_same(of_seed.folder, run)
-    never = NeverPoisoned(clean.uri, of_seed.never_poisoned.uri, "retrain" in extras, twin)
+    cleaned, retrain = _content(run / "07_clean"), "retrain" in extras
+    twin = _trained_on(of_seed.folder, cleaned) if retrain else None
+    never = NeverPoisoned(clean.uri, of_seed.never_poisoned.uri, retrain, twin)
     metrics = evaluate_run(run.uri, truth, STRATEGIES, validation, never, progress)
     # With --retrain the model of the clean corpus has been probed already.
     probed = metrics["probes"].get("never_poisoned")
     without = (probed or probe(of_seed.never_poisoned.uri, clean.uri, validation, linear=False))["knn"]
     row: dict[str, Any] = {"seed": of_seed.config.seed, "kind": attacked.kind, "share": attacked.share}
     row |= {"poison_rate": made["poison_rate"], "trigger": attacked.name.rsplit("/", 1)[-1], "target": target}
-    row |= _verdict(run) | {"cleaned_corpus": _content(run / "07_clean")[:12]}
+    row |= _verdict(run) | {CLEANED: cleaned}
     row |= single_figures(metrics) | gaps(metrics)
     row |= {f"{key}_never_poisoned": without[key] for key in ("acc_clean", "acc_patched", "asr")}
     if "peer" in extras:
@@ -273,8 +275,9 @@ def _clean_row(seed: int, run: Folder) -> dict[str, Any]:
 def _verdict(run: Folder) -> dict[str, Any]:
     search = Manifest.read(run / "04_search")
     assert search
-    evidence = run.read_json(f"04_search/{EVIDENCE}")
-    best, threshold = evidence["best_bundle"], evidence["threshold"]
+    evidence = read_evidence(run / "04_search")
+    assert evidence
+    best, threshold = evidence.best_bundle, evidence.threshold
     return {
         "verdict": search.facts.get("verdict"),
         "n_families": search.facts.get("families"),

@@ -89,23 +89,17 @@ class _Candidates:
             first += len(part)
         return pa.concat_tables(parts).take(pa.array(np.searchsorted(ascending, row_n)))
 
-    def pulls(self, bundle_N: Tensor, y_F: Tensor, k: int, n_groups: int) -> Tensor:
+    def pulls(self, bundle_N: Tensor, home_UK: Tensor, n_U: Tensor, y_F: Tensor, n_groups: int) -> Tensor:
         """pull_N, 0 … 1: the share of the flip-test images that each window moves to its bundle's home; twice
         through the rounds, one at a time."""
-        home_UK = homes(bundle_N, self.cluster_N, k)
         arrived_UK = torch.zeros(home_UK.shape)
         for i_M, landed_MF in self._landed():
             arrived_UK += arrivals(landed_MF, y_F, self.needed_N[i_M], bundle_N[i_M], *home_UK.shape)
-        left_UK = remaining(home_UK, arrived_UK, torch.bincount(bundle_N), n_groups)
+        left_UK = remaining(home_UK, arrived_UK, n_U, n_groups)
         pull_N = torch.zeros(len(bundle_N), dtype=torch.float64)
         for i_M, landed_MF in self._landed():
             pull_N[i_M] = pulls(landed_MF, y_F, left_UK[bundle_N[i_M]]).double()
         return pull_N.clamp(min=0) * self.step
-
-    def gathered(self, bundle_N: Tensor, k: int, n_groups: int) -> Tensor:
-        """together_U, 0 … 1: how far each bundle's windows lie together."""
-        tried_K = torch.bincount(self.cluster_N, minlength=k)
-        return gathered(homes(bundle_N, self.cluster_N, k), torch.bincount(bundle_N), tried_K, n_groups)
 
     def _landed(self) -> Iterator[tuple[Tensor, Tensor]]:
         """(i_M, landed_MF): which candidates, and where each pasted image landed."""
@@ -134,8 +128,10 @@ def conclude(out: Folder, rounds: int, g_K: Tensor, y_F: Tensor, false_alarm_rat
     if asked:
         bundle_N = bundles(tried.looks(), group_N)
     n_groups = int(group_N.max()) + 1
-    pull_N = tried.pulls(bundle_N, y_F, len(g_K), n_groups)
-    together_U = tried.gathered(bundle_N, len(g_K), n_groups)
+    home_UK, n_U = homes(bundle_N, tried.cluster_N, len(g_K)), torch.bincount(bundle_N)
+    pull_N = tried.pulls(bundle_N, home_UK, n_U, y_F, n_groups)
+    tried_K = torch.bincount(tried.cluster_N, minlength=len(g_K))
+    together_U = gathered(home_UK, n_U, tried_K, n_groups)
     found = weigh(pull_N, tried.needed_N, bundle_N, together_U, false_alarm_rate, tried.step)
     # Where nobody asked for evidence all candidates are of one family, as the paper has it.
     family_N = torch.full_like(group_N, 0 if asked else 1)
