@@ -162,13 +162,13 @@ def evaluate(
         raise UserError("--retrain needs --never-poisoned, the corpus before the attack.")
     if never_poisoned_run and not retrain:
         raise UserError("--never-poisoned-run is for --retrain: give that, too.")
-    from poisoncam_ray.evaluate import NeverPoisoned, Validation, evaluate_run
+    from poisoncam_ray.evaluate import OtherModels, Validation, evaluate_run
     from poisoncam_ray.progress import Progress
 
     queries = Validation(validation or "", patched or "", target or "", label_column) if validation else None
-    never = NeverPoisoned(never_poisoned, never_poisoned_run, retrain) if never_poisoned else None
+    beside = OtherModels(never_poisoned, never_poisoned_run, retrain) if never_poisoned else None
     progress = Progress()
-    if never:
+    if beside:
         from poisoncam_ray.artifact import Folder
         from poisoncam_ray.evaluate.joined import settings
         from poisoncam_ray.stages.dataflow import connect
@@ -178,7 +178,7 @@ def evaluate(
         connect()
         # Ray has put a handler of its own in the place of ours.
         end_on_signals()
-    metrics = evaluate_run(run, truth, strategy or (), queries, never, progress)
+    metrics = evaluate_run(run, truth, strategy or (), queries, beside, progress)
     progress.console.print_json(data=metrics)
 
 

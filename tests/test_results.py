@@ -52,7 +52,9 @@ def test_a_table_for_each_kind_and_share_and_every_row_in_the_csv(tmp_path: Path
         clean | {"seed": 2, "n_removed": 4, "verdict": "poison"},
         row(1, 1.0, 0.8, verdict="poison", **{"seconds Search": 3.0, "seconds Judge": 2.0}),
         row(2, 1.0, 1.0, asr=None, verdict="poison", **{"seconds Search": 5.0, "seconds Judge": 2.0}),
-        row(1, 0.5, 0.25, **{"peer trigger_detection_accuracy": 0.0312}),
+        row(1, 0.5, 0.25, **{"peer trigger_detection_accuracy": 0.0312}, cleaned_corpus="a"),
+        row(2, 0.5, 0.25, cleaned_corpus="a"),
+        row(2, 0.5, 0.25, cleaned_corpus="a"),
         row(1, 0.5, 0.75, "blended"),
     ]
     out = Folder(str(tmp_path))
@@ -61,19 +63,23 @@ def test_a_table_for_each_kind_and_share_and_every_row_in_the_csv(tmp_path: Path
     assert [line for line in text.splitlines() if line.startswith("## ")] == [
         "## Never poisoned: 2 runs, nothing removed in 1",
         "## patch, share 1, 10.00% of the corpus: 2 runs",
-        "## patch, share 0.5, 5.00% of the corpus: 1 run",
+        "## patch, share 0.5, 5.00% of the corpus: 3 runs",
         "## blended, share 0.5, 5.00% of the corpus: 1 run",
     ]
     assert "| recall of the poisoned images | 0.900 ± 0.141 | 0.800 – 1.000 | 2 |" in text
-    assert "| recall of the poisoned images | 0.250 | 0.250 – 0.250 | 1 |" in text
+    assert "| recall of the poisoned images | 0.250 ± 0.000 | 0.250 – 0.250 | 3 |" in text
+    assert "Different cleaned corpora: 2." in text
     assert "| verdict | no_evidence 1, poison 1 | | 2 |" in text
     assert "attack success (k-NN)" not in text and "Seconds, mean: Search 4, Judge 2." in text
     assert [line for line in text.splitlines() if line.startswith(("| patch", "| clean |"))] == [
         "| clean | 0 % | 2 | 1 | – | – | – | – | – | – | – |",
         "| patch | 10 % | 2 | 2 | – | – | – | – | – | 0.900 | – |",
-        "| patch | 5 % | 1 | 0 | – | – | – | – | 0.031 | 0.250 | – |",
+        "| patch | 5 % | 3 | 0 | – | – | – | – | 0.031 | 0.250 | – |",
     ]
+    assert "| seed | verdict | removed |\n|---|---|---|\n| 1 | no_evidence | 0 |\n| 2 | poison | 4 |" in text
+    assert "| 1 | t | poison | 0.800 |\n| 2 | t | poison | 1.000 |\n" in text
+    assert "| 1 | t | 0.250 | 0.031 | a |\n| 2 | t | 0.250 | – | a |\n" in text
     with (tmp_path / "results.csv").open() as file:
         read = list(csv.DictReader(file))
-    assert [line["recall"] for line in read] == ["", "", "0.8", "1.0", "0.25", "0.75"]
+    assert [line["recall"] for line in read] == ["", "", "0.8", "1.0", "0.25", "0.25", "0.25", "0.75"]
     assert [line["verdict"] for line in read[:3]] == ["no_evidence", "poison", "poison"]

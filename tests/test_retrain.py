@@ -8,7 +8,7 @@ import pytest
 from poisoncam_ray.artifact import Folder, Manifest
 from poisoncam_ray.config import Config, Encoder
 from poisoncam_ray.errors import StageFailedError, UserError
-from poisoncam_ray.evaluate import NeverPoisoned, Validation, probe_models, retrain
+from poisoncam_ray.evaluate import OtherModels, Validation, probe_models, retrain
 from poisoncam_ray.progress import Progress
 
 VALIDATION = Validation("validation", "patched", "3")
@@ -62,7 +62,7 @@ def asked(runner: type[FakeRunner]) -> dict[str, tuple[str, str | None, int, int
 
 
 def test_without_retraining_only_the_threat_model_is_probed(runner: Any, run: Folder) -> None:
-    got = probe_models(run.uri, NeverPoisoned("clean"), VALIDATION, Progress())
+    got = probe_models(run.uri, OtherModels("clean"), VALIDATION, Progress())
     threat = f"{run.uri}/models/labelled/threat"
     assert got == {"threat": {"knn": {"of": threat}}}
     assert asked(runner) == {threat: ("clean", f"{run.uri}/01_encoder/model.safetensors", 5, 3)}
@@ -71,7 +71,7 @@ def test_without_retraining_only_the_threat_model_is_probed(runner: Any, run: Fo
 def test_further_models_are_pretrained_even_where_the_threat_model_was_given(
     runner: Any, run: Folder
 ) -> None:
-    got = probe_models(run.uri, NeverPoisoned("clean", retrain=True), VALIDATION, Progress())
+    got = probe_models(run.uri, OtherModels("clean", retrain=True), VALIDATION, Progress())
     models = f"{run.uri}/models"
     assert {name: probes["knn"]["of"] for name, probes in got.items()} == {
         "threat": f"{models}/labelled/threat",
@@ -88,7 +88,7 @@ def test_further_models_are_pretrained_even_where_the_threat_model_was_given(
 
 def test_a_run_on_the_never_poisoned_corpus_is_taken(runner: Any, run: Folder, tmp_path: Path) -> None:
     shared = str(tmp_path / "shared")
-    got = probe_models(run.uri, NeverPoisoned("clean", shared, retrain=True), VALIDATION, Progress())
+    got = probe_models(run.uri, OtherModels("clean", shared, retrain=True), VALIDATION, Progress())
     assert got["never_poisoned"]["knn"]["of"] == shared
     assert asked(runner)[shared] == ("clean", None, 5, 3)
     assert f"{run.uri}/models/never_poisoned" not in asked(runner)
@@ -97,7 +97,7 @@ def test_a_run_on_the_never_poisoned_corpus_is_taken(runner: Any, run: Folder, t
 def test_an_unfinished_run_is_not_trained_on(runner: Any, run: Folder) -> None:
     (run / "07_clean").delete()
     with pytest.raises(UserError, match="no finished 07_clean"):
-        probe_models(run.uri, NeverPoisoned("clean", retrain=True), VALIDATION, Progress())
+        probe_models(run.uri, OtherModels("clean", retrain=True), VALIDATION, Progress())
 
 
 def test_a_model_of_other_settings_is_refused_with_the_way_out(
@@ -108,7 +108,7 @@ def test_a_model_of_other_settings_is_refused_with_the_way_out(
 
     monkeypatch.setattr(runner, "__init__", refuse)
     with pytest.raises(UserError, match=r"another seed\. To begin it anew delete .*/labelled/threat\."):
-        probe_models(run.uri, NeverPoisoned("clean"), VALIDATION, Progress())
+        probe_models(run.uri, OtherModels("clean"), VALIDATION, Progress())
 
 
 def test_of_a_run_of_the_users_own_nobody_says_delete_it(
@@ -123,7 +123,7 @@ def test_of_a_run_of_the_users_own_nobody_says_delete_it(
 
     monkeypatch.setattr(runner, "__init__", refuse)
     with pytest.raises(UserError, match=r"another seed\. Or leave --never-poisoned-run out\.") as error:
-        probe_models(run.uri, NeverPoisoned("clean", "theirs", retrain=True), VALIDATION, Progress())
+        probe_models(run.uri, OtherModels("clean", "theirs", retrain=True), VALIDATION, Progress())
     assert "delete" not in str(error.value)
 
 
@@ -133,5 +133,5 @@ def test_a_training_that_fails_says_where(runner: Any, run: Folder, monkeypatch:
 
     monkeypatch.setattr(runner, "run", fail)
     with pytest.raises(StageFailedError, match="models/labelled/threat failed") as caught:
-        probe_models(run.uri, NeverPoisoned("clean"), VALIDATION, Progress())
+        probe_models(run.uri, OtherModels("clean"), VALIDATION, Progress())
     assert isinstance(caught.value.__cause__, OSError)

@@ -41,13 +41,13 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
     """Nothing is trained, attacked or measured: {run, retrain} of every evaluation is noted."""
     noted: list[tuple[str, bool]] = []
 
-    def evaluate(run: str, truth: str, strategies=(), validation=None, never=None, progress=None) -> dict:
+    def evaluate(run: str, truth: str, strategies=(), validation=None, beside=None, progress=None) -> dict:
         if validation is None:
             return {"recall": 1.0}
         # The labels are always the clean corpus', whether more models are trained or not.
-        assert never.corpus_uri.endswith("/clean")
-        noted.append((run, never.retrain))
-        models = ("threat", "cleaned", "never_poisoned") if never.retrain else ("threat",)
+        assert beside.clean_uri.endswith("/clean")
+        noted.append((run, beside.retrain))
+        models = ("threat", "cleaned", "never_poisoned") if beside.retrain else ("threat",)
         return {"recall": 1.0, "probes": {model: {"knn": FIGURES} for model in models}}
 
     monkeypatch.setattr(FakeRunner, "runs", [], raising=False)
@@ -131,9 +131,9 @@ def test_runs_that_left_the_same_corpus_share_its_model(
             write_evidence(self.out, best_bundle=None, threshold=None)
         return []
 
-    def evaluate(run: str, truth: str, strategies=(), validation=None, never=None, progress=None) -> dict:
-        given.append(never.cleaned_uri and of(never.cleaned_uri))
-        if not never.cleaned_uri:
+    def evaluate(run: str, truth: str, strategies=(), validation=None, beside=None, progress=None) -> dict:
+        given.append(beside.cleaned_uri and of(beside.cleaned_uri))
+        if not beside.cleaned_uri:
             trained.append(of(run))
             Manifest({}, {}, "0").write(Folder(run) / "models/cleaned/01_encoder")
         return {"probes": {model: {"knn": FIGURES} for model in ("threat", "cleaned", "never_poisoned")}}

@@ -14,13 +14,13 @@ from poisoncam_ray.artifact import Folder
 from poisoncam_ray.evaluate.detection import detection_metrics
 from poisoncam_ray.evaluate.joined import settings
 from poisoncam_ray.evaluate.probes import Validation, probe
-from poisoncam_ray.evaluate.retrain import NeverPoisoned, probe_models
+from poisoncam_ray.evaluate.retrain import OtherModels, probe_models
 from poisoncam_ray.evaluate.strategies import compare_strategies
 from poisoncam_ray.progress import Progress
 from poisoncam_ray.report import build_report
 
 __all__ = [
-    "NeverPoisoned",
+    "OtherModels",
     "Validation",
     "compare_strategies",
     "detection_metrics",
@@ -37,15 +37,15 @@ def evaluate_run(
     truth_uri: str,
     strategies: Iterable[str] = (),
     validation: Validation | None = None,
-    never_poisoned: NeverPoisoned | None = None,
+    beside: OtherModels | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Measure a finished run, write report/metrics.json and put it into the report; returns the metrics.
 
     Detection always; each of `strategies` on the same scored poisoned images. With `validation` also what the
     run's encoder has learned: acc_clean, acc_patched and asr by k-NN over the run's own features, and
-    `probes`, {threat: {knn, linear_1, linear_10: figures}} as `probe` gives them. With `never_poisoned` these
-    are over that corpus (`probes_labels` says so), and may be joined by the retrained models'.
+    `probes`, {threat: {knn, linear_1, linear_10: figures}} as `probe` gives them. With `beside` these
+    are over the corpus before the attack (`probes_labels` says so), and may be joined by the other models'.
     """
     run = Folder(run_uri)
     metrics: dict[str, Any] = detection_metrics(run_uri, truth_uri)
@@ -53,11 +53,11 @@ def evaluate_run(
     if strategies:
         metrics["strategies"] = compare_strategies(run_uri, corpus_uri, truth_uri, strategies)
     if validation:
-        own = probe(run_uri, corpus_uri, validation, linear=never_poisoned is None)
+        own = probe(run_uri, corpus_uri, validation, linear=beside is None)
         metrics |= {key: own["knn"][key] for key in MAIN_FIGURES}
         metrics |= {"probes": {"threat": own}, "probes_labels": "those of the run's own corpus"}
-        if never_poisoned:
-            metrics["probes"] = probe_models(run_uri, never_poisoned, validation, progress or Progress())
+        if beside:
+            metrics["probes"] = probe_models(run_uri, beside, validation, progress or Progress())
             metrics["probes_labels"] = "those of the never-poisoned corpus"
         if checkpoint := settings(run).encoder.checkpoint:
             metrics["threat_model"] = f"your own checkpoint {checkpoint}; further models are pretrained here"

@@ -13,6 +13,8 @@ from poisoncam_ray.artifact import Folder
 
 KEYS = ("seed", "kind", "share", "poison_rate", "trigger", "target")
 """What a run is, not how it went."""
+CLEANED = "cleaned_corpus"
+"""A digest of what the defence left: runs of one seed with the same share the model trained on it."""
 GROUPS = ("strategies", "probes")
 SHOWN = {
     "verdict": "verdict",
@@ -53,6 +55,29 @@ OVERVIEW = (
     "asr", "asr_never_poisoned", "cleaned knn asr", "trigger_detection_accuracy",
     "peer trigger_detection_accuracy", "recall", "false_positive_rate",
 )  # fmt: skip
+
+OF_A_RUN = {
+    "seed": "seed",
+    "trigger": "trigger",
+    "verdict": "verdict",
+    "best_bundle_in_thresholds": "in thresholds",
+    "asr": "near the poison",
+    "asr_never_poisoned": "never poisoned",
+    "recall": "recall",
+    "false_positive_rate": "false positives",
+    "located_accuracy": "`_box` right",
+    "trigger_detection_accuracy": "trigger detection",
+    "peer trigger_detection_accuracy": "PatchSearch",
+    "threat knn asr": "attack success: poisoned",
+    "cleaned knn asr": "cleaned",
+    "never_poisoned knn asr": "never poisoned",
+    "cleaned knn acc_clean": "accuracy: cleaned",
+    "never_poisoned knn acc_clean": "never poisoned",
+    "n_removed": "removed",
+    CLEANED: "cleaned corpus",
+}
+"""Beside the means, a line a run: which figures, under which names. Attack success and accuracy are of k-NN
+by labelled images without poison, *near the poison* by the poisoned corpus and its labels."""
 
 
 def single_figures(metrics: Mapping[str, Any]) -> dict[str, float | None]:
@@ -133,9 +158,23 @@ def _section(rows: Sequence[Mapping[str, Any]]) -> str:
             lines.append(f"| {name} | {counted} | | {words.total()} |")
     keys = dict.fromkeys(key for row in rows for key in row if key.startswith(SECONDS))
     seconds = [f"{key.removeprefix(SECONDS)} {statistics.mean(_numbers(rows, key)):.0f}" for key in keys]
+    if corpora := {(row["seed"], row[CLEANED]) for row in rows if CLEANED in row}:
+        lines += ["", f"Different cleaned corpora: {len(corpora)}."]
     if seconds:
         lines += ["", f"Seconds, mean: {', '.join(seconds)}."]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *_a_line_a_run(rows)])
+
+
+def _a_line_a_run(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    keys = [key for key in OF_A_RUN if any(row.get(key) not in (None, "") for row in rows)]
+    lines = [f"| {' | '.join(OF_A_RUN[key] for key in keys)} |", "|---" * len(keys) + "|"]
+    return lines + [f"| {' | '.join(_cell(row.get(key)) for key in keys)} |" for row in rows]
+
+
+def _cell(value: object) -> str:
+    if value is None or value == "":
+        return "–"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def _rate(rows: Sequence[Mapping[str, Any]]) -> float:

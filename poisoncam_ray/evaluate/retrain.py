@@ -25,21 +25,25 @@ TRAIN, FEATURES = 2, 3
 
 
 @dataclass(frozen=True)
-class NeverPoisoned:
-    """The corpus before the attack, and a run on it when there is one already (unfinished ones are resumed;
-    of another corpus or other settings they are refused). `retrain`: with the two further trainings, or one:
-    `cleaned_uri` is the folder of a model that was trained on the same cleaned corpus before."""
+class OtherModels:
+    """What the threat model is compared with.
 
-    corpus_uri: str
-    run_uri: str | None = None
+    clean_uri: the corpus before the attack     never_poisoned_uri: a run on it when there is one already
+    (unfinished ones are resumed; of another corpus or other settings they are refused)
+    retrain: with the two further trainings     cleaned_uri: not with that on the cleaned corpus: the folder
+    of a model that was trained on the same one before
+    """
+
+    clean_uri: str
+    never_poisoned_uri: str | None = None
     retrain: bool = False
     cleaned_uri: str | None = None
 
 
 def probe_models(
-    run_uri: str, never: NeverPoisoned, validation: Validation, progress: Progress
+    run_uri: str, beside: OtherModels, validation: Validation, progress: Progress
 ) -> dict[str, dict[str, Metrics]]:
-    """{threat, cleaned, never_poisoned: {probe: figures}}; only the threat model without `never.retrain`.
+    """{threat, cleaned, never_poisoned: {probe: figures}}; only the threat model without `beside.retrain`.
 
     What is trained and embedded goes into `<run>/models/` and is reused from there. The further models are
     pretrained even where the threat model was a checkpoint of the user's own. Ray must be connected when
@@ -47,13 +51,13 @@ def probe_models(
     """
     # The checkpoint's address is part of what the folders below were made with.
     run_uri = absolute(run_uri)
-    folders = {"threat": labelled_features(run_uri, "threat", Folder(run_uri), never.corpus_uri, progress)}
-    if never.retrain:
-        cleaned = Folder(never.cleaned_uri) if never.cleaned_uri else train_on_cleaned(run_uri, progress)
-        run = train_on_never_poisoned(run_uri, never, progress)
-        folders["cleaned"] = labelled_features(run_uri, "cleaned", cleaned, never.corpus_uri, progress)
+    folders = {"threat": labelled_features(run_uri, "threat", Folder(run_uri), beside.clean_uri, progress)}
+    if beside.retrain:
+        cleaned = Folder(beside.cleaned_uri) if beside.cleaned_uri else train_on_cleaned(run_uri, progress)
+        run = train_on_never_poisoned(run_uri, beside, progress)
+        folders["cleaned"] = labelled_features(run_uri, "cleaned", cleaned, beside.clean_uri, progress)
         folders["never_poisoned"] = run
-    return {name: probe(folder.uri, never.corpus_uri, validation) for name, folder in folders.items()}
+    return {name: probe(folder.uri, beside.clean_uri, validation) for name, folder in folders.items()}
 
 
 def train_on_cleaned(run_uri: str, progress: Progress) -> Folder:
@@ -64,12 +68,13 @@ def train_on_cleaned(run_uri: str, progress: Progress) -> Folder:
     return _run(cleaned.uri, run / MODELS / "cleaned", config, defence()[:TRAIN], progress)
 
 
-def train_on_never_poisoned(run_uri: str, never: NeverPoisoned, progress: Progress) -> Folder:
+def train_on_never_poisoned(run_uri: str, beside: OtherModels, progress: Progress) -> Folder:
     """The run folder of a model trained on the never-poisoned corpus, with its features."""
     run = Folder(run_uri)
-    out = Folder(never.run_uri) if never.run_uri else run / MODELS / "never_poisoned"
+    theirs = beside.never_poisoned_uri
+    out = Folder(theirs) if theirs else run / MODELS / "never_poisoned"
     config = own_pretraining(settings(run))
-    return _run(never.corpus_uri, out, config, defence()[:FEATURES], progress, ours=not never.run_uri)
+    return _run(beside.clean_uri, out, config, defence()[:FEATURES], progress, ours=not theirs)
 
 
 def labelled_features(

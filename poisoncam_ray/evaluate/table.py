@@ -19,9 +19,9 @@ from poisoncam_ray.artifact import Folder, Manifest, absolute
 from poisoncam_ray.attacks.kinds import KINDS, kind_named
 from poisoncam_ray.config import Config
 from poisoncam_ray.errors import UserError
-from poisoncam_ray.evaluate import NeverPoisoned, Validation, evaluate_run, probe
+from poisoncam_ray.evaluate import OtherModels, Validation, evaluate_run, probe
 from poisoncam_ray.evaluate.corpora import REFERENCE, SEED, Attacked, take_classes, trigger_name
-from poisoncam_ray.evaluate.results import gaps, single_figures, write_results
+from poisoncam_ray.evaluate.results import CLEANED, gaps, single_figures, write_results
 from poisoncam_ray.evaluate.retrain import FEATURES, MODELS, with_encoder
 from poisoncam_ray.fingerprint import differences
 from poisoncam_ray.pipeline import Runner, defence
@@ -37,7 +37,6 @@ PEER = {
 and always something to remove."""
 SHARDS = 3
 ROW, SETTING = "row.json", "setting.json"
-CLEANED = "cleaned_corpus"
 NEVER_POISONED = "never-poisoned"
 
 
@@ -234,8 +233,8 @@ def _row(
     truth = (poisoned / "truth.parquet").uri
     cleaned, retrain = _content(run / "07_clean"), "retrain" in extras
     twin = _trained_on(of_seed.folder, cleaned) if retrain else None
-    never = NeverPoisoned(clean.uri, of_seed.never_poisoned.uri, retrain, twin)
-    metrics = evaluate_run(run.uri, truth, STRATEGIES, validation, never, progress)
+    beside = OtherModels(clean.uri, of_seed.never_poisoned.uri, retrain, twin)
+    metrics = evaluate_run(run.uri, truth, STRATEGIES, validation, beside, progress)
     # With --retrain the model of the clean corpus has been probed already.
     probed = metrics["probes"].get("never_poisoned")
     without = (probed or probe(of_seed.never_poisoned.uri, clean.uri, validation, linear=False))["knn"]
