@@ -14,7 +14,6 @@ from typing import Any
 import pyarrow as pa
 import ray
 import torch
-from ray.actor import ActorHandle
 from torch import Tensor
 
 from poisoncam_ray import metrics
@@ -35,7 +34,7 @@ from poisoncam_ray.method.paste import crop
 from poisoncam_ray.method.refine import refine_windows
 from poisoncam_ray.method.score import poison_scores
 from poisoncam_ray.pipeline import Outcome, Run, Stage
-from poisoncam_ray.stages.actors import spread
+from poisoncam_ray.stages.actors import Crew, spread
 from poisoncam_ray.stages.cluster import read_centroids
 from poisoncam_ray.stages.compute import device, set_threads
 from poisoncam_ray.stages.crops import to_png
@@ -125,21 +124,18 @@ def groups_of(out: Folder, c_KD: Tensor, seed: int) -> Tensor:
     return torch.tensor(out.read_json(GROUPS))
 
 
-def start_scorers(run: Run, pool: Pool, g_K: Tensor) -> list[ActorHandle]:
+def start_scorers(run: Run, pool: Pool, g_K: Tensor) -> Crew:
     """As many as the cluster may come to have room for; an autoscaler sees those that still wait."""
     resources = run.config.resources
-    # Once into the object store, from there once to every node.
-    flip = ray.put(fetch_images(run.corpus, run.config, pool.flip_ids))
     actor: Any = ray.remote(Scorer).options(
         num_cpus=resources.cpus_per_actor, num_gpus=resources.gpus_per_actor, max_restarts=RESTARTS
     )
     folders = (run.artifact("01_encoder"), run.artifact("03_clusters"))
-    return [actor.remote(run.config, run.corpus, *folders, flip, g_K) for _ in range(resources.actors)]
+    flip_FCHW = fetch_images(run.corpus, run.config, pool.flip_ids)
+    return Crew.start(actor, resources.actors, run.config, run.corpus, *folders, flip_FCHW, g_K)
 
 
-def score_round(
-    scorers: list[ActorHandle], run: Run, pool: Pool, picks: list[int], state: prune.SearchState
-) -> pa.Table:
+def score_round(scorers: Crew, run: Run, pool: Pool, picks: list[int], state: prune.SearchState) -> pa.Table:
     """CANDIDATES of the round, by cluster and image id."""
     size = run.config.search.chunk
     ids = pool.ids.take(pa.array(picks)).to_pylist()

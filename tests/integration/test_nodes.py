@@ -32,7 +32,7 @@ STAGES = {
     "Clean": "07_clean",
 }
 # Of some tasks in them, over in tens of milliseconds on an idle machine.
-SHORT = ("Embed", "Judge", "Clean")
+SHORT = ("Embed", "Cluster", "Judge", "Clean")
 JOB_S = 600
 POOL = r"MapWorker\(MapBatches\(_OnImages\)\)"
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from poisoncam_ray.stages.actors import spread
+from poisoncam_ray.stages.actors import Crew, spread
+from tests.small import ROOT
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -35,14 +38,14 @@ class Worker:
         return chunk, os.getpid()
 
 
-def workers(folder, n: int, restarts: int = 5, **needs) -> list:
+def workers(folder, n: int, restarts: int = 5, **needs) -> Crew:
     actor = ray.remote(Worker).options(num_cpus=0.1, max_restarts=restarts, **needs)
-    return [actor.remote(str(folder)) for _ in range(n)]
+    return Crew.start(actor, n, str(folder))
 
 
 def test_every_chunk_is_done_once_by_all_of_the_actors(tmp_path):
     crew = workers(tmp_path, 2)
-    ray.get([actor.ready.remote() for actor in crew])
+    ray.get([actor.ready.remote() for actor in crew.actors])
     found = list(spread(crew, list(range(100, 140))))
     assert sorted(chunk for chunk, _ in found) == list(range(100, 140))
     assert len({pid for _, pid in found}) == 2
@@ -55,8 +58,17 @@ def test_a_killed_actor_costs_no_chunk_even_the_last(tmp_path):
 
 
 def test_an_actor_without_a_place_holds_nothing_back(tmp_path):
-    crowd = workers(tmp_path, 1) + workers(tmp_path, 1, resources={"nowhere": 1})
+    here, nowhere = workers(tmp_path, 1), workers(tmp_path, 1, resources={"nowhere": 1})
+    crowd = Crew(here.actors + nowhere.actors, here.given + nowhere.given)
     assert sorted(chunk for chunk, _ in spread(crowd, list(range(8)))) == list(range(8))
+
+
+def test_an_actor_with_large_arguments_is_made_again_on_another_node():
+    program = [sys.executable, "-m", "tests.stages.moving_actor"]
+    done = subprocess.run(
+        program, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300
+    )
+    assert done.returncode == 0 and "moved" in done.stdout, done.stdout
 
 
 def test_a_chunk_lost_with_an_actor_that_never_returns_goes_to_an_idle_one(tmp_path):
