@@ -61,9 +61,8 @@ class Null:
 
 @dataclass(frozen=True)
 class Weighing:
-    """`score_U`: each bundle's score, by its number, as far as its windows lie together. `suspect_N`: the
-    windows that speak for the bundles that stand out; none: no evidence. `null_U`: what those that do not
-    score, wherever their windows lie. `null` is None, and nobody is of it, where there are too few bundles
+    """`score_U`: each bundle's score, by its number, times its weight. `suspect_N`: the windows that speak for
+    the bundles that stand out; none: no evidence. `null_U`: what those that do not score, without weights. `null` is None, and nobody is of it, where there are too few bundles
     (threshold ∞) or no evidence was asked for (threshold 0)."""
 
     null: Null | None
@@ -77,7 +76,7 @@ def weigh(
     score_N: Tensor,
     needed_N: Tensor,
     bundle_N: Tensor,
-    together_U: Tensor,
+    weight_U: Tensor,
     false_alarm_rate: float,
     step: float,
 ) -> Weighing:
@@ -88,10 +87,12 @@ def weigh(
     windows: those of one bundle are no independent draws, and a second bundle of the same poison among the
     null's windows would lift their tail far above itself.
 
-    A bundle is accused of its score times `together_U` (`pull.gathered`), but is of the null with all of it:
-    windows cut from everywhere are no attacker's, and show how hard natural ones pull. Without it six such
-    looks of 50,000 photographs, 500 of them poisoned, passed with the poison, and the best bundles of 20
-    clean corpora lay at 0.28 … 0.82 of the threshold; with it none (0.3), and at 0.17 … 0.51 (tuning).
+    A bundle is accused of its score times its weight, at most 1, but is of the null with its score as it is:
+    windows cut from everywhere weigh little (`pull.gathered`), for they are no attacker's, and show how hard
+    natural ones pull; copies of one picture weigh more (`copies.copied`), for they are seldom natural.
+    Without the former six such looks of 50,000 photographs, 500 of them poisoned, passed with the poison, and
+    the best bundles of 20 clean corpora lay at 0.28 … 0.82 of the threshold; with it none (0.3), and at
+    0.17 … 0.51 (tuning).
 
     `score_N`: as `pull.pulls` says, of all flip-test images, at least 0; `needed_N`: as `need.needed` says;
     `bundle_N`: as `bundles.bundles` does; `step`: the least difference between two scores, one flip-test
@@ -101,7 +102,7 @@ def weigh(
     score_N = torch.where(needed_N.cpu(), score_N.double().cpu(), 0.0)
     heard = {u: bundle_score(score_N[bundle_N == u]) for u in bundle_N.unique().tolist()}
     pulled_U = {u: score for u, score in heard.items() if score is not None}
-    score_U = {u: score * float(together_U[u]) for u, score in pulled_U.items()}
+    score_U = {u: min(1.0, score * float(weight_U[u])) for u, score in pulled_U.items()}
     if false_alarm_rate >= 1:
         return Weighing(None, 0.0, score_U, torch.ones(len(score_N), dtype=torch.bool), {})
     ranked = sorted(score_U, key=lambda u: (-score_U[u], u))
@@ -127,7 +128,8 @@ def _speakers(score_N: Tensor, bundle_N: Tensor, accused: Sequence[int]) -> Tens
     suspect_N = torch.zeros(len(score_N), dtype=torch.bool)
     for bundle in accused:
         own_N = bundle_N == bundle
-        suspect_N |= own_N & (score_N > 0) & (score_N >= score_N[own_N].mean())
+        # Where all score the same, their mean may lie above them by its last digit.
+        suspect_N |= own_N & (score_N > 0) & (score_N >= score_N[own_N].mean() - 1e-9)
     return suspect_N
 
 

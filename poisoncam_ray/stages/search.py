@@ -49,7 +49,7 @@ GROUPS = "groups.json"
 class Search(Stage):
     name = "04_search"
     title = "Search"
-    version = 13
+    version = 14
     inputs = ("00_index", "01_encoder", "03_clusters")
     sections = ("encoder", "search")
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from poisoncam_ray.artifact import SIDES, Folder
 from poisoncam_ray.method.bundles import bundles
+from poisoncam_ray.method.copies import COPIES_COUNT, copied
 from poisoncam_ray.method.evidence import Weighing, weigh
 from poisoncam_ray.method.families import families
 from poisoncam_ray.method.groups import effects
@@ -126,13 +127,16 @@ def conclude(out: Folder, rounds: int, g_K: Tensor, y_F: Tensor, false_alarm_rat
     group_N = bundle_N = g_K[tried.cluster_N]
     asked = false_alarm_rate < 1
     if asked:
-        bundle_N = bundles(tried.looks(), group_N)
+        look_NCss = tried.looks()
+        bundle_N = bundles(look_NCss, group_N)
     n_groups = int(group_N.max()) + 1
     home_UK, n_U = homes(bundle_N, tried.cluster_N, len(g_K)), torch.bincount(bundle_N)
     pull_N = tried.pulls(bundle_N, home_UK, n_U, y_F, n_groups)
     tried_K = torch.bincount(tried.cluster_N, minlength=len(g_K))
-    together_U = gathered(home_UK, n_U, tried_K, n_groups)
-    found = weigh(pull_N, tried.needed_N, bundle_N, together_U, false_alarm_rate, tried.step)
+    weight_U = gathered(home_UK, n_U, tried_K, n_groups)
+    if asked:
+        weight_U[copied(look_NCss, bundle_N, home_UK, n_groups)] *= COPIES_COUNT
+    found = weigh(pull_N, tried.needed_N, bundle_N, weight_U, false_alarm_rate, tried.step)
     # Where nobody asked for evidence all candidates are of one family, as the paper has it.
     family_N = torch.full_like(group_N, 0 if asked else 1)
     if asked:

@@ -23,9 +23,9 @@ RATE = 0.05
 def weigh_needed(
     score_N: torch.Tensor, needed_N: torch.Tensor, group_N: torch.Tensor, rate: float, step: float
 ) -> Weighing:
-    """Every bundle lies together."""
-    together_U = torch.ones(100, dtype=torch.float64)
-    return weigh_gathered(score_N, needed_N, group_N, together_U, rate, step)
+    """Every bundle weighs one."""
+    weight_U = torch.ones(100, dtype=torch.float64)
+    return weigh_gathered(score_N, needed_N, group_N, weight_U, rate, step)
 
 
 def weigh(score_N: torch.Tensor, group_N: torch.Tensor, rate: float, step: float) -> Weighing:
@@ -142,18 +142,32 @@ def test_windows_that_their_images_do_not_need_are_no_evidence():
 def test_scattered_windows_are_not_accused_but_show_how_hard_natural_ones_pull():
     score_N, group_N = benign(12, 12, 0)
     score_N[group_N == 0], score_N[group_N == 1] = 0.8, 0.6
-    all_N, together_U = torch.ones(len(score_N), dtype=torch.bool), torch.ones(12)
+    all_N, weight_U = torch.ones(len(score_N), dtype=torch.bool), torch.ones(12)
 
     def found() -> Weighing:
-        return weigh_gathered(score_N, all_N, group_N, together_U, RATE, STEP)
+        return weigh_gathered(score_N, all_N, group_N, weight_U, RATE, STEP)
 
     assert set(group_N[found().suspect_N].tolist()) == {0, 1}
-    together_U[1] = 0.01
+    weight_U[1] = 0.01
     assert set(group_N[found().suspect_N].tolist()) == set()
     assert found().score_U[1] == pytest.approx(0.006) and found().null_U[1] == pytest.approx(0.6)
     # Where natural windows do not pull that hard, the other stands out.
     score_N[group_N == 1] = 0.1
     assert set(group_N[found().suspect_N].tolist()) == {0}
+
+
+def test_a_bundle_that_weighs_more_is_heard_earlier_but_is_no_louder_in_the_null():
+    score_N, group_N = benign(12, 12, 0)
+    all_N, weight_U = torch.ones(len(score_N), dtype=torch.bool), torch.ones(12)
+    line = weigh_gathered(score_N, all_N, group_N, weight_U, RATE, STEP).threshold
+    score_N[group_N == 3] = line / 2
+    assert not bool(weigh_gathered(score_N, all_N, group_N, weight_U, RATE, STEP).suspect_N.any())
+    weight_U[3] = 3
+    found = weigh_gathered(score_N, all_N, group_N, weight_U, RATE, STEP)
+    assert set(group_N[found.suspect_N].tolist()) == {3} and 3 not in found.null_U
+    assert found.score_U[3] == pytest.approx(1.5 * line)
+    weight_U[4], score_N[group_N == 4] = 50, 0.05
+    assert weigh_gathered(score_N, all_N, group_N, weight_U, RATE, STEP).score_U[4] == 1
 
 
 def test_one_poison_in_two_groups_of_unlike_strength_does_not_hide_itself():

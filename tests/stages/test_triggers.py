@@ -107,6 +107,16 @@ def test_a_trigger_is_heard_whose_windows_pull_into_each_other_s_clusters(tmp_pa
     assert family["n_candidates"] == len(found) >= 6
 
 
+@pytest.mark.parametrize(("homes", "verdict"), [((3, 5, 8, 12, 14), POISON), ((3, 5, 8, 12), NO_EVIDENCE)])
+def test_copies_of_one_picture_in_many_places_are_heard_though_they_hardly_pull(tmp_path, homes, verdict):
+    """Below the line, but above a third of it; in fewer places they may be photographs of one scene."""
+    copies = [candidate(200 + i, homes[i % len(homes)], 2, look=2) for i in range(12)]
+    _, evidence, listed = search(tmp_path, benign() + copies)
+    assert evidence["verdict"] == verdict and evidence["threshold"] > 0.1
+    found = {row["image_id"] for row in listed if row["family"]}
+    assert found == ({row["image_id"] for row in copies} if verdict == POISON else set())
+
+
 def test_windows_whose_images_stay_without_them_are_no_trigger(tmp_path):
     rows = poisoned()
     for row in rows:
