@@ -1,4 +1,4 @@
-"""Copies: windows that all show one and the same picture, cut from different images, as a pasted trigger does.
+"""Copies: windows that show one and the same picture, cut from different images, as a pasted trigger does.
 
 Skies, lawns and edges look alike, too, but only in what varies slowly: where one window's colours step up or
 down, another's seldom do. In a photograph slow variations are the strong ones (amplitudes fall as one over

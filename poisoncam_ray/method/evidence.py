@@ -61,9 +61,10 @@ class Null:
 
 @dataclass(frozen=True)
 class Weighing:
-    """`score_U`: each bundle's score, by its number, times its weight. `suspect_N`: the windows that speak for
-    the bundles that stand out; none: no evidence. `null_U`: what those that do not score, without weights. `null` is None, and nobody is of it, where there are too few bundles
-    (threshold ∞) or no evidence was asked for (threshold 0)."""
+    """`score_U`: each bundle's score, by its number, times its weight. `suspect_N`: the windows that speak
+    for the bundles that stand out; none: no evidence. `null_U`: what those that do not score, without
+    weights. `null` is None, and nobody is of it, where there are too few bundles (threshold ∞) or no evidence
+    was asked for (threshold 0)."""
 
     null: Null | None
     threshold: float
