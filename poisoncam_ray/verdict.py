@@ -40,10 +40,11 @@ class Family:
 class Evidence:
     """Scores are shares of the test images, 0 to 1. `bundle_scores`: of each bundle (windows that look alike,
     or are left of one group of clusters) how many its windows surely move, on average, to the clusters of the
-    bundle's own images, windows that their own images do not need counting 0, less where windows that look
-    alike are cut from everywhere; `null_scores`: of the benign bundles, not lessened; both highest first. A
-    bundle that scores `threshold` is a suspect. p-values and threshold are None where there are too few
-    benign bundles, or where nobody asks for evidence (a false alarm rate of 1)."""
+    bundle's own images, windows that their own images do not need counting 0, times the bundle's weight (less
+    where windows that look alike are cut from everywhere, more where they are copies of one picture);
+    `null_scores`: of the benign bundles, without weights; both highest first. A bundle that scores
+    `threshold` is a suspect. p-values and threshold are None where there are too few benign bundles, or where
+    nobody asks for evidence (a false alarm rate of 1)."""
 
     verdict: str
     false_alarm_rate: float

@@ -31,7 +31,7 @@ class FakeRunner:
     def run(self, progress: Progress) -> list:
         for stage in self.stages:
             facts = {"verdict": "no_evidence"} if stage.name == "04_search" else {}
-            Manifest({}, {}, "0", Ledger(100, 97, 3), facts=facts).write(self.out / stage.name)
+            Manifest({"version": 7}, {}, "0", Ledger(100, 97, 3), facts=facts).write(self.out / stage.name)
         write_evidence(self.out, best_bundle=0.03, threshold=0.04)
         return []
 
@@ -127,7 +127,7 @@ def test_runs_that_left_the_same_corpus_share_its_model(
     def run(self: FakeRunner, progress: Progress) -> list:
         if self.out.uri.endswith("/run"):
             self.out.write_table("07_clean/part-00000.parquet", pa.table({"row": left[of(self.out.uri)]}))
-            Manifest({}, {}, "0", Ledger(100, 97, 3)).write(self.out / "04_search")
+            Manifest({"version": 7}, {}, "0", Ledger(100, 97, 3)).write(self.out / "04_search")
             write_evidence(self.out, best_bundle=None, threshold=None)
         return []
 
@@ -152,6 +152,7 @@ def test_a_clean_corpus_has_a_row_of_its_own(evaluated: list, tmp_path: Path) ->
     assert len(clean) == 2 and len(rows) == 6
     assert (clean[0]["n_removed"], clean[0]["removed_share"]) == (3, 0.03)
     assert (clean[0]["verdict"], clean[0]["best_bundle_in_thresholds"]) == ("no_evidence", 0.75)
+    assert {row["search_version"] for row in rows} == {7}
     assert {stages for name, _, stages in FakeRunner.runs if name == "never-poisoned"} == {9}
 
 

@@ -75,9 +75,11 @@ OF_A_RUN = {
     "never_poisoned knn acc_clean": "never poisoned",
     "n_removed": "removed",
     CLEANED: "cleaned corpus",
+    "search_version": "search",
 }
 """Beside the means, a line a run: which figures, under which names. Attack success and accuracy are of k-NN
-by labelled images without poison, *near the poison* by the poisoned corpus and its labels."""
+by labelled images without poison, *near the poison* by the poisoned corpus and its labels; *search*: by which
+version of the search's rules."""
 
 
 def single_figures(metrics: Mapping[str, Any]) -> dict[str, float | None]:

@@ -281,4 +281,5 @@ def _verdict(run: Folder) -> dict[str, Any]:
         "verdict": search.facts.get("verdict"),
         "n_families": search.facts.get("families"),
         "best_bundle_in_thresholds": best / threshold if best is not None and threshold else None,
+        "search_version": search.identity["version"],
     }
