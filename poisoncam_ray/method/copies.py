@@ -13,8 +13,8 @@ from torch import Tensor
 from poisoncam_ray.method.looks import likeness
 
 SAME = 0.75
-"""The median likeness of two windows' gradients in a bundle of one patch's was 0.85 and 0.89, in natural
-bundles at most 0.67 (photographs, tuning)."""
+"""The median likeness of two windows' gradients in a bundle of one patch's was 0.85 to 0.89, in 50 natural
+bundles at most 0.62 (photographs, tuning)."""
 LEAST_PLACES = 5
 """Clusters that copies come from, at least: photographs of one scene, or of a series, show the same picture
 as well, and lie in one place with all that is in them."""
@@ -23,8 +23,8 @@ COPIES_COUNT = 3.0
 
 The best of 25 to 40 benign bundles reaches the line with a chance of 0.05 where that lies about 6.4 scales of
 a Gumbel distribution above its mode; a lone natural bundle of copies reaches a third of it with a chance of
-0.11. So a clean corpus is an alarm by it in two of a hundred, were there one in every fifth. No photographs
-without poison had any; a shop's logo on its pictures would be one."""
+0.11. So a clean corpus is an alarm by it in two of a hundred, were there one in every fifth. None of 80
+natural looks in six searches of photographs was one; a shop's logo on its pictures would be."""
 COMPARED = 64
 """The best windows of a bundle, of which all pairs are compared."""
 
