@@ -51,7 +51,8 @@ def ray_cluster():
     ray.shutdown()
 
 
-@pytest.fixture(scope="session")
+# Not for the session: after some minutes of use an idle server takes a fifth of a core.
+@pytest.fixture(scope="module")
 def s3(tmp_path_factory) -> Iterator[S3Server]:
     """A real S3 server; a test that kills it starts it again."""
     with S3Server(tmp_path_factory.mktemp("s3")) as server:

@@ -188,6 +188,8 @@ def test_a_second_job_on_the_folder_is_refused_and_a_stopped_one_resumes(finishe
     assert verdicts(run) == verdicts(finished[0])
 
 
+# Ten minutes; a small job loses a node in every stage in test_nodes.py.
+@pytest.mark.exhaustive
 @pytest.mark.timeout(1500)
 def test_the_demo_survives_a_node_lost_in_search(jobs, cluster, tmp_path):
     # After one epoch there is no backdoor to find: whatever is best is taken for one.

@@ -25,6 +25,9 @@ STAGES = (
     "report",
 )
 
+# One of each way to go on: checkpoints, slices, rounds, a whole stage done again, shards.
+OF_EACH_KIND = ("01_encoder", "02_features", "04_search", "05_classifier", "07_clean")
+
 # Over in a fraction of a second on this corpus.
 SHORT = ("07_clean", "report")
 
@@ -61,15 +64,22 @@ def finished_files(run: Path) -> dict[str, tuple[str, int]]:
     return {name: stamp for name, stamp in stamps(run).items() if finished(name)}
 
 
+@pytest.mark.parametrize(
+    "struck",
+    [
+        pytest.param(OF_EACH_KIND, id="of each kind"),
+        pytest.param(STAGES, id="every stage", marks=pytest.mark.exhaustive),
+    ],
+)
 @pytest.mark.timeout(1500)
-def test_killed_in_every_stage_it_ends_as_if_undisturbed(tmp_path):
+def test_killed_stage_after_stage_it_ends_as_if_undisturbed(struck, tmp_path):
     corpus = draw_small(tmp_path / "corpus", 160)
     calm, run = tmp_path / "calm", tmp_path / "run"
     undisturbed = defend("--input", str(corpus), "--output", str(calm), *SETTINGS)
     assert undisturbed.returncode == 0, undisturbed.said
     command = ["--input", str(corpus), "--output", str(run), *SETTINGS]
     earlier: dict[str, tuple[str, int]] = {}
-    for number, stage in enumerate(STAGES):
+    for number, stage in enumerate(struck):
         kill_in(stage, command, run, seed=number)
         now = finished_files(run)
         assert {name: now.get(name) for name in earlier} == earlier
