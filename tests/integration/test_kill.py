@@ -1,4 +1,4 @@
-"""SIGKILL in every stage, the same command again: the same verdicts, and finished parts stay as they were."""
+"""SIGKILL in stage after stage, the same command again: the same verdicts, and finished parts stay as is."""
 
 from __future__ import annotations
 
