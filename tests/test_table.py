@@ -11,7 +11,7 @@ import pytest
 from poisoncam_ray.artifact import Folder, Ledger, Manifest
 from poisoncam_ray.config import Config, Resources, Search
 from poisoncam_ray.errors import UserError
-from poisoncam_ray.evaluate import corpora, table
+from poisoncam_ray.evaluate import corpora, never_poisoned, table
 from poisoncam_ray.evaluate.corpora import Attacked
 from poisoncam_ray.evaluate.table import Setting, make_table
 from poisoncam_ray.progress import Progress
@@ -53,7 +53,8 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
     monkeypatch.setattr(FakeRunner, "runs", [], raising=False)
     monkeypatch.setattr(table, "Runner", FakeRunner)
     monkeypatch.setattr(table, "evaluate_run", evaluate)
-    monkeypatch.setattr(table, "probe", lambda *_, **__: {"knn": FIGURES})
+    monkeypatch.setattr(never_poisoned, "Runner", FakeRunner)
+    monkeypatch.setattr(never_poisoned, "probe", lambda *_, **__: {"knn": FIGURES})
     monkeypatch.setattr(table, "take_classes", lambda *_: None)
     monkeypatch.setattr(Attacked, "poison", lambda *_: {"poison_rate": 0.01})
     monkeypatch.setattr(Attacked, "patch", lambda *_: None)
@@ -88,6 +89,34 @@ def test_a_table_that_is_asked_for_more_keeps_what_it_has(evaluated: list, tmp_p
     assert rows[0]["cleaned knn asr"] == 0.2 and rows[0]["cleaned less never_poisoned knn asr"] == 0
     evaluated.clear()
     assert make_table(setting(), Config(), out, Progress()) == rows and not evaluated
+
+
+def test_rows_are_compared_with_the_mean_of_several_models_without_poison(
+    evaluated: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def by_folder(run: str, *_: Any, linear: bool) -> dict:
+        further = "-again/" in run
+        return {"knn": FIGURES | {"acc_clean": 0.7 if further else 0.4, "asr": None if further else 0.2}}
+
+    monkeypatch.setattr(never_poisoned, "probe", by_folder)
+    out = Folder(str(tmp_path))
+    rows = make_table(setting(), Config(), out, Progress())
+    assert rows[0]["acc_clean_never_poisoned"] == 0.4 and rows[0]["trainings_never_poisoned"] == 1
+    FakeRunner.runs.clear()
+    rows = make_table(setting(trainings=3), Config(), out, Progress())
+    assert all(row["acc_clean_never_poisoned"] == pytest.approx(0.6) for row in rows)
+    assert all(row["trainings_never_poisoned"] == 3 and row["asr_never_poisoned"] is None for row in rows)
+    assert [name for name, *_ in FakeRunner.runs].count("trained") == 2 * 2
+    # The model that evaluate_run has probed is not probed again, and the gap is to the mean.
+    rows = make_table(setting(retrain=True), Config(), out, Progress())
+    assert rows[0]["never_poisoned knn acc_clean"] == pytest.approx(0.6)
+    assert rows[0]["cleaned less never_poisoned knn acc_clean"] == pytest.approx(0.4 - 0.6)
+
+
+def test_further_trainings_differ_from_every_other_seeds() -> None:
+    seeds = {never_poisoned.further_seed(seed, index) for seed in range(1000) for index in range(5)}
+    assert len(seeds) == 5000
+    Config(seed=never_poisoned.further_seed(2**23 - 1, 1))
 
 
 def test_results_tell_of_every_run_in_the_folder(evaluated: list, tmp_path: Path) -> None:
@@ -162,6 +191,7 @@ def test_a_clean_corpus_has_a_row_of_its_own(evaluated: list, tmp_path: Path) ->
         ({"n_classes": 21}, "21 classes cannot be drawn from 20 labels"),
         ({"kinds": ("patch", "blendet")}, "no attack blendet"),
         ({"shares": (0.5, 5.0)}, "share is 5.0"),
+        ({"trainings": 0}, "--trainings is 0"),
     ],
 )
 def test_what_cannot_be_is_told_before_any_training(asked: dict, told: str) -> None:

@@ -8,7 +8,7 @@ that. Classes are drawn by seed from the labels that are allowed, the target amo
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +19,9 @@ from poisoncam_ray.artifact import Folder, Manifest, absolute
 from poisoncam_ray.attacks.kinds import KINDS, kind_named
 from poisoncam_ray.config import Config
 from poisoncam_ray.errors import UserError
-from poisoncam_ray.evaluate import OtherModels, Validation, evaluate_run, probe
+from poisoncam_ray.evaluate import MAIN_FIGURES, OtherModels, Validation, evaluate_run
 from poisoncam_ray.evaluate.corpora import REFERENCE, SEED, Attacked, take_classes, trigger_name
+from poisoncam_ray.evaluate.never_poisoned import mean_probes, train_again
 from poisoncam_ray.evaluate.results import CLEANED, gaps, single_figures, write_results
 from poisoncam_ray.evaluate.retrain import FEATURES, MODELS, with_encoder
 from poisoncam_ray.fingerprint import differences
@@ -37,7 +38,7 @@ PEER = {
 and always something to remove."""
 SHARDS = 3
 ROW, SETTING = "row.json", "setting.json"
-NEVER_POISONED = "never-poisoned"
+NEVER_POISONED, AGAIN = "never-poisoned", "never-poisoned-again"
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Setting:
     retrain: also models trained on the cleaned corpora, and probes on 1 % and 10 % of the labels
     peer: also the search by Grad-CAM, on the same encoders
     clean: also the defence of the never-poisoned corpora
+    trainings: of the never-poisoned model of a seed, whose figures are means over them
     """
 
     train_uri: str
@@ -65,12 +67,15 @@ class Setting:
     retrain: bool = False
     peer: bool = False
     clean: bool = False
+    trainings: int = 1
 
     def __post_init__(self) -> None:
         of_themselves = [kind_named(kind).makes_its_trigger for kind in self.kinds]
         for share in self.shares:
             if not 0 < share <= 1:
                 raise UserError(f"The share is {share}: use a number above 0 and at most 1.")
+        if self.trainings < 1:
+            raise UserError(f"--trainings is {self.trainings}: at least one model is needed to compare with.")
         if not (self.triggers or self.clean or any(of_themselves)):
             raise UserError("There is nothing to run: give triggers, or ask for clean corpora (--clean).")
         if len({trigger_name(trigger) for trigger in self.triggers}) < len(self.triggers):
@@ -87,13 +92,13 @@ class Setting:
 
 @dataclass(frozen=True)
 class _Seed:
-    """What all runs of one seed share: the configuration, the target, the folder with clean/, validation/ and
-    never-poisoned/."""
+    """What all runs of one seed share: the configuration, the target, the folder with clean/ and validation/,
+    and the runs on the never-poisoned corpus, the first of them by the table's own seed."""
 
     config: Config
     target: str
     folder: Folder
-    never_poisoned: Folder
+    never_poisoned: Sequence[Folder]
 
 
 def make_table(setting: Setting, config: Config, out: Folder, progress: Progress) -> list[dict[str, Any]]:
@@ -107,12 +112,15 @@ def make_table(setting: Setting, config: Config, out: Folder, progress: Progress
     for seed in setting.seeds:
         of_seed = _prepare(setting, config.model_copy(update={"seed": seed}), out / f"{SEED}{seed}", progress)
         if setting.clean:
-            rows.append(_clean_row(of_seed.config.seed, of_seed.never_poisoned))
+            rows.append(_clean_row(of_seed.config.seed, of_seed.never_poisoned[0]))
         for attacked in _attacks(setting, of_seed):
             here = of_seed.folder / attacked.name
-            earlier = here.read_json(ROW) if here.exists(ROW) else {"extras": [], "row": None}
+            # Rows of earlier versions do not tell of trainings: they had one.
+            earlier: dict[str, Any] = {"extras": [], "trainings": 1, "row": None}
+            earlier |= here.read_json(ROW) if here.exists(ROW) else {}
             extras = setting.extras | set(earlier["extras"])
-            if earlier["row"] and extras == set(earlier["extras"]):
+            same = (sorted(extras), len(of_seed.never_poisoned)) == (earlier["extras"], earlier["trainings"])
+            if earlier["row"] and same:
                 rows.append(earlier["row"])
             else:
                 rows.append(_row(extras, of_seed, attacked, here, progress))
@@ -199,7 +207,8 @@ def _prepare(setting: Setting, config: Config, folder: Folder, progress: Progres
     stages = defence() if setting.clean else defence()[:FEATURES]
     progress.console.print(f"[bold]seed {config.seed}, never poisoned[/]")
     Runner((folder / "clean").uri, never.uri, config, stages).run(progress)
-    return _Seed(config, str(classes[0]), folder, never)
+    again = train_again((folder / "clean").uri, folder / AGAIN, config, setting.trainings, progress)
+    return _Seed(config, str(classes[0]), folder, [never, *again])
 
 
 def _attacks(setting: Setting, of_seed: _Seed) -> Iterator[Attacked]:
@@ -233,23 +242,26 @@ def _row(
     truth = (poisoned / "truth.parquet").uri
     cleaned, retrain = _content(run / "07_clean"), "retrain" in extras
     twin = _trained_on(of_seed.folder, cleaned) if retrain else None
-    beside = OtherModels(clean.uri, of_seed.never_poisoned.uri, retrain, twin)
+    beside = OtherModels(clean.uri, of_seed.never_poisoned[0].uri, retrain, twin)
     metrics = evaluate_run(run.uri, truth, STRATEGIES, validation, beside, progress)
-    # With --retrain the model of the clean corpus has been probed already.
-    probed = metrics["probes"].get("never_poisoned")
-    without = (probed or probe(of_seed.never_poisoned.uri, clean.uri, validation, linear=False))["knn"]
+    # With --retrain the first has been probed already.
+    probed = [first] if (first := metrics["probes"].get("never_poisoned")) else []
+    never = mean_probes(of_seed.never_poisoned[len(probed) :], clean.uri, validation, retrain, probed)
+    if retrain:
+        metrics["probes"]["never_poisoned"] = never
     row: dict[str, Any] = {"seed": of_seed.config.seed, "kind": attacked.kind, "share": attacked.share}
     row |= {"poison_rate": made["poison_rate"], "trigger": attacked.name.rsplit("/", 1)[-1], "target": target}
     row |= _verdict(run) | {CLEANED: cleaned}
     row |= single_figures(metrics) | gaps(metrics)
-    row |= {f"{key}_never_poisoned": without[key] for key in ("acc_clean", "acc_patched", "asr")}
+    row |= {f"{key}_never_poisoned": never["knn"][key] for key in MAIN_FIGURES}
+    row |= {"trainings_never_poisoned": len(of_seed.never_poisoned)}
     if "peer" in extras:
         config = peer_config(of_seed.config, f"{run.uri}/01_encoder/model.safetensors")
         Runner((poisoned / "corpus").uri, (here / "peer").uri, config, defence()).run(progress)
         found = evaluate_run((here / "peer").uri, truth)
         row |= {f"peer {key}": value for key, value in single_figures(found).items()}
     row |= {f"seconds {stage.title}": stage.manifest.seconds for stage in done}
-    here.write_json(ROW, {"extras": sorted(extras), "row": row})
+    here.write_json(ROW, {"extras": sorted(extras), "trainings": len(of_seed.never_poisoned), "row": row})
     return row
 
 
