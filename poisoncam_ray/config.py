@@ -12,6 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
+SEEDS = 2**23
+"""How many seeds there are."""
+Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
 Strategy = Literal["interval", "random", "full_coverage", "sliding", "keep_only", "mixed"]
 
 
@@ -178,7 +181,7 @@ class Resources(Section):
 
 
 class Config(Section):
-    seed: Annotated[int, Field(ge=0, lt=2**23)] = 0
+    seed: Seed = 0
     index: Index = Index()
     encoder: Encoder = Encoder()
     pretrain: Pretrain = Pretrain()

@@ -10,15 +10,13 @@ import statistics
 from collections.abc import Sequence
 
 from poisoncam_ray.artifact import Folder
-from poisoncam_ray.config import Config
+from poisoncam_ray.config import SEEDS, Config
 from poisoncam_ray.evaluate.joined import Metrics
 from poisoncam_ray.evaluate.probes import Validation, probe
-from poisoncam_ray.evaluate.retrain import FEATURES, TRAIN, with_encoder
+from poisoncam_ray.evaluate.retrain import FEATURES, TRAIN, encoder_file, with_encoder
 from poisoncam_ray.pipeline import Runner, defence
 from poisoncam_ray.progress import Progress
 
-SEEDS = 2**23
-"""As many seeds as a configuration allows."""
 APART = 100_000
 """Between the seeds of two trainings: tables count their seeds in small steps, and no two trainings shall be
 the same."""
@@ -43,7 +41,7 @@ def train_again(
         own = config.model_copy(update={"seed": further_seed(config.seed, index)})
         Runner(corpus_uri, (here / "trained").uri, own, defence()[:TRAIN]).run(progress)
         # By the table's own seed: it draws the labels of the linear probes, which all models share.
-        theirs = with_encoder(config, f"{(here / 'trained').uri}/01_encoder/model.safetensors")
+        theirs = with_encoder(config, encoder_file(here / "trained"))
         Runner(corpus_uri, (here / "run").uri, theirs, defence()[:FEATURES]).run(progress)
         runs.append(here / "run")
     return runs

@@ -82,9 +82,14 @@ def labelled_features(
 ) -> Folder:
     """A run folder that holds the features of the labelled corpus by the encoder of the run `model`."""
     run = Folder(run_uri)
-    checkpoint = f"{artifact(model, '01_encoder').uri}/model.safetensors"
-    config = with_encoder(settings(run), checkpoint)
+    config = with_encoder(settings(run), encoder_file(model))
     return _run(labelled_uri, run / MODELS / "labelled" / name, config, defence()[:FEATURES], progress)
+
+
+def encoder_file(run: Folder) -> str:
+    """Where the encoder that a run has trained is, as `encoder.checkpoint` asks for it. Raises UserError when
+    the run has not got that far."""
+    return f"{artifact(run, '01_encoder').uri}/model.safetensors"
 
 
 def own_pretraining(config: Config) -> Config:

@@ -23,7 +23,7 @@ from poisoncam_ray.evaluate import MAIN_FIGURES, OtherModels, Validation, evalua
 from poisoncam_ray.evaluate.corpora import REFERENCE, SEED, Attacked, take_classes, trigger_name
 from poisoncam_ray.evaluate.never_poisoned import mean_probes, train_again
 from poisoncam_ray.evaluate.results import CLEANED, gaps, single_figures, write_results
-from poisoncam_ray.evaluate.retrain import FEATURES, MODELS, with_encoder
+from poisoncam_ray.evaluate.retrain import FEATURES, MODELS, encoder_file, with_encoder
 from poisoncam_ray.fingerprint import differences
 from poisoncam_ray.pipeline import Runner, defence
 from poisoncam_ray.progress import Progress
@@ -256,7 +256,7 @@ def _row(
     row |= {f"{key}_never_poisoned": never["knn"][key] for key in MAIN_FIGURES}
     row |= {"trainings_never_poisoned": len(of_seed.never_poisoned)}
     if "peer" in extras:
-        config = peer_config(of_seed.config, f"{run.uri}/01_encoder/model.safetensors")
+        config = peer_config(of_seed.config, encoder_file(run))
         Runner((poisoned / "corpus").uri, (here / "peer").uri, config, defence()).run(progress)
         found = evaluate_run((here / "peer").uri, truth)
         row |= {f"peer {key}": value for key, value in single_figures(found).items()}

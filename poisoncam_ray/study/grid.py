@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from poisoncam_ray.config import Count, Fraction, Search
+from poisoncam_ray.config import Count, Fraction, Search, Seed
 from poisoncam_ray.config import Strategy as MaskStrategy
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.settings import read_yaml
@@ -49,7 +49,7 @@ class Grid(_Strict):
     windows: tuple[Fraction, ...]
     k_factors: tuple[Factor, ...]
     images: Count = 100
-    seed: Annotated[int, Field(ge=0, lt=2**23)] = 0
+    seed: Seed = 0
     base: Base = Base()
 
     @model_validator(mode="after")
