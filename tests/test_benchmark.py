@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from poisoncam_ray import demo
 from poisoncam_ray.artifact import Folder
 from poisoncam_ray.benchmark.compare import COLUMNS, Comparison, alternate, markdown
 from poisoncam_ray.benchmark.measure import Sizes, draw_long_corpus, first_images, measure
@@ -124,10 +125,19 @@ def test_a_corpus_too_small_is_the_users_mistake(corpus):
         first_images(corpus, small(), 65)
 
 
-def test_copies_lengthen_the_corpus(corpus, tmp_path):
-    folder = Folder(str(tmp_path))
-    for shard in Folder(corpus).parts():
-        folder.write_bytes(shard, Folder(corpus).read_bytes(shard))
-    for _ in range(2):
-        draw_long_corpus(folder, seed=0, copies=3)
-        assert sum(folder.rows(name) for name in folder.parts()) == 3 * 64
+def test_copies_lengthen_the_corpus_and_fewer_shorten_it(tmp_path, monkeypatch):
+    draw_corpus = demo.draw_corpus
+
+    def draw(uri, seed, shards):
+        drawn.append(shards)
+        draw_corpus(uri, n_images=8 * shards, n_categories=4, size=16, seed=seed, shards=shards)
+
+    drawn: list[int] = []
+    monkeypatch.setattr(demo, "draw_corpus", draw)
+    folder = Folder(str(tmp_path / "corpus"))
+    # Killed while it drew.
+    draw_corpus(folder.uri, n_images=16, n_categories=4, size=16, shards=2)
+    for copies in (3, 3, 2, 4, 1):
+        draw_long_corpus(folder, seed=0, copies=copies)
+        assert sum(folder.rows(name) for name in folder.parts()) == copies * 32
+    assert drawn == [4]

@@ -72,9 +72,9 @@ def test_a_table_for_each_kind_and_share_and_every_row_in_the_csv(tmp_path: Path
     assert "| verdict | no_evidence 1, poison 1 | | 2 |" in text
     assert "attack success (k-NN)" not in text and "Seconds, mean: Search 4, Judge 2." in text
     assert [line for line in text.splitlines() if line.startswith(("| patch", "| clean |"))] == [
-        "| clean | 0 % | 2 | 1 | – | – | – | – | – | – | – |",
-        "| patch | 10 % | 2 | 2 | – | – | – | – | – | 0.900 | – |",
-        "| patch | 5 % | 3 | 0 | – | – | – | – | 0.031 | 0.250 | – |",
+        "| clean | 0 % | 2 | 1 | – | – | – | – | – | – | – | – |",
+        "| patch | 10 % | 2 | 2 | – | – | – | – | – | – | 0.900 | – |",
+        "| patch | 5 % | 3 | 0 | – | – | – | – | – | 0.031 | 0.250 | – |",
     ]
     assert "| seed | verdict | removed |\n|---|---|---|\n| 1 | no_evidence | 0 |\n| 2 | poison | 4 |" in text
     assert "| 1 | t | poison | 0.800 |\n| 2 | t | poison | 1.000 |\n" in text

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from poisoncam_ray.artifact import Folder, Ledger, Manifest
-from poisoncam_ray.config import Config, Resources, Search
+from poisoncam_ray.config import SEEDS, Config, Resources, Search
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.evaluate import corpora, never_poisoned, table
 from poisoncam_ray.evaluate.corpora import Attacked
@@ -173,6 +173,11 @@ def test_runs_that_left_the_same_corpus_share_its_model(
     assert trained == ["seed-1/red", "seed-2/red", "seed-2/blue"]
     assert given == [None, "seed-1/red", None, None]
     assert [len({row["cleaned_corpus"] for row in rows if row["seed"] == seed}) for seed in (1, 2)] == [1, 2]
+    # One that was killed when it had trained its own goes on with that, though another is finished by now.
+    (tmp_path / "seed-1/patch/share-1/red/row.json").unlink()
+    given.clear()
+    make_table(setting(retrain=True), Config(), Folder(str(tmp_path)), Progress())
+    assert given == [None]
 
 
 def test_a_clean_corpus_has_a_row_of_its_own(evaluated: list, tmp_path: Path) -> None:
@@ -192,11 +197,13 @@ def test_a_clean_corpus_has_a_row_of_its_own(evaluated: list, tmp_path: Path) ->
         ({"kinds": ("patch", "blendet")}, "no attack blendet"),
         ({"shares": (0.5, 5.0)}, "share is 5.0"),
         ({"trainings": 0}, "--trainings is 0"),
+        ({"seeds": (1, SEEDS)}, "The seed is 8388608: use one from 0 to 8,388,607"),
+        ({"seeds": (-1,)}, "The seed is -1"),
     ],
 )
 def test_what_cannot_be_is_told_before_any_training(asked: dict, told: str) -> None:
     with pytest.raises(UserError, match=told):
-        setting(**asked)
+        replace(setting(), **asked)
 
 
 def test_without_triggers_only_clean_corpora_are_defended(evaluated: list, tmp_path: Path) -> None:

@@ -78,11 +78,6 @@ def digest(image_id: str, purpose: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{purpose} {image_id}".encode()).digest()[:8], "big")
 
 
-def image_id_of(part: Slice, i: int) -> str:
-    """The id of the slice's image number i, as reading the slice gives it."""
-    return part.files[i] if part.files is not None else f"{part.source}#{part.start + i}"
-
-
 def by_share(plan: Plan) -> Chosen:
     """Exactly `share` of the images of each target; eight bytes an image of a target are held.
 
@@ -93,7 +88,7 @@ def by_share(plan: Plan) -> Chosen:
     for part, labels in labelled(plan.corpus, plan.slices, plan.label_column, plan.targets):
         n_others += sum(label not in chances for label in labels)
         for target in chances.keys() & set(labels):
-            ids = (image_id_of(part, i) for i, label in enumerate(labels) if label == target)
+            ids = (part.image_id(i) for i, label in enumerate(labels) if label == target)
             chances[target].append(np.fromiter((chance(i, plan.seed) for i in ids), np.float64))
     picks, n_chosen = [], 0
     for target in plan.targets:

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from poisoncam_ray.attacks import patch
-from poisoncam_ray.attacks.choice import chance, image_id_of
+from poisoncam_ray.attacks.choice import chance
 from poisoncam_ray.attacks.encoded import pixels
 from poisoncam_ray.attacks.kind import Kind, Option, Plan
 from poisoncam_ray.attacks.trigger import Trigger, named_triggers
@@ -48,7 +48,7 @@ def _crops(plan: Plan) -> Iterator[tuple[str, Image.Image]]:
     wanted = set(heapq.nsmallest(PHOTOGRAPHS * len(plan.targets), _others(plan)))
     ids = {image_id for _, image_id in wanted}
     for part in plan.slices:
-        if not any(image_id_of(part, i) in ids for i in range(part.stop - part.start)):
+        if not any(part.image_id(i) in ids for i in range(part.stop - part.start)):
             continue
         for row in plan.corpus.read(part):
             if row.image_id in ids and row.data:
@@ -63,7 +63,7 @@ def _others(plan: Plan) -> Iterator[tuple[float, str]]:
     for part in plan.slices:
         for i, label in enumerate(plan.corpus.labels(part, plan.label_column)):
             if label not in plan.targets:
-                image_id = image_id_of(part, i)
+                image_id = part.image_id(i)
                 yield chance(image_id, plan.seed, "photograph"), image_id
 
 

@@ -23,6 +23,9 @@ from poisoncam_ray.decode import DecodeError, decode
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.stages.compute import device
 
+SHARDS = 4
+"""Of the drawn corpus, the last one written when all are."""
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -83,17 +86,20 @@ def first_images(uri: str, config: Config, n: int) -> Tensor:
 
 
 def draw_long_corpus(folder: Folder, seed: int, copies: int) -> None:
-    """The demo's 3,000 pictures in `copies` copies of their shards: long without the time to draw it."""
+    """The demo's 3,000 pictures in `copies` copies of their shards: long without the time to draw it. What an
+    earlier call drew there is used."""
     from poisoncam_ray.demo import draw_corpus
 
-    originals = [name for name in folder.parts() if "copy" not in name]
-    if not originals:
-        draw_corpus(folder.uri, seed=seed)
-        originals = folder.parts()
+    originals = [f"part-{shard:05d}.parquet" for shard in range(SHARDS)]
+    if not folder.exists(originals[-1]):
+        draw_corpus(folder.uri, seed=seed, shards=SHARDS)
     wanted = {
         name.replace(".parquet", f"-copy{copy:03d}.parquet"): name
         for name in originals
         for copy in range(1, copies)
     }
-    for target in wanted.keys() - set(folder.parts()):
+    there = set(folder.parts())
+    for surplus in there - wanted.keys() - set(originals):
+        folder.delete(surplus)
+    for target in wanted.keys() - there:
         folder.write_bytes(target, folder.read_bytes(wanted[target]))

@@ -76,6 +76,10 @@ class Slice:
     span: tuple[int, int] | None = None
     twins: tuple[int, ...] | None = None
 
+    def image_id(self, i: int) -> str:
+        """Of the slice's row number i, as reading the slice gives it."""
+        return self.files[i] if self.files is not None else f"{self.source}#{self.start + i}"
+
 
 @dataclass(frozen=True)
 class Row:

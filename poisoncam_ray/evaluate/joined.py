@@ -5,7 +5,7 @@ P poisoned images   N rows of a part   K clusters
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -107,13 +107,23 @@ def candidates(run: Folder) -> pa.Table:
 
 
 def poison_clusters(run: Folder, truth: Truth) -> tuple[np.ndarray, np.ndarray]:
-    """Of every poisoned image: its cluster (-1: it never got that far), and whether that is mostly poison."""
-    cluster_P = np.full(len(truth.poisoned), -1)
-    size_K = np.zeros(len(read_centroids(artifact(run, "03_clusters"))), np.int64)
-    for part in parts(run, "03_clusters", ["image_id", "cluster"]):
-        cluster_N = part["cluster"].to_numpy()
-        size_K += np.bincount(cluster_N, minlength=len(size_K))
-        row_N = truth.row(part["image_id"])
+    """`clusters_of_poison` in the clusters of the run."""
+    tables = parts(run, "03_clusters", ["image_id", "cluster"])
+    assigned = ((table["image_id"], table["cluster"].to_numpy()) for table in tables)
+    return clusters_of_poison(truth, assigned, len(read_centroids(artifact(run, "03_clusters"))))
+
+
+def clusters_of_poison(
+    truth: Truth, assigned: Iterable[tuple[pa.ChunkedArray, np.ndarray]], k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of every poisoned image: its cluster (-1: it never got that far), and whether that is mostly poison.
+
+    assigned: of every part of the corpus image_id and cluster_N     k: clusters that there are
+    """
+    cluster_P, size_K = np.full(len(truth.poisoned), -1), np.zeros(k, np.int64)
+    for image_id, cluster_N in assigned:
+        size_K += np.bincount(cluster_N, minlength=k)
+        row_N = truth.row(image_id)
         cluster_P[row_N[row_N >= 0]] = cluster_N[row_N >= 0]
     return cluster_P, mostly_poison(cluster_P, size_K)
 

@@ -150,7 +150,7 @@ def _open(uri: str, config: Config) -> Corpus:
 def _labels(corpus: Corpus, column: str) -> dict[str, str]:
     label_of: dict[str, str] = {}
     for part in corpus.slices():
-        ids = part.files or [f"{part.source}#{row}" for row in range(part.start, part.stop)]
+        ids = (part.image_id(i) for i in range(part.stop - part.start))
         label_of.update(zip(ids, corpus.labels(part, column), strict=True))
     return label_of
 

@@ -11,16 +11,14 @@ from typing import Any
 
 from poisoncam_ray.artifact import Folder
 
-KEYS = ("seed", "kind", "share", "poison_rate", "trigger", "target")
-"""What a run is, not how it went."""
 CLEANED = "cleaned_corpus"
 """A digest of what the defence left: runs of one seed with the same share the model trained on it."""
 GROUPS = ("strategies", "probes")
 SHOWN = {
     "verdict": "verdict",
     "best_bundle_in_thresholds": "the best bundle of windows, in thresholds",
-    "asr": "attack success (k-NN), poisoned",
-    "threat knn asr": "… by labelled images without poison",
+    "asr": "near the poison: attack success (k-NN) by the poisoned corpus",
+    "threat knn asr": "attack success (k-NN) by labelled images without poison, poisoned",
     "asr_never_poisoned": "… never poisoned",
     "cleaned knn asr": "… trained on the cleaned corpus",
     "cleaned less never_poisoned knn asr": "… cleaned less never poisoned",
@@ -28,7 +26,7 @@ SHOWN = {
     "cleaned less never_poisoned linear_1 asr": "… cleaned less never poisoned",
     "threat linear_10 asr": "attack success (10 % of labels), poisoned",
     "cleaned less never_poisoned linear_10 asr": "… cleaned less never poisoned",
-    "acc_clean": "clean accuracy (k-NN), poisoned",
+    "threat knn acc_clean": "clean accuracy (k-NN), poisoned",
     "acc_clean_never_poisoned": "… never poisoned",
     "cleaned less never_poisoned knn acc_clean": "… cleaned less never poisoned",
     "trigger_detection_accuracy": "trigger detection accuracy",
@@ -52,7 +50,7 @@ SHOWN = {
 """What results.md shows, under which name; results.csv has every figure."""
 SECONDS = "seconds "
 OVERVIEW = (
-    "asr", "asr_never_poisoned", "cleaned knn asr", "trigger_detection_accuracy",
+    "asr", "threat knn asr", "asr_never_poisoned", "cleaned knn asr", "trigger_detection_accuracy",
     "peer trigger_detection_accuracy", "recall", "false_positive_rate",
 )  # fmt: skip
 
@@ -125,8 +123,8 @@ def write_results(out: Folder, rows: Sequence[Mapping[str, Any]]) -> None:
 def _overview(groups: Sequence[Sequence[Mapping[str, Any]]]) -> str:
     """A line for each kind and share: means over its runs."""
     names = ["attack", "of the corpus", "runs", "poison found"]
-    names += ["attack success", "never poisoned", "cleaned", "trigger detection", "by PatchSearch", "recall"]
-    names += ["false positives"]
+    names += ["near the poison", "attack success", "never poisoned", "cleaned", "trigger detection"]
+    names += ["by PatchSearch", "recall", "false positives"]
     lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     for rows in groups:
         first = rows[0]

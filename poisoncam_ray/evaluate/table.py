@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from poisoncam_ray.artifact import Folder, Manifest, absolute
 from poisoncam_ray.attacks.kinds import KINDS, kind_named
-from poisoncam_ray.config import Config
+from poisoncam_ray.config import SEEDS, Config
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.evaluate import MAIN_FIGURES, OtherModels, Validation, evaluate_run
 from poisoncam_ray.evaluate.corpora import REFERENCE, SEED, Attacked, take_classes, trigger_name
@@ -74,6 +74,9 @@ class Setting:
         for share in self.shares:
             if not 0 < share <= 1:
                 raise UserError(f"The share is {share}: use a number above 0 and at most 1.")
+        for seed in self.seeds:
+            if not 0 <= seed < SEEDS:
+                raise UserError(f"The seed is {seed}: use one from 0 to {SEEDS - 1:,}.")
         if self.trainings < 1:
             raise UserError(f"--trainings is {self.trainings}: at least one model is needed to compare with.")
         if not (self.triggers or self.clean or any(of_themselves)):
@@ -149,9 +152,13 @@ def _finished_runs(of_seed: Folder) -> list[Folder]:
     return [run for run in runs if run.exists(ROW)]
 
 
-def _trained_on(of_seed: Folder, corpus: str) -> str | None:
+def _trained_on(of_seed: Folder, run: Folder, corpus: str) -> str | None:
     """The folder of a model that a finished run of the seed trained on this cleaned corpus (`_content`):
-    attacks that differ in nothing but the trigger leave the same where nothing but the poison is removed."""
+    attacks that differ in nothing but the trigger leave the same where nothing but the poison is removed.
+    None when `run` has trained its own."""
+    # What was measured with its own model, and then killed, goes on with it.
+    if Manifest.read(run / MODELS / "cleaned" / "01_encoder"):
+        return None
     for here in _finished_runs(of_seed):
         model = here / "run" / MODELS / "cleaned"
         if here.read_json(ROW)["row"].get(CLEANED) == corpus and Manifest.read(model / "01_encoder"):
@@ -241,7 +248,7 @@ def _row(
     validation = Validation((of_seed.folder / "validation").uri, (patched / "corpus").uri, target)
     truth = (poisoned / "truth.parquet").uri
     cleaned, retrain = _content(run / "07_clean"), "retrain" in extras
-    twin = _trained_on(of_seed.folder, cleaned) if retrain else None
+    twin = _trained_on(of_seed.folder, run, cleaned) if retrain else None
     beside = OtherModels(clean.uri, of_seed.never_poisoned[0].uri, retrain, twin)
     metrics = evaluate_run(run.uri, truth, STRATEGIES, validation, beside, progress)
     # With --retrain the first has been probed already.

@@ -7,6 +7,7 @@ T the most patches on one image   true_ST4 integer [x0, y0, x1, y1) in encoder p
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from poisoncam_ray.artifact import Folder
 from poisoncam_ray.errors import UserError
-from poisoncam_ray.evaluate.joined import Truth, artifact, mostly_poison, read_truth, settings
+from poisoncam_ray.evaluate.joined import artifact, clusters_of_poison, read_truth, settings
 from poisoncam_ray.evaluate.scored import true_boxes
 from poisoncam_ray.method.flops import forward_flops, gradcam_flops
 from poisoncam_ray.method.kmeans import assign, auto_k, kmeans
@@ -68,7 +69,7 @@ def prepare(one: StudyRun, grid: Grid, out: Folder) -> None:
     for i, factor in enumerate(grid.k_factors):
         k = min(auto_k(n_rows, factor), len(f_ND))
         centroids[f"c_{i}"] = c_KD = kmeans(f_ND, k, config.cluster.iterations, config.seed)
-        cluster_P, pure_P = _clusters(features, truth, c_KD)
+        cluster_P, pure_P = clusters_of_poison(truth, _assigned(features, c_KD), len(c_KD))
         columns |= {f"own_{i}": cluster_P[row_S], f"pure_{i}": pure_P[row_S]}
     out.write_tensors(CENTROIDS, centroids)
     facts = {
@@ -97,13 +98,7 @@ def read_looked(out: Folder, grid: Grid) -> Looked:
     )
 
 
-def _clusters(features: Folder, truth: Truth, c_KD: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Of every poisoned image its cluster (-1: no feature), and whether that is mostly poison."""
-    cluster_P, size_K = np.full(len(truth.poisoned), -1), np.zeros(len(c_KD), np.int64)
+def _assigned(features: Folder, c_KD: Tensor) -> Iterator[tuple[pa.ChunkedArray, np.ndarray]]:
     for name in features.parts():
         ids, f_ND = read_features(features, name)
-        y_N = assign(f_ND, c_KD)[0].numpy()
-        size_K += np.bincount(y_N, minlength=len(size_K))
-        row_N = truth.row(pa.chunked_array([ids], pa.string()))
-        cluster_P[row_N[row_N >= 0]] = y_N[row_N >= 0]
-    return cluster_P, mostly_poison(cluster_P, size_K)
+        yield pa.chunked_array([ids], pa.string()), assign(f_ND, c_KD)[0].numpy()

@@ -1,4 +1,4 @@
-"""What the results table of jobs/photographs.py says of the reference attack by poison rate: its success,
+"""What the results tables of jobs/photographs.py say of the reference attack by poison rate: its success,
 what the defence finds, what it removes by mistake."""
 
 from __future__ import annotations
@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import posixpath
 from typing import Any
 
 import numpy as np
@@ -26,14 +27,16 @@ Rates = dict[float, dict[str, Estimate]]
 
 
 def by_poison_rate(table: Folder, seed: int) -> Rates:
-    """{poison rate: {mark: mean over runs}}, rates ascending; empty without a results.csv that tells them.
+    """{poison rate: {mark: mean over runs}}, rates ascending, of every results.csv in the folder or below, as
+    the runs of a study are looked for; empty without one that tells them.
 
     The rate is the column poison_rate, else n_poisoned of n_images. A missing mark is left out, and so are
     rows of another `kind`: a mean over attacks is that of none.
     """
-    if not table.exists(RESULTS):
-        return {}
-    rows = list(csv.DictReader(io.StringIO(table.read_bytes(RESULTS).decode())))
+    table.filesystem.invalidate_cache()
+    paths = sorted(str(path) for path in table.filesystem.find(table.path))
+    names = [posixpath.relpath(path, table.path) for path in paths if posixpath.basename(path) == RESULTS]
+    rows = [row for name in names for row in csv.DictReader(io.StringIO(table.read_bytes(name).decode()))]
     grouped: dict[float, list[dict[str, str]]] = {}
     for row in rows:
         if row.get("kind", REFERENCE) != REFERENCE:

@@ -96,6 +96,14 @@ def test_rates_are_those_of_the_reference_attack(tmp_path):
     assert list(rates) == [0.01] and rates[0.01]["recall"].mean == 1
 
 
+def test_rates_of_tables_further_down_count_as_their_runs_do(tmp_path):
+    for name, rows in (("a", "1,0.01,1\n"), ("b/c", "2,0.01,0.5\n2,0.02,1\n")):
+        (tmp_path / name).mkdir(parents=True)
+        written(tmp_path / name, "seed,poison_rate,recall\n" + rows)
+    rates = by_poison_rate(Folder(str(tmp_path)), 0)
+    assert {rate: marks["recall"].mean for rate, marks in rates.items()} == {0.01: 0.75, 0.02: 1}
+
+
 def test_a_table_without_rates_or_marks_is_taken_as_it_is(tmp_path):
     assert by_poison_rate(Folder(str(tmp_path)), 0) == {}
     counted = by_poison_rate(written(tmp_path, "recall,n_poisoned,n_images\n0.5,30,3000\nx,31,3000\n"), 0)
