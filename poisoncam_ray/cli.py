@@ -57,11 +57,14 @@ def defend(
     ] = False,
 ) -> None:
     """Remove the poison from a corpus. Without --input: draw, poison, defend and evaluate the demo corpus."""
-    settings = [*(overrides or []), *([f"encoder.checkpoint={encoder}"] if encoder else [])]
+    settings = list(overrides or [])
+    for name, value in (("--input", input), ("--output", output), ("--encoder", encoder)):
+        if value is not None and not value.strip():
+            raise UserError(f"{name} is empty: give a place, or leave it out.")
     if max_dead_fraction is not None:
         settings.append(f"index.max_dead_fraction={max_dead_fraction}")
     if input is None:
-        chosen = load_config(preset or "demo", config, settings)
+        chosen = load_config(preset or "demo", config, settings, encoder)
         from poisoncam_ray.artifact import Folder
         from poisoncam_ray.demo.run import measure_demo, prepare_demo
         from poisoncam_ray.progress import Progress
@@ -73,7 +76,7 @@ def defend(
     else:
         if output is None:
             raise UserError("Give --output, the folder for the cleaned corpus and all that is found.")
-        poison = run_defence(input, output, load_config(preset, config, settings), retry_dead)
+        poison = run_defence(input, output, load_config(preset, config, settings, encoder), retry_dead)
     if poison and exit_code:
         raise typer.Exit(FOUND_POISON)
 

@@ -71,6 +71,7 @@ class Pretrain(Section):
     hidden_dim: Count = 512
     out_dim: Count = 128
     crop_min: Fraction = 0.4
+    """The least share of an image's area that a view shows."""
     workers: Count = 1
     shuffle_rows: Count = 65_536
     """Rows a worker holds to shuffle from: a shard that fits is shuffled perfectly every epoch."""
@@ -135,15 +136,15 @@ class Classify(Section):
     """The poison classifier. The paper: 2000 steps of SGD at 0.01, batch 32, five models;
     with AdamW, one cycle and a robust loss 150 steps did as well on photographs of 32 px."""
 
-    top_k: Annotated[int, Field(ge=2)] = 20
-    """Windows of each trigger family that its ensemble learns from."""
+    top_k: Annotated[int, Field(ge=2, le=200)] = 20
+    """Windows of each trigger family that its ensemble learns from; 200 are kept of each."""
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.25
     """Share of the top-k triggers kept from training, to validate on."""
     paste_min: Fraction = 0.18
     paste_max: Fraction = 0.40
     """Side of a paste. The paper's 0.09 to 0.36 are for 224 px: below 6 px a paste is noise."""
     models: Count = 3
-    steps: Count = 150
+    steps: Annotated[int, Field(ge=6)] = 150
     batch_size: Annotated[int, Field(ge=2)] = 32
     """Photographs a step, each seen with and without a paste."""
     lr: Annotated[float, Field(gt=0)] = 2e-3
@@ -158,7 +159,8 @@ class Classify(Section):
 
 
 class Resources(Section):
-    """What each Ray actor asks for. Not part of any fingerprint: it never changes a result."""
+    """What each Ray actor asks for. Not part of any fingerprint: it changes a result by no more than rounding
+    (threads sum in another order; a GPU trains in bfloat16)."""
 
     min_actors: Count = 1
     """Actors that Embed and Judge start with …"""
@@ -202,6 +204,8 @@ class Config(Section):
             raise ValueError(f"search.masks={self.search.masks} must be a multiple of 4 for full_coverage")
         if self.pretrain.batch_size % self.pretrain.workers:
             raise ValueError("pretrain.batch_size must be a multiple of pretrain.workers")
+        if self.pretrain.batch_size < 2 * self.pretrain.workers:
+            raise ValueError("pretrain.batch_size must give every worker two images: a batch is normalised")
         if self.index.rows_per_slice * 3 * side**2 >= 2**31:
             raise ValueError(
                 f"index.rows_per_slice={self.index.rows_per_slice} images of {side} px are more than the "

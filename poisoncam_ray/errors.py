@@ -13,6 +13,10 @@ class LedgerError(RuntimeError):
     """A stage could not prove that every input row ended in exactly one place. Exit code 1."""
 
 
+class StoreAwayError(ConnectionError):
+    """The store failed for as long as we were willing to wait. Exit code 1, and the same command resumes."""
+
+
 class StageFailedError(Exception):
     """A stage did not end; `__cause__` says why. Exit code 1, and the same command resumes."""
 

@@ -17,6 +17,7 @@ from poisoncam_ray.errors import LedgerError, UserError
 from poisoncam_ray.fingerprint import differences, fingerprint
 from poisoncam_ray.lease import LEASE, Lease
 from poisoncam_ray.progress import Progress
+from poisoncam_ray.store import real_path
 
 RUN = "run.json"
 DIFFERENCES_SHOWN = 20
@@ -115,7 +116,7 @@ class Runner:
         # Cluster workers have working folders of their own.
         input_uri, output_uri = absolute(input_uri), absolute(output_uri)
         self.config, self.stages, self.folder = config, list(stages), Folder(output_uri)
-        if f"{self.folder.path}/".startswith(f"{Folder(input_uri).path.rstrip('/')}/"):
+        if f"{real_path(output_uri)}/".startswith(f"{real_path(input_uri).rstrip('/')}/"):
             raise UserError(f"The output {output_uri} lies inside the input {input_uri}: give another place.")
         names = [name for name in self.folder.names() if name != LEASE]
         if names and RUN not in names:

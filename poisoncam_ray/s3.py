@@ -18,7 +18,7 @@ from fsspec.asyn import sync_wrapper
 from s3fs import S3FileSystem
 
 from poisoncam_ray import metrics
-from poisoncam_ray.errors import UserError
+from poisoncam_ray.errors import StoreAwayError, UserError
 
 PATIENCE_S = 150.0
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.2, 10.0
@@ -51,10 +51,6 @@ _PASSING_CODES = {
     "XAmzContentSHA256Mismatch",
 }
 _REFUSED_CODES = {"ExpiredToken", "InvalidToken"}
-
-
-class StoreAwayError(ConnectionError):
-    """The store failed for as long as we were willing to wait. The same command resumes."""
 
 
 class PatientS3(S3FileSystem):

@@ -28,8 +28,13 @@ def presets() -> dict[str, Path]:
     }
 
 
-def load_config(preset: str | None = None, file: str | None = None, overrides: Iterable[str] = ()) -> Config:
-    """Merge preset, YAML file and `section.key=value` overrides into a validated Config.
+def load_config(
+    preset: str | None = None,
+    file: str | None = None,
+    overrides: Iterable[str] = (),
+    checkpoint: str | None = None,
+) -> Config:
+    """Merge preset, YAML file, `section.key=value` overrides and encoder.checkpoint into a validated Config.
 
     Raises UserError, one sentence, for an unknown preset, file or key (the nearest is suggested) or a value.
     """
@@ -57,6 +62,9 @@ def load_config(preset: str | None = None, file: str | None = None, overrides: I
         for part in reversed(key.split(".")):
             parsed = {part: parsed}
         tree = _merge(tree, parsed)
+    if checkpoint is not None:
+        # A path as it is: YAML would read a comment or a mapping in some.
+        tree = _merge(tree, {"encoder": {"checkpoint": checkpoint}})
     return _validate(tree)
 
 

@@ -50,6 +50,12 @@ def is_local(fs: fsspec.AbstractFileSystem) -> bool:
     return isinstance(fs, LocalFileSystem)
 
 
+def real_path(uri: str) -> str:
+    """The path on its filesystem, without links and steps back: equal for two names of one local folder."""
+    fs, root = connect(uri)
+    return os.path.realpath(root) if is_local(fs) else root
+
+
 def exists(uri: str, relative: str = "") -> bool:
     """Whether a file or folder is there now, whatever was listed before."""
     fs, target = locate(uri, relative)

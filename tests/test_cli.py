@@ -106,9 +106,17 @@ def test_an_output_folder_that_is_not_ours(refuses, corpus, tmp_path):
 
 
 def test_an_output_inside_the_input_is_refused(refuses, corpus):
-    said = refuses("--input", corpus, "--output", corpus / "run")
-    assert "lies inside the input" in said
+    (corpus.parent / "link").symlink_to(corpus)
+    for place in (corpus, corpus.parent / "link", corpus / ".." / corpus.name):
+        said = refuses("--input", corpus, "--output", place / "run")
+        assert "lies inside the input" in said
     assert not (corpus / "run").exists()
+
+
+def test_an_empty_place_is_not_taken_for_none(refuses, corpus):
+    for name in ("--input", "--output", "--encoder"):
+        given = {"--input": corpus, "--output": "run", "--encoder": "x", name: ""}
+        assert f"{name} is empty" in refuses(*(part for pair in given.items() for part in pair))
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,9 @@ def test_without_a_preset_the_settings_are_those_that_were_measured():
         ("pretrain.batch_size=many", "pretrain.batch_size='many'"),
         ("encoder.patch_size=5", "does not divide"),
         ("pretrain.workers=3", "multiple of pretrain.workers"),
+        ("pretrain.workers=128", "every worker two images"),
+        ("classify.steps=5", "classify.steps=5"),
+        ("classify.top_k=201", "classify.top_k=201"),
         ("search.masks", "section.key=value"),
         ("classify.paste_min=0.9", "paste_min must not exceed paste_max"),
     ],
@@ -75,6 +78,11 @@ def test_mistakes_are_told_in_one_sentence(override, words):
         load_config(overrides=[override])
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_is_taken_as_it_is_written():
+    for path in ("models/run #3.safetensors", "a: b.safetensors", "7"):
+        assert load_config(overrides=["encoder.checkpoint=x"], checkpoint=path).encoder.checkpoint == path
 
 
 def test_unknown_preset_and_unreadable_files(tmp_path):

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from poisoncam_ray.corpus import FolderCorpus, ParquetCorpus, open_corpus
+from poisoncam_ray.corpus.parquet import _rows_of
 from poisoncam_ray.corpus.shards import cut
 from poisoncam_ray.errors import UserError
 
@@ -178,8 +179,22 @@ def test_other_binary_types(tmp_path, kind):
     pq.write_table(pa.table({"a.b": values, "n": [1, 2, 3]}), tmp_path / "x.parquet")
     corpus = open_corpus(str(tmp_path))
     assert [row.data for row in rows_of(corpus)] == [image(1), None, image(1)]
-    corpus.rewrite(corpus.units()[0], {"x.parquet#1": b"new"}, str(tmp_path / "out"))
+    (unit,) = corpus.units()
+    corpus.rewrite(unit, {"x.parquet#1": b"new"}, str(tmp_path / "out"))
     assert [row.data for row in rows_of(open_corpus(str(tmp_path / "out")))] == [image(1), b"new", image(1)]
+    kept, removed = str(tmp_path / "kept"), str(tmp_path / "removed")
+    assert corpus.split(unit, [0, 2, 1], {"_reason": ["r"]}, kept, removed) == (1, 1)
+    assert pq.read_schema(f"{kept}/x.parquet") == pq.read_schema(tmp_path / "x.parquet")
+    assert [row.data for row in rows_of(open_corpus(kept)) + rows_of(open_corpus(removed))] == [image(1)] * 2
+
+
+@given(st.lists(st.booleans(), max_size=30))
+def test_runs_of_neighbours_are_the_rows_that_are_wanted(wanted):
+    table = pa.table(
+        {"n": range(len(wanted)), "s": pa.array([str(i) for i in range(len(wanted))], pa.string_view())}
+    )
+    rows = _rows_of(table, np.array(wanted, bool))
+    assert rows["n"].to_pylist() == [i for i, yes in enumerate(wanted) if yes] and rows.schema == table.schema
 
 
 def test_folder_reading(pictures):
@@ -208,19 +223,47 @@ def test_corpora_can_be_pickled(rich):
     assert pickle.loads(pickle.dumps(corpus)) == corpus and isinstance(corpus, ParquetCorpus)
 
 
-def test_changes_are_named(rich):
+def test_a_shard_that_changed_is_not_read(rich):
     corpus = open_corpus(str(rich / "in"))
-    before, slices = corpus.sources(), corpus.slices()
-    assert corpus.changed(before) == []
-    a, b, c = (rich / "in/train" / f"{n}.parquet" for n in "abc")
-    pq.write_table(rich_table(5), a)
-    os.utime(b, ns=(1, 1))
-    c.rename(c.with_name("d.parquet"))
-    said = corpus.changed(before)
-    assert len(said) == 4 and all(s.endswith(".") for s in said)
-    assert {s.split()[0] for s in said} == {f"train/{n}.parquet" for n in "abcd"}
+    slices = corpus.slices()
+    pq.write_table(rich_table(5), rich / "in/train/a.parquet")
     with pytest.raises(UserError, match="changed since it was indexed"):
         list(corpus.read(slices[0]))
+
+
+def test_images_with_a_camera_s_underscore_are_seen_and_others_notes_are_not(tmp_path):
+    for name in ("_MG_1.JPG", "a/__2.png", "_notes/3.png", ".4.png", "_.5.png", "_SUCCESS", "_list.parquet"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(image(0))
+    assert [s.path for s in open_corpus(str(tmp_path)).sources()] == ["_MG_1.JPG", "a/__2.png"]
+
+
+def test_a_file_too_large_for_any_image_costs_its_own_row(pictures):
+    with open(pictures / "in" / "top.png", "wb") as file:
+        file.truncate(2**40)
+    rows = rows_of(open_corpus(str(pictures / "in"), rows_per_slice=2))
+    assert [(row.image_id, row.error[0]) for row in rows if row.error] == [("top.png", "bomb")]
+    assert len(rows) == 5
+
+
+@pytest.mark.parametrize("key", ["a//b.png", "/b.png", "b.png?versionId=x.png"])
+def test_keys_that_would_be_read_as_other_files_are_refused(key, monkeypatch):
+    root = f"memory://{uuid.uuid4().hex}"
+    fs = fsspec.filesystem("memory")
+    fs.pipe_file(f"{root}/b.png", image(0))
+    path = fs._strip_protocol(root)
+    listed = {f"{path}/{name}": {"name": f"{path}/{name}", "type": "file"} for name in ("b.png", key)}
+    monkeypatch.setattr(type(fs), "find", lambda *_, **__: listed)
+    with pytest.raises(UserError, match="is no path of a file: rename"):
+        open_corpus(root)
+
+
+def test_the_corpus_itself_is_no_output_by_whatever_name(pictures):
+    (pictures / "link").symlink_to(pictures / "in")
+    corpus = open_corpus(str(pictures / "in"))
+    for place in (pictures / "link", pictures / "in" / "cat" / ".."):
+        with pytest.raises(UserError, match="is the corpus itself"):
+            corpus.split(corpus.units()[0], [0] * 5, {}, str(place), str(pictures / "removed"))
 
 
 # ---------------------------------------------------------------- writing
@@ -380,9 +423,9 @@ def test_any_fsspec_url(rich, pictures, layout):
         corpus.split(unit, fates, columns, f"{root}/clean", f"{root}/removed")
     parts = [count(f"{root}/{name}", layout) for name in ("clean", "removed")]
     assert sum(parts) == len(rows_of(local)) and min(parts) > 0
-    assert corpus.changed(before) == []
+    assert corpus.sources() == before
     fs.pipe_file(f"{root}/in/{before[0].path}", b"other")
-    assert corpus.changed(before)[0].startswith(f"{before[0].path} changed")
+    assert corpus.sources()[0] != before[0]
 
 
 # ---------------------------------------------------------------- mistakes
@@ -443,6 +486,10 @@ def test_mistakes_of_the_image_column(tmp_path):
     ]
     pq.write_table(pa.table({"image": structs(2), "_reason": ["a", "b"]}), path)
     refuse("_reason of a.parquet .*rename", tmp_path)
+    path.rename(tmp_path / "c.parquet")
+    pq.write_table(pa.table({"image": structs(2)}), path)
+    with pytest.raises(UserError, match=r"_reason of c\.parquet .*rename"):
+        open_corpus(str(tmp_path), image_column="image").slices()
 
 
 def test_unreadable_and_empty_shards(tmp_path):

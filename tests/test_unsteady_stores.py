@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import uuid
 
 import fsspec
@@ -106,14 +107,16 @@ def test_files_that_vanish_or_change_are_refused(tmp_path, kind):
     whole = path.read_bytes()
     n = unit[-1].stop
 
-    def split():
-        return corpus.split(unit, [0] * n, {}, str(tmp_path / "kept"), str(tmp_path / "removed"))
+    sha256 = {row.image_id: hashlib.sha256(row.data or b"").hexdigest() for row in corpus.read(unit[0])}
 
-    if kind != "png":
-        path.write_bytes(whole[: len(whole) // 2])
-        for work in (split, lambda: list(corpus.read(unit[0]))):
-            with pytest.raises(UserError, match=rf"a\.{kind} changed since it was indexed"):
-                work()
+    def split():
+        return corpus.split(unit, [0] * n, {}, str(tmp_path / "kept"), str(tmp_path / "removed"), sha256)
+
+    path.write_bytes(whole[: len(whole) // 2])
+    # A file of a folder has no version: read_slice compares what it reads with the index.
+    for work in (split, lambda: list(corpus.read(unit[0])))[: 1 if kind == "png" else 2]:
+        with pytest.raises(UserError, match=rf"a\.{kind} changed since it was indexed"):
+            work()
     path.unlink()
     for work in (split, lambda: list(corpus.read(unit[0]))):
         with pytest.raises(UserError, match=rf"a\.{kind} is gone"):

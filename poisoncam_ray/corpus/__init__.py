@@ -1,8 +1,8 @@
 """Corpora of images on any fsspec URL: Parquet shards, WebDataset tars or image folders, original bytes
 untouched.
 
-`open_corpus` gives a small picklable object; all kinds have the same methods: sources, slices, units,
-changed, read, fetch, labels, split, rewrite.
+`open_corpus` gives a small picklable object; all kinds have the same methods: sources, slices, units, read,
+fetch, labels, split, rewrite.
 """
 
 from __future__ import annotations

@@ -47,9 +47,8 @@ def find_image_column(uri: str, paths: Sequence[str], asked: str | None) -> str:
 
 
 def _image_column(shard: Shard, asked: str | None) -> str:
+    refuse_taken_columns(shard)
     names, fit = shard.schema.names, _candidates(shard)
-    if taken := [n for n in storage.REMOVED_TYPES if n in names]:
-        raise UserError(f"The column {taken[0]} of {shard.source} is needed for results: rename it.")
     if asked:
         check_image_column(shard, asked)
         return asked
@@ -63,6 +62,11 @@ def _image_column(shard: Shard, asked: str | None) -> str:
             f": it has {', '.join(names)}",
         )
     return fit[0]
+
+
+def refuse_taken_columns(shard: Shard) -> None:
+    if taken := [name for name in storage.REMOVED_TYPES if name in shard.schema.names]:
+        raise UserError(f"The column {taken[0]} of {shard.source} is needed for results: rename it.")
 
 
 def _candidates(shard: Shard) -> list[str]:

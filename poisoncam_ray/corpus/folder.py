@@ -5,8 +5,9 @@ Files that are no images (captions, metadata) are neither read nor copied.
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 
 from poisoncam_ray.corpus import storage
 from poisoncam_ray.corpus.shardfile import UnreadableError, for_good, reason_of, refuse_climbing
-from poisoncam_ray.corpus.storage import IMAGE_SUFFIXES, Row, Slice, Source
+from poisoncam_ray.corpus.storage import IMAGE_MAX, IMAGE_SUFFIXES, Row, Slice, Source
 from poisoncam_ray.errors import UserError
 
 # Files in memory at once while reading or copying.
@@ -49,10 +50,6 @@ class FolderCorpus:
         """What one writing task handles: one slice."""
         return [[s] for s in (self.slices() if slices is None else slices)]
 
-    def changed(self, sources: Sequence[Source]) -> list[str]:
-        """One sentence for each file that differs from `sources`; empty when nothing changed."""
-        return storage.changes(sources, self.sources())
-
     def read(self, part: Slice, whole: bool = False) -> Iterator[Row]:
         """Every image of the slice once, in order; a few dozen in memory. One that cannot be read for good is
         a dead row with an `error`. `whole` changes nothing. UserError when a file is gone."""
@@ -63,7 +60,7 @@ class FolderCorpus:
                 zip(chunk, self._stored(chunk), strict=True), part.start + first
             ):
                 if isinstance(found, UnreadableError):
-                    yield Row(row, name, None, ("unreadable", found.reason))
+                    yield Row(row, name, None, (found.kind, found.reason))
                 else:
                     yield Row(row, name, found)
 
@@ -77,7 +74,7 @@ class FolderCorpus:
             stored.append(found)
         return stored
 
-    def _stored(self, image_ids: Sequence[str]) -> list[bytes | UnreadableError]:
+    def _stored(self, image_ids: Sequence[str]) -> Iterable[bytes | UnreadableError]:
         fs, root = storage.connect(self.uri)
         local = storage.is_local(fs)
 
@@ -88,7 +85,12 @@ class FolderCorpus:
             if local and os.path.exists(path) and not os.path.isfile(path):
                 return UnreadableError(f"The image {image_id}", "it is no ordinary file")
             try:
-                return fs.cat_file(path)
+                size = fs.size(path)
+                if size is not None and size > IMAGE_MAX:
+                    why = f"{size} bytes, more than the limit of {IMAGE_MAX}"
+                    return UnreadableError(f"The image {image_id}", why, "bomb")
+                # Of a range S3 is not asked for the size once more; one of nothing is refused.
+                return fs.cat_file(path, 0, size) if size else fs.cat_file(path)
             except FileNotFoundError as error:
                 raise UserError(
                     f"The image {image_id} is gone from {self.uri}: restore it or index again."
@@ -99,7 +101,7 @@ class FolderCorpus:
                 raise
 
         ids = list(image_ids)
-        return [get(i) for i in ids] if local else storage.in_parallel(get, ids)
+        return map(get, ids) if local else storage.in_parallel(get, ids)
 
     def labels(self, part: Slice, column: str = "") -> list[str]:
         """The parent folder's name of each image, "" at the top; `column` is not used."""
@@ -112,12 +114,14 @@ class FolderCorpus:
         removed_columns: Mapping[str, list[Any]],
         kept_uri: str,
         removed_uri: str,
+        sha256: Mapping[str, str] | None = None,
     ) -> tuple[int, int]:
         """Copy kept images (fate 0) to `kept_uri` and removed ones (1) to `removed_uri`, byte for byte under
         the same paths; 2 (dead) goes nowhere. Why each was removed stands in
         `removed_uri`/_removed-<slice>.parquet: column `file` and `removed_columns`.
 
-        Returns (kept, removed)."""
+        `sha256`, by image id, in hex: UserError for an image whose bytes have another. Returns (kept,
+        removed)."""
         files, fates = _files(unit), np.asarray(fate_N)
         if len(files) != len(fates):
             raise ValueError(f"{len(fates)} fates for {len(files)} images")
@@ -125,7 +129,7 @@ class FolderCorpus:
         removed = [f for f, fate in zip(files, fates, strict=True) if fate == 1]
         columns = storage.removed_arrays(dict(removed_columns), len(removed))
         storage.refuse_same_place(self.uri, kept_uri, removed_uri)
-        self._copy(kept, {}, kept_uri)
+        self._copy(kept, {}, kept_uri, sha256)
         # An earlier run with another verdict must not leave poison in the kept corpus.
         storage.in_parallel(lambda f: storage.delete(kept_uri, f), sorted(set(files) - set(kept)))
         name = f"_removed-{unit[0].index:05d}.parquet"
@@ -138,7 +142,7 @@ class FolderCorpus:
                 pq.write_table(table, path)
         else:
             storage.delete(removed_uri, name)
-        self._copy(removed, {}, removed_uri)
+        self._copy(removed, {}, removed_uri, sha256)
         return len(kept), len(removed)
 
     def rewrite(self, unit: Sequence[Slice], replacements: Mapping[str, bytes], out_uri: str) -> None:
@@ -149,10 +153,21 @@ class FolderCorpus:
         storage.refuse_same_place(self.uri, out_uri)
         self._copy(files, replacements, out_uri)
 
-    def _copy(self, files: list[str], replacements: Mapping[str, bytes], out_uri: str) -> None:
+    def _copy(
+        self,
+        files: list[str],
+        replacements: Mapping[str, bytes],
+        out_uri: str,
+        sha256: Mapping[str, str] | None = None,
+    ) -> None:
         for first in range(0, len(files), _CHUNK):
             chunk = files[first : first + _CHUNK]
             stored = dict(zip(chunk, self.fetch(chunk), strict=True))
+            for name, data in stored.items():
+                if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256[name]:
+                    raise UserError(
+                        f"The image {name} changed since it was indexed: use a new output folder."
+                    )
             storage.in_parallel(
                 lambda pair: storage.write_bytes(out_uri, *pair),
                 [(f, replacements.get(f, stored[f])) for f in chunk],

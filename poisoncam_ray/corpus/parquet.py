@@ -13,7 +13,12 @@ import numpy as np
 import pyarrow as pa
 
 from poisoncam_ray.corpus import storage
-from poisoncam_ray.corpus.columns import NoImageColumnError, check_image_column, image_values
+from poisoncam_ray.corpus.columns import (
+    NoImageColumnError,
+    check_image_column,
+    image_values,
+    refuse_taken_columns,
+)
 from poisoncam_ray.corpus.shardfile import (
     UNREADABLE_SHARD,
     UnreadableError,
@@ -59,10 +64,6 @@ class ParquetCorpus:
     def units(self, slices: Sequence[Slice] | None = None) -> list[list[Slice]]:
         """What one writing task handles: all slices of a shard."""
         return by_shard(self.slices() if slices is None else slices)
-
-    def changed(self, sources: Sequence[Source]) -> list[str]:
-        """One sentence for each shard that differs from `sources`; empty when nothing changed."""
-        return storage.changes(sources, self.sources())
 
     def read(self, part: Slice, whole: bool = False) -> Iterator[Row]:
         """Every row of the slice once, in order; memory is bounded by a row group. A dead row has an `error`:
@@ -111,13 +112,15 @@ class ParquetCorpus:
         removed_columns: Mapping[str, list[Any]],
         kept_uri: str,
         removed_uri: str,
+        sha256: Mapping[str, str] | None = None,
     ) -> tuple[int, int]:
         """Write the shard's kept rows (fate 0) to `kept_uri` and its removed rows (1), with
         `removed_columns` added, to `removed_uri`, under the same path; 2 (dead) goes nowhere.
 
         Values, schema, metadata, column order, row groups and codec stay. Kept is written even when empty
         (not for a shard that cannot be read at all), removed only when not. Row groups that are wholly dead
-        are not read; UserError when another row cannot be. Returns (kept, removed)."""
+        are not read; UserError when another row cannot be. `sha256` is not used: the shard's version tells of
+        a change. Returns (kept, removed)."""
         source, fates = unit[0].source, np.asarray(fate_N)
         refuse_climbing(source)
         kept, removed = int((fates == 0).sum()), int((fates == 1).sum())
@@ -140,9 +143,9 @@ class ParquetCorpus:
                     continue
                 table = shard.table(group, int(living[-1]) + 1)
                 fate = fates[row - n : row][: len(table)]
-                write_kept(table.filter(pa.array(fate == 0)))
+                write_kept(_rows_of(table, fate == 0))
                 if write_removed and (fate == 1).any():
-                    gone = table.filter(pa.array(fate == 1))
+                    gone = _rows_of(table, fate == 1)
                     for name, values in extra.items():
                         gone = gone.append_column(name, values.slice(taken, len(gone)))
                     taken += len(gone)
@@ -175,6 +178,7 @@ class ParquetCorpus:
         version = version_of(source)
         try:
             with open_shard(self.uri, source.path, version) as shard:
+                refuse_taken_columns(shard)
                 if shard.n_rows:
                     check_image_column(shard, self.image_column)
                 ranges = cut(shard.group_rows, self.rows_per_slice)
@@ -230,6 +234,13 @@ class ParquetCorpus:
             chunks.append(pa.array(values, type=field.type))
             start += len(values)
         return table.set_column(index, field, pa.chunked_array(chunks, type=field.type))
+
+
+def _rows_of(table: pa.Table, wanted_N: np.ndarray) -> pa.Table:
+    """Rows of the table as runs of neighbours: Arrow has no filter for views of strings."""
+    edges = np.flatnonzero(np.diff(wanted_N, prepend=False, append=False))
+    runs = [table.slice(start, stop - start) for start, stop in edges.reshape(-1, 2).tolist()]
+    return pa.concat_tables(runs) if runs else table.slice(0, 0)
 
 
 def _check_rows(shard: Shard, rows: int, exactly: bool = False) -> None:

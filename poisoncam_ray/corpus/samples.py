@@ -7,13 +7,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from poisoncam_ray.corpus.shardfile import UNREADABLE_SHARD
-from poisoncam_ray.corpus.storage import IMAGE_SUFFIXES
+from poisoncam_ray.corpus.storage import IMAGE_MAX, IMAGE_SUFFIXES
 from poisoncam_ray.corpus.tar import Member, Reader, TarError, walk
 
 Fault = tuple[str, str]
 _MEMBERS_MAX = 1000
-# A larger image is never read into memory; a larger label is none.
-_IMAGE_MAX = 2**30
+# A larger label is none.
 _LABEL_MAX = 2**20
 
 
@@ -137,6 +136,6 @@ def _fault(sample: Sample, extension: str) -> Fault | None:
     if len(images) > 1:
         found = shown(", ".join(sorted({m.extension for m in images})))
         return "several_images", f"{key} has several images: set image_column to one of {found}"
-    if images[0].size > _IMAGE_MAX:
-        return "bomb", f"{images[0].size} bytes, more than the limit of {_IMAGE_MAX}"
+    if images[0].size > IMAGE_MAX:
+        return "bomb", f"{images[0].size} bytes, more than the limit of {IMAGE_MAX}"
     return None

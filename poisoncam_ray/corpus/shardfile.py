@@ -25,11 +25,12 @@ UNREADABLE_SHARD = "unreadable_shard"
 
 
 class UnreadableError(UserError):
-    """A shard or image that cannot be read, now or later; `reason` in words, without a full stop."""
+    """A shard or image that cannot be read, now or later; `reason` in words, without a full stop; `kind`:
+    what the dead letter calls it."""
 
-    def __init__(self, what: str, reason: str) -> None:
-        super().__init__(what, reason)  # all of them, so that it can travel between processes
-        self.what, self.reason = what, reason
+    def __init__(self, what: str, reason: str, kind: str = "unreadable") -> None:
+        super().__init__(what, reason, kind)  # all of them, so that it can travel between processes
+        self.what, self.reason, self.kind = what, reason, kind
 
     def __str__(self) -> str:
         return f"{self.what} cannot be read ({self.reason}): replace it or take it out of the corpus."

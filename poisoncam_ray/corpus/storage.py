@@ -12,16 +12,25 @@ import fsspec
 import pyarrow as pa
 
 from poisoncam_ray.errors import UserError
-from poisoncam_ray.store import connect, delete, in_parallel, is_local, locate, whole_file, write_bytes
+from poisoncam_ray.store import (
+    connect,
+    delete,
+    in_parallel,
+    is_local,
+    locate,
+    real_path,
+    whole_file,
+    write_bytes,
+)
 
 __all__ = [
+    "IMAGE_MAX",
     "IMAGE_SUFFIXES",
     "PARQUET_SUFFIXES",
     "REMOVED_TYPES",
     "Row",
     "Slice",
     "Source",
-    "changes",
     "connect",
     "delete",
     "in_parallel",
@@ -29,6 +38,7 @@ __all__ = [
     "is_local",
     "list_sources",
     "locate",
+    "real_path",
     "refuse_escaping_links",
     "refuse_same_place",
     "removed_arrays",
@@ -38,6 +48,8 @@ __all__ = [
 ]
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+IMAGE_MAX = 2**30
+"""Bytes of a file or member that are read at all; of those `index.max_bytes` says what is an image."""
 PARQUET_SUFFIXES = (".parquet",)
 REMOVED_TYPES = {
     "_reason": pa.string(),
@@ -100,7 +112,8 @@ def is_file(uri: str) -> bool:
 
 def list_sources(uri: str) -> list[Source]:
     """Every visible file under `uri`, sorted by path; `uri` may also be one file. Names (of files or folders)
-    that start with `_` or `.` are ignored. Raises UserError when there is nothing at `uri`."""
+    that start with `.` are ignored, and with `_`, but for images: cameras call some so. Raises UserError when
+    there is nothing at `uri`, or for a key that would be another file's path."""
     fs, root = connect(uri)
     try:
         fs.invalidate_cache()
@@ -110,7 +123,11 @@ def list_sources(uri: str) -> list[Source]:
             found = list(_walk_local(root))
         else:
             infos = fs.find(root, detail=True).values()
-            found = [(i["name"][len(root) :].lstrip("/"), i) for i in infos if i["type"] == "file"]
+            prefix = root.rstrip("/")
+            found = [(i["name"][len(prefix) :].removeprefix("/"), i) for i in infos if i["type"] == "file"]
+            for path, _ in found:
+                if path.startswith("/") or "//" in path or "?versionId=" in path:
+                    raise UserError(f"The key {path!r} in {uri} is no path of a file: rename the object.")
         exists = bool(found) or fs.exists(root)
     except FileNotFoundError:
         found, exists = [], False
@@ -120,8 +137,15 @@ def list_sources(uri: str) -> list[Source]:
         ) from error
     if not exists:
         raise UserError(f"The input {uri} does not exist: give a folder or file that does.")
-    visible = [(p, i) for p, i in found if p and not any(n.startswith(("_", ".")) for n in p.split("/"))]
+    visible = [(p, i) for p, i in found if p and _visible(p)]
     return sorted((source_of(fs, p, f"{root}/{p}", i) for p, i in visible), key=lambda s: s.path)
+
+
+def _visible(path: str) -> bool:
+    *folders, name = path.split("/")
+    if name.startswith("_") and name.lower().endswith(IMAGE_SUFFIXES):
+        name = name.lstrip("_")
+    return not any(part.startswith(("_", ".")) for part in (*folders, name))
 
 
 def _walk_local(root: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -182,21 +206,8 @@ def refuse_escaping_links(uri: str, paths: Iterable[str]) -> None:
 def refuse_same_place(uri: str, *outputs: str) -> None:
     """Raise UserError when an output is the corpus itself, whose files it would replace."""
     for output in outputs:
-        if connect(output)[1] == connect(uri)[1]:
+        if real_path(output) == real_path(uri):
             raise UserError(f"The output {output} is the corpus itself: give another folder.")
-
-
-def changes(before: Iterable[Source], now: Iterable[Source]) -> list[str]:
-    """One sentence for each file that is gone, differs or is new since `before` was listed."""
-    old, new = {s.path: s for s in before}, {s.path: s for s in now}
-    gone = [f"{p} is gone since the corpus was indexed." for p in old if p not in new]
-    differs = [
-        f"{p} changed since the corpus was indexed ({old[p].size} bytes then, {new[p].size} now)."
-        for p in old
-        if p in new and old[p] != new[p]
-    ]
-    added = [f"{p} was added since the corpus was indexed." for p in new if p not in old]
-    return gone + differs + added
 
 
 def removed_arrays(columns: dict[str, list[Any]], n_removed: int) -> dict[str, pa.Array]:

@@ -74,10 +74,6 @@ class WebDatasetCorpus:
         """What one writing task handles: all slices of a shard."""
         return by_shard(self.slices() if slices is None else slices)
 
-    def changed(self, sources: Sequence[Source]) -> list[str]:
-        """One sentence for each shard that differs from `sources`; empty when nothing changed."""
-        return storage.changes(sources, self.sources())
-
     def read(self, part: Slice, whole: bool = False) -> Iterator[Row]:
         """Every sample of the slice once, in order, one image in memory; a dead row has an `error`. `whole`
         changes nothing: all members of a sample are found before its image is read. UserError when the shard
@@ -128,13 +124,15 @@ class WebDatasetCorpus:
         removed_columns: Mapping[str, list[Any]],
         kept_uri: str,
         removed_uri: str,
+        sha256: Mapping[str, str] | None = None,
     ) -> tuple[int, int]:
         """Copy the members of kept samples (fate 0) to `kept_uri` and of removed ones (1) to `removed_uri`,
         byte for byte, headers included, under the shard's path; 2 (dead) goes nowhere. Why each was removed
         stands beside the removed shard in _removed-<shard>.parquet: columns `row` and `removed_columns`.
 
         A shard that loses nothing is copied as it lies. Kept is written even when empty (not for a shard that
-        cannot be read at all), removed only when not. Returns (kept, removed)."""
+        cannot be read at all), removed only when not. `sha256` is not used: the shard's version tells of a
+        change. Returns (kept, removed)."""
         source, fates = unit[0].source, np.asarray(fate_N)
         refuse_climbing(source)
         if len(fates) != unit[-1].stop:

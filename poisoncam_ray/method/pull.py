@@ -23,7 +23,7 @@ def homes(bundle_N: Tensor, own_N: Tensor, n_clusters: int) -> Tensor:
 
 
 def gathered(home_UK: Tensor, n_U: Tensor, tried_K: Tensor, n_groups: int) -> Tensor:
-    """together_U float64, 0 … 1: how far a bundle's windows lie in fewer clusters than as many windows drawn
+    """together_U float64, 0 … 1: how far a look's windows lie in fewer clusters than as many windows drawn
     from all that were tried: 0 in as many or more, 1 in half as many or fewer; 1 for groups of clusters
     (numbers below `n_groups`).
 
@@ -33,15 +33,16 @@ def gathered(home_UK: Tensor, n_U: Tensor, tried_K: Tensor, n_groups: int) -> Te
     of each cluster.
     """
     n_windows = tried_K.sum().double()
-    others_K, n_U1 = n_windows - tried_K, n_U[:, None].double()
+    # Of looks alone: there are few of them, and groups grow with the clusters.
+    home_UK, n_U1 = home_UK[n_groups:], n_U[n_groups:, None].double()
+    others_K = n_windows - tried_K
     # Of all ways to draw n windows, those that leave a cluster out.
     log_UK = (others_K + 1).lgamma() + (n_windows - n_U1 + 1).lgamma() - (n_windows + 1).lgamma()
     left_UK = others_K - n_U1
     missed_UK = torch.where(left_UK < 0, 0.0, (log_UK - (left_UK.clamp(min=0) + 1).lgamma()).exp())
     by_chance_U = (1 - missed_UK).sum(dim=1)
     together_U = (by_chance_U / home_UK.sum(dim=1).clamp(min=1) - 1).clamp(0, 1)
-    together_U[:n_groups] = 1
-    return together_U
+    return torch.cat([torch.ones(n_groups, dtype=torch.float64), together_U])
 
 
 def arrivals(

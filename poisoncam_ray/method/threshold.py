@@ -4,7 +4,6 @@ h  logits of held-out pastes, V of them        G  points of the search grid
 l  logits of the corpus, N of them
 """
 
-import math
 from statistics import median
 
 import torch
@@ -16,8 +15,8 @@ SMOOTHING = 0.05
 
 def choose_threshold(
     held_out_logit_V: Tensor, corpus_logit_N: Tensor, n_crops: int = 1, least_recall: float = 0.98
-) -> tuple[float, dict[str, float]]:
-    """The probability above which an image counts as poisoned, and what speaks for it.
+) -> dict[str, float]:
+    """Above which logit an image counts as poisoned, and what speaks for it.
 
     The corpus's own logits have a mode of clean images and, if it is poisoned, one of poisoned images where
     the held-out pastes lie. The threshold is the low end of the gap between them: where the corpus is
@@ -37,14 +36,13 @@ def choose_threshold(
     by_crop = [h_V[crop::n_crops] for crop in range(min(n_crops, len(h_V)))]
     low, high = float(l_N.median()), median(float(torch.quantile(h, 1 - least_recall)) for h in by_crop)
     threshold = _thinnest(l_N, low, high) if high > low else float(l_N.max()) + 1
-    facts = {
+    return {
         "threshold_logit": threshold,
         "recall": median(float((h > threshold).double().mean()) for h in by_crop),
         "flagged_share": float((l_N > threshold).double().mean()),
         "unsure_share": float(((l_N - threshold).abs() < 1).double().mean()),
         "auc": _auc(h_V, l_N),
     }
-    return 1 / (1 + math.exp(-threshold)), facts
 
 
 def _thinnest(l_N: Tensor, low: float, high: float) -> float:

@@ -238,4 +238,4 @@ def _flat(tree: Any, path: str = "") -> dict[str, str]:
 
 def _public(uri: str) -> str:
     """A page that people pass on must not carry the credentials or the signature of a URL."""
-    return re.sub(r"(?<=://)[^/@\s]+@|\?\S*$", "…", uri) if "://" in uri else uri
+    return re.sub(r"(?<=://)[^/\s]+@|\?\S*$", "…", uri) if "://" in uri else uri

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,31 +12,27 @@ from PIL import Image
 
 from poisoncam_ray.corpus import open_corpus
 from poisoncam_ray.decode import DecodeError, decode
+from poisoncam_ray.errors import StoreAwayError
 from poisoncam_ray.report.model import Fetcher
 
 THUMBNAIL = 128
 """Pictures are shown at the encoder's resolution up to this side in pixels, larger ones are shrunk to it."""
-MAX_PIXELS = 64_000_000
+FETCHED_AT_ONCE = 16
 
 
 def fetch_pictures(
     corpus: Fetcher | None, settings: Mapping[str, Any], image_ids: Iterable[str], side: int
 ) -> dict[str, str]:
     """Data URIs by image id, as the encoder saw them. A corpus that is gone costs the pictures only."""
-    wanted = list(dict.fromkeys(image_ids))
-    try:
-        if corpus is None:
-            index = settings["config"]["index"]
-            corpus = open_corpus(
-                settings["input"], format=index["format"], image_column=index["image_column"]
-            )
-        blobs = corpus.fetch(wanted)
-    except Exception:  # every store has errors of its own; none is worth a run its report
-        return {}
-    pictures = {}
-    for image_id, blob in zip(wanted, blobs, strict=True):
+    wanted, pictures = list(dict.fromkeys(image_ids)), dict[str, str]()
+    if "config" not in settings:
+        return pictures
+    index = settings["config"]["index"]
+    for image_id, blob in _fetched(corpus, settings, wanted):
         try:
-            picture = Image.fromarray(np.moveaxis(decode(blob, side, MAX_PIXELS), 0, 2))
+            picture = Image.fromarray(
+                np.moveaxis(decode(blob, side, index["max_pixels"], index["max_bytes"]), 0, 2)
+            )
         except DecodeError:
             continue
         picture.thumbnail((THUMBNAIL, THUMBNAIL))
@@ -46,6 +42,22 @@ def fetch_pictures(
         picture.save(file, "PNG") if lossless else picture.save(file, "JPEG", quality=88)
         pictures[image_id] = data_uri(file.getvalue(), "png" if lossless else "jpeg")
     return pictures
+
+
+def _fetched(
+    corpus: Fetcher | None, settings: Mapping[str, Any], wanted: list[str]
+) -> Iterator[tuple[str, bytes]]:
+    """A few at a time: a hostile image may be large."""
+    index = settings["config"]["index"]
+    try:
+        corpus = corpus or open_corpus(settings["input"], index["format"], index["image_column"])
+        for first in range(0, len(wanted), FETCHED_AT_ONCE):
+            ids = wanted[first : first + FETCHED_AT_ONCE]
+            yield from zip(ids, corpus.fetch(ids), strict=True)
+    except StoreAwayError:
+        raise
+    except Exception:  # every store has errors of its own; none is worth a run its report
+        return
 
 
 def data_uri(data: bytes, kind: str) -> str:

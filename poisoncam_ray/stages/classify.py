@@ -209,7 +209,7 @@ def _validate(
     x_NCHW, n = tensor(negative_NCHW), min(VALIDATION_PASTES, 4 * len(negative_NCHW))
     x_VCHW = held_out_pastes(x_NCHW, crops_MCww.to(device()), n, config.seed)
     held_out_logit_V = poison_logit(models, x_VCHW)
-    _, facts = choose_threshold(
+    facts = choose_threshold(
         held_out_logit_V, poison_logit(models, tensor(whole_NCHW)), n_crops=len(crops_MCww)
     )
     return {"threshold": 0.5, "n_validation": n, **facts}

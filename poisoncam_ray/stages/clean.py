@@ -69,11 +69,15 @@ def write_unit(
     first = unit[0].start
     fate_N = np.full(sum(piece.stop - piece.start for piece in unit), DEAD, np.int8)
     columns: dict[str, list[Any]] = {name: [] for name in REMOVED_TYPES}
+    sha256: dict[str, str] = {}
     for piece in unit:
-        rows = folders["00_index"].read_table(part_name(piece.index), ["image_id", "row"]).to_pydict()
+        rows = (
+            folders["00_index"].read_table(part_name(piece.index), ["image_id", "row", "sha256"]).to_pydict()
+        )
         verdicts = folders["06_verdicts"].read_table(part_name(piece.index)).to_pydict()
         if rows["image_id"] != verdicts["image_id"]:
             raise LedgerError(f"verdicts of slice {piece.index} are not those of its indexed rows")
+        sha256 |= zip(rows["image_id"], rows["sha256"], strict=True)
         for i, row in enumerate(rows["row"]):
             removed = verdicts["verdict"][i] == "remove"
             fate_N[row - first] = REMOVED if removed else KEPT
@@ -83,7 +87,7 @@ def write_unit(
                 columns["_family"].append(verdicts["family"][i])
                 columns["_image_id"].append(rows["image_id"][i])
                 columns["_box"].append([verdicts[side][i] for side in SIDES])
-    n_kept, n_removed = corpus.split(unit, fate_N, columns, out.uri, folders["removed"].uri)
+    n_kept, n_removed = corpus.split(unit, fate_N, columns, out.uri, folders["removed"].uri, sha256)
     if (n_kept, n_removed) != (int((fate_N == KEPT).sum()), int((fate_N == REMOVED).sum())):
         raise LedgerError(
             f"{unit[0].source}: wrote {n_kept} kept and {n_removed} removed rows, not what was decided"

@@ -9,6 +9,7 @@ N images   C channels   H = W encoder image side
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -96,8 +97,9 @@ def read_slice(corpus: Corpus, config: Config, index: Folder, piece: Slice) -> t
 
     Raises LedgerError when the corpus no longer holds what was indexed.
     """
-    ids = index.read_table(part_name(piece.index), ["image_id"])["image_id"].to_pylist()
-    wanted = set(ids)
+    indexed = index.read_table(part_name(piece.index), ["image_id", "sha256"])
+    ids, digests = (indexed[name].to_pylist() for name in ("image_id", "sha256"))
+    wanted = dict(zip(ids, digests, strict=True))
     size = config.encoder.image_size
     x_NCHW = np.empty((len(ids), 3, size, size), np.uint8)
     found: list[str] = []
@@ -105,6 +107,9 @@ def read_slice(corpus: Corpus, config: Config, index: Folder, piece: Slice) -> t
         if row.image_id in wanted:
             if row.error:
                 raise LedgerError(f"{row.image_id} could be read when it was indexed: {row.error[1]}")
+            # Of a shard the version is checked where it is opened; files of a folder have none.
+            if piece.files and hashlib.sha256(row.data or b"").hexdigest() != wanted[row.image_id]:
+                raise LedgerError(f"{row.image_id} changed since it was indexed: use a new output folder")
             x_NCHW[len(found)] = decode_indexed(row.data, config)
             found.append(row.image_id)
     if found != ids:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from poisoncam_ray.artifact import Folder
 from poisoncam_ray.config import Config
-from poisoncam_ray.errors import UserError
+from poisoncam_ray.errors import StoreAwayError, UserError
 from poisoncam_ray.method.encoder import Encoder, build_encoder, load_encoder_state
 from poisoncam_ray.stages.embed import write_encoder
 from poisoncam_ray.store import connect
@@ -96,6 +96,8 @@ def _read(uri: str) -> bytes:
                 "backbone's weights alone."
             )
         return filesystem.cat_file(path)
+    except StoreAwayError:
+        raise
     except (OSError, ValueError) as error:
         raise UserError(f"The encoder {uri} cannot be read: {error}.") from None
 

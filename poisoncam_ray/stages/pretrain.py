@@ -40,7 +40,7 @@ from poisoncam_ray.stages.compute import set_threads
 from poisoncam_ray.stages.dataflow import hush
 from poisoncam_ray.stages.embed import write_encoder
 from poisoncam_ray.stages.own_encoder import check_encoder, checkpoint_sha256, import_encoder
-from poisoncam_ray.stages.training_data import Epochs
+from poisoncam_ray.stages.training_data import Epochs, drawn_by
 
 STATE = "state.json"
 PROGRESS = "progress.json"
@@ -52,7 +52,7 @@ WATCH_EVERY_S = 3
 class Pretrain(Stage):
     name = "01_encoder"
     title = "Pretrain"
-    version = 2
+    version = 3
     inputs = ("00_index",)
     sections = ("encoder", "pretrain")
 
@@ -137,9 +137,11 @@ def _fit(job: Job, run: Run) -> None:
 
     # In the main thread fit() would take over what Ctrl-C does, for good; a daemon never holds the exit up.
     Thread(target=fit, daemon=True).start()
-    _watch(run, training)
-    training.result()
-    shutil.rmtree(Path(tempfile.gettempdir()) / name, ignore_errors=True)
+    try:
+        _watch(run, training)
+        training.result()
+    finally:
+        shutil.rmtree(Path(tempfile.gettempdir()) / name, ignore_errors=True)
 
 
 def _watch(run: Run, training: Future[Any]) -> None:
@@ -180,7 +182,7 @@ def train_worker(config: dict[str, Any]) -> None:
         rate = learning_rate_at(step, epochs.total, warmup, base_rate)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        generator = torch.Generator().manual_seed(_draw(job.config.seed, step, rank))
+        generator = drawn_by(job.config.seed, step, rank)
         x_BCHW = x_BCHW.to(device).float() / 255
         views = two_views(x_BCHW, (settings.crop_min, 1.0), generator, recipe=model.recipe)
         v1_BCHW, v2_BCHW = (v.contiguous(memory_format=torch.channels_last) for v in views)
@@ -281,8 +283,3 @@ def _mean_over_ranks(value: Tensor) -> float:
         dist.all_reduce(value)
         value /= dist.get_world_size()
     return float(value)
-
-
-def _draw(seed: int, step: int, rank: int) -> int:
-    """A generator seed no two (seed, step, rank) of one run share."""
-    return ((seed << 40) ^ (step << 12) ^ rank) % 2**64

@@ -77,6 +77,11 @@ class Search(Stage):
         clusters = run.artifact("03_clusters")
         c_KD = read_centroids(clusters)
         k, g_K = len(c_KD), groups_of(run.out, c_KD, seed)
+        if k < 2 and settings.score == "margin":
+            raise UserError(
+                "search.score=margin needs two clusters, and all images look alike to this encoder: use "
+                "search.score=distance."
+            )
         most = settings.per_cluster * prune.most_rounds(k, rules)
         pool = gather_pool(clusters, most, settings.flip_images, k)
         state = prune.start(pool.y_P, pool.n_clusters)

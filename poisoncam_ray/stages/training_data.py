@@ -23,6 +23,14 @@ from poisoncam_ray.stages.dataflow import stream_pixels
 LOOK_AHEAD = 256
 
 
+def drawn_by(*numbers: int) -> torch.Generator:
+    """A generator that each tuple of numbers has its own of.
+
+    All of them go through a hash: of a seed's 64 bits torch's generator uses the lower 32.
+    """
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
+
+
 @dataclass(frozen=True)
 class Epochs:
     """`slice_rows`: indexed rows of each slice; `batch_size`: of all workers together; rows left over at an
@@ -77,7 +85,7 @@ class Epochs:
 
     def _shuffled(self, pieces: Iterator[Tensor], epoch: int, rank: int) -> Iterator[Tensor]:
         """Batches from windows of `shuffle_rows` rows, each window in random order."""
-        generator = torch.Generator().manual_seed((self.seed << 32) ^ (epoch << 12) ^ rank)
+        generator = drawn_by(self.seed, epoch, rank)
         size, left = self.batch_size // self.workers, self.steps_per_epoch
         held: list[Tensor] = []
         for piece in pieces:

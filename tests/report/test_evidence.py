@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from poisoncam_ray.artifact import Folder
+from poisoncam_ray.errors import StoreAwayError
 from poisoncam_ray.report import build_report, gather, render
 from poisoncam_ray.verdict import EVIDENCE, NO_EVIDENCE, NO_TRIGGER, NOTHING, TOO_FEW
 from tests.fake_evidence import WHY, accuse, write_evidence
@@ -137,6 +138,21 @@ def test_where_every_classifier_was_in_doubt_no_image_is_said_to_be_close_to_poi
     text = text_of(run)
     assert "The classifier was in doubt It left 21.0 % of the images" in text
     assert "closest to the line" not in text and "What the classifier made" not in text
+
+
+def test_a_store_that_stays_away_is_no_corpus_without_pictures(run_of) -> None:
+    class Away:
+        def __init__(self, trouble: Exception) -> None:
+            self.trouble = trouble
+
+        def fetch(self, image_ids: list[str]) -> list[bytes]:
+            raise self.trouble
+
+    run = run_of(True)
+    accuse(run, 1)
+    assert all(trigger.picture is None for trigger in gather(run.uri, corpus=Away(OSError("gone"))).triggers)
+    with pytest.raises(StoreAwayError):
+        gather(run.uri, corpus=Away(StoreAwayError("The store failed for 150 s")))
 
 
 def test_only_families_on_the_page_cost_pictures(run_of, monkeypatch) -> None:

@@ -18,7 +18,7 @@ from PIL import Image
 from poisoncam_ray.artifact import Folder, Ledger, Manifest, part_name
 from poisoncam_ray.corpus import open_corpus
 from poisoncam_ray.corpus.slices import SLICES, slice_table
-from poisoncam_ray.errors import UserError
+from poisoncam_ray.errors import LedgerError, UserError
 from poisoncam_ray.pipeline import Runner
 from poisoncam_ray.progress import Progress
 from poisoncam_ray.settings import load_config
@@ -153,6 +153,20 @@ def test_what_is_indexed_can_be_read_by_slice_and_by_id(indexed, corpus):
         ids, x_NCHW = read_slice(opened, CONFIG, indexed / "00_index", piece)
         assert x_NCHW.shape == (len(ids), 3, 16, 16) and x_NCHW.dtype == np.uint8
         assert np.array_equal(fetch_images(opened, CONFIG, ids[::-1]), x_NCHW[::-1])
+
+
+def test_a_file_of_a_folder_that_was_replaced_is_not_taken_for_what_was_indexed(tmp_path):
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for name, colour in (("a", 10), ("b", 20)):
+        Image.new("RGB", (20, 20), (colour, 0, 0)).save(corpus / f"{name}.png")
+    opened, index = open_corpus(str(corpus)), Folder(str(tmp_path / "index"))
+    (piece,) = opened.slices()
+    index_slice(piece, opened, CONFIG, index, Folder(str(tmp_path / "dead")))
+    assert read_slice(opened, CONFIG, index, piece)[0] == ["a.png", "b.png"]
+    Image.new("RGB", (20, 20), (0, 30, 0)).save(corpus / "b.png")
+    with pytest.raises(LedgerError, match=r"b\.png changed since it was indexed"):
+        read_slice(opened, CONFIG, index, piece)
 
 
 def test_a_slice_indexed_again_gives_the_same_files(corpus, tmp_path):

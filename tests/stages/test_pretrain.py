@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pickle
 from pathlib import Path
@@ -10,18 +11,20 @@ import pytest
 import safetensors.torch
 import torch
 import torch.distributed as dist
+from fsspec.implementations.local import LocalFileSystem
 from torch import nn
 
 from poisoncam_ray.artifact import Folder
 from poisoncam_ray.config import Config
-from poisoncam_ray.errors import UserError
+from poisoncam_ray.errors import StoreAwayError, UserError
 from poisoncam_ray.method.encoder import build_encoder
 from poisoncam_ray.method.objectives import OBJECTIVES, Objective
 from poisoncam_ray.settings import load_config
 from poisoncam_ray.stages import pretrain
 from poisoncam_ray.stages.embed import load_encoder
-from poisoncam_ray.stages.own_encoder import import_encoder
-from poisoncam_ray.stages.pretrain import _distributed, _draw, _optimizer, latest_checkpoint, restore, save
+from poisoncam_ray.stages.own_encoder import import_encoder, read_checkpoint
+from poisoncam_ray.stages.pretrain import _distributed, _optimizer, latest_checkpoint, restore, save
+from poisoncam_ray.stages.training_data import drawn_by
 
 SIDE, BATCH = 16, 8
 
@@ -135,9 +138,10 @@ def test_no_checkpoint_file_is_a_pickle(tmp_path):
 
 
 def test_every_step_of_every_rank_draws_from_a_generator_of_its_own():
-    drawn = {_draw(seed, step, rank) for seed in (0, 1, 2) for step in range(200) for rank in range(8)}
-    assert len(drawn) == 3 * 200 * 8
-    torch.Generator().manual_seed(_draw(2**31 - 1, 10**6, 63))
+    numbers = list(itertools.product((0, 1, 622, 2**23 - 1), (*range(100), 2**20, 2**20 + 1), range(4)))
+    streams = {tuple(torch.rand(3, generator=drawn_by(*each)).tolist()) for each in numbers}
+    assert len(streams) == len(numbers)
+    assert torch.equal(*(torch.rand(3, generator=drawn_by(7, 1, 0)) for _ in range(2)))
 
 
 # ------------------------------------------------------------- your own encoder
@@ -249,6 +253,16 @@ def test_torch_files_without_a_state_dict(tmp_path, value):
     path = tmp_path / "odd.pt"
     torch.save(value, path)
     assert "holds no state dict" in refused(path, tmp_path)
+
+
+def test_a_store_that_stays_away_is_no_mistake_of_the_user_s(tmp_path, monkeypatch):
+    def away(*_: object) -> None:
+        raise StoreAwayError("The store failed for 150 s")
+
+    (tmp_path / "a.pt").write_bytes(b"x")
+    monkeypatch.setattr(LocalFileSystem, "cat_file", away)
+    with pytest.raises(StoreAwayError):
+        read_checkpoint(str(tmp_path / "a.pt"))
 
 
 def test_checkpoints_that_are_not_there(tmp_path):
