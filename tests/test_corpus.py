@@ -185,7 +185,8 @@ def test_other_binary_types(tmp_path, kind):
     kept, removed = str(tmp_path / "kept"), str(tmp_path / "removed")
     assert corpus.split(unit, [0, 2, 1], {"_reason": ["r"]}, kept, removed) == (1, 1)
     assert pq.read_schema(f"{kept}/x.parquet") == pq.read_schema(tmp_path / "x.parquet")
-    assert [row.data for row in rows_of(open_corpus(kept)) + rows_of(open_corpus(removed))] == [image(1)] * 2
+    for place in (kept, removed):
+        assert pq.read_table(f"{place}/x.parquet", columns=["a.b"]).to_pylist() == [{"a.b": image(1)}]
 
 
 @given(st.lists(st.booleans(), max_size=30))
