@@ -90,7 +90,7 @@ class FolderCorpus:
                     why = f"{size} bytes, more than the limit of {IMAGE_MAX}"
                     return UnreadableError(f"The image {image_id}", why, "bomb")
                 # Of a range S3 is not asked for the size once more; one of nothing is refused.
-                return fs.cat_file(path, 0, size) if size else fs.cat_file(path)
+                return fs.cat_file(path, start=0, end=size) if size else fs.cat_file(path)
             except FileNotFoundError as error:
                 raise UserError(
                     f"The image {image_id} is gone from {self.uri}: restore it or index again."
