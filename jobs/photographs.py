@@ -11,8 +11,8 @@ from poisoncam_ray.signals import end_on_signals
 
 SEEDS = (199, 401, 622)
 """No class of theirs was used for tuning, or is one of seeds 59, 67 and 118, where misses prompted rules; but
-clean photographs of most were in corpora without poison that rules were held against. Misses on 199 and 401 at a
-share of 0.5 prompted one, too; none was made after 622."""
+clean photographs of most were in corpora without poison that rules were held against. Misses on 199 and 401
+at a share of 0.5 prompted one, too; none was made after 622."""
 
 
 def photographs(

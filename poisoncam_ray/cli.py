@@ -58,9 +58,9 @@ def defend(
 ) -> None:
     """Remove the poison from a corpus. Without --input: draw, poison, defend and evaluate the demo corpus."""
     settings = list(overrides or [])
-    for name, value in (("--input", input), ("--output", output), ("--encoder", encoder)):
-        if value is not None and not value.strip():
-            raise UserError(f"{name} is empty: give a place, or leave it out.")
+    places = {"input": input, "output": output, "encoder": encoder}
+    if empty := [name for name, given in places.items() if given == ""]:
+        raise UserError(f"--{empty[0]} is empty: give a place, or leave it out.")
     if max_dead_fraction is not None:
         settings.append(f"index.max_dead_fraction={max_dead_fraction}")
     if input is None:
@@ -128,8 +128,7 @@ def attack(
     console.print(f"{made['n_poisoned']:,} of {made['n_images']:,} images carry a trigger")
     if made["n_decoys"]:
         console.print(f"{made['n_decoys']:,} clean images carry a decoy")
-    console.print(f"corpus  {escape(output)}/corpus")
-    console.print(f"truth   {escape(output)}/truth.parquet")
+    console.print(f"corpus  {escape(output)}/corpus\ntruth   {escape(output)}/truth.parquet")
 
 
 def evaluate(

@@ -37,8 +37,7 @@ PEER = {
 """PatchSearch (Tejankar et al., arXiv 2304.01482): Grad-CAM's window as it is, net gain of the own cluster,
 and always something to remove."""
 SHARDS = 3
-ROW, SETTING = "row.json", "setting.json"
-NEVER_POISONED, AGAIN = "never-poisoned", "never-poisoned-again"
+ROW, SETTING, NEVER_POISONED, AGAIN = "row.json", "setting.json", "never-poisoned", "never-poisoned-again"
 
 
 @dataclass(frozen=True)
@@ -74,9 +73,8 @@ class Setting:
         for share in self.shares:
             if not 0 < share <= 1:
                 raise UserError(f"The share is {share}: use a number above 0 and at most 1.")
-        for seed in self.seeds:
-            if not 0 <= seed < SEEDS:
-                raise UserError(f"The seed is {seed}: use one from 0 to {SEEDS - 1:,}.")
+        if wrong := [seed for seed in self.seeds if not 0 <= seed < SEEDS]:
+            raise UserError(f"The seed is {wrong[0]}: use one from 0 to {SEEDS - 1:,}.")
         if self.trainings < 1:
             raise UserError(f"--trainings is {self.trainings}: at least one model is needed to compare with.")
         if not (self.triggers or self.clean or any(of_themselves)):
@@ -155,8 +153,7 @@ def _finished_runs(of_seed: Folder) -> list[Folder]:
 def _trained_on(of_seed: Folder, run: Folder, corpus: str) -> str | None:
     """The folder of a model that a finished run of the seed trained on this cleaned corpus (`_content`):
     attacks that differ in nothing but the trigger leave the same where nothing but the poison is removed.
-    None when `run` has trained its own."""
-    # What was measured with its own model, and then killed, goes on with it.
+    None when `run` has trained its own: killed, it goes on with that."""
     if Manifest.read(run / MODELS / "cleaned" / "01_encoder"):
         return None
     for here in _finished_runs(of_seed):
