@@ -58,9 +58,8 @@ def defend(
 ) -> None:
     """Remove the poison from a corpus. Without --input: draw, poison, defend and evaluate the demo corpus."""
     settings = list(overrides or [])
-    places = {"input": input, "output": output, "encoder": encoder}
-    if empty := [name for name, given in places.items() if given == ""]:
-        raise UserError(f"--{empty[0]} is empty: give a place, or leave it out.")
+    if "" in (input, output, encoder):
+        raise UserError("--input, --output or --encoder is empty: give a place, or leave it out.")
     if max_dead_fraction is not None:
         settings.append(f"index.max_dead_fraction={max_dead_fraction}")
     if input is None:

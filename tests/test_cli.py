@@ -116,7 +116,9 @@ def test_an_output_inside_the_input_is_refused(refuses, corpus):
 def test_an_empty_place_is_not_taken_for_none(refuses, corpus):
     for name in ("--input", "--output", "--encoder"):
         given = {"--input": corpus, "--output": "run", "--encoder": "x", name: ""}
-        assert f"{name} is empty" in refuses(*(part for pair in given.items() for part in pair))
+        assert "--encoder is empty: give a place" in refuses(
+            *(part for pair in given.items() for part in pair)
+        )
 
 
 @pytest.mark.parametrize(

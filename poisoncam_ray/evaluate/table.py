@@ -1,8 +1,8 @@
 """The results table: attack, defend and measure over seeds × triggers × shares × kinds of attack on labelled
 photographs.
 
-Every run has its own folder, so a killed table goes on where it was, and one that is asked for more does only
-that. Classes are drawn by seed from the labels that are allowed, the target among them.
+Every run has its own folder: a killed table goes on where it was, one that is asked for more does only that.
+Classes are drawn by seed from the labels allowed, the target among them.
 """
 
 from __future__ import annotations
@@ -44,12 +44,11 @@ ROW, SETTING, NEVER_POISONED, AGAIN = "row.json", "setting.json", "never-poisone
 class Setting:
     """One table.
 
-    labels: those that classes may be drawn from     per_class: photographs of each, at most
-    width: of the trigger, share of the image's shorter side
+    labels: that classes are drawn from     per_class: photographs of each, at most     width: of the trigger,
+    share of the image's shorter side
     shares: of the target's images that are poisoned     kinds: of attack, as in jobs/attack.py
     retrain: also models trained on the cleaned corpora, and probes on 1 % and 10 % of the labels
-    peer: also the search by Grad-CAM, on the same encoders
-    clean: also the defence of the never-poisoned corpora
+    peer: also the search by Grad-CAM, on the same encoders     clean: also the defence of the clean corpora
     trainings: of the never-poisoned model of a seed, whose figures are means over them
     """
 
