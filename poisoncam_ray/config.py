@@ -14,6 +14,8 @@ Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
 SEEDS = 2**23
 """How many seeds there are."""
+TRIGGERS_KEPT = 200
+"""Windows that the search keeps of each trigger family, and of the best whatever they are."""
 Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
 Strategy = Literal["interval", "random", "full_coverage", "sliding", "keep_only", "mixed"]
 
@@ -136,8 +138,8 @@ class Classify(Section):
     """The poison classifier. The paper: 2000 steps of SGD at 0.01, batch 32, five models;
     with AdamW, one cycle and a robust loss 150 steps did as well on photographs of 32 px."""
 
-    top_k: Annotated[int, Field(ge=2, le=200)] = 20
-    """Windows of each trigger family that its ensemble learns from; 200 are kept of each."""
+    top_k: Annotated[int, Field(ge=2, le=TRIGGERS_KEPT)] = 20
+    """Windows of each trigger family that its ensemble learns from."""
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.25
     """Share of the top-k triggers kept from training, to validate on."""
     paste_min: Fraction = 0.18
@@ -145,6 +147,7 @@ class Classify(Section):
     """Side of a paste. The paper's 0.09 to 0.36 are for 224 px: below 6 px a paste is noise."""
     models: Count = 3
     steps: Annotated[int, Field(ge=6)] = 150
+    """At least six: a fifth of them is warm-up, and torch divides by what a warm-up of one step has left."""
     batch_size: Annotated[int, Field(ge=2)] = 32
     """Photographs a step, each seen with and without a paste."""
     lr: Annotated[float, Field(gt=0)] = 2e-3

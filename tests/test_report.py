@@ -185,7 +185,7 @@ def test_credentials_in_a_url_stay_out(fake: FakeRun, tmp_path: Path) -> None:
     run = Folder(str(shutil.copytree(fake.run, tmp_path / "run")))
     settings = run.read_json("run.json")
     settings["config"]["encoder"]["checkpoint"] = "https://host/model?X-Signature=s3cr3t"
-    run.write_json("run.json", settings | {"input": "nowhere://key:s3cr@t@bucket/corpus"})
+    run.write_json("run.json", settings | {"input": "nowhere://key:s3cr3t@s3cr3t@bucket/corpus"})
     html = build_report(run.uri)
     assert "s3cr3t" not in html and "bucket/corpus" in html and "https://host/model" in html
 

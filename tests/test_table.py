@@ -11,7 +11,7 @@ import pytest
 from poisoncam_ray.artifact import Folder, Ledger, Manifest
 from poisoncam_ray.config import SEEDS, Config, Resources, Search
 from poisoncam_ray.errors import UserError
-from poisoncam_ray.evaluate import corpora, never_poisoned, table
+from poisoncam_ray.evaluate import corpora, never_poisoned, peer, table
 from poisoncam_ray.evaluate.corpora import Attacked
 from poisoncam_ray.evaluate.table import Setting, make_table
 from poisoncam_ray.progress import Progress
@@ -132,12 +132,12 @@ def test_results_tell_of_every_run_in_the_folder(evaluated: list, tmp_path: Path
 def test_the_peer_searches_on_the_same_encoder(
     evaluated: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(table, "PEER", {"strategy": "sliding"})
+    monkeypatch.setattr(peer, "PEER", {"strategy": "sliding"})
     rows = make_table(setting(peer=True), Config(), Folder(str(tmp_path)), Progress())
     assert all(row["peer recall"] == 1.0 for row in rows)
     peers = [checkpoint for name, checkpoint, _ in FakeRunner.runs if name == "peer"]
     assert len(set(peers)) == 4 and all(path.endswith("/run/01_encoder/model.safetensors") for path in peers)
-    monkeypatch.setattr(table, "PEER", {"strategy": "nonsense"})
+    monkeypatch.setattr(peer, "PEER", {"strategy": "nonsense"})
     with pytest.raises(UserError, match="The peer's search does not fit"):
         make_table(setting(peer=True), Config(), Folder(str(tmp_path)), Progress())
 

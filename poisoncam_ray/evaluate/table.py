@@ -1,8 +1,8 @@
 """The results table: attack, defend and measure over seeds × triggers × shares × kinds of attack on labelled
 photographs.
 
-Every run has its own folder: a killed table goes on where it was, one that is asked for more does only that.
-Classes are drawn by seed from the labels allowed, the target among them.
+Every run has its own folder, so a killed table goes on where it was, and one that is asked for more does only
+that. Classes are drawn by seed from the labels that are allowed, the target among them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
 
 from poisoncam_ray.artifact import Folder, Manifest, absolute
 from poisoncam_ray.attacks.kinds import KINDS, kind_named
@@ -22,8 +21,9 @@ from poisoncam_ray.errors import UserError
 from poisoncam_ray.evaluate import MAIN_FIGURES, OtherModels, Validation, evaluate_run
 from poisoncam_ray.evaluate.corpora import REFERENCE, SEED, Attacked, take_classes, trigger_name
 from poisoncam_ray.evaluate.never_poisoned import mean_probes, train_again
+from poisoncam_ray.evaluate.peer import peer_config
 from poisoncam_ray.evaluate.results import CLEANED, gaps, single_figures, write_results
-from poisoncam_ray.evaluate.retrain import FEATURES, MODELS, encoder_file, with_encoder
+from poisoncam_ray.evaluate.retrain import FEATURES, MODELS, encoder_file
 from poisoncam_ray.fingerprint import differences
 from poisoncam_ray.pipeline import Runner, defence
 from poisoncam_ray.progress import Progress
@@ -31,24 +31,21 @@ from poisoncam_ray.verdict import read_evidence
 
 # Beside the default strategy: the paper's own masks and score, the peer's Grad-CAM, and luck.
 STRATEGIES = ("full_coverage:hard", "gradcam", "random")
-PEER = {
-    "strategy": "gradcam", "refine": False, "scales": (1.0,), "reading": "gain", "false_alarm_rate": 1.0,
-}  # fmt: skip
-"""PatchSearch (Tejankar et al., arXiv 2304.01482): Grad-CAM's window as it is, net gain of the own cluster,
-and always something to remove."""
 SHARDS = 3
-ROW, SETTING, NEVER_POISONED, AGAIN = "row.json", "setting.json", "never-poisoned", "never-poisoned-again"
+ROW, SETTING = "row.json", "setting.json"
+NEVER_POISONED, AGAIN = "never-poisoned", "never-poisoned-again"
 
 
 @dataclass(frozen=True)
 class Setting:
     """One table.
 
-    labels: that classes are drawn from     per_class: photographs of each, at most     width: of the trigger,
-    share of the image's shorter side
+    labels: those that classes may be drawn from     per_class: photographs of each, at most
+    width: of the trigger, share of the image's shorter side
     shares: of the target's images that are poisoned     kinds: of attack, as in jobs/attack.py
     retrain: also models trained on the cleaned corpora, and probes on 1 % and 10 % of the labels
-    peer: also the search by Grad-CAM, on the same encoders     clean: also the defence of the clean corpora
+    peer: also the search by Grad-CAM, on the same encoders
+    clean: also the defence of the never-poisoned corpora
     trainings: of the never-poisoned model of a seed, whose figures are means over them
     """
 
@@ -189,17 +186,6 @@ def _claim(setting: Setting, config: Config, out: Folder) -> None:
             f"The table in {out.uri} is another one ({'; '.join(found)}): give a new --output, or what it "
             "was made with."
         )
-
-
-def peer_config(config: Config, checkpoint: str) -> Config:
-    """The peer's search on an encoder that is there. UserError when the search cannot be done so."""
-    search = config.search.model_dump() | PEER
-    tree = with_encoder(config, checkpoint).model_dump() | {"search": search}
-    try:
-        return Config.model_validate(tree)
-    except ValidationError as error:
-        why = error.errors()[0]["msg"]
-        raise UserError(f"The peer's search does not fit these settings: {why}.") from None
 
 
 def _prepare(setting: Setting, config: Config, folder: Folder, progress: Progress) -> _Seed:

@@ -14,7 +14,7 @@ from poisoncam_ray.corpus import Corpus, Slice
 from poisoncam_ray.corpus.storage import REMOVED_TYPES
 from poisoncam_ray.errors import LedgerError
 from poisoncam_ray.pipeline import Outcome, Run, Stage
-from poisoncam_ray.stages.dataflow import RESTARTS, in_flight
+from poisoncam_ray.stages.dataflow import RESTARTS, digest_columns, in_flight
 from poisoncam_ray.store import in_parallel
 
 KEPT, REMOVED, DEAD = 0, 1, 2
@@ -71,13 +71,13 @@ def write_unit(
     columns: dict[str, list[Any]] = {name: [] for name in REMOVED_TYPES}
     sha256: dict[str, str] = {}
     for piece in unit:
-        rows = (
-            folders["00_index"].read_table(part_name(piece.index), ["image_id", "row", "sha256"]).to_pydict()
-        )
+        wanted = ["image_id", "row", *digest_columns(piece)]
+        rows = folders["00_index"].read_table(part_name(piece.index), wanted).to_pydict()
         verdicts = folders["06_verdicts"].read_table(part_name(piece.index)).to_pydict()
         if rows["image_id"] != verdicts["image_id"]:
             raise LedgerError(f"verdicts of slice {piece.index} are not those of its indexed rows")
-        sha256 |= zip(rows["image_id"], rows["sha256"], strict=True)
+        if "sha256" in rows:
+            sha256 |= zip(rows["image_id"], rows["sha256"], strict=True)
         for i, row in enumerate(rows["row"]):
             removed = verdicts["verdict"][i] == "remove"
             fate_N[row - first] = REMOVED if removed else KEPT

@@ -97,9 +97,10 @@ def read_slice(corpus: Corpus, config: Config, index: Folder, piece: Slice) -> t
 
     Raises LedgerError when the corpus no longer holds what was indexed.
     """
-    indexed = index.read_table(part_name(piece.index), ["image_id", "sha256"])
-    ids, digests = (indexed[name].to_pylist() for name in ("image_id", "sha256"))
-    wanted = dict(zip(ids, digests, strict=True))
+    indexed = index.read_table(part_name(piece.index), ["image_id", *digest_columns(piece)])
+    # Each image's digest, None in a shard.
+    ids, *digests = (column.to_pylist() for column in indexed.columns)
+    wanted = dict(zip(ids, *digests, strict=True)) if digests else dict.fromkeys(ids)
     size = config.encoder.image_size
     x_NCHW = np.empty((len(ids), 3, size, size), np.uint8)
     found: list[str] = []
@@ -107,14 +108,20 @@ def read_slice(corpus: Corpus, config: Config, index: Folder, piece: Slice) -> t
         if row.image_id in wanted:
             if row.error:
                 raise LedgerError(f"{row.image_id} could be read when it was indexed: {row.error[1]}")
-            # Of a shard the version is checked where it is opened; files of a folder have none.
-            if piece.files and hashlib.sha256(row.data or b"").hexdigest() != wanted[row.image_id]:
+            digest = wanted[row.image_id]
+            if digest and hashlib.sha256(row.data or b"").hexdigest() != digest:
                 raise LedgerError(f"{row.image_id} changed since it was indexed: use a new output folder")
             x_NCHW[len(found)] = decode_indexed(row.data, config)
             found.append(row.image_id)
     if found != ids:
         raise LedgerError(f"{piece.source} changed since it was indexed: use a new output folder")
     return ids, x_NCHW
+
+
+def digest_columns(piece: Slice) -> list[str]:
+    """The column of the index that says whether an image is still the one that was indexed: of a folder's
+    slices alone, since of a shard the version is checked where it is opened."""
+    return ["sha256"] if piece.files else []
 
 
 def fetch_images(corpus: Corpus, config: Config, ids: list[str]) -> Pixels:

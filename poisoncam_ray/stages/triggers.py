@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from poisoncam_ray.artifact import SIDES, Folder
+from poisoncam_ray.config import TRIGGERS_KEPT
 from poisoncam_ray.method.bundles import bundles
 from poisoncam_ray.method.copies import COPIES_COUNT, copied
 from poisoncam_ray.method.evidence import Weighing, weigh
@@ -26,8 +27,6 @@ from poisoncam_ray.stages.crops import from_png
 from poisoncam_ray.verdict import EVIDENCE, NO_EVIDENCE, POISON
 
 TRIGGERS = "triggers.parquet"
-KEPT = 200
-"""Windows kept of each family, and of the best whatever they are."""
 GROUPED = 2000
 """Suspects grouped into families, about: of more the best of each bundle, lest a strong attacker's windows
 leave no room for a weaker one's."""
@@ -173,10 +172,10 @@ def _families(tried: _Candidates, i_S: Tensor, by_look_N: Tensor, y_F: Tensor, k
 
 
 def _kept(family_N: Tensor) -> np.ndarray:
-    """Positions of the KEPT best, and of the KEPT best of each family, best first."""
-    best = [np.arange(min(KEPT, len(family_N)))]
+    """Positions of the TRIGGERS_KEPT best, and of as many of each family, best first."""
+    best = [np.arange(min(TRIGGERS_KEPT, len(family_N)))]
     for family in range(1, int(family_N.max()) + 1):
-        best.append((family_N == family).nonzero()[:KEPT, 0].numpy())
+        best.append((family_N == family).nonzero()[:TRIGGERS_KEPT, 0].numpy())
     return np.unique(np.concatenate(best))
 
 

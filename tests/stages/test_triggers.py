@@ -151,7 +151,7 @@ def test_rounds_and_the_order_of_work_do_not_matter(tmp_path):
 
 
 def test_the_best_are_kept_and_the_best_of_every_family(tmp_path, monkeypatch):
-    monkeypatch.setattr(triggers, "KEPT", 3)
+    monkeypatch.setattr(triggers, "TRIGGERS_KEPT", 3)
     _, evidence, listed = search(tmp_path, poisoned())
     assert [row["family"] for row in listed] == [1, 1, 1, 2, 2, 2]
     assert [family["ranks"] for family in evidence["families"]] == [[0, 1, 2], [3, 4, 5]]
