@@ -155,6 +155,25 @@ def test_image_column_chooses_among_several_images(tmp_path):
     assert kinds_of(corpus) == ["", "no_image"] and rows_of(corpus)[0].data == image(0)
 
 
+def test_what_macos_writes_beside_a_file_goes_with_its_sample(tmp_path):
+    double = bytes.fromhex("00051607") + bytes(80)
+    members = [
+        twin
+        for name, data in plain_members(3)
+        for twin in ((name.replace("set/", "set/._"), double), (name, data))
+    ]
+    members += [("._alone.png", double), ("._3.png", image(9)), ("3.png", image(3)), (".4.png", image(4))]
+    corpus = corpus_of(tmp_path, tar_bytes(members))
+    assert kinds_of(corpus) == ["", "", "", "no_image", "unsafe_member", "no_image"]
+    assert [row.data for row in rows_of(corpus)][:3] == [image(i) for i in range(3)]
+    (part,) = corpus.slices()
+    assert corpus.labels(part, "cls")[:3] == ["0", "1", "2"]
+    corpus.split([part], [0, 1, 0, 2, 2, 2], {}, str(tmp_path / "kept"), str(tmp_path / "removed"))
+    kept, removed = ({n for n, _ in raw_members(tmp_path / to / "0.tar")} for to in ("kept", "removed"))
+    assert kept == {n for n, _ in members if "0000" in n or "0002" in n}
+    assert removed == {n for n, _ in members if "0001" in n}
+
+
 def test_rewrite_replaces_only_the_image(tmp_path):
     long = "x" * 150
     members = [

@@ -40,7 +40,7 @@ SETTINGS = (
     "search.flip_images=8",
     "search.prune=0.9",
     "classify.models=1",
-    "classify.steps=2",
+    "classify.steps=6",
     "classify.top_k=8",
 )
 """The least of everything that does not depend on the number of rows."""

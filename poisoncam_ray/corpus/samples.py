@@ -12,6 +12,8 @@ from poisoncam_ray.corpus.tar import Member, Reader, TarError, walk
 
 Fault = tuple[str, str]
 _MEMBERS_MAX = 1000
+# RFC 1740, appendix B.
+_APPLE_DOUBLE = bytes.fromhex("00051607")
 # A larger label is none.
 _LABEL_MAX = 2**20
 
@@ -57,21 +59,21 @@ def samples(file: Reader, start: int, stop: int, size: int, extension: str) -> I
                 continue
             if current is None or row != number:
                 if current:
-                    yield _judged(current, extension)
+                    yield _judged(current, extension, file)
                 current, number = Sample(member.key, member.start), row
             if len(current.members) <= _MEMBERS_MAX:
                 current.members.append(member)
     except TarError as damage:
         key = key_of(damage)
         if current and key is not None and key != current.key:
-            yield _judged(current, extension)
+            yield _judged(current, extension, file)
             current = None
         rest = current or Sample(key, damage.offset)
         reason = f"{damage}: this row stands for the rest of the shard"
         yield Sample(rest.key, rest.start, fault=(UNREADABLE_SHARD, reason))
         return
     if current:
-        yield _judged(current, extension)
+        yield _judged(current, extension, file)
 
 
 def key_of(damage: TarError) -> str | None:
@@ -114,12 +116,17 @@ def _content(file: Reader, member: Member) -> bytes:
     return file.read(member.size)
 
 
-def _judged(sample: Sample, extension: str) -> Sample:
-    sample.fault = _fault(sample, extension)
+def _is_apple_double(file: Reader, member: Member) -> bool:
+    file.seek(member.data)
+    return file.read(min(member.size, len(_APPLE_DOUBLE))) == _APPLE_DOUBLE
+
+
+def _judged(sample: Sample, extension: str, file: Reader) -> Sample:
+    sample.fault = _fault(sample, extension, file)
     return sample
 
 
-def _fault(sample: Sample, extension: str) -> Fault | None:
+def _fault(sample: Sample, extension: str, file: Reader) -> Fault | None:
     names, key = [m.name for m in sample.members], shown(sample.key or "")
     if len(names) > _MEMBERS_MAX:
         return "unsafe_member", f"more than {_MEMBERS_MAX} members"
@@ -127,6 +134,9 @@ def _fault(sample: Sample, extension: str) -> Fault | None:
         named = unsafe[0].kind in ("file", "folder")
         why = "its name leaves the folder" if named else "it is no ordinary file"
         return "unsafe_member", f"{shown(unsafe[0].name)}: {why}"
+    if disguised := [m for m in sample.members if m.beside and not _is_apple_double(file, m)]:
+        # Some readers would take it for an image, and nobody has looked at it.
+        return "unsafe_member", f"{shown(disguised[0].name)}: hidden, and not what macOS writes beside a file"
     if len(set(names)) < len(names):
         return "duplicate_key", f"a member of {key} occurs twice"
     images = [m for m in sample.members if is_image(m, extension)]

@@ -29,6 +29,7 @@ _EMPTY = (
 )
 _PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
 _EXTENDED = (*_PAX, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+APPLE = "._"
 _CLIMBS = re.compile(r"^$|^[/\\]|^[A-Za-z]:[/\\]|(^|[/\\])\.\.([/\\]|$)|\0")
 
 
@@ -69,16 +70,25 @@ class Member:
         return None if self.kind in ("folder", "global") and self.safe else split_name(self.name)[0]
 
     @property
+    def beside(self) -> bool:
+        """Whether its name says that macOS wrote it beside another member."""
+        return self.kind == "file" and self.name.rpartition("/")[2].startswith(APPLE)
+
+    @property
     def extension(self) -> str:
         """What follows the first dot of the base name, in lower case."""
         return split_name(self.name)[1]
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Key and extension; hidden files (which WebDataset ignores) have no extension."""
+    """Key and extension; hidden files (which WebDataset ignores) have no extension. What macOS writes beside
+    a file, `._` before its name, is of that file's key."""
     folder, slash, base = name.rpartition("/")
-    stem, dot, extension = base.partition(".")
-    return (folder + slash + stem, extension.lower()) if stem and dot else (name, "")
+    beside = base.startswith(APPLE)
+    stem, dot, extension = base.removeprefix(APPLE).partition(".")
+    if not (stem and dot):
+        return name, ""
+    return folder + slash + stem, "" if beside else extension.lower()
 
 
 def walk(file: Reader, start: int, stop: int, size: int) -> Iterator[Member]:
