@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from poisoncam_ray.cli import run_command
+from poisoncam_ray.program import run_program
 from poisoncam_ray.settings import load_config
 
 
@@ -53,4 +53,4 @@ def benchmark(
 
 
 if __name__ == "__main__":
-    run_command(benchmark)
+    run_program(benchmark)

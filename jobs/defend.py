@@ -1,6 +1,7 @@
 """Remove the poison from a corpus: jobs/defend.py --input URI --output URI. No arguments: the demo."""
 
-from poisoncam_ray.cli import defend, run_command
+from poisoncam_ray.cli import defend
+from poisoncam_ray.program import run_program
 
 if __name__ == "__main__":
-    run_command(defend)
+    run_program(defend)

@@ -1,6 +1,7 @@
 """Measure a finished run against the attack's truth (--help lists the options)."""
 
-from poisoncam_ray.cli import evaluate, run_command
+from poisoncam_ray.cli import evaluate
+from poisoncam_ray.program import run_program
 
 if __name__ == "__main__":
-    run_command(evaluate)
+    run_program(evaluate)

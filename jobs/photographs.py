@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from poisoncam_ray.cli import run_command
+from poisoncam_ray.program import run_program
 from poisoncam_ray.settings import load_config
 from poisoncam_ray.signals import end_on_signals
 
@@ -84,4 +84,4 @@ def photographs(
 
 
 if __name__ == "__main__":
-    run_command(photographs)
+    run_program(photographs)

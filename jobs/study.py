@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
-from poisoncam_ray.cli import run_command
 from poisoncam_ray.errors import UserError
+from poisoncam_ray.program import run_program
 from poisoncam_ray.signals import end_on_signals
 
 
@@ -56,4 +56,4 @@ def study(
 
 
 if __name__ == "__main__":
-    run_command(study)
+    run_program(study)

@@ -1,29 +1,23 @@
 """The command line: `poisoncam defend|attack|evaluate`, and what the scripts in jobs/ call.
 
-Exit codes: 0 done, 2 the user's mistake (one sentence), 1 failed, 143 ended by SIGTERM, 130 by SIGINT;
-3 done and poison found, for those who ask for it with --exit-code.
 Ray and torch are imported inside the commands, after the settings are checked: a misspelt key shows at once.
 """
 
 from __future__ import annotations
 
-import sys
 import time
-import traceback
-from collections.abc import Callable
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from poisoncam_ray.config import Config
-from poisoncam_ray.errors import StageFailedError, UserError, origin
+from poisoncam_ray.errors import StageFailedError, UserError
+from poisoncam_ray.program import RESUMES, run_program
 from poisoncam_ray.settings import load_config, presets
-from poisoncam_ray.signals import end_on_signals, ended_by
+from poisoncam_ray.signals import end_on_signals
 
 FOUND_POISON = 3
-RESUMES = "What was finished is kept: the same command resumes."
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[section.key=value]…", help="settings that win over preset and file"),
@@ -62,8 +56,10 @@ def defend(
         raise UserError("--input, --output or --encoder is empty: give a place, or leave it out.")
     if max_dead_fraction is not None:
         settings.append(f"index.max_dead_fraction={max_dead_fraction}")
+    if encoder is not None:
+        settings.append(f"encoder.checkpoint={encoder}")
     if input is None:
-        chosen = load_config(preset or "demo", config, settings, encoder)
+        chosen = load_config(preset or "demo", config, settings)
         from poisoncam_ray.artifact import Folder
         from poisoncam_ray.demo.run import measure_demo, prepare_demo
         from poisoncam_ray.progress import Progress
@@ -75,7 +71,7 @@ def defend(
     else:
         if output is None:
             raise UserError("Give --output, the folder for the cleaned corpus and all that is found.")
-        poison = run_defence(input, output, load_config(preset, config, settings, encoder), retry_dead)
+        poison = run_defence(input, output, load_config(preset, config, settings), retry_dead)
     if poison and exit_code:
         raise typer.Exit(FOUND_POISON)
 
@@ -127,7 +123,8 @@ def attack(
     console.print(f"{made['n_poisoned']:,} of {made['n_images']:,} images carry a trigger")
     if made["n_decoys"]:
         console.print(f"{made['n_decoys']:,} clean images carry a decoy")
-    console.print(f"corpus  {escape(output)}/corpus\ntruth   {escape(output)}/truth.parquet")
+    console.print(f"corpus  {escape(output)}/corpus")
+    console.print(f"truth   {escape(output)}/truth.parquet")
 
 
 def evaluate(
@@ -242,59 +239,6 @@ def _numbers(settings: list[str]) -> dict[str, float]:
     return numbers
 
 
-def run_command(command: Callable[..., None]) -> None:
-    """One command as a program, with our exit codes."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(command)
-    _exit_code(app)
-
-
-def _exit_code(app: typer.Typer) -> None:
-    end_on_signals()
-    code: str | int | None = 0
-    try:
-        app()
-    except SystemExit as end:
-        code = end.code
-    except Exception as error:
-        # Of a signal Ray may make an error of its own.
-        code = 1 if ended_by() else _tell(error)
-    if signal := ended_by():
-        _say(f"Ended by {signal.name}.")
-        code = 128 + signal
-    sys.exit(code)
-
-
-def _tell(error: Exception) -> int:
-    """A sentence that says what went wrong, and the traceback where it is no mistake of the user's.
-
-    Returns the exit code.
-    """
-    failure = error.__cause__ or error if isinstance(error, StageFailedError) else error
-    found = origin(failure)
-    if isinstance(found, UserError):
-        _say(str(found))
-        return 2
-    why = f"{type(found).__name__}: {str(found).strip().partition(chr(10))[0]}"
-    _say(why if failure is error else f"{error}: {why.rstrip('.')}. {RESUMES}")
-    print(printable("".join(traceback.format_exception(failure))), file=sys.stderr)
-    return 1
-
-
-def _say(sentence: str) -> None:
-    Console(stderr=True, highlight=False, soft_wrap=True).print(
-        f"[bold]error[/] {escape(printable(sentence))}"
-    )
-
-
-def printable(text: str) -> str:
-    """Without what would act on a terminal: names in a corpus may hold escape sequences."""
-    return "".join(c if c == "\n" or c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
-
-
 def main() -> None:
     """The console script."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
-    for command in (defend, attack, evaluate):
-        app.command()(command)
-    _exit_code(app)
+    run_program(defend, attack, evaluate)

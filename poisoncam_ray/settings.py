@@ -28,13 +28,8 @@ def presets() -> dict[str, Path]:
     }
 
 
-def load_config(
-    preset: str | None = None,
-    file: str | None = None,
-    overrides: Iterable[str] = (),
-    checkpoint: str | None = None,
-) -> Config:
-    """Merge preset, YAML file, `section.key=value` overrides and encoder.checkpoint into a validated Config.
+def load_config(preset: str | None = None, file: str | None = None, overrides: Iterable[str] = ()) -> Config:
+    """Merge preset, YAML file and `section.key=value` overrides into a validated Config.
 
     Raises UserError, one sentence, for an unknown preset, file or key (the nearest is suggested) or a value.
     """
@@ -52,20 +47,33 @@ def load_config(
             raise UserError(
                 f"{item!r} is no override: write section.key=value, for example search.masks=128."
             )
-        try:
-            parsed = yaml.safe_load(value)
-        except yaml.YAMLError:
-            parsed = value
-        # YAML 1.1 reads 1e-3 as a string: what looks like a number is one.
-        if isinstance(parsed, str) and _is_number(parsed):
-            parsed = float(parsed)
+        parsed: Any = _text(value) if _is_text(key) else _parsed(value)
         for part in reversed(key.split(".")):
             parsed = {part: parsed}
         tree = _merge(tree, parsed)
-    if checkpoint is not None:
-        # A path as it is: YAML would read a comment or a mapping in some.
-        tree = _merge(tree, {"encoder": {"checkpoint": checkpoint}})
     return _validate(tree)
+
+
+def _is_text(key: str) -> bool:
+    section, _, name = key.partition(".")
+    within = Config.model_fields.get(section)
+    made = within.annotation if within else None
+    field = made.model_fields.get(name) if isinstance(made, type) and issubclass(made, BaseModel) else None
+    return field is not None and field.annotation in (str, str | None)
+
+
+def _text(value: str) -> str | None:
+    # As it is: YAML would read a number in a column's name, a comment or a mapping in a path.
+    return None if value in ("", "null") else value
+
+
+def _parsed(value: str) -> Any:
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        return value
+    # YAML 1.1 reads 1e-3 as a string: what looks like a number is one.
+    return float(parsed) if isinstance(parsed, str) and _is_number(parsed) else parsed
 
 
 def _validate(tree: dict[str, Any]) -> Config:

@@ -18,6 +18,7 @@ from PIL import Image
 
 from poisoncam_ray import cli
 from poisoncam_ray.errors import StageFailedError, UserError
+from poisoncam_ray.program import RESUMES, run_program
 from tests.small import ROOT
 
 
@@ -49,7 +50,7 @@ def program(monkeypatch, capsys):
         monkeypatch.setattr("poisoncam_ray.stages.dataflow.connect", started)
         monkeypatch.setattr(sys, "argv", ["program", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
-            cli.run_command(command)
+            run_program(command)
         return ended.value.code, capsys.readouterr().err
 
     yield call
@@ -267,7 +268,7 @@ def test_a_failed_stage_is_named_first_and_how_to_go_on(program):
 
     code, said = program(failing)
     assert code == 1
-    assert said.startswith(f"error Search failed: OSError: no space left. {cli.RESUMES}\nOSError: ")
+    assert said.startswith(f"error Search failed: OSError: no space left. {RESUMES}\nOSError: ")
 
 
 def test_a_mistake_found_in_a_stage_stays_a_mistake(program):
@@ -282,14 +283,14 @@ def test_a_signal_ends_the_program_by_its_finallys(tmp_path, number):
     script = tmp_path / "program.py"
     script.write_text(
         "import time\n"
-        "from poisoncam_ray.cli import run_command\n"
+        "from poisoncam_ray.program import run_program\n"
         "def work() -> None:\n"
         "    try:\n"
         "        print('at work', flush=True)\n"
         "        time.sleep(60)\n"
         "    finally:\n"
         "        print('released', flush=True)\n"
-        "run_command(work)\n"
+        "run_program(work)\n"
     )
     process = subprocess.Popen(
         [sys.executable, str(script)],

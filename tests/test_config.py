@@ -80,9 +80,12 @@ def test_mistakes_are_told_in_one_sentence(override, words):
     assert "\n" not in str(caught.value)
 
 
-def test_a_checkpoint_is_taken_as_it_is_written():
-    for path in ("models/run #3.safetensors", "a: b.safetensors", "7"):
-        assert load_config(overrides=["encoder.checkpoint=x"], checkpoint=path).encoder.checkpoint == path
+@pytest.mark.parametrize("text", ["models/run #3.safetensors", "a: b.safetensors", "7", "1e3", "true", "a=b"])
+def test_text_is_taken_as_it_is_written(text):
+    config = load_config(overrides=[f"encoder.checkpoint={text}", f"index.image_column={text}"])
+    assert config.encoder.checkpoint == config.index.image_column == text
+    overrides = [f"index.image_column={text}", "index.image_column=null"]
+    assert load_config(overrides=overrides).index.image_column is None
 
 
 def test_unknown_preset_and_unreadable_files(tmp_path):

@@ -14,6 +14,7 @@ from poisoncam_ray.artifact import Folder, Manifest
 from poisoncam_ray.config import Config
 from poisoncam_ray.corpus import open_corpus
 from poisoncam_ray.pipeline import Done, Run
+from poisoncam_ray.program import run_program
 from poisoncam_ray.progress import Progress
 from poisoncam_ray.stages.report import Report
 from poisoncam_ray.verdict import (
@@ -121,7 +122,7 @@ def defend(monkeypatch, capsys):
         monkeypatch.setattr("poisoncam_ray.pipeline.Runner", Finished)
         monkeypatch.setattr(sys, "argv", ["defend", "--input", fake.corpus, "--output", fake.run, *flags])
         with pytest.raises(SystemExit) as ended:
-            cli.run_command(cli.defend)
+            run_program(cli.defend)
         return ended.value.code, capsys.readouterr().out.splitlines()
 
     yield call
