@@ -219,8 +219,10 @@ def run_defence(input_uri: str, output_uri: str, config: Config, retry_dead: boo
         )
     evidence = read_evidence(runner.folder / "04_search")
     if evidence:
-        by_family = manifests["Report"].facts.get("removed_by_family", {})
-        for line in tell(evidence, removed, {int(family): n for family, n in by_family.items()}):
+        removed_by = {
+            int(family): n for family, n in manifests["Report"].facts.get("removed_by_family", {}).items()
+        }
+        for line in tell(evidence, removed, removed_by, manifests["Classify"].facts.get("in_doubt", ())):
             progress.console.print(line)
     progress.console.print(f"clean corpus  {escape(output_uri)}/07_clean")
     progress.console.print(f"report        {escape(output_uri)}/report/index.html")

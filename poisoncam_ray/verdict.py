@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -92,9 +92,11 @@ def _known(kind: type[Family] | type[Evidence], tree: Mapping[str, Any]) -> dict
     return {key: value for key, value in tree.items() if key in kind.__dataclass_fields__}
 
 
-def tell(evidence: Evidence, removed: int, by_family: Mapping[int, int]) -> list[str]:
+def tell(
+    evidence: Evidence, removed: int, by_family: Mapping[int, int], doubted: Collection[int] = ()
+) -> list[str]:
     """The verdict in one line, then one for each family, or what to know beside "no evidence"; `by_family`
-    holds the images removed for each."""
+    holds the images removed for each, `doubted` the families whose classifier removes nothing, in doubt."""
     if not evidence.poison:
         gone = "nothing was removed" if removed == 0 else f"{_images(removed)} removed"
         if evidence.threshold is None:
@@ -105,10 +107,11 @@ def tell(evidence: Evidence, removed: int, by_family: Mapping[int, int]) -> list
     kinds = "1 trigger family" if n == 1 else f"{n} trigger families"
     lines = [f"Poison found: {kinds}, {_images(removed)} removed{_in_brackets(evidence.p_value)}."]
     for family in evidence.families:
-        lines.append(
-            f"  family {family.family}: {_images(by_family.get(family.family, 0))} removed, "
-            f"best score {percent(family.best_score)}{_in_brackets(family.p_value)}"
-        )
+        gone = f"{_images(by_family.get(family.family, 0))} removed"
+        if family.family in doubted:
+            gone = "nothing removed, its classifier is in doubt"
+        best = f"best score {percent(family.best_score)}{_in_brackets(family.p_value)}"
+        lines.append(f"  family {family.family}: {gone}, {best}")
     return lines
 
 

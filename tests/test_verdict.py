@@ -98,6 +98,7 @@ def finish(fake: FakeRun) -> list[Done]:
     outcome = Report().run(Run(Config(), corpus, run, run / "report", Progress()))
     report = Manifest({}, {}, "0", None, 1.0, outcome.facts)
     return [
+        Done("Classify", Manifest.read(run / "05_classifier"), False),
         Done("Clean", Manifest.read(run / "07_clean"), False),
         Done("Report", report, False),
     ]
@@ -143,6 +144,16 @@ def test_poison_is_said_by_family_and_is_an_exit_code_for_those_who_ask(tmp_path
     ]
     assert lines[-1].endswith("report/index.html")
     assert defend(fake)[0] == 0
+
+
+def test_a_family_whose_classifier_was_in_doubt_says_why_nothing_of_it_went(tmp_path, defend) -> None:
+    fake = make_fake_run(tmp_path)
+    accuse(Folder(fake.run), 2)
+    trained = Folder(fake.run) / "05_classifier"
+    Manifest({}, {}, "0", None, 1.0, {"in_doubt": [2]}).write(trained)
+    said = [line for line in defend(fake)[1] if line.startswith("  family ")]
+    assert "images removed, best score 90 %" in said[0]
+    assert said[1] == "  family 2: nothing removed, its classifier is in doubt, best score 87 % (p = 0.0008)"
 
 
 def test_no_evidence_is_one_line_and_code_0_either_way(tmp_path, defend) -> None:

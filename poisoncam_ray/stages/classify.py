@@ -67,13 +67,14 @@ class Classify(Stage):
         least = min(chosen.values(), key=lambda facts: facts["recall"])
         run.out.write_json(VALIDATION, least | {"trained": True, "families": chosen})
         ensembles = "" if len(numbers) == 1 else f" for each of {len(numbers)} families"
-        n_spared = sum(not facts["erased"] for facts in chosen.values())
-        spared = f"; {n_spared} in doubt, not erased" if n_spared else ""
+        in_doubt = [int(family) for family, facts in chosen.items() if not facts["erased"]]
+        spared = f"; {len(in_doubt)} in doubt, not erased" if in_doubt else ""
         facts = {
             "summary": f"{settings.models} models{ensembles}, "
             f"{least['recall']:.1%} of held-out pastes recognised{spared}",
             "models_reused": reused,
             "trained": True,
+            "in_doubt": in_doubt,
             **least,
         }
         return Outcome(facts=facts)
