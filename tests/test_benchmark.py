@@ -76,14 +76,15 @@ def test_the_timed_step_is_a_training_step(corpus):
         torch.testing.assert_close(trainer.model.state_dict()[key], value, rtol=1e-3, atol=2e-4)
 
 
-def test_without_ray_two_lines_are_written(corpus, tmp_path):
+def test_without_ray_three_lines_are_written(corpus, tmp_path):
     out = Folder(str(tmp_path))
     table = measure(corpus, small(), out, ONCE, peak=(1.0, 2.0), use_ray=False)
     assert table == (tmp_path / "benchmark.md").read_text()
     assert table.splitlines()[0] == "| " + " | ".join(COLUMNS) + " |"
     written = json.loads((tmp_path / "benchmark.json").read_text())
     assert {"device", "cores", "torch", "threads", "load_before"} <= written["machine"].keys()
-    search, training = written["comparisons"]
+    search, memory, training = written["comparisons"]
+    assert memory["answers"] == "equal" and memory["ways"][0] == "freed memory kept"
     assert search["answers"] == "3 of 3 windows and 3 of 3 counts equal"
     assert search["facts"]["forwards"] == 3 * (8 + 6)
     assert all(len(c["rates"][0]) == len(c["rates"][1]) == len(c["ratios"]) == 1 for c in (search, training))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from poisoncam_ray.artifact import Folder
+from poisoncam_ray.benchmark.allocator import compare_allocator
 from poisoncam_ray.benchmark.compare import Comparison, machine, markdown
 from poisoncam_ray.benchmark.search import compare_search
 from poisoncam_ray.benchmark.training import compare_training
@@ -21,7 +22,7 @@ from poisoncam_ray.config import Config
 from poisoncam_ray.corpus import open_corpus
 from poisoncam_ray.decode import DecodeError, decode
 from poisoncam_ray.errors import UserError
-from poisoncam_ray.stages.compute import device
+from poisoncam_ray.stages.compute import device, keep_freed_memory
 
 SHARDS = 4
 """Of the drawn corpus, the last one written when all are."""
@@ -41,13 +42,14 @@ class Sizes:
 def measure(
     uri: str, config: Config, out: Folder, sizes: Sizes, peak: tuple[float, float] | None, use_ray: bool
 ) -> str:
-    """Compare search, training and, with Ray, Embed; write benchmark.json and benchmark.md into `out` and
-    return the Markdown.
+    """Compare search, on CPUs also with freed memory returned, training and, with Ray, Embed; write
+    benchmark.json and benchmark.md into `out` and return the Markdown.
 
     `peak`: the GPU's TFLOP/s in float32 and in bfloat16, as its maker states them; without it no share of the
     peak is told. Raises UserError when the corpus at `uri` is too small.
     """
     torch.set_num_threads(sizes.threads or os.cpu_count() or 1)
+    keep_freed_memory()
     facts, found = machine(), []
     for compared in _comparisons(uri, config, out, sizes, use_ray):
         found.append(compared.with_share(peak))
@@ -62,6 +64,8 @@ def _comparisons(uri: str, config: Config, out: Folder, sizes: Sizes, use_ray: b
     n_search = sizes.candidates + config.search.flip_images
     x_NCHW = first_images(uri, config, max(batch, n_search)).to(device())
     yield compare_search(x_NCHW, config, sizes.candidates, sizes.rounds)
+    if device().type == "cpu":
+        yield compare_allocator(x_NCHW, config, sizes.candidates, sizes.rounds)
     yield compare_training(x_NCHW[:batch], config, sizes.steps, sizes.rounds)
     if use_ray:
         # Ray takes seconds to import and is not wanted everywhere.

@@ -33,9 +33,7 @@ from poisoncam_ray.method.score import poison_scores
 def compare_search(x_NCHW: Tensor, config: Config, n: int, rounds: int) -> Comparison:
     """`n` candidates by the configured strategy on an untrained encoder; x_NCHW (uint8) holds them and then
     the flip-test images."""
-    torch.manual_seed(config.seed)
-    made = config.encoder
-    encoder = build_encoder(made.backbone, made.image_size, made.patch_size).to(x_NCHW.device).eval()
+    encoder = untrained(config).to(x_NCHW.device)
     work = candidates(encoder, x_NCHW, config, n)
     forwards = n * (len(work.m_BHW) + len(work.x_FCHW))
     ways = (lambda: batched(encoder, work), lambda: one_at_a_time(encoder, work))
@@ -50,9 +48,19 @@ def compare_search(x_NCHW: Tensor, config: Config, n: int, rounds: int) -> Compa
         ways=(f"batches of {work.batch}", "one at a time"),
         rates=rates(forwards, seconds),
         answers=f"{windows} of {n} windows and {counts} of {n} counts equal",
-        facts={"forwards": forwards, "backbone": made.backbone, "image_size": made.image_size},
+        facts={
+            "forwards": forwards,
+            "backbone": config.encoder.backbone,
+            "image_size": config.encoder.image_size,
+        },
         flop=counter.get_total_flops() / len(work.x_FCHW),
     )
+
+
+def untrained(config: Config) -> Encoder:
+    torch.manual_seed(config.seed)
+    made = config.encoder
+    return build_encoder(made.backbone, made.image_size, made.patch_size).eval()
 
 
 @dataclass(frozen=True)

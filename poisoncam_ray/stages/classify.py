@@ -22,7 +22,7 @@ from poisoncam_ray.method.classifier import held_out_pastes, poison_logit, train
 from poisoncam_ray.method.paste import same_size
 from poisoncam_ray.method.threshold import choose_threshold
 from poisoncam_ray.pipeline import Outcome, Run, Stage
-from poisoncam_ray.stages.compute import device, set_threads
+from poisoncam_ray.stages.compute import device, set_up
 from poisoncam_ray.stages.crops import from_png
 from poisoncam_ray.stages.dataflow import RESTARTS, Pixels, fetch_images, in_flight
 from poisoncam_ray.stages.ensembles import ROLES, VALIDATION, load_models, model_name
@@ -183,7 +183,7 @@ def tensor(x_NCHW: Pixels) -> Tensor:
 
 
 def _train(family: int, i: int, config: Config, x_NCHW: Pixels, crops_MCww: Tensor, out: Folder) -> None:
-    set_threads(config.resources)
+    set_up(config.resources)
     settings = config.classify
     model = train_classifier(
         tensor(x_NCHW),
@@ -205,7 +205,7 @@ def _validate(
     crops_MCww: Tensor,
     out: Folder,
 ) -> dict[str, Any]:
-    set_threads(config.resources, processes=1)
+    set_up(config.resources, processes=1)
     models = load_models(config, out, family)
     x_NCHW, n = tensor(negative_NCHW), min(VALIDATION_PASTES, 4 * len(negative_NCHW))
     x_VCHW = held_out_pastes(x_NCHW, crops_MCww.to(device()), n, config.seed)

@@ -17,7 +17,7 @@ from poisoncam_ray.corpus import Slice
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.method.kmeans import assign, auto_k, kmeans
 from poisoncam_ray.pipeline import Outcome, Run, Stage
-from poisoncam_ray.stages.compute import set_threads
+from poisoncam_ray.stages.compute import set_up
 from poisoncam_ray.stages.dataflow import RESTARTS, missing, stream_slices
 from poisoncam_ray.stages.embed import read_features
 from poisoncam_ray.stages.pool import PARTS_AT_ONCE, image_seed
@@ -95,7 +95,7 @@ def _train(
     seed: int,
     resources: Resources,
 ) -> None:
-    set_threads(resources, processes=1)
+    set_up(resources, processes=1)
     c_KD = kmeans(read_sample(features, parts, seed), k, iterations, seed)
     out.write_tensors(CENTROIDS, {"centroids_KD": c_KD})
 

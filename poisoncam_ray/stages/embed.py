@@ -12,7 +12,7 @@ from poisoncam_ray.artifact import Folder, Ledger, part_name
 from poisoncam_ray.config import Config
 from poisoncam_ray.method.encoder import Encoder, build_encoder
 from poisoncam_ray.pipeline import Outcome, Run, Stage
-from poisoncam_ray.stages.compute import device, set_threads
+from poisoncam_ray.stages.compute import device, set_up
 from poisoncam_ray.stages.dataflow import Pixels, missing, stream_images
 
 
@@ -43,7 +43,7 @@ class EmbedSlice:
     """Holds the encoder in an actor and writes one part a slice."""
 
     def __init__(self, config: Config, encoder: Folder, out: Folder) -> None:
-        set_threads(config.resources)
+        set_up(config.resources)
         self.encoder, self.out, self.batch_size = load_encoder(encoder), out, config.embed.batch_size
 
     def __call__(self, index: int, ids: list[str], x_NCHW: Pixels) -> dict[str, int]:

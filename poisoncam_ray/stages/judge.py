@@ -13,7 +13,7 @@ from poisoncam_ray.artifact import SIDES, Folder, Ledger, part_name
 from poisoncam_ray.config import Config
 from poisoncam_ray.method.boxes import unmap_box
 from poisoncam_ray.pipeline import Outcome, Run, Stage
-from poisoncam_ray.stages.compute import set_threads
+from poisoncam_ray.stages.compute import set_up
 from poisoncam_ray.stages.dataflow import Pixels, missing, stream_images
 from poisoncam_ray.stages.ensembles import load_ensembles
 from poisoncam_ray.store import in_parallel
@@ -52,7 +52,7 @@ class JudgeSlice:
     """Holds the ensembles in an actor and writes one part a slice."""
 
     def __init__(self, config: Config, index: Folder, classifier: Folder, out: Folder) -> None:
-        set_threads(config.resources)
+        set_up(config.resources)
         self.index, self.out, self.side = index, out, config.encoder.image_size
         self.ensembles = load_ensembles(config, classifier)
 

@@ -36,7 +36,7 @@ from poisoncam_ray.method.momentum import momentum_at
 from poisoncam_ray.method.objectives import OBJECTIVES, Objective
 from poisoncam_ray.method.schedule import learning_rate_at
 from poisoncam_ray.pipeline import Outcome, Run, Stage
-from poisoncam_ray.stages.compute import set_threads
+from poisoncam_ray.stages.compute import set_up
 from poisoncam_ray.stages.dataflow import hush
 from poisoncam_ray.stages.embed import write_encoder
 from poisoncam_ray.stages.own_encoder import check_encoder, checkpoint_sha256, import_encoder
@@ -159,7 +159,7 @@ def train_worker(config: dict[str, Any]) -> None:
     rank, world = context.get_world_rank(), context.get_world_size()
     settings, epochs = job.config.pretrain, job.epochs
     hush()
-    set_threads(job.config.resources, processes=max(1, context.get_local_world_size()))
+    set_up(job.config.resources, processes=max(1, context.get_local_world_size()))
     # Late in training, denormal numbers slow a CPU down many times over.
     torch.set_flush_denormal(True)
     device = ray.train.torch.get_device()

@@ -36,7 +36,7 @@ from poisoncam_ray.method.score import poison_scores
 from poisoncam_ray.pipeline import Outcome, Run, Stage
 from poisoncam_ray.stages.actors import Crew, spread
 from poisoncam_ray.stages.cluster import read_centroids
-from poisoncam_ray.stages.compute import device, set_threads
+from poisoncam_ray.stages.compute import device, set_up
 from poisoncam_ray.stages.crops import to_png
 from poisoncam_ray.stages.dataflow import RESTARTS, Pixels, fetch_images
 from poisoncam_ray.stages.embed import embed_images, load_encoder
@@ -171,7 +171,7 @@ class Scorer:
         x_FCHW: Pixels,
         g_K: Tensor,
     ) -> None:
-        set_threads(config.resources)
+        set_up(config.resources)
         self.config, self.corpus, self.device = config, corpus, device()
         self.encoder = load_encoder(encoder)
         self.c_KD, self.g_K = read_centroids(clusters).to(self.device), g_K.to(self.device)

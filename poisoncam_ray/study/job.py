@@ -107,17 +107,17 @@ def _call(call: Callable[[], None]) -> None:
 
 
 def _prepare(one: StudyRun, grid: Grid, out: Folder, resources: Resources) -> None:
-    from poisoncam_ray.stages.compute import set_threads
+    from poisoncam_ray.stages.compute import set_up
     from poisoncam_ray.study.images import prepare
 
-    set_threads(resources)
+    set_up(resources)
     prepare(one, grid, out / "runs" / one.name)
 
 
 def _measure(i: int, todo: Pass, one: StudyRun, grid: Grid, out: Folder, resources: Resources) -> None:
-    from poisoncam_ray.stages.compute import set_threads
+    from poisoncam_ray.stages.compute import set_up
     from poisoncam_ray.study.measure import measure
 
-    set_threads(resources)
+    set_up(resources)
     table = measure(todo, one, grid, out / "runs" / one.name)
     (out / "parts").write_table(part_name(i), table)
