@@ -9,10 +9,9 @@ from poisoncam_ray.program import run_program
 from poisoncam_ray.settings import load_config
 from poisoncam_ray.signals import end_on_signals
 
-SEEDS = (199, 401, 622)
-"""No class of theirs was used for tuning, or is one of seeds 59, 67 and 118, where misses prompted rules; but
-clean photographs of most were in corpora without poison that rules were held against. Misses on 199 and 401
-at a share of 0.5 prompted one, too; none was made after 622."""
+SEEDS = (701, 702, 703)
+"""The table's: no rule was made after a look at them, and their targets were none before. Some of their other
+classes were in poisoned corpora that prompted rules, and most in clean ones that rules were held against."""
 
 
 def photographs(
@@ -22,7 +21,7 @@ def photographs(
     trigger: Annotated[
         list[str] | None, typer.Option(help="trigger image or generated:<seed>; repeat; none: --clean only")
     ] = None,
-    seed: Annotated[list[int] | None, typer.Option(help="repeat; default 199 401 622")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="repeat; default 701 702 703")] = None,
     first_label: Annotated[int, typer.Option(help="classes are drawn from this label on")] = 10,
     last_label: Annotated[int, typer.Option(help="… to this one")] = 99,
     classes: Annotated[int, typer.Option(help="classes of a corpus")] = 10,
