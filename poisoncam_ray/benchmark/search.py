@@ -58,6 +58,7 @@ def compare_search(x_NCHW: Tensor, config: Config, n: int, rounds: int) -> Compa
 
 
 def untrained(config: Config) -> Encoder:
+    """The configured encoder as it is drawn by the seed, on the CPU, for inference."""
     torch.manual_seed(config.seed)
     made = config.encoder
     return build_encoder(made.backbone, made.image_size, made.patch_size).eval()
