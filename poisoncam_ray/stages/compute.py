@@ -37,7 +37,8 @@ def keep_freed_memory() -> None:
     """Let malloc hand what torch frees to torch's next buffer.
 
     As it comes, it gives large buffers back to Linux at once, which then clears every page of the next one:
-    a third of the CPU time of a search (jobs/benchmark.py: 1.5 times the rate). Without effect where there is no glibc.
+    a third of the CPU time of a search (jobs/benchmark.py: 1.5 times the rate). Without effect where there is
+    no glibc.
     """
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
         mallopt(M_MMAP_MAX, 0)
