@@ -15,21 +15,24 @@ import ray
 import torch
 from torch import Tensor
 
-from poisoncam_ray.artifact import Folder
+from poisoncam_ray.artifact import SIDES, Folder
 from poisoncam_ray.config import Config
+from poisoncam_ray.corpus import Corpus
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.method.classifier import held_out_pastes, poison_logit, train_classifier
+from poisoncam_ray.method.extent import whole_triggers
 from poisoncam_ray.method.paste import same_size
 from poisoncam_ray.method.threshold import choose_threshold
 from poisoncam_ray.pipeline import Outcome, Run, Stage
 from poisoncam_ray.stages.compute import device, set_up
-from poisoncam_ray.stages.crops import from_png
+from poisoncam_ray.stages.crops import from_png, to_png
 from poisoncam_ray.stages.dataflow import RESTARTS, Pixels, fetch_images, in_flight
-from poisoncam_ray.stages.ensembles import ROLES, VALIDATION, load_models, model_name
+from poisoncam_ray.stages.ensembles import PICTURES, VALIDATION, load_models, model_name
 from poisoncam_ray.stages.pool import assignments
 from poisoncam_ray.stages.triggers import TRIGGERS
 from poisoncam_ray.verdict import read_evidence
 
+ROLES = "triggers.parquet"
 ROLE_NAMES = ("train", "validate")
 MOST_UNSURE = 0.03
 """A family is only erased when its classifier leaves so little of the corpus in doubt, within one logit of
@@ -41,7 +44,7 @@ VALIDATION_PASTES = 1000
 class Classify(Stage):
     name = "05_classifier"
     title = "Classify"
-    version = 3
+    version = 4
     inputs = ("00_index", "03_clusters", "04_search")
     sections = ("encoder", "classify")
 
@@ -61,6 +64,7 @@ class Classify(Stage):
         numbers = families_of(triggers)
         crops = {family: [crops_of(triggers, family, role) for role in ROLE_NAMES] for family in numbers}
         reused, chosen = self._train(run, negatives, whole, crops)
+        run.out.write_table(PICTURES, _pictures(run, triggers, numbers))
         for facts in chosen.values():
             facts["erased"] = sure_enough(facts["unsure_share"], evidence.false_alarm_rate)
         # One figure of each kind at the top: the family that came out worst.
@@ -113,6 +117,20 @@ class Classify(Stage):
         return len(every) - len(todo), chosen
 
 
+def _pictures(run: Run, triggers: pa.Table, families: list[int]) -> pa.Table:
+    """family, picture: what each family's trigger looks like, read from the images of its best windows."""
+    look = ray.remote(_look).options(num_cpus=run.config.resources.cpus_per_reader, max_retries=RESTARTS)
+    best = [windows_of(triggers, family) for family in families]
+    found = ray.get([look.remote(run.corpus, run.config, table) for table in best])
+    rows = [(family, data) for family, pictures in zip(families, found, strict=True) for data in pictures]
+    return pa.table(
+        {
+            "family": pa.array([family for family, _ in rows], pa.int32()),
+            "picture": pa.array([data for _, data in rows], pa.binary()),
+        }
+    )
+
+
 def sure_enough(unsure_share: float, false_alarm_rate: float) -> bool:
     """Whether a family is erased, by the share of the corpus that its classifier leaves in doubt."""
     # Whoever asks for no evidence asks for no proof here either.
@@ -138,6 +156,12 @@ def with_roles(triggers: pa.Table, top_k: int, held_out: float, seed: int) -> pa
         for i, place in enumerate(places):
             roles[place] = "validate" if i in held else "train"
     return triggers.append_column("role", pa.array(roles))
+
+
+def windows_of(triggers: pa.Table, family: int) -> pa.Table:
+    """The family's best, which its classifiers are trained and validated on."""
+    ours = triggers.filter(pc.equal(triggers["family"], family))
+    return ours.filter(pc.not_equal(ours["role"], "unused"))
 
 
 def crops_of(triggers: pa.Table, family: int, role: str) -> Tensor:
@@ -180,6 +204,13 @@ def _first(earlier: pa.Table | None, table: pa.Table, most: int) -> pa.Table:
 def tensor(x_NCHW: Pixels) -> Tensor:
     """On this process's device; a copy, because Ray's shared memory may not be written to."""
     return torch.from_numpy(x_NCHW.copy()).to(device())
+
+
+def _look(corpus: Corpus, config: Config, windows: pa.Table) -> list[bytes]:
+    set_up(config.resources)
+    pixels = fetch_images(corpus, config, windows["image_id"].to_pylist())
+    box_N4 = torch.tensor([windows[side].to_pylist() for side in SIDES]).T
+    return [to_png(t_Chw) for t_Chw in whole_triggers(torch.from_numpy(pixels).float() / 255, box_N4)]
 
 
 def _train(family: int, i: int, config: Config, x_NCHW: Pixels, crops_MCww: Tensor, out: Folder) -> None:

@@ -1,15 +1,13 @@
-"""What Classify leaves and Judge uses: of each trigger family to be erased its models, its threshold, and the
-windows that show what its trigger looks like.
+"""What Classify leaves and Judge uses: of each trigger family to be erased its models, its threshold, and
+pictures of its trigger.
 
-N images   A families   M images that one flags   C channels   H = W image side   h, w a window's sides
+N images   A families   M images that one flags   C channels   H = W image side   h, w a picture's sides
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from torch import Tensor, nn
 
@@ -21,16 +19,16 @@ from poisoncam_ray.stages.compute import device
 from poisoncam_ray.stages.crops import from_png
 
 VALIDATION = "validation.json"
-ROLES = "triggers.parquet"
+PICTURES = "whole_triggers.parquet"
 
 
 @dataclass(frozen=True)
 class Ensembles:
     """The committed classifiers, ready to judge: of each family to be erased its models and its threshold,
-    a logit, and the windows (float, each of its own size) that show what its trigger looks like."""
+    a logit, and pictures of its trigger (t_Chw float, each of its own size)."""
 
     families: dict[int, tuple[list[nn.Module], float]]
-    windows: dict[int, list[Tensor]]
+    pictures: dict[int, list[Tensor]]
 
     def judge(self, x_NCHW: Tensor) -> tuple[Tensor, Tensor]:
         """(p_N, flagged_AN bool) on the CPU, of uint8 images: above 0.5 is poison, by at least one of the A
@@ -52,7 +50,7 @@ class Ensembles:
         """(family_N, box_N4) on the CPU: whose trigger is on each image, and where; 0 and all -1 for images
         that none flags.
 
-        Of families that flag the same image it is the one whose windows look most like a place of it: where
+        Of families that flag the same image it is the one whose pictures look most like a place of it: where
         several triggers of one kind lie in a corpus an ensemble takes others' for its own, by logits that
         cannot be compared.
         """
@@ -62,8 +60,8 @@ class Ensembles:
         for family, flagged_N in zip(self.families, flagged_AN, strict=True):
             i_M = flagged_N.nonzero()[:, 0]
             if len(i_M):
-                windows = [t_Chw.to(device()) for t_Chw in self.windows[family]]
-                found = locate(x_NCHW[i_M].to(device()).float() / 255, windows)
+                pictures = [t_Chw.to(device()) for t_Chw in self.pictures[family]]
+                found = locate(x_NCHW[i_M].to(device()).float() / 255, pictures)
                 box_M4, like_M = (part.cpu() for part in found)
                 better_M = like_M > most_N[i_M]
                 i_M = i_M[better_M]
@@ -87,15 +85,11 @@ def load_ensembles(config: Config, out: Folder) -> Ensembles:
         for family, facts in chosen.items()
         if facts["erased"]
     }
-    triggers = out.read_table(ROLES) if models else None
-    return Ensembles(models, {family: windows_of(triggers, family) for family in models})
-
-
-def windows_of(triggers: pa.Table, family: int) -> list[Tensor]:
-    """t_Chw float of the family's best windows, those that its classifiers were trained and validated on."""
-    ours = triggers.filter(pc.equal(triggers["family"], family))
-    best = ours.filter(pc.not_equal(ours["role"], "unused"))
-    return [from_png(data) for data in best["crop"].to_pylist()]
+    shown: dict[int, list[Tensor]] = {family: [] for family in models}
+    for row in out.read_table(PICTURES).to_pylist() if models else ():
+        if row["family"] in shown:
+            shown[row["family"]].append(from_png(row["picture"]))
+    return Ensembles(models, shown)
 
 
 def model_name(family: int, i: int) -> str:

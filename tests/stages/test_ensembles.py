@@ -11,7 +11,7 @@ from poisoncam_ray.artifact import Folder
 from poisoncam_ray.method.classifier import PoisonClassifier, poison_logit
 from poisoncam_ray.settings import load_config
 from poisoncam_ray.stages.crops import to_png
-from poisoncam_ray.stages.ensembles import ROLES, VALIDATION, Ensembles, load_ensembles, model_name
+from poisoncam_ray.stages.ensembles import PICTURES, VALIDATION, Ensembles, load_ensembles, model_name
 
 
 class Channel(nn.Module):
@@ -100,12 +100,11 @@ def test_ensembles_come_back_with_their_thresholds(tmp_path):
         for i, model in enumerate(made[family]):
             out.write_tensors(model_name(family, i), model.state_dict())
     chosen = {str(family): {"threshold_logit": family / 4, "erased": True} for family in made}
-    rows = [(1, "train", 0.2), (1, "unused", 0.4), (2, "validate", 0.6), (2, "train", 0.8)]
-    triggers = [
-        {"family": family, "role": role, "crop": to_png(torch.full((3, 5, 5), grey))}
-        for family, role, grey in rows
+    rows = [
+        {"family": family, "picture": to_png(torch.full((3, size, 5), grey))}
+        for family, size, grey in ((1, 5, 0.2), (2, 7, 0.6), (2, 3, 0.8), (3, 5, 1.0))
     ]
-    out.write_table(ROLES, pa.Table.from_pylist(triggers))
+    out.write_table(PICTURES, pa.Table.from_pylist(rows))
     out.write_json(VALIDATION, {"families": chosen})
     loaded = load_ensembles(config, out).families
     x_NCHW = torch.randint(0, 256, (3, 3, 32, 32)).to(torch.uint8)
@@ -116,10 +115,10 @@ def test_ensembles_come_back_with_their_thresholds(tmp_path):
         ours = poison_logit(made[family], x_NCHW).tolist()
         assert logit_N.tolist() == pytest.approx(ours, rel=1e-3, abs=1e-4)
     assert list(loaded) == [1, 2]
-    shown = load_ensembles(config, out).windows
-    assert {f: [round(float(t.mean()), 1) for t in ts] for f, ts in shown.items()} == {
-        1: [0.2],
-        2: [0.6, 0.8],
+    shown = load_ensembles(config, out).pictures
+    assert {f: [(t.shape[1], round(float(t.mean()), 1)) for t in ts] for f, ts in shown.items()} == {
+        1: [(5, 0.2)],
+        2: [(7, 0.6), (3, 0.8)],
     }
     chosen["1"]["erased"] = False
     out.write_json(VALIDATION, {"families": chosen})

@@ -1,0 +1,125 @@
+"""What does the whole trigger look like? What the images around its windows agree on.
+
+Masks look through a window of one size, and a trigger may be larger or smaller. Laid over one another at the
+trigger, poisoned images have the same pixels as far as it reaches, and differ beyond.
+
+N images, a window each   M images of one look   C channels   S image side   h, w a window's sides
+y, x  offsets to where a window is   P pairs of rows   box_N4 integer [x0, y0, x1, y1)
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from poisoncam_ray.method.families import LEAST_LIKENESS
+from poisoncam_ray.method.locate import SIDE, locate
+
+LEAST_IMAGES = 8
+"""Of 5 to 7 whose triggers differ, chance made some agree (up to 0.22 below); of more, at most 0.03."""
+AGREE = 0.4
+"""Share of the images' own variance: below it, pixels at an offset agree. With 0.2 and 0.3 blended and small
+triggers were cut short, with 0.5 plain surroundings were taken for a part (photographs, tuning classes)."""
+LEAST_AGREED = 0.1
+"""Of the agreement of a window whose pixels are all the same on all images. Triggers of one look reached 0.19
+(7 px, in windows of 11) to 1.9 (16 px), those that differ from image to image at most 0.03."""
+ALIGNMENTS = 2
+
+
+@torch.inference_mode()
+def whole_triggers(x_NCSS: Tensor, box_N4: Tensor) -> list[Tensor]:
+    """Pictures t_Chw of the triggers that the windows show, each as large as its trigger is.
+
+    x_NCSS: float in [0, 1]; `box_N4`: of each image its window. Images that hold the same thing are laid over
+    one another, the look that most have first: what they agree on is cut out of each that holds it whole.
+    Windows of looks that fewer than LEAST_IMAGES have, or that the images do not agree on, stay as they are.
+    """
+    windows = [_cut(x_CSS, box_4) for x_CSS, box_4 in zip(x_NCSS, box_N4, strict=True)]
+    left_M = torch.arange(len(windows), device=x_NCSS.device)
+    found: list[Tensor] = []
+    while len(left_M) >= LEAST_IMAGES:
+        box_M4, alike_M = _aligned(x_NCSS[left_M], [windows[i] for i in left_M.tolist()])
+        if int(alike_M.sum()) < LEAST_IMAGES:
+            break
+        same_M, box_M4 = left_M[alike_M], box_M4[alike_M]
+        whole_M4 = extent(x_NCSS[same_M], box_M4)
+        cut = zip(x_NCSS[same_M], whole_M4, strict=True)
+        whole = [_cut(x_CSS, box_4) for x_CSS, box_4 in cut if bool(box_4.any())]
+        found += whole or [windows[i] for i in same_M.tolist()]
+        left_M = left_M[~alike_M]
+    return found + [windows[i] for i in left_M.tolist()]
+
+
+def _aligned(x_MCSS: Tensor, windows: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """(box_M4, alike_M bool): where the look that most of the images have is on each, and whether it is."""
+    tried = [locate(x_MCSS, [t_Chw]) for t_Chw in windows]
+    how_many = [(int((like_M >= LEAST_LIKENESS).sum()), float(like_M.sum())) for _, like_M in tried]
+    box_M4, like_M = tried[max(range(len(tried)), key=how_many.__getitem__)]
+    for _ in range(ALIGNMENTS):
+        same_M = (like_M >= LEAST_LIKENESS).nonzero()[:, 0].tolist()
+        if not same_M:
+            break
+        # In the mean the surroundings fade and the trigger stays.
+        mean_Chw = torch.stack([_cut(x_MCSS[i], box_M4[i]) for i in same_M]).mean(dim=0)
+        box_M4, like_M = locate(x_MCSS, [mean_Chw])
+    return box_M4, like_M >= LEAST_LIKENESS
+
+
+def extent(x_MCSS: Tensor, box_M4: Tensor) -> Tensor:
+    """box_M4: around the windows what the images agree on, as the rectangle that gathers most of it; all zero
+    for an image that does not hold it whole, and for all of them where they hardly agree.
+
+    `box_M4`: where the same thing is on each image, boxes of one size. A trigger is followed as far as a
+    window's side beyond it. Raises ValueError for fewer than two images.
+    """
+    side, device = x_MCSS.shape[-1], x_MCSS.device
+    if len(x_MCSS) < 2:
+        raise ValueError("One image agrees with itself everywhere.")
+    shrunk = min(1.0, SIDE / side)
+    small_MCSS = x_MCSS if shrunk == 1 else F.interpolate(x_MCSS, size=(SIDE, SIDE), mode="area")
+    size_2 = ((box_M4[0, 2:] - box_M4[0, :2]) * shrunk).round().long().clamp(min=1)
+    first_M2 = (box_M4[:, :2] * shrunk).round().long() - size_2
+    w, h = size_2.tolist()
+    agrees_yx = _agreement(small_MCSS, first_M2, 3 * h, 3 * w)
+    x0, y0, x1, y1 = heaviest_rectangle(agrees_yx)
+    agreed = float(agrees_yx[y0:y1, x0:x1].sum()) / (AGREE * h * w)
+    if agreed < LEAST_AGREED or x1 <= w or x0 >= 2 * w or y1 <= h or y0 >= 2 * h:
+        return torch.zeros_like(box_M4)
+    offset_4 = torch.tensor([x0 - w, y0 - h, x1 - w, y1 - h], device=device)
+    whole_M4 = box_M4[:, :2].repeat(1, 2) + (offset_4 / shrunk).round().long()
+    held_M = (whole_M4 >= 0).all(dim=1) & (whole_M4 <= side).all(dim=1)
+    return torch.where(held_M[:, None], whole_M4, 0)
+
+
+def _agreement(x_MCSS: Tensor, first_M2: Tensor, height: int, width: int) -> Tensor:
+    """agrees_yx, −AGREE … AGREE: how much less than AGREE of their variance the images have at each offset
+    from their corner; −AGREE where most of them have no pixel."""
+    side, device = x_MCSS.shape[-1], x_MCSS.device
+    x_Mx = first_M2[:, 0, None] + torch.arange(width, device=device)
+    y_My = first_M2[:, 1, None] + torch.arange(height, device=device)
+    held_Myx = ((y_My >= 0) & (y_My < side))[:, :, None] & ((x_Mx >= 0) & (x_Mx < side))[:, None, :]
+    m_M11 = torch.arange(len(x_MCSS), device=device)[:, None, None]
+    at_Myx = (m_M11, y_My.clamp(0, side - 1)[:, :, None], x_Mx.clamp(0, side - 1)[:, None, :])
+    x_MyxC = x_MCSS.permute(0, 2, 3, 1)[at_Myx]
+    held_Myx1, n_yx = held_Myx[:, :, :, None], held_Myx.sum(dim=0)
+    mean_yxC = (x_MyxC * held_Myx1).sum(dim=0) / n_yx[:, :, None].clamp(min=1)
+    apart_yxC = ((x_MyxC - mean_yxC).square() * held_Myx1).sum(dim=0) / (n_yx[:, :, None] - 1).clamp(min=1)
+    own = x_MCSS.var(dim=0).mean().clamp(min=1e-6)
+    agrees_yx = (AGREE - apart_yxC.mean(dim=2) / own).clamp(min=-AGREE)
+    return torch.where(n_yx >= max(2, len(x_MCSS) / 2), agrees_yx, -AGREE)
+
+
+def heaviest_rectangle(a_yx: Tensor) -> tuple[int, int, int, int]:
+    """(x0, y0, x1, y1), x1 and y1 outside: of all rectangles the one of greatest sum."""
+    height, width = a_yx.shape
+    above_yx = F.pad(a_yx.double().cumsum(dim=0), (0, 0, 1, 0))
+    y0_P, y1_P = torch.triu_indices(height + 1, height + 1, offset=1, device=a_yx.device)
+    left_Px = F.pad((above_yx[y1_P] - above_yx[y0_P]).cumsum(dim=1), (1, 0))
+    lowest_Px, start_Px = left_Px[:, :-1].cummin(dim=1)
+    sum_Px = left_Px[:, 1:] - lowest_Px
+    pair, x = divmod(int(sum_Px.argmax()), width)
+    return int(start_Px[pair, x]), int(y0_P[pair]), x + 1, int(y1_P[pair])
+
+
+def _cut(x_CSS: Tensor, box_4: Tensor) -> Tensor:
+    x0, y0, x1, y1 = box_4.tolist()
+    return x_CSS[:, y0:y1, x0:x1]
