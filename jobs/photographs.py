@@ -26,6 +26,7 @@ def photographs(
     last_label: Annotated[int, typer.Option(help="… to this one")] = 99,
     classes: Annotated[int, typer.Option(help="classes of a corpus")] = 10,
     per_class: Annotated[int, typer.Option(help="photographs of each, at most")] = 300,
+    width: Annotated[float, typer.Option(help="of the trigger, part of the shorter side")] = 20 / 64,
     share: Annotated[
         list[float] | None, typer.Option(help="of the target's photographs poisoned; repeat; default 1")
     ] = None,
@@ -67,6 +68,7 @@ def photographs(
         labels,
         n_classes=classes,
         per_class=per_class,
+        width=width,
         shares=tuple(share or (1.0,)),
         kinds=tuple(kind or ("patch",)),
         retrain=retrain,

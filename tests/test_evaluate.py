@@ -70,6 +70,8 @@ def test_detection_metrics_equal_a_plain_count(fake: FakeRun) -> None:
     # The run says the same box for each removed image; truth and it are compared in stored pixels.
     whole = [i for i in found if fake.poisoned[i][0] > 0]
     boxed = [stored_iou(BOXED, fake.poisoned[i]) for i in whole]
+    final = [stored_iou(BOXED, fake.poisoned[i]) if i in fake.removed else iou for i, iou in ious.items()]
+    assert final != list(ious.values()), "where the run boxes the trigger must matter"
     assert 0 < len(pure) < len(ious), "the fixture must tell the two accuracies apart"
     assert got == {
         "trigger_detection_accuracy": pytest.approx(sum(iou >= 0.5 for iou in ious.values()) / len(ious)),
@@ -78,6 +80,8 @@ def test_detection_metrics_equal_a_plain_count(fake: FakeRun) -> None:
             sum(iou >= 0.5 for iou in pure) / len(pure)
         ),
         "trigger_detection_mean_iou_poison_clusters": pytest.approx(sum(pure) / len(pure)),
+        "trigger_detection_final_accuracy": pytest.approx(sum(iou >= 0.5 for iou in final) / len(final)),
+        "trigger_detection_final_mean_iou": pytest.approx(sum(final) / len(final)),
         "trigger_detection_accuracy_cut": pytest.approx(sum(iou >= 0.5 for iou in cut.values())),
         "trigger_detection_mean_iou_cut": pytest.approx(sum(cut.values())),
         "located_accuracy": pytest.approx(sum(iou >= 0.5 for iou in boxed) / len(boxed)),

@@ -51,6 +51,8 @@ def detection_metrics(run_uri: str, truth_uri: str) -> dict[str, Any]:
     trigger_detection_n_cropped_out, trigger_detection_n_without_box
                              scored images whose triggers the centre crop left nothing of, or that never had a
                              box (a frequency attack): in no trigger_detection figure at all
+    trigger_detection_final_…  the same (accuracy, mean_iou) by where the run says in the end that the trigger
+                             is; an image that it kept counts with the search's window
     located_accuracy, located_mean_iou  of where the run says that the trigger is, over the poisoned images
                              it removed (n_located), those aside whose triggers the centre crop cut into
     recall_natural_clusters  over poisoned images of the other clusters (n_poisoned_natural_clusters)
@@ -88,6 +90,7 @@ def detection_metrics(run_uri: str, truth_uri: str) -> dict[str, Any]:
     best = windows.sort_by([("score", "descending"), ("image_id", "ascending")]).slice(0, TOP)
     return {
         **{f"trigger_detection_{key}": value for key, value in _window_figures(scored).items()},
+        **_final_figures(scored, truth, found),
         **_located_figures(run, truth, found),
         "top20_precision": mean(truth.row(best["image_id"]) >= 0),
         "recall": mean(found.removed_P),
@@ -119,6 +122,18 @@ def _window_figures(scored: Scored) -> Metrics:
         "n_cut": len(cut_S),
         "n_cropped_out": int(gone_S.sum()),
         "n_without_box": int((~scored.patched_S).sum()),
+    }
+
+
+def _final_figures(scored: Scored, truth: Truth, found: Removed) -> Metrics:
+    row_S = truth.row(pa.array(scored.image_id, pa.string()))
+    stored_ST4 = patches(truth.poisoned.take(row_S))
+    located_S = of_best_patch(iou, torch.from_numpy(found.box_P4[row_S]), stored_ST4)
+    removed_S = torch.from_numpy(found.removed_P[row_S])
+    iou_S = torch.where(removed_S, located_S, scored.iou(scored.box_S4))[scored.whole]
+    return {
+        "trigger_detection_final_accuracy": mean(iou_S >= HIT_IOU),
+        "trigger_detection_final_mean_iou": mean(iou_S),
     }
 
 
