@@ -23,6 +23,7 @@ def test_the_demo_finds_the_poison_and_says_so(local_demo):
     assert metrics["top20_precision"] >= 0.6
     assert metrics["trigger_detection_accuracy"] >= 0.8
     assert metrics["located_accuracy"] >= 0.95
+    assert metrics["trigger_detection_final_accuracy"] >= 0.95
     assert metrics["recall"] >= 0.98
     assert metrics["false_positive_rate"] <= 0.01
     assert process.said.strip().endswith("report/index.html")
