@@ -20,6 +20,9 @@ def accuse(run: Folder, n_families: int = 2) -> dict[int, int]:
     families = [1 + i % n_families if role != "unused" else 0 for i, role in enumerate(_of(triggers, "role"))]
     for folder in (run / "04_search", made):
         _replace(folder, "triggers.parquet", "family", pa.array(families, pa.int32()))
+    window = triggers["crop"][0].as_py()
+    shown = [{"family": family, "picture": window} for family in range(1, n_families + 1) for _ in range(6)]
+    made.write_table("whole_triggers.parquet", pa.Table.from_pylist(shown))
     validation = made.read_json("validation.json")
     chosen = {str(family): validation["families"]["1"] for family in range(1, n_families + 1)}
     made.write_json("validation.json", validation | {"families": chosen})

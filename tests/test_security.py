@@ -26,7 +26,7 @@ from poisoncam_ray.stages.embed import load_encoder, read_features
 from poisoncam_ray.stages.index import index_slice
 from poisoncam_ray.stages.own_encoder import MAX_BYTES, read_checkpoint
 from tests import bombs
-from tests.fake_evidence import write_evidence
+from tests.fake_evidence import accuse
 from tests.fake_run import make_fake_run
 
 ROOT = Path(__file__).parents[1]
@@ -317,12 +317,13 @@ def test_pickles_planted_in_the_run_folder_are_never_unpickled(tmp_path, mark):
         "07_clean/_manifest.json": lambda run: Manifest.read(run / "07_clean"),
         f"06_verdicts/{part_name(0)}": lambda run: build_report(run.uri),
         "05_classifier/triggers.parquet": lambda run: build_report(run.uri),
+        "05_classifier/whole_triggers.parquet": lambda run: build_report(run.uri),
         "04_search/evidence.json": lambda run: build_report(run.uri),
         "run.json": lambda run: build_report(run.uri),
     }
     fake = make_fake_run(tmp_path)
     run = Folder(fake.run)
-    write_evidence(run)
+    accuse(run)
     for name, read in reads.items():
         whole = run.read_bytes(name)
         read(run)

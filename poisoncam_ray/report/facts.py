@@ -66,6 +66,7 @@ def gather(
     wanted = [row["image_id"] for row in triggers]
     samples = [verdicts.removed, verdicts.borderline, *of_family.values()]
     wanted += [drawn.image_id for sample in samples for drawn in sample]
+    whole = _whole_triggers(run)
     pictures = fetch_pictures(corpus, settings, wanted, side)
 
     def thumbs(sample: list[Drawn]) -> list[Thumb]:
@@ -80,6 +81,7 @@ def gather(
             verdicts.families[family.family],
             _crops(candidates, family.family),
             thumbs(of_family[family.family]),
+            whole.get(family.family, ()),
             by_family.get(str(family.family), {}).get("erased", True),
         )
         for family in shown
@@ -177,6 +179,17 @@ def _crops(triggers: pa.Table, family: int) -> list[str]:
     """The family's best windows."""
     mine = triggers.filter(pc.equal(triggers["family"], family)).slice(0, TRIGGERS_OF_A_FAMILY)
     return [data_uri(crop, "png") for crop in mine["crop"].to_pylist()]
+
+
+def _whole_triggers(run: Folder) -> dict[int, list[str]]:
+    """By family, as Classify found them; runs of before it did have none."""
+    made, name = run / "05_classifier", "whole_triggers.parquet"
+    found: dict[int, list[str]] = {}
+    for row in made.read_table(name).to_pylist() if made.exists(name) else ():
+        pictures = found.setdefault(row["family"], [])
+        if len(pictures) < TRIGGERS_OF_A_FAMILY:
+            pictures.append(data_uri(row["picture"], "png"))
+    return found
 
 
 def _seen(drawn: Drawn, side: int) -> tuple[int, ...] | None:

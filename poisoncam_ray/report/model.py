@@ -47,13 +47,14 @@ class Thumb:
 
 @dataclass(frozen=True)
 class Suspect:
-    """A trigger family, how many images were removed for it, its best windows and some of its images.
-    `erased`: whether its classifier was sure enough to remove any."""
+    """A trigger family, how many images were removed for it, its best windows, some of its images, and its
+    whole trigger as some of them show it. `erased`: whether its classifier was sure enough to remove any."""
 
     family: Family
     removed: int
     crops: Sequence[str]
     sample: Sequence[Thumb]
+    whole: Sequence[str] = ()
     erased: bool = True
 
 

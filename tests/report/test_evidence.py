@@ -84,8 +84,18 @@ def test_the_table_of_families_is_what_was_gathered(run_of) -> None:
     table = Page(html[html.index('<table class="families">') : html.index("</table>") + len("</table>")])
     for family, n in removed.items():
         assert table.text.split().count(str(n)) >= 1
-        assert sum(f"of family {family}" in img["alt"] for img in table.all("img")) == 4
+        for what in ("Window", "Trigger"):
+            said = [img["alt"] for img in table.all("img") if img["alt"].startswith(what)]
+            assert sum(alt.endswith(f" of family {family}") for alt in said) == 4
     assert sum(img["alt"].startswith("Removed image") for img in table.all("img")) == 12
+
+
+def test_a_run_from_before_whole_triggers_were_found_still_has_its_page(run_of) -> None:
+    run = run_of(True)
+    accuse(run, 2)
+    (run / "05_classifier").delete("whole_triggers.parquet")
+    assert [list(suspect.whole) for suspect in gather(run.uri).suspects] == [[], []]
+    assert "2 trigger families" in text_of(run)
 
 
 def test_each_family_has_the_validation_of_its_own_classifier(run_of) -> None:
