@@ -39,6 +39,8 @@ MOST_UNSURE = 0.03
 its threshold. Of triggers at most 0.002 was in doubt, of benign looks taken for a family 0.04 to 0.26
 (photographs, the demo)."""
 VALIDATION_PASTES = 1000
+LOOKED_AT = 50
+"""Best windows of a family that its whole trigger is read from. Of 20 some looks came together on too few."""
 
 
 class Classify(Stage):
@@ -120,8 +122,8 @@ class Classify(Stage):
 def _pictures(run: Run, triggers: pa.Table, families: list[int]) -> pa.Table:
     """family, picture: what each family's trigger looks like, read from the images of its best windows."""
     look = ray.remote(_look).options(num_cpus=run.config.resources.cpus_per_reader, max_retries=RESTARTS)
-    best = [windows_of(triggers, family) for family in families]
-    found = ray.get([look.remote(run.corpus, run.config, table) for table in best])
+    windows = [triggers.filter(pc.equal(triggers["family"], family))[:LOOKED_AT] for family in families]
+    found = ray.get([look.remote(run.corpus, run.config, table) for table in windows])
     rows = [(family, data) for family, pictures in zip(families, found, strict=True) for data in pictures]
     return pa.table(
         {
@@ -156,12 +158,6 @@ def with_roles(triggers: pa.Table, top_k: int, held_out: float, seed: int) -> pa
         for i, place in enumerate(places):
             roles[place] = "validate" if i in held else "train"
     return triggers.append_column("role", pa.array(roles))
-
-
-def windows_of(triggers: pa.Table, family: int) -> pa.Table:
-    """The family's best, which its classifiers are trained and validated on."""
-    ours = triggers.filter(pc.equal(triggers["family"], family))
-    return ours.filter(pc.not_equal(ours["role"], "unused"))
 
 
 def crops_of(triggers: pa.Table, family: int, role: str) -> Tensor:
