@@ -105,7 +105,11 @@ def tell(
         return [line] if evidence.why_not == NOTHING else [line, f"  {evidence.why_not}"]
     n = len(evidence.families)
     kinds = "1 trigger family" if n == 1 else f"{n} trigger families"
-    lines = [f"Poison found: {kinds}, {_images(removed)} removed{_in_brackets(evidence.p_value)}."]
+    sure = _in_brackets(evidence.p_value)
+    lines = [f"Poison found: {kinds}, {_images(removed)} removed{sure}."]
+    if not removed:
+        # One in twenty corpora without poison comes here, at the nominal false alarm rate.
+        lines = [f"Suspicious windows: {kinds}{sure}, but no image is surely poison: nothing was removed."]
     for family in evidence.families:
         gone = f"{_images(by_family.get(family.family, 0))} removed"
         if family.family in doubted:
