@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from poisoncam_ray.artifact import MANIFEST, Folder, Manifest
+from poisoncam_ray.stages.crops import from_png
 from poisoncam_ray.verdict import read_evidence
 from tests.small import SETTINGS, defend, draw_small, rows_of, stamps, verdicts
 
@@ -68,7 +69,17 @@ def test_verdicts_say_what_was_removed(finished):
     found = read_evidence(Folder(str(run / "04_search")))
     assert found.poison and [family.family for family in found.families] == [1]
     assert found.n_candidates == found.families[0].n_candidates > 0
-    assert f"Poison found: 1 trigger family, {len(removed)} image" in words
+    found = "Poison found" if removed else "Suspicious windows"
+    assert f"{found}: 1 trigger family" in words and (f", {len(removed)} image" in words or not removed)
+
+
+def test_pictures_of_the_trigger_lie_beside_the_classifiers(finished):
+    _, run, _ = finished
+    shown = Folder(str(run / "05_classifier")).read_table("whole_triggers.parquet").to_pylist()
+    sides = [side for row in shown for side in from_png(row["picture"]).shape[1:]]
+    assert {row["family"] for row in shown} == {1} and 2 <= min(sides) <= max(sides) <= 32
+    boxes = [row["_box"] for row in rows_of(run / "removed")]
+    assert all(box is not None for box in boxes)
 
 
 def test_ledgers_chain_from_the_input_to_the_clean_corpus(finished):
