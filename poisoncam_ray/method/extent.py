@@ -23,6 +23,9 @@ LEAST_AGREED = 0.1
 """Of the agreement of a window whose pixels are all the same on all images. Triggers of one look reached 0.19
 (7 px, in windows of 11) to 1.9 (16 px), those that differ from image to image at most 0.03."""
 ALIGNMENTS = 2
+SEEN = 0.8
+"""Likeness from which a whole trigger is on an image, whatever its own window shows. Kept beside whole
+triggers, windows that show it badly put boxes of their own size on one image in ten (`several`)."""
 
 
 @torch.inference_mode()
@@ -31,11 +34,13 @@ def whole_triggers(x_NCSS: Tensor, box_N4: Tensor) -> list[Tensor]:
 
     x_NCSS: float in [0, 1]; `box_N4`: of each image its window. Images that hold the same thing are laid over
     one another, the look that most have first: what they agree on is cut out of each that holds it whole.
-    Windows of looks that fewer than LEAST_IMAGES have, or that the images do not agree on, stay as they are.
+    Windows of looks that fewer than LEAST_IMAGES have, or that the images do not agree on, stay as they are,
+    but for those of images that hold what was cut out.
     """
     windows = [_cut(x_CSS, box_4) for x_CSS, box_4 in zip(x_NCSS, box_N4, strict=True)]
     left_M = torch.arange(len(windows), device=x_NCSS.device)
     found: list[Tensor] = []
+    unknown: list[int] = []
     while len(left_M) >= LEAST_IMAGES:
         box_M4, alike_M = _aligned(x_NCSS[left_M], [windows[i] for i in left_M.tolist()])
         if int(alike_M.sum()) < LEAST_IMAGES:
@@ -44,9 +49,14 @@ def whole_triggers(x_NCSS: Tensor, box_N4: Tensor) -> list[Tensor]:
         whole_M4 = extent(x_NCSS[same_M], box_M4)
         cut = zip(x_NCSS[same_M], whole_M4, strict=True)
         whole = [_cut(x_CSS, box_4) for x_CSS, box_4 in cut if bool(box_4.any())]
-        found += whole or [windows[i] for i in same_M.tolist()]
+        found += whole
+        unknown += [] if whole else same_M.tolist()
         left_M = left_M[~alike_M]
-    return found + [windows[i] for i in left_M.tolist()]
+    unknown += left_M.tolist()
+    if found and unknown:
+        seen_M = locate(x_NCSS[unknown], found)[1] >= SEEN
+        unknown = [i for i, seen in zip(unknown, seen_M.tolist(), strict=True) if not seen]
+    return found + [windows[i] for i in unknown]
 
 
 def _aligned(x_MCSS: Tensor, windows: list[Tensor]) -> tuple[Tensor, Tensor]:

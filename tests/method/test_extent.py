@@ -83,6 +83,14 @@ def test_of_few_images_nothing_is_concluded():
     assert whole_triggers(x_NCSS[:0], box_N4[:0]) == []
 
 
+def test_a_window_beside_the_trigger_is_no_picture_of_it():
+    x_NCSS, true_N4 = poisoned(20, trigger(6, 8), 32, 8)
+    box_N4 = windows(true_N4, 32, 8)
+    box_N4[:3] = torch.tensor([[0, 0, WINDOW, WINDOW]])
+    sides = {side for t_Chw in whole_triggers(x_NCSS, box_N4) for side in t_Chw.shape[1:]}
+    assert max(sides) < WINDOW
+
+
 def test_images_that_do_not_hold_the_trigger_whole_give_no_picture():
     x_NCSS, true_N4 = poisoned(20, trigger(12, 4), 32, 4)
     # Here two columns of it lie beyond the border.
