@@ -106,9 +106,10 @@ def tell(
     n = len(evidence.families)
     kinds = "1 trigger family" if n == 1 else f"{n} trigger families"
     sure = _in_brackets(evidence.p_value)
-    lines = [f"Poison found: {kinds}, {_images(removed)} removed{sure}."]
-    if not removed:
-        # One in twenty corpora without poison comes here, at the nominal false alarm rate.
+    if removed:
+        lines = [f"Poison found: {kinds}, {_images(removed)} removed{sure}."]
+    else:
+        # A false alarm mostly ends here: its classifiers tell no image for sure.
         lines = [f"Suspicious windows: {kinds}{sure}, but no image is surely poison: nothing was removed."]
     for family in evidence.families:
         gone = f"{_images(by_family.get(family.family, 0))} removed"

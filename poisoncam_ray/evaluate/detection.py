@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from torch import Tensor
 
 from poisoncam_ray.artifact import SIDES, Folder
 from poisoncam_ray.errors import UserError
@@ -86,12 +87,13 @@ def detection_metrics(run_uri: str, truth_uri: str) -> dict[str, Any]:
     cluster_P, pure_P = poison_clusters(run, truth)
     natural_P = (cluster_P >= 0) & ~pure_P
     scored = scored_poisoned(run, truth, cluster_P, pure_P)
+    located_P = of_best_patch(iou, torch.from_numpy(found.box_P4), patches(truth.poisoned))
     windows = candidates(run)
     best = windows.sort_by([("score", "descending"), ("image_id", "ascending")]).slice(0, TOP)
     return {
         **{f"trigger_detection_{key}": value for key, value in _window_figures(scored).items()},
-        **_final_figures(scored, truth, found),
-        **_located_figures(run, truth, found),
+        **_final_figures(scored, truth, found, located_P),
+        **_located_figures(run, truth, found, located_P),
         "top20_precision": mean(truth.row(best["image_id"]) >= 0),
         "recall": mean(found.removed_P),
         "recall_natural_clusters": mean(found.removed_P[natural_P]),
@@ -125,23 +127,22 @@ def _window_figures(scored: Scored) -> Metrics:
     }
 
 
-def _final_figures(scored: Scored, truth: Truth, found: Removed) -> Metrics:
+def _final_figures(scored: Scored, truth: Truth, found: Removed, located_P: Tensor) -> Metrics:
+    """`located_P`: IoU of where the run says that the trigger is."""
     row_S = truth.row(pa.array(scored.image_id, pa.string()))
-    stored_ST4 = patches(truth.poisoned.take(row_S))
-    located_S = of_best_patch(iou, torch.from_numpy(found.box_P4[row_S]), stored_ST4)
     removed_S = torch.from_numpy(found.removed_P[row_S])
-    iou_S = torch.where(removed_S, located_S, scored.iou(scored.box_S4))[scored.whole]
+    iou_S = torch.where(removed_S, located_P[row_S], scored.iou(scored.box_S4))[scored.whole]
     return {
         "trigger_detection_final_accuracy": mean(iou_S >= HIT_IOU),
         "trigger_detection_final_mean_iou": mean(iou_S),
     }
 
 
-def _located_figures(run: Folder, truth: Truth, found: Removed) -> Metrics:
+def _located_figures(run: Folder, truth: Truth, found: Removed, located_P: Tensor) -> Metrics:
     removed = truth.poisoned.filter(pa.array(found.removed_P))
     _, visible_RT, _ = true_boxes(run, removed)
     whole_R = (visible_RT == 1).any(dim=1)
-    iou_R = of_best_patch(iou, torch.from_numpy(found.box_P4[found.removed_P]), patches(removed))[whole_R]
+    iou_R = located_P[found.removed_P][whole_R]
     return {
         "located_accuracy": mean(iou_R >= HIT_IOU),
         "located_mean_iou": mean(iou_R),

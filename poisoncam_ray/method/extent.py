@@ -13,6 +13,7 @@ from torch import Tensor
 
 from poisoncam_ray.method.families import LEAST_LIKENESS
 from poisoncam_ray.method.locate import SIDE, locate
+from poisoncam_ray.method.paste import crop
 
 LEAST_IMAGES = 8
 """Of 5 to 7 whose triggers differ, chance made some agree (up to 0.22 below); of more, at most 0.03."""
@@ -50,7 +51,8 @@ def whole_triggers(x_NCSS: Tensor, box_N4: Tensor) -> list[Tensor]:
         cut = zip(x_NCSS[same_M], whole_M4, strict=True)
         whole = [_cut(x_CSS, box_4) for x_CSS, box_4 in cut if bool(box_4.any())]
         found += whole
-        unknown += [] if whole else same_M.tolist()
+        if not whole:
+            unknown += same_M.tolist()
         left_M = left_M[~alike_M]
     unknown += left_M.tolist()
     if found and unknown:
@@ -65,12 +67,11 @@ def _aligned(x_MCSS: Tensor, windows: list[Tensor]) -> tuple[Tensor, Tensor]:
     how_many = [(int((like_M >= LEAST_LIKENESS).sum()), float(like_M.sum())) for _, like_M in tried]
     box_M4, like_M = tried[max(range(len(tried)), key=how_many.__getitem__)]
     for _ in range(ALIGNMENTS):
-        same_M = (like_M >= LEAST_LIKENESS).nonzero()[:, 0].tolist()
-        if not same_M:
+        same_M = like_M >= LEAST_LIKENESS
+        if not bool(same_M.any()):
             break
         # In the mean the surroundings fade and the trigger stays.
-        mean_Chw = torch.stack([_cut(x_MCSS[i], box_M4[i]) for i in same_M]).mean(dim=0)
-        box_M4, like_M = locate(x_MCSS, [mean_Chw])
+        box_M4, like_M = locate(x_MCSS, [crop(x_MCSS[same_M], box_M4[same_M]).mean(dim=0)])
     return box_M4, like_M >= LEAST_LIKENESS
 
 

@@ -69,8 +69,8 @@ def test_verdicts_say_what_was_removed(finished):
     found = read_evidence(Folder(str(run / "04_search")))
     assert found.poison and [family.family for family in found.families] == [1]
     assert found.n_candidates == found.families[0].n_candidates > 0
-    found = "Poison found" if removed else "Suspicious windows"
-    assert f"{found}: 1 trigger family" in words and (f", {len(removed)} image" in words or not removed)
+    headline = "Poison found" if removed else "Suspicious windows"
+    assert f"{headline}: 1 trigger family" in words and (f", {len(removed)} image" in words or not removed)
 
 
 def test_pictures_of_the_trigger_lie_beside_the_classifiers(finished):
