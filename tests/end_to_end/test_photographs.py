@@ -32,8 +32,8 @@ def test_a_backdoor_in_photographs_is_found_and_removed(photographs, triggers, r
     assert row["top20_precision"] >= 0.75
     assert row["trigger_detection_accuracy"] >= 0.75
     assert row["located_accuracy"] >= 0.95
-    # Seen: 0.86.
-    assert row["located_mean_iou"] >= 0.75
+    # A box as large as the search's windows has 0.8 at the most.
+    assert row["located_mean_iou"] >= 0.8
     assert row["trigger_detection_final_accuracy"] >= 0.95
     assert row["recall"] >= 0.98
     assert row["false_positive_rate"] <= 0.01
