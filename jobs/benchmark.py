@@ -35,13 +35,13 @@ def benchmark(
     from poisoncam_ray.artifact import Folder
 
     if memory:
-        from poisoncam_ray.benchmark.memory import SETTINGS, measure_memory
+        from poisoncam_ray.research.benchmark.memory import SETTINGS, measure_memory
 
         small = load_config(None, None, [*SETTINGS, *(overrides or ())])
         typer.echo(measure_memory(small, Folder(output), memory))
         return
     config = load_config(preset, None, overrides or ())
-    from poisoncam_ray.benchmark.measure import Sizes, draw_long_corpus, measure
+    from poisoncam_ray.research.benchmark.measure import Sizes, draw_long_corpus, measure
     from poisoncam_ray.progress import Progress
 
     out = Folder(output)

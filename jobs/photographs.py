@@ -54,8 +54,8 @@ def photographs(
     """
     config = load_config(preset, None, overrides or ())
     from poisoncam_ray.artifact import Folder, absolute
-    from poisoncam_ray.evaluate.corpora import check_labelled
-    from poisoncam_ray.evaluate.table import Setting, make_table
+    from poisoncam_ray.research.evaluate.corpora import check_labelled
+    from poisoncam_ray.research.evaluate.table import Setting, make_table
     from poisoncam_ray.progress import Progress
     from poisoncam_ray.stages.dataflow import connect
 

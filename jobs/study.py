@@ -26,7 +26,7 @@ def study(
 ) -> None:
     """The defence must have got as far as its features; no encoder is trained. Killed, the same command
     resumes."""
-    from poisoncam_ray.study.grid import load_grid
+    from poisoncam_ray.research.study.grid import load_grid
 
     chosen = load_grid(grid, images, seed)
     if (table is None) == (not run):
@@ -36,9 +36,9 @@ def study(
     from poisoncam_ray.artifact import Folder, absolute
     from poisoncam_ray.config import Resources
     from poisoncam_ray.progress import Progress
-    from poisoncam_ray.study.job import begin, rows, run_tasks, unmeasured
-    from poisoncam_ray.study.results import write_results
-    from poisoncam_ray.study.runs import found, given
+    from poisoncam_ray.research.study.job import begin, rows, run_tasks, unmeasured
+    from poisoncam_ray.research.study.results import write_results
+    from poisoncam_ray.research.study.runs import found, given
 
     runs = found(table, only) if table else given(run or (), truth or ())
     out, progress = Folder(absolute(output)), Progress()

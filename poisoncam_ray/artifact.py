@@ -1,185 +1,270 @@
-"""The run folder: files on any fsspec filesystem, each written atomically; a manifest commits a stage.
+"""The run folder: the name, the files and the schemas of every artifact, once.
 
-Nothing here is ever unpickled: JSON, Parquet and safetensors only. Torch is imported where it is needed: a
-mistake in a path or setting must be told before it has loaded.
+    run.json              configuration, versions, format number
+    clean/                the corpus without what was removed, in the input's layout
+    removed/              the removed rows, in the input's layout
+    dead/                 part-*.parquet: rows that hold no image that decodes, each with its reason
+    report/               index.html, verdict.json, removed.csv
+    work/lease/           which driver works here
+    work/1_index/         sources.parquet, slices.parquet; part-*.parquet: one row an image
+    work/2_encoder/       model.safetensors, config.json, history.json, checkpoints/
+    work/3_features/      part-*.parquet: one feature an image
+    work/4_clusters/      centroids.safetensors; part-*.parquet: the cluster of each image
+    work/5_search/        superclusters.json, flip_test.parquet, round=*/candidates.parquet
+    work/6_verdict/       verdict.json, triggers.parquet
+    work/7_classifier/    validation.json, roles.parquet, whole_triggers.parquet, family_*_model_*.safetensors
+    work/8_scores/        part-*.parquet: the score, the fate and the trigger's box of each image
+    work/clean/           unit-*.json, unit-*.parquet: which rows of each shard were removed, and why
+    work/report/          the report's manifest
+
+Every folder under work/ holds the manifest of its stage. A part belongs to one slice of the corpus.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
-import posixpath
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from typing import Any
 
-import fsspec
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from poisoncam_ray import store
+from poisoncam_ray.folder import Folder
 
-if TYPE_CHECKING:
-    from torch import Tensor
+FORMAT = 2
+"""Of the layout above. A folder of another format is refused."""
+RUN = "run.json"
 
-MANIFEST = "_manifest.json"
-STARTED = "_started.json"
-DELETES = 3
+CLEAN_ROWS = "clean"
+REMOVED_ROWS = "removed"
+DEAD_ROWS = "dead"
+PAGE = "report"
+WORK = "work"
+LEASE = "work/lease"
+
+INDEX = "work/1_index"
+ENCODER = "work/2_encoder"
+FEATURES = "work/3_features"
+CLUSTERS = "work/4_clusters"
+SEARCH = "work/5_search"
+VERDICT = "work/6_verdict"
+CLASSIFIER = "work/7_classifier"
+SCORES = "work/8_scores"
+CLEAN = "work/clean"
+REPORT = "work/report"
+
 SIDES = ("x0", "y0", "x1", "y1")
 """Columns of a box [x0, y0, x1, y1), wherever an artifact holds one."""
+_BOX = [(side, pa.int32()) for side in SIDES]
+
+# 1_index
+SOURCES = "sources.parquet"
+SLICES = "slices.parquet"
+INDEX_SCHEMA = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("source", pa.string()),
+        ("row", pa.int64()),
+        ("sha256", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("bytes", pa.int64()),
+    ]
+)
+DEAD_SCHEMA = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("source", pa.string()),
+        ("row", pa.int64()),
+        ("stage", pa.string()),
+        ("error", pa.string()),
+        ("message", pa.string()),
+    ]
+)
+
+# 2_encoder
+WEIGHTS = "model.safetensors"
+ENCODER_CONFIG = "config.json"
+HISTORY = "history.json"
+TRAINING_PROGRESS = "progress.json"
+CHECKPOINTS = "checkpoints"
+
+# 4_clusters
+CENTROIDS = "centroids.safetensors"
+CLUSTER_SCHEMA = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("cluster", pa.int32()),
+        ("distance", pa.float32()),
+        ("draw", pa.int64()),
+    ]
+)
+
+# 5_search
+SUPERCLUSTERS = "superclusters.json"
+FLIP_TEST = "flip_test.parquet"
+FLIP_TEST_SCHEMA = pa.schema([("image_id", pa.string()), ("cluster", pa.int32())])
+ROUND_STATE = "live.json"
+CANDIDATES = "candidates.parquet"
+CANDIDATE_SCHEMA = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("cluster", pa.int32()),
+        *_BOX,
+        ("changed", pa.int32()),
+        ("gain", pa.int32()),
+        ("supercluster_gain", pa.int32()),
+        ("n_flip", pa.int32()),
+        ("score", pa.float32()),
+        ("occlusion_flips", pa.bool_()),
+        ("crop", pa.binary()),
+        ("landed", pa.list_(pa.int32())),
+    ]
+)
+
+# 6_verdict
+VERDICT_FILE = "verdict.json"
+TRIGGERS = "triggers.parquet"
+TRIGGER_SCHEMA = pa.schema(
+    [field for field in CANDIDATE_SCHEMA if field.name != "landed"]
+    + [pa.field("family", pa.int32()), pa.field("rank", pa.int32())]
+)
+
+# 7_classifier
+VALIDATION = "validation.json"
+ROLES = "roles.parquet"
+WHOLE_TRIGGERS = "whole_triggers.parquet"
+WHOLE_TRIGGER_SCHEMA = pa.schema([("family", pa.int32()), ("picture", pa.binary())])
+
+# 8_scores
+SCORE_SCHEMA = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("p_poison", pa.float32()),
+        ("fate", pa.string()),
+        ("family", pa.int32()),
+        *_BOX,
+    ]
+)
+KEEP, REMOVE = "keep", "remove"
+"""Values of `fate`."""
+
+# clean
+REMOVED_SCHEMA = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("source", pa.string()),
+        ("row", pa.int64()),
+        ("reason", pa.string()),
+        ("p_poison", pa.float32()),
+        ("family", pa.int32()),
+        *_BOX,
+    ]
+)
+
+# report
+HTML = "index.html"
+REMOVED_CSV = "removed.csv"
+METRICS = "metrics.json"
+
+
+def round_name(number: int) -> str:
+    """The folder of one round of the search, below SEARCH."""
+    return f"round={number:03d}"
+
+
+def model_name(family: int, member: int) -> str:
+    """One member of the ensemble of a family, in CLASSIFIER."""
+    return f"family_{family}_model_{member}.safetensors"
+
+
+def unit_name(number: int) -> str:
+    """The marker that commits one unit of CLEAN: the counts of its rows."""
+    return f"unit-{number:06d}.json"
+
+
+def unit_reasons(number: int) -> str:
+    """The removed rows of one unit of CLEAN, each with its reason (REMOVED_SCHEMA)."""
+    return f"unit-{number:06d}.parquet"
+
+
+POISON = "poison"
+NO_EVIDENCE = "no_evidence"
 
 
 @dataclass(frozen=True)
-class Folder:
-    """A folder named by URI or local path. Holds no open handle, so it travels to other processes."""
+class Family:
+    """One trigger family: windows that look alike, or else move images to the same clusters.
 
-    uri: str
-
-    def __truediv__(self, name: str) -> Folder:
-        return Folder(f"{self.uri.rstrip('/')}/{name}")
-
-    @property
-    def filesystem(self) -> fsspec.AbstractFileSystem:
-        return store.connect(self.uri)[0]
-
-    @property
-    def path(self) -> str:
-        return store.connect(self.uri)[1]
-
-    def _at(self, name: str) -> str:
-        return posixpath.join(self.path, name) if name else self.path
-
-    def exists(self, name: str = "") -> bool:
-        return store.exists(self.uri, name)
-
-    def names(self) -> list[str]:
-        """Sorted names of what lies directly in the folder; empty when there is none."""
-        filesystem = self.filesystem
-        filesystem.invalidate_cache()
-        try:
-            found = filesystem.ls(self.path, detail=False)
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        names = {posixpath.basename(str(path).rstrip("/")) for path in found}
-        # Half-written files of a killed process start with a dot.
-        return sorted(name for name in names if name and not name.startswith("."))
-
-    def parts(self) -> list[str]:
-        return [name for name in self.names() if name.startswith("part-") and name.endswith(".parquet")]
-
-    def delete(self, name: str = "") -> None:
-        for _ in range(DELETES):
-            if not self._holds(name):
-                return
-            # Of many keys, S3 may keep some and say so in an answer that s3fs does not read.
-            with contextlib.suppress(FileNotFoundError):
-                self.filesystem.rm(self._at(name), recursive=True)
-        if self._holds(name):
-            raise OSError(f"{self.uri}/{name} cannot be deleted")
-
-    def _holds(self, name: str) -> bool:
-        """Some stores go on showing a folder whose last object is gone: only objects count there."""
-        filesystem = self.filesystem
-        if store.is_local(filesystem):
-            return self.exists(name)
-        filesystem.invalidate_cache()
-        return bool(filesystem.find(self._at(name)))
-
-    def read_bytes(self, name: str) -> bytes:
-        return store.read_bytes(self.uri, name)
-
-    def write_bytes(self, name: str, data: bytes) -> None:
-        """Readers see the old file, or all of the new one."""
-        store.write_bytes(self.uri, name, data)
-
-    def read_json(self, name: str) -> Any:
-        return json.loads(self.read_bytes(name))
-
-    def write_json(self, name: str, value: Any) -> None:
-        self.write_bytes(name, json.dumps(value, indent=1, sort_keys=True).encode())
-
-    def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
-        return pq.read_table(pa.BufferReader(self.read_bytes(name)), columns=columns)
-
-    def write_table(self, name: str, table: pa.Table) -> None:
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd")
-        self.write_bytes(name, sink.getvalue().to_pybytes())
-
-    def rows(self, name: str) -> int:
-        """Rows of a Parquet file, from its footer."""
-        filesystem = self.filesystem
-        # A footer is small: a read-ahead cache would fetch megabytes for it.
-        remote = {} if store.is_local(filesystem) else {"cache_type": "none"}
-        with filesystem.open(self._at(name), "rb", **remote) as file:
-            return pq.read_metadata(file).num_rows
-
-    def total_rows(self) -> int:
-        """Rows of all parts, from their footers, many requests at once."""
-        return sum(store.in_parallel(self.rows, self.parts()))
-
-    def read_tensors(self, name: str) -> dict[str, Tensor]:
-        import safetensors.torch
-
-        return safetensors.torch.load(self.read_bytes(name))
-
-    def write_tensors(self, name: str, tensors: dict[str, Tensor]) -> None:
-        import safetensors.torch
-
-        self.write_bytes(name, safetensors.torch.save({key: t.contiguous() for key, t in tensors.items()}))
-
-
-@dataclass(frozen=True)
-class Ledger:
-    """Where a stage's rows went. `rows_in` = `rows_out` + `removed` + `dead`, or the stage fails."""
-
-    rows_in: int
-    rows_out: int
-    removed: int = 0
-    dead: int = 0
-
-    @property
-    def balanced(self) -> bool:
-        return self.rows_in == self.rows_out + self.removed + self.dead
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a committed artifact is: who made it, from what, and where the rows went.
-
-    `identity` says what the content depends on (stage, version, configuration, sources); `inputs` maps each
-    input artifact to the digest of its manifest; `facts` are numbers for people.
+    Attributes:
+        family: its number, from 1, by falling best score.
+        best_score: the best poison score of its windows, 0 … 1.
+        p_value: the chance that a benign window group scores as high as its best group; None without a null.
+        n_candidates: how many windows it has.
+        cluster: the cluster of its best window's image.
+        ranks: places of its windows in triggers.parquet, from 0.
     """
 
-    identity: dict[str, Any]
-    inputs: dict[str, str]
-    fingerprint: str
-    ledger: Ledger | None = None
-    seconds: float = 0.0
-    facts: dict[str, Any] = field(default_factory=dict)
+    family: int
+    best_score: float
+    p_value: float | None
+    n_candidates: int
+    cluster: int
+    ranks: tuple[int, ...] = ()
 
-    def write(self, folder: Folder, name: str = MANIFEST) -> None:
+
+@dataclass(frozen=True)
+class Verdict:
+    """verdict.json. Scores are shares of the flip-test images, 0 … 1.
+
+    Attributes:
+        verdict: POISON or NO_EVIDENCE.
+        false_alarm_rate: the nominal chance that a clean corpus is called poisoned; 1: no evidence was asked
+            for.
+        p_value: the chance that a benign window group scores as high as the best group; None without a null.
+        best_score: the best poison score of a candidate.
+        threshold: the group score from which a group is a suspect; None without a null.
+        n_candidates: how many windows were scored.
+        best_group: the highest group score; None where no group has enough windows.
+        group_scores: of every window group, weighted, highest first.
+        null_scores: of the groups that the null was fitted to, not weighted, highest first.
+        families: the trigger families; none where there is no evidence of poison.
+    """
+
+    verdict: str
+    false_alarm_rate: float
+    p_value: float | None
+    best_score: float | None
+    threshold: float | None
+    n_candidates: int
+    best_group: float | None = None
+    group_scores: tuple[float, ...] = ()
+    null_scores: tuple[float, ...] = ()
+    families: tuple[Family, ...] = ()
+
+    @property
+    def poison(self) -> bool:
+        """Whether there is evidence of poison."""
+        return self.verdict == POISON
+
+    @property
+    def stands_out(self) -> bool:
+        """Whether any window group reaches the threshold."""
+        if self.threshold is None or self.best_group is None:
+            return False
+        return self.best_group >= self.threshold
+
+    def write(self, folder: Folder, name: str = VERDICT_FILE) -> None:
+        """Write verdict.json."""
         folder.write_json(name, asdict(self))
 
     @staticmethod
-    def read(folder: Folder, name: str = MANIFEST) -> Manifest | None:
-        """None when the artifact is not committed."""
-        if not folder.exists(name):
-            return None
-        tree = folder.read_json(name)
-        ledger = Ledger(**tree.pop("ledger")) if tree.get("ledger") else None
-        tree.pop("ledger", None)
-        return Manifest(ledger=ledger, **tree)
+    def read(folder: Folder) -> Verdict:
+        """Read verdict.json.
 
-
-def absolute(uri: str) -> str:
-    """A local path independent of the process's working folder; other URIs as they are."""
-    filesystem, path = store.connect(uri)
-    return path if store.is_local(filesystem) else uri
-
-
-def part_name(index: int) -> str:
-    return f"part-{index:06d}.parquet"
-
-
-def part_index(name: str) -> int:
-    return int(name.removeprefix("part-").removesuffix(".parquet"))
+        Raises:
+            FileNotFoundError: the folder holds none.
+        """
+        tree: dict[str, Any] = folder.read_json(VERDICT_FILE)
+        families = [Family(**{**family, "ranks": tuple(family["ranks"])}) for family in tree.pop("families")]
+        for name in ("group_scores", "null_scores"):
+            tree[name] = tuple(tree[name])
+        return Verdict(**tree, families=tuple(families))

@@ -61,7 +61,7 @@ def defend(
     if input is None:
         chosen = load_config(preset or "demo", config, settings)
         from poisoncam_ray.artifact import Folder
-        from poisoncam_ray.demo.run import measure_demo, prepare_demo
+        from poisoncam_ray.research.demo.run import measure_demo, prepare_demo
         from poisoncam_ray.progress import Progress
 
         folder, console = Folder(output or "runs/demo"), Progress().console
@@ -105,7 +105,7 @@ def attack(
     patch: Annotated[bool, typer.Option("--patch", help="patch every image: a validation set")] = False,
 ) -> None:
     """Poison a corpus as the reference attack does, or by another kind, and write down the truth."""
-    from poisoncam_ray.attacks import patch_corpus, poison_corpus
+    from poisoncam_ray.research.attacks import patch_corpus, poison_corpus
     from poisoncam_ray.progress import Progress
 
     targets, triggers, settings = target or [], trigger or [], _numbers(option or [])
@@ -160,7 +160,7 @@ def evaluate(
         raise UserError("--retrain needs --never-poisoned, the corpus before the attack.")
     if never_poisoned_run and not retrain:
         raise UserError("--never-poisoned-run is for --retrain: give that, too.")
-    from poisoncam_ray.evaluate import OtherModels, Validation, evaluate_run
+    from poisoncam_ray.research.evaluate import OtherModels, Validation, evaluate_run
     from poisoncam_ray.progress import Progress
 
     queries = Validation(validation or "", patched or "", target or "", label_column) if validation else None
@@ -168,7 +168,7 @@ def evaluate(
     progress = Progress()
     if beside:
         from poisoncam_ray.artifact import Folder
-        from poisoncam_ray.evaluate.joined import settings
+        from poisoncam_ray.research.evaluate.joined import settings
         from poisoncam_ray.stages.dataflow import connect
 
         # A run that is not there is told before Ray has started.

@@ -14,8 +14,6 @@ Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
 SEEDS = 2**23
 """How many seeds there are."""
-TRIGGERS_KEPT = 200
-"""Windows that the search keeps of each trigger family, and of the best whatever they are."""
 Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
 Strategy = Literal["interval", "random", "full_coverage", "sliding", "keep_only", "mixed"]
 
@@ -115,12 +113,9 @@ class Search(Section):
     scales: tuple[Annotated[float, Field(gt=0, le=8)], ...] = (1.0,)
     """Multiples of the window, about its centre, to paste and score; each image keeps the best. Triggers
     larger or smaller than the window want more than one: each costs flip_images forwards a candidate."""
-    reading: Literal["changed", "gain", "group_gain"] = "group_gain"
+    reading: Literal["changed", "gain", "supercluster_gain"] = "supercluster_gain"
     """Which reading of the poison score ranks candidates; all are recorded. The paper's: changed;
-    PatchSearch's: gain of the own cluster; ours: gain of the own cluster and those around it."""
-    false_alarm_rate: Annotated[float, Field(gt=0, le=1)] = 0.05
-    """How often a clean corpus may be called poisoned, nominally: more often where natural bundles differ
-    much (README). 1 always finds poison, as the paper does."""
+    PatchSearch's: gain of the own cluster; ours: gain of its supercluster."""
     flip_images: Count = 100
     per_cluster: Count = 2
     prune: Annotated[float, Field(gt=0, lt=1)] = 0.25
@@ -134,11 +129,19 @@ class Search(Section):
     """Candidates in one unit of work."""
 
 
+class Verdict(Section):
+    """Whether there is poison. The constants of the verdict: poisoncam_ray.method.verdict.VerdictRules."""
+
+    false_alarm_rate: Annotated[float, Field(gt=0, le=1)] = 0.05
+    """The nominal chance that a clean corpus is called poisoned. 1 asks for no evidence and always finds
+    poison, as the paper does."""
+
+
 class Classify(Section):
     """The poison classifier. The paper: 2000 steps of SGD at 0.01, batch 32, five models;
     with AdamW, one cycle and a robust loss 150 steps did as well on photographs of 32 px."""
 
-    top_k: Annotated[int, Field(ge=2, le=TRIGGERS_KEPT)] = 20
+    top_k: Annotated[int, Field(ge=2, le=200)] = 20
     """Windows of each trigger family that its ensemble learns from."""
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.25
     """Share of the top-k triggers kept from training, to validate on."""
@@ -193,6 +196,7 @@ class Config(Section):
     embed: Embed = Embed()
     cluster: Cluster = Cluster()
     search: Search = Search()
+    verdict: Verdict = Verdict()
     classify: Classify = Classify()
     resources: Resources = Resources()
 

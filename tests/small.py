@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from poisoncam_ray.artifact import Folder
-from poisoncam_ray.demo import draw_corpus
+from poisoncam_ray.research.demo import draw_corpus
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = [

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 
 from poisoncam_ray import demo
 from poisoncam_ray.artifact import Folder
-from poisoncam_ray.benchmark.compare import COLUMNS, Comparison, alternate, markdown
-from poisoncam_ray.benchmark.measure import Sizes, draw_long_corpus, first_images, measure
-from poisoncam_ray.benchmark.search import batched, candidates, one_at_a_time
-from poisoncam_ray.benchmark.training import Trainer
+from poisoncam_ray.research.benchmark.compare import COLUMNS, Comparison, alternate, markdown
+from poisoncam_ray.research.benchmark.measure import Sizes, draw_long_corpus, first_images, measure
+from poisoncam_ray.research.benchmark.search import batched, candidates, one_at_a_time
+from poisoncam_ray.research.benchmark.training import Trainer
 from poisoncam_ray.config import Config
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.method.encoder import build_encoder
-from poisoncam_ray.method.moco import MoCoV3
+from poisoncam_ray.method.ssl import MoCoV3
 from poisoncam_ray.settings import load_config
 from tests.small import draw_small
 
@@ -92,7 +92,7 @@ def test_without_ray_three_lines_are_written(corpus, tmp_path):
 
 
 def test_with_ray_the_stage_and_the_bare_loop_agree(corpus, tmp_path, ray_cluster):
-    from poisoncam_ray.benchmark.embed import compare_embed
+    from poisoncam_ray.research.benchmark.embed import compare_embed
 
     first = compare_embed(corpus, small(), Folder(str(tmp_path)), rounds=1)[0]
     assert first.facts["images"] == 64

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from poisoncam_ray.artifact import Folder
-from poisoncam_ray.benchmark.memory import Watch, draw_tiny_corpus, markdown, measure_memory
-from poisoncam_ray.benchmark.processes import Sampler, descendants, private_mib, sample, store_mib
+from poisoncam_ray.research.benchmark.memory import Watch, draw_tiny_corpus, markdown, measure_memory
+from poisoncam_ray.research.benchmark.processes import Sampler, descendants, private_mib, sample, store_mib
 from poisoncam_ray.corpus import open_corpus
 from poisoncam_ray.decode import decode
 from poisoncam_ray.errors import UserError

@@ -189,7 +189,7 @@ def test_an_attack_on_a_label_that_is_not_there(program, corpus, tmp_path):
 
 
 def test_the_help_names_every_attack():
-    from poisoncam_ray.attacks import KINDS
+    from poisoncam_ray.research.attacks import KINDS
 
     assert cli.ATTACKS.split(", ") == list(KINDS)
 

@@ -10,9 +10,9 @@ import torch
 
 from poisoncam_ray.artifact import Folder
 from poisoncam_ray.errors import UserError
-from poisoncam_ray.evaluate import Validation, compare_strategies, detection_metrics, evaluate_run, probe
-from poisoncam_ray.evaluate.joined import poison_clusters, read_truth
-from poisoncam_ray.evaluate.scored import scored_poisoned
+from poisoncam_ray.research.evaluate import Validation, compare_strategies, detection_metrics, evaluate_run, probe
+from poisoncam_ray.research.evaluate.joined import poison_clusters, read_truth
+from poisoncam_ray.research.evaluate.scored import scored_poisoned
 from poisoncam_ray.stages.embed import embed_images, feature_table, load_encoder
 from tests.fake_run import BOXED, DEAD, HEIGHT, SIDE, WIDTH, FakeRun, image_ids, make_fake_run
 
@@ -201,7 +201,7 @@ def test_scored_images_come_in_the_order_of_the_truth_once_each(fake: FakeRun) -
 def embedded(fake: FakeRun, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The run with the encoder's real features of its corpus."""
     from poisoncam_ray.corpus import open_corpus
-    from poisoncam_ray.evaluate.joined import settings
+    from poisoncam_ray.research.evaluate.joined import settings
     from poisoncam_ray.stages.dataflow import fetch_images
 
     run = Folder(str(shutil.copytree(fake.run, tmp_path_factory.mktemp("embedded") / "run")))

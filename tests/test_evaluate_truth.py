@@ -15,10 +15,10 @@ from PIL import Image
 
 from poisoncam_ray.artifact import Folder
 from poisoncam_ray.decode import decode
-from poisoncam_ray.evaluate import detection_metrics
-from poisoncam_ray.evaluate.joined import poison_clusters, read_truth
-from poisoncam_ray.evaluate.scored import Scored, scored_poisoned
-from poisoncam_ray.method.boxes import iou, map_box
+from poisoncam_ray.research.evaluate import detection_metrics
+from poisoncam_ray.research.evaluate.joined import poison_clusters, read_truth
+from poisoncam_ray.research.evaluate.scored import Scored, scored_poisoned
+from poisoncam_ray.method.geometry import iou, map_box
 from tests.fake_run import HEIGHT, SIDE, WIDTH, FakeRun, image_ids, make_fake_run
 
 NONE = [-1, -1, -1, -1]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from poisoncam_ray.artifact import Folder
-from poisoncam_ray.evaluate.results import gaps, single_figures, write_results
+from poisoncam_ray.research.evaluate.results import gaps, single_figures, write_results
 
 METRICS = {
     "recall": 0.5,

@@ -8,7 +8,7 @@ import pytest
 from poisoncam_ray.artifact import Folder, Manifest
 from poisoncam_ray.config import Config, Encoder
 from poisoncam_ray.errors import StageFailedError, UserError
-from poisoncam_ray.evaluate import OtherModels, Validation, probe_models, retrain
+from poisoncam_ray.research.evaluate import OtherModels, Validation, probe_models, retrain
 from poisoncam_ray.progress import Progress
 
 VALIDATION = Validation("validation", "patched", "3")

@@ -11,9 +11,9 @@ import pytest
 from poisoncam_ray.artifact import Folder, Ledger, Manifest
 from poisoncam_ray.config import SEEDS, Config, Resources, Search
 from poisoncam_ray.errors import UserError
-from poisoncam_ray.evaluate import corpora, never_poisoned, peer, table
-from poisoncam_ray.evaluate.corpora import Attacked
-from poisoncam_ray.evaluate.table import Setting, make_table
+from poisoncam_ray.research.evaluate import corpora, never_poisoned, peer, table
+from poisoncam_ray.research.evaluate.corpora import Attacked
+from poisoncam_ray.research.evaluate.table import Setting, make_table
 from poisoncam_ray.progress import Progress
 from tests.fake_evidence import write_evidence
 from tests.small import draw_small

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from poisoncam_ray.method.cam import gradcam
 from poisoncam_ray.method.encoder import Encoder
-from poisoncam_ray.method.gradcam import gradcam
 
 
 @torch.no_grad()

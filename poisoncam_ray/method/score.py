@@ -1,15 +1,16 @@
-"""The poison score (arXiv 2312.07955): what a candidate does to the assignments of images it is pasted on.
+"""The poison score (arXiv 2312.07955): what a candidate trigger does to the clusters of other images, and
+what its own image does without it.
 
 N candidates   F flip-test images   C channels   w window side   H = W image side   D feature dimensions
-K clusters   M pasted images at once
+K clusters   M images through the encoder at once   box_N4 integer [x0, y0, x1, y1)
 """
 
 import torch
 from torch import Tensor
 
 from poisoncam_ray.method.cam import Embedder
-from poisoncam_ray.method.kmeans import assign
-from poisoncam_ray.method.paste import paste, random_places
+from poisoncam_ray.method.clusters import assign
+from poisoncam_ray.method.geometry import inside, paste, random_places
 
 
 @torch.inference_mode()
@@ -23,25 +24,85 @@ def poison_scores(
     seeds_N: Tensor,
     batch: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Both readings of the poison score as counts of flip-test images, and what they are read from:
-    (changed_N, gain_N, landed_NF), int64.
+    """Paste every candidate once on every flip-test image and count the images that change cluster.
 
-    changed  assignments that moved anywhere, 0 … F (the paper's)
-    gain     assignments that moved into the candidate's own cluster `own_N` minus those that left it, −F … F
-    landed   the cluster of each pasted image
+    The place of a paste is random and depends on the candidate's seed and the image's number alone, so the
+    batch size and the other candidates do not matter.
 
-    Every candidate is pasted once on each image at a random place that `seeds_N` alone decides, so neither
-    `batch` (images through the encoder at once, candidates together) nor the candidate's neighbours matter.
-    `y_F` are the clusters of the unpasted images; images are float in [0, 1].
+    Args:
+        encoder: images to features.
+        t_NCww: the candidates, float in [0, 1].
+        x_FCHW: the flip-test images, float in [0, 1].
+        y_F: the clusters of the flip-test images as they are.
+        own_N: the cluster of each candidate's own image.
+        c_KD: centroids.
+        seeds_N: int64, one for each candidate.
+        batch: images through the encoder at once.
+
+    Returns:
+        changed_N int64, 0 … F: images whose cluster changes (the paper's reading).
+        gain_N int64, −F … F: images moved into the candidate's own cluster minus those moved out.
+        landed_NF int64: the cluster of each pasted image.
     """
     n, f = len(t_NCww), len(x_FCHW)
     size = (*t_NCww.shape[2:], *x_FCHW.shape[2:])
     box_M4 = random_places(seeds_N.cpu(), torch.arange(f), *size).flatten(0, 1).to(x_FCHW.device)
-    pasted_parts = []
+    landed_parts = []
     for i_M in torch.arange(n * f, device=x_FCHW.device).split(batch):
         pasted_MCHW = paste(x_FCHW[i_M % f], t_NCww[i_M // f], box_M4[i_M])
-        pasted_parts.append(assign(encoder.embed(pasted_MCHW), c_KD)[0])
-    pasted_NF = torch.cat(pasted_parts).view(n, f)
-    into_NF, from_NF = pasted_NF == own_N[:, None], y_F == own_N[:, None]
+        landed_parts.append(assign(encoder.embed(pasted_MCHW), c_KD)[0])
+    landed_NF = torch.cat(landed_parts).view(n, f)
+    into_NF, from_NF = landed_NF == own_N[:, None], y_F == own_N[:, None]
     gain_N = into_NF.sum(dim=1) - from_NF.sum(dim=1)
-    return (pasted_NF != y_F).sum(dim=1), gain_N, pasted_NF
+    return (landed_NF != y_F).sum(dim=1), gain_N, landed_NF
+
+
+def supercluster_gain(landed_NF: Tensor, y_F: Tensor, own_N: Tensor, supercluster_K: Tensor) -> Tensor:
+    """Count the flip-test images that a candidate moves into the supercluster of its own cluster.
+
+    Args:
+        landed_NF: the cluster of each pasted image.
+        y_F: the clusters of the flip-test images as they are.
+        own_N: the cluster of each candidate's own image.
+        supercluster_K: the supercluster of each cluster.
+
+    Returns:
+        gain_N int64, −F … F: images moved in minus images moved out.
+    """
+    own_N1 = supercluster_K[own_N][:, None]
+    return (supercluster_K[landed_NF] == own_N1).sum(dim=1) - (supercluster_K[y_F] == own_N1).sum(dim=1)
+
+
+@torch.inference_mode()
+def occlusion_flips(
+    encoder: Embedder,
+    x_NCHW: Tensor,
+    box_N4: Tensor,
+    own_N: Tensor,
+    c_KD: Tensor,
+    fill_NC: Tensor,
+    batch: int,
+) -> Tensor:
+    """Occlude each image's window and see whether the image leaves its cluster.
+
+    A trigger holds its own image in its cluster. A piece of sky moves other images to the skies, but its own
+    image often stays there without it.
+
+    Args:
+        encoder: images to features.
+        x_NCHW: images, float in [0, 1].
+        box_N4: the windows, which may differ in size.
+        own_N: the cluster of each image.
+        c_KD: centroids.
+        fill_NC: the colour that the window is filled with.
+        batch: images through the encoder at once.
+
+    Returns:
+        flips_N, bool: whether the occluded image lies in another cluster.
+    """
+    parts = []
+    for i_M in torch.arange(len(x_NCHW), device=x_NCHW.device).split(batch):
+        hidden_M1HW = inside(box_N4[i_M], x_NCHW.shape[-1])[:, None].to(x_NCHW)
+        occluded_MCHW = torch.lerp(x_NCHW[i_M], fill_NC[i_M][:, :, None, None], hidden_M1HW)
+        parts.append(assign(encoder.embed(occluded_MCHW), c_KD)[0] != own_N[i_M])
+    return torch.cat(parts)

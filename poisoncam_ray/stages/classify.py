@@ -15,24 +15,23 @@ import ray
 import torch
 from torch import Tensor
 
-from poisoncam_ray.artifact import SIDES, Folder
+from poisoncam_ray import artifact, facts
+from poisoncam_ray.artifact import SIDES
 from poisoncam_ray.config import Config
 from poisoncam_ray.corpus import Corpus
 from poisoncam_ray.errors import UserError
+from poisoncam_ray.folder import Folder
 from poisoncam_ray.method.classifier import held_out_pastes, poison_logit, train_classifier
-from poisoncam_ray.method.extent import whole_triggers
-from poisoncam_ray.method.paste import same_size
-from poisoncam_ray.method.threshold import choose_threshold
-from poisoncam_ray.pipeline import Outcome, Run, Stage
+from poisoncam_ray.method.localise import whole_triggers
+from poisoncam_ray.method.geometry import same_size
+from poisoncam_ray.method.classifier import choose_threshold
+from poisoncam_ray.stage import Outcome, Run, Stage
 from poisoncam_ray.stages.compute import device, set_up
 from poisoncam_ray.stages.crops import from_png, to_png
 from poisoncam_ray.stages.dataflow import RESTARTS, Pixels, fetch_images, in_flight
-from poisoncam_ray.stages.ensembles import PICTURES, VALIDATION, load_models, model_name
+from poisoncam_ray.stages.ensembles import load_models
 from poisoncam_ray.stages.pool import assignments
-from poisoncam_ray.stages.triggers import TRIGGERS
-from poisoncam_ray.verdict import read_evidence
 
-ROLES = "triggers.parquet"
 ROLE_NAMES = ("train", "validate")
 MOST_UNSURE = 0.03
 """A family is only erased when its classifier leaves so little of the corpus in doubt, within one logit of
@@ -44,46 +43,39 @@ LOOKED_AT = 50
 
 
 class Classify(Stage):
-    name = "05_classifier"
+    name = artifact.CLASSIFIER
     title = "Classify"
-    version = 4
-    inputs = ("00_index", "03_clusters", "04_search")
+    version = 5
+    inputs = (artifact.INDEX, artifact.CLUSTERS, artifact.VERDICT)
     sections = ("encoder", "classify")
 
     def run(self, run: Run) -> Outcome:
-        search = run.artifact("04_search")
-        evidence = read_evidence(search)
-        if evidence is None or not evidence.poison:
-            why = {"why": evidence.why_not} if evidence else {}
-            run.out.write_json(VALIDATION, {"threshold": 0.5, "trained": False, "families": {}} | why)
-            return Outcome(facts={"summary": "nothing to train: no evidence of poison", "trained": False})
+        folder = run.folder / artifact.VERDICT
+        found = artifact.Verdict.read(folder)
+        if not found.poison:
+            nothing = {"threshold": 0.5, "trained": False, "families": {}}
+            run.out.write_json(artifact.VALIDATION, nothing)
+            return Outcome(facts.Classified(trained=False))
         settings = run.config.classify
-        triggers = with_roles(search.read_table(TRIGGERS), settings.top_k, settings.held_out, run.config.seed)
-        run.out.write_table(ROLES, triggers)
-        negatives, whole = draw_samples(run.artifact("03_clusters"), triggers, settings.sample)
+        triggers = with_roles(
+            folder.read_table(artifact.TRIGGERS), settings.top_k, settings.held_out, run.config.seed
+        )
+        run.out.write_table(artifact.ROLES, triggers)
+        negatives, whole = draw_samples(run.folder / artifact.CLUSTERS, triggers, settings.sample)
         if not negatives:
             raise UserError("No image is left to train the poison classifier on: the corpus is too small.")
         numbers = families_of(triggers)
         crops = {family: [crops_of(triggers, family, role) for role in ROLE_NAMES] for family in numbers}
         reused, chosen = self._train(run, negatives, whole, crops)
-        run.out.write_table(PICTURES, _pictures(run, triggers, numbers))
-        for facts in chosen.values():
-            facts["erased"] = sure_enough(facts["unsure_share"], evidence.false_alarm_rate)
+        run.out.write_table(artifact.WHOLE_TRIGGERS, _pictures(run, triggers, numbers))
+        for figures in chosen.values():
+            figures["erased"] = sure_enough(figures["unsure_share"], found.false_alarm_rate)
         # One figure of each kind at the top: the family that came out worst.
-        least = min(chosen.values(), key=lambda facts: facts["recall"])
-        run.out.write_json(VALIDATION, least | {"trained": True, "families": chosen})
-        ensembles = "" if len(numbers) == 1 else f" for each of {len(numbers)} families"
-        in_doubt = [int(family) for family, facts in chosen.items() if not facts["erased"]]
-        spared = f"; {len(in_doubt)} in doubt, not erased" if in_doubt else ""
-        facts = {
-            "summary": f"{settings.models} models{ensembles}, "
-            f"{least['recall']:.1%} of held-out pastes recognised{spared}",
-            "models_reused": reused,
-            "trained": True,
-            "in_doubt": in_doubt,
-            **least,
-        }
-        return Outcome(facts=facts)
+        least = min(chosen.values(), key=lambda figures: figures["recall"])
+        run.out.write_json(artifact.VALIDATION, least | {"trained": True, "families": chosen})
+        in_doubt = [int(family) for family, figures in chosen.items() if not figures["erased"]]
+        said = facts.Classified(True, len(numbers), settings.models, reused, least["recall"], in_doubt)
+        return Outcome(said)
 
     def _train(
         self, run: Run, negatives: list[str], whole: list[str], crops: dict[int, list[Tensor]]
@@ -91,7 +83,7 @@ class Classify(Stage):
         """How many models lay there already, and what was found on validation, by family."""
         settings, resources = run.config.classify, run.config.resources
         every = [(family, i) for family in crops for i in range(settings.models)]
-        todo = [(family, i) for family, i in every if not run.out.exists(model_name(family, i))]
+        todo = [(family, i) for family, i in every if not run.out.exists(artifact.model_name(family, i))]
         # On a worker node: the driver's may be a small one.
         fetch = ray.remote(fetch_images).options(num_cpus=resources.cpus_per_reader, max_retries=RESTARTS)
         images = fetch.remote(run.corpus, run.config, negatives)
@@ -221,7 +213,7 @@ def _train(family: int, i: int, config: Config, x_NCHW: Pixels, crops_MCww: Tens
         learning_rate=settings.lr,
         paste_size=(settings.paste_min, settings.paste_max),
     )
-    out.write_tensors(model_name(family, i), {key: t.cpu() for key, t in model.state_dict().items()})
+    out.write_tensors(artifact.model_name(family, i), {key: t.cpu() for key, t in model.state_dict().items()})
 
 
 def _validate(
@@ -237,7 +229,7 @@ def _validate(
     x_NCHW, n = tensor(negative_NCHW), min(VALIDATION_PASTES, 4 * len(negative_NCHW))
     x_VCHW = held_out_pastes(x_NCHW, crops_MCww.to(device()), n, config.seed)
     held_out_logit_V = poison_logit(models, x_VCHW)
-    facts = choose_threshold(
+    figures = choose_threshold(
         held_out_logit_V, poison_logit(models, tensor(whole_NCHW)), n_crops=len(crops_MCww)
     )
-    return {"threshold": 0.5, "n_validation": n, **facts}
+    return {"threshold": 0.5, "n_validation": n, **figures}

@@ -6,93 +6,93 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import ray
 
-from poisoncam_ray import metrics
-from poisoncam_ray.artifact import SIDES, Folder, Ledger, part_name
+from poisoncam_ray import artifact, facts, metrics
 from poisoncam_ray.corpus import Corpus, Slice
-from poisoncam_ray.corpus.storage import REMOVED_TYPES
 from poisoncam_ray.errors import LedgerError
-from poisoncam_ray.pipeline import Outcome, Run, Stage
+from poisoncam_ray.folder import Folder, Ledger, part_name
+from poisoncam_ray.stage import Outcome, Run, Stage
 from poisoncam_ray.stages.dataflow import RESTARTS, digest_columns, in_flight
 from poisoncam_ray.store import in_parallel
 
 KEPT, REMOVED, DEAD = 0, 1, 2
-UNITS = "_units"
 UNITS_WAITING = 256
 
 
 class Clean(Stage):
-    name = "07_clean"
+    name = artifact.CLEAN
     title = "Clean"
     version = 2
-    inputs = ("00_index", "06_verdicts")
+    inputs = (artifact.INDEX, artifact.SCORES)
     sections = ()
+    writes = (artifact.CLEAN_ROWS, artifact.REMOVED_ROWS)
 
     def run(self, run: Run) -> Outcome:
         units = run.corpus.units(run.slices())
-        markers = run.out / UNITS
-        done = set(markers.names())
-        todo = [(number, unit) for number, unit in enumerate(units) if marker_name(number) not in done]
-        folders = {name: run.folder / name for name in ("00_index", "06_verdicts", "removed")}
+        done = set(run.out.names())
+        todo = [(number, unit) for number, unit in enumerate(units) if artifact.unit_name(number) not in done]
         task = ray.remote(write_unit).options(
             num_cpus=run.config.resources.cpus_per_reader, max_retries=RESTARTS
         )
-        calls = (partial(task.remote, number, unit, run.corpus, folders, run.out) for number, unit in todo)
+        calls = (partial(task.remote, number, unit, run.corpus, run.folder) for number, unit in todo)
         for finished, _ in enumerate(in_flight(calls, UNITS_WAITING), start=1):
             run.progress.update(f"{finished} of {len(todo)} files")
-        counts = in_parallel(lambda i: markers.read_json(marker_name(i)), list(range(len(units))))
+        names = [artifact.unit_name(number) for number in range(len(units))]
+        counts = in_parallel(run.out.read_json, names)
         kept, removed, dead = (sum(count[key] for count in counts) for key in ("kept", "removed", "dead"))
         rows = sum(piece.stop - piece.start for unit in units for piece in unit)
-        indexed = run.manifest("00_index").ledger
+        indexed = run.manifest(artifact.INDEX).ledger
         if indexed is None or dead != indexed.dead:
-            raise LedgerError(f"{dead} rows have no verdict, which is not the number that died at indexing")
-        facts = {
-            "summary": f"{kept:,} kept + {removed:,} removed + {dead:,} dead = {rows:,} rows",
-            "files": len(units),
-            "files_reused": len(units) - len(todo),
-        }
-        return Outcome(Ledger(rows, kept, removed, dead), facts)
+            raise LedgerError(f"{dead} rows have no score, which is not the number that died at indexing")
+        said = facts.Cleaned(kept, removed, dead, len(units), len(units) - len(todo))
+        return Outcome(said, Ledger(rows, kept, removed, dead))
 
 
-def marker_name(number: int) -> str:
-    return f"unit-{number:06d}.json"
+def write_unit(number: int, unit: list[Slice], corpus: Corpus, run: Folder) -> None:
+    """Split one shard, or one slice of a folder, by the fates of its rows.
 
+    The unit's marker, written last, commits it.
 
-def write_unit(
-    number: int, unit: list[Slice], corpus: Corpus, folders: dict[str, Folder], out: Folder
-) -> None:
-    """Split one shard (or slice of a folder) by its verdicts; the marker, written last, commits it.
+    Args:
+        number: the unit's number.
+        unit: its slices.
+        corpus: the corpus.
+        run: the run folder.
 
-    Raises LedgerError when what was written is not what the verdicts say.
+    Raises:
+        LedgerError: the scores are not those of the indexed rows, or other rows were written than decided.
     """
+    index, scores, out = run / artifact.INDEX, run / artifact.SCORES, run / artifact.CLEAN
     first = unit[0].start
     fate_N = np.full(sum(piece.stop - piece.start for piece in unit), DEAD, np.int8)
-    columns: dict[str, list[Any]] = {name: [] for name in REMOVED_TYPES}
     sha256: dict[str, str] = {}
+    removed_rows: list[dict[str, Any]] = []
     for piece in unit:
-        wanted = ["image_id", "row", *digest_columns(piece)]
-        rows = folders["00_index"].read_table(part_name(piece.index), wanted).to_pydict()
-        verdicts = folders["06_verdicts"].read_table(part_name(piece.index)).to_pydict()
-        if rows["image_id"] != verdicts["image_id"]:
-            raise LedgerError(f"verdicts of slice {piece.index} are not those of its indexed rows")
-        if "sha256" in rows:
-            sha256 |= zip(rows["image_id"], rows["sha256"], strict=True)
-        for i, row in enumerate(rows["row"]):
-            removed = verdicts["verdict"][i] == "remove"
-            fate_N[row - first] = REMOVED if removed else KEPT
+        wanted = ["image_id", "source", "row", *digest_columns(piece)]
+        rows = index.read_table(part_name(piece.index), wanted).to_pylist()
+        scored = scores.read_table(part_name(piece.index)).to_pylist()
+        if [row["image_id"] for row in rows] != [row["image_id"] for row in scored]:
+            raise LedgerError(f"the scores of slice {piece.index} are not those of its indexed rows")
+        for row, score in zip(rows, scored, strict=True):
+            if "sha256" in row:
+                sha256[row["image_id"]] = row["sha256"]
+            removed = score["fate"] == artifact.REMOVE
+            fate_N[row["row"] - first] = REMOVED if removed else KEPT
             if removed:
-                columns["_reason"].append("poison_classifier")
-                columns["_p_poison"].append(verdicts["p_poison"][i])
-                columns["_family"].append(verdicts["family"][i])
-                columns["_image_id"].append(rows["image_id"][i])
-                columns["_box"].append([verdicts[side][i] for side in SIDES])
-    n_kept, n_removed = corpus.split(unit, fate_N, columns, out.uri, folders["removed"].uri, sha256)
+                removed_rows.append(row | score | {"reason": "poison_classifier"})
+    n_kept, n_removed = corpus.split(
+        unit, fate_N, (run / artifact.CLEAN_ROWS).uri, (run / artifact.REMOVED_ROWS).uri, sha256
+    )
     if (n_kept, n_removed) != (int((fate_N == KEPT).sum()), int((fate_N == REMOVED).sum())):
         raise LedgerError(
             f"{unit[0].source}: wrote {n_kept} kept and {n_removed} removed rows, not what was decided"
         )
+    if removed_rows:
+        table = pa.Table.from_pylist(removed_rows, schema=artifact.REMOVED_SCHEMA)
+        out.write_table(artifact.unit_reasons(number), table)
     count = {"kept": n_kept, "removed": n_removed, "dead": int((fate_N == DEAD).sum())}
-    (out / UNITS).write_json(marker_name(number), count)
+    out.write_json(artifact.unit_name(number), count)
     metrics.count("rows", n_kept, stage=Clean.title)
     metrics.count("removed", n_removed)

@@ -10,28 +10,27 @@ import pyarrow as pa
 import ray
 import torch
 
-from poisoncam_ray import metrics
-from poisoncam_ray.artifact import Folder, Ledger, part_name
+from poisoncam_ray import artifact, facts, metrics
 from poisoncam_ray.config import Config, Resources
 from poisoncam_ray.corpus import Slice
 from poisoncam_ray.errors import UserError
-from poisoncam_ray.method.kmeans import assign, auto_k, kmeans
-from poisoncam_ray.pipeline import Outcome, Run, Stage
+from poisoncam_ray.folder import Folder, Ledger, part_name
+from poisoncam_ray.method.clusters import assign, auto_k, kmeans
+from poisoncam_ray.stage import Outcome, Run, Stage
 from poisoncam_ray.stages.compute import set_up
-from poisoncam_ray.stages.dataflow import RESTARTS, missing, stream_slices
+from poisoncam_ray.stages.dataflow import RESTARTS, fill_parts, stream_slices
 from poisoncam_ray.stages.embed import read_features
 from poisoncam_ray.stages.pool import PARTS_AT_ONCE, image_seed
 from poisoncam_ray.store import in_parallel
 
-CENTROIDS = "centroids.safetensors"
 PARTS_READ = 4096
 
 
 class Cluster(Stage):
-    name = "03_clusters"
+    name = artifact.CLUSTERS
     title = "Cluster"
     version = 2
-    inputs = ("00_index", "02_features")
+    inputs = (artifact.INDEX, artifact.FEATURES)
     sections = ("cluster",)
 
     def check(self, config: Config, rows: int | None) -> None:
@@ -40,16 +39,16 @@ class Cluster(Stage):
             raise UserError(f"cluster.k={k or 2} is more than the {rows} images there are: lower it.")
 
     def run(self, run: Run) -> Outcome:
-        slices, settings = run.slices(), run.config.cluster
+        settings = run.config.cluster
         rows = run.slice_rows()
         k = settings.k or auto_k(sum(rows))
-        chosen = spread(rows, settings.sample, run.config.seed)
+        chosen = sample_parts(rows, settings.sample, run.config.seed)
         if k > sum(n for _, n in chosen):
             raise UserError(
                 f"cluster.sample={settings.sample} is too small a sample for {k} clusters: raise it."
             )
-        features = run.artifact("02_features")
-        if not run.out.exists(CENTROIDS):
+        features = run.folder / artifact.FEATURES
+        if not run.out.exists(artifact.CENTROIDS):
             job = ray.remote(_train).options(
                 num_cpus=run.config.resources.cpus_per_actor, num_gpus=0, max_retries=RESTARTS
             )
@@ -57,23 +56,18 @@ class Cluster(Stage):
                 features, run.out, chosen, k, settings.iterations, run.config.seed, run.config.resources
             )
             ray.get(sizes)
-        todo = missing(slices, run.out)
-        for _ in stream_slices(
-            run, todo, partial(_assign_slice, features=features, out=run.out, seed=run.config.seed)
-        ):
-            pass
-        written = run.out.total_rows()
-        found = len(read_centroids(run.out))
-        facts = {"summary": f"{found:,} clusters", "k": found, "slices_reused": len(slices) - len(todo)}
-        return Outcome(Ledger(sum(rows), written), facts)
+        work = partial(_assign_slice, features=features, out=run.out, seed=run.config.seed)
+        done = fill_parts(run, lambda todo: stream_slices(run, todo, work))
+        said = facts.Clustered(len(read_centroids(run.out)), done.reused)
+        return Outcome(said, Ledger(sum(rows), done.rows))
 
 
 def read_centroids(folder: Folder) -> torch.Tensor:
     """c_KD, float32."""
-    return folder.read_tensors(CENTROIDS)["centroids_KD"]
+    return folder.read_tensors(artifact.CENTROIDS)["centroids_KD"]
 
 
-def spread(rows: list[int], most: int, seed: int) -> list[tuple[str, int]]:
+def sample_parts(rows: list[int], most: int, seed: int) -> list[tuple[str, int]]:
     """Which parts to train on and how many rows of each: an equal share of every part, `most` rows in all.
 
     Of a corpus with more than PARTS_READ parts, so many are drawn: k-means must not read it all.
@@ -97,11 +91,11 @@ def _train(
 ) -> None:
     set_up(resources, processes=1)
     c_KD = kmeans(read_sample(features, parts, seed), k, iterations, seed)
-    out.write_tensors(CENTROIDS, {"centroids_KD": c_KD})
+    out.write_tensors(artifact.CENTROIDS, {"centroids_KD": c_KD})
 
 
 def read_sample(features: Folder, parts: list[tuple[str, int]], seed: int) -> torch.Tensor:
-    """f_ND: of each part so many rows, drawn by seed; `parts` as `spread` gives them."""
+    """f_ND: of each part so many rows, drawn by seed; `parts` as `sample_parts` gives them."""
     generator = torch.Generator().manual_seed(seed)
     sample = []
     for first in range(0, len(parts), PARTS_AT_ONCE):
@@ -117,11 +111,11 @@ def _assign_slice(piece: Slice, features: Folder, out: Folder, seed: int) -> dic
     ids, f_ND = read_features(features, part_name(piece.index))
     y_N, distance_N = assign(f_ND, read_centroids(out))
     columns = {
-        "image_id": pa.array(ids, pa.string()),
-        "cluster": pa.array(y_N.numpy(), pa.int32()),
-        "distance": pa.array(distance_N.numpy(), pa.float32()),
-        "draw": pa.array([image_seed(seed, image_id) for image_id in ids], pa.int64()),
+        "image_id": ids,
+        "cluster": y_N.numpy().astype(np.int32),
+        "distance": distance_N.numpy(),
+        "draw": [image_seed(seed, image_id) for image_id in ids],
     }
-    out.write_table(part_name(piece.index), pa.table(columns))
+    out.write_table(part_name(piece.index), pa.table(columns, schema=artifact.CLUSTER_SCHEMA))
     metrics.count("rows", len(ids), stage=Cluster.title)
     return {"index": piece.index}

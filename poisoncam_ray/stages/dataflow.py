@@ -14,7 +14,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -25,12 +25,13 @@ import ray
 import ray.data
 from numpy.typing import NDArray
 
-from poisoncam_ray.artifact import Folder, part_index, part_name
+from poisoncam_ray import artifact
 from poisoncam_ray.config import Config
 from poisoncam_ray.corpus import Corpus, Slice
 from poisoncam_ray.decode import decode
 from poisoncam_ray.errors import LedgerError
-from poisoncam_ray.pipeline import Run
+from poisoncam_ray.folder import Folder, part_index, part_name
+from poisoncam_ray.stage import Run
 
 # Reading, training workers and actor pools wait for each other without an error when logical CPUs run out.
 LOCAL_CPUS = 8
@@ -90,6 +91,29 @@ def missing(slices: list[Slice], out: Folder) -> list[Slice]:
     """Slices whose part is not committed yet."""
     done = {part_index(name) for name in out.parts()}
     return [piece for piece in slices if piece.index not in done]
+
+
+@dataclass(frozen=True)
+class Filled:
+    """What `fill_parts` did: rows of all parts, slices in all, slices that an earlier attempt had finished."""
+
+    rows: int
+    slices: int
+    reused: int
+
+
+def fill_parts(run: Run, stream: Callable[[list[Slice]], Iterator[Any]]) -> Filled:
+    """Write the part of every slice that has none yet.
+
+    Args:
+        run: whose `out` gets the parts.
+        stream: writes the parts of the slices that it is given, and yields once for each.
+    """
+    slices = run.slices()
+    todo = missing(slices, run.out)
+    for _ in stream(todo):
+        pass
+    return Filled(run.out.total_rows(), len(slices), len(slices) - len(todo))
 
 
 def read_slice(corpus: Corpus, config: Config, index: Folder, piece: Slice) -> tuple[list[str], Pixels]:
@@ -158,7 +182,7 @@ def stream_images(
     Yields the actors' small dictionaries as they come.
     """
     resources = run.config.resources
-    read = partial(_decode_slice, corpus=run.corpus, config=run.config, index=run.artifact("00_index"))
+    read = partial(_decode_slice, corpus=run.corpus, config=run.config, index=run.folder / artifact.INDEX)
     for wave, seen in _waves(todo):
         most = min(resources.actors, len(wave))
         dataset = (

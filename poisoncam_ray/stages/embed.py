@@ -7,36 +7,27 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from poisoncam_ray import metrics
-from poisoncam_ray.artifact import Folder, Ledger, part_name
+from poisoncam_ray import artifact, facts, metrics
 from poisoncam_ray.config import Config
+from poisoncam_ray.folder import Folder, Ledger, part_name
 from poisoncam_ray.method.encoder import Encoder, build_encoder
-from poisoncam_ray.pipeline import Outcome, Run, Stage
+from poisoncam_ray.stage import Outcome, Run, Stage
 from poisoncam_ray.stages.compute import device, set_up
-from poisoncam_ray.stages.dataflow import Pixels, missing, stream_images
+from poisoncam_ray.stages.dataflow import Pixels, fill_parts, stream_images
 
 
 class Embed(Stage):
-    name = "02_features"
+    name = artifact.FEATURES
     title = "Embed"
     version = 1
-    inputs = ("00_index", "01_encoder")
+    inputs = (artifact.INDEX, artifact.ENCODER)
     sections = ("encoder", "embed")
 
     def run(self, run: Run) -> Outcome:
-        slices = run.slices()
-        todo = missing(slices, run.out)
-        arguments = (run.config, run.artifact("01_encoder"), run.out)
-        for _ in stream_images(run, todo, EmbedSlice, arguments):
-            pass
-        indexed = run.manifest("00_index").ledger
-        rows = run.out.total_rows()
-        facts = {
-            "summary": f"{rows:,} features",
-            "slices": len(slices),
-            "slices_reused": len(slices) - len(todo),
-        }
-        return Outcome(Ledger(indexed.rows_out if indexed else 0, rows), facts)
+        arguments = (run.config, run.folder / artifact.ENCODER, run.out)
+        done = fill_parts(run, lambda todo: stream_images(run, todo, EmbedSlice, arguments))
+        said = facts.Embedded(done.rows, done.slices, done.reused)
+        return Outcome(said, Ledger(sum(run.slice_rows()), done.rows))
 
 
 class EmbedSlice:
@@ -55,15 +46,15 @@ class EmbedSlice:
 
 def write_encoder(config: Config, encoder: Encoder, folder: Folder) -> None:
     """The weights and what is needed to build the encoder again: what `load_encoder` reads."""
-    folder.write_tensors("model.safetensors", {key: t.cpu() for key, t in encoder.state_dict().items()})
-    folder.write_json("config.json", config.encoder.model_dump() | {"dim": encoder.dim})
+    folder.write_tensors(artifact.WEIGHTS, {key: t.cpu() for key, t in encoder.state_dict().items()})
+    folder.write_json(artifact.ENCODER_CONFIG, config.encoder.model_dump() | {"dim": encoder.dim})
 
 
 def load_encoder(folder: Folder) -> Encoder:
     """The committed encoder, at rest on this process's device."""
-    made = folder.read_json("config.json")
+    made = folder.read_json(artifact.ENCODER_CONFIG)
     encoder = build_encoder(made["backbone"], made["image_size"], made["patch_size"])
-    encoder.load_state_dict(folder.read_tensors("model.safetensors"))
+    encoder.load_state_dict(folder.read_tensors(artifact.WEIGHTS))
     return encoder.to(device()).eval()
 
 

@@ -11,15 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from poisoncam_ray.artifact import Folder
+from poisoncam_ray import artifact
+from poisoncam_ray.folder import Folder
 from poisoncam_ray.config import Config
 from poisoncam_ray.method.classifier import PoisonClassifier, poison_logit
-from poisoncam_ray.method.locate import locate
+from poisoncam_ray.method.localise import locate
 from poisoncam_ray.stages.compute import device
 from poisoncam_ray.stages.crops import from_png
-
-VALIDATION = "validation.json"
-PICTURES = "whole_triggers.parquet"
 
 
 @dataclass(frozen=True)
@@ -73,24 +71,20 @@ def load_models(config: Config, out: Folder, family: int) -> list[nn.Module]:
     models: list[nn.Module] = []
     for i in range(config.classify.models):
         model = PoisonClassifier(config.encoder.image_size)
-        model.load_state_dict(out.read_tensors(model_name(family, i)))
+        model.load_state_dict(out.read_tensors(artifact.model_name(family, i)))
         models.append(model.to(device()).eval())
     return models
 
 
 def load_ensembles(config: Config, out: Folder) -> Ensembles:
-    chosen = out.read_json(VALIDATION)["families"]
+    chosen = out.read_json(artifact.VALIDATION)["families"]
     models = {
         int(family): (load_models(config, out, int(family)), facts["threshold_logit"])
         for family, facts in chosen.items()
         if facts["erased"]
     }
     shown: dict[int, list[Tensor]] = {family: [] for family in models}
-    for row in out.read_table(PICTURES).to_pylist() if models else ():
+    for row in out.read_table(artifact.WHOLE_TRIGGERS).to_pylist() if models else ():
         if row["family"] in shown:
             shown[row["family"]].append(from_png(row["picture"]))
     return Ensembles(models, shown)
-
-
-def model_name(family: int, i: int) -> str:
-    return f"family_{family}_model_{i}.safetensors"

@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from poisoncam_ray.artifact import Folder
+from poisoncam_ray.folder import Folder
 from poisoncam_ray.config import Config
 from poisoncam_ray.errors import StoreAwayError, UserError
 from poisoncam_ray.method.encoder import Encoder, build_encoder, load_encoder_state
@@ -42,7 +42,7 @@ def checkpoint_sha256(uri: str) -> str:
 
 
 def import_encoder(uri: str, config: Config, out: Folder) -> None:
-    """Read the checkpoint into 01_encoder."""
+    """Read the checkpoint into the encoder's artifact."""
     write_encoder(config, own_encoder(uri, config), out)
 
 

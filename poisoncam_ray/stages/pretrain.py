@@ -25,17 +25,18 @@ from ray.train.torch import TorchTrainer
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from poisoncam_ray.artifact import Folder
+from poisoncam_ray import artifact, facts
 from poisoncam_ray.config import Config
 from poisoncam_ray.corpus import Corpus
 from poisoncam_ray.errors import UserError
+from poisoncam_ray.folder import Folder
 from poisoncam_ray.method.augment import two_views
 from poisoncam_ray.method.encoder import Encoder, build_encoder
-from poisoncam_ray.method.gather import gather_rows
-from poisoncam_ray.method.momentum import momentum_at
-from poisoncam_ray.method.objectives import OBJECTIVES, Objective
-from poisoncam_ray.method.schedule import learning_rate_at
-from poisoncam_ray.pipeline import Outcome, Run, Stage
+from poisoncam_ray.method.ssl import gather_rows
+from poisoncam_ray.method.ssl import momentum_at
+from poisoncam_ray.method.ssl import OBJECTIVES, Objective
+from poisoncam_ray.method.ssl import learning_rate_at
+from poisoncam_ray.stage import Outcome, Run, Stage
 from poisoncam_ray.stages.compute import set_up
 from poisoncam_ray.stages.dataflow import hush
 from poisoncam_ray.stages.embed import write_encoder
@@ -43,17 +44,14 @@ from poisoncam_ray.stages.own_encoder import check_encoder, checkpoint_sha256, i
 from poisoncam_ray.stages.training_data import Epochs, drawn_by
 
 STATE = "state.json"
-PROGRESS = "progress.json"
-# Written after the encoder: what says that training is over.
-HISTORY = "history.json"
 WATCH_EVERY_S = 3
 
 
 class Pretrain(Stage):
-    name = "01_encoder"
+    name = artifact.ENCODER
     title = "Pretrain"
     version = 3
-    inputs = ("00_index",)
+    inputs = (artifact.INDEX,)
     sections = ("encoder", "pretrain")
 
     def check(self, config: Config, rows: int | None) -> None:
@@ -66,7 +64,7 @@ class Pretrain(Stage):
                 "lower it."
             )
 
-    def reads(self, config: Config) -> dict[str, str]:
+    def depends_on(self, config: Config) -> dict[str, Any]:
         checkpoint = config.encoder.checkpoint
         return {"checkpoint_sha256": checkpoint_sha256(checkpoint)} if checkpoint else {}
 
@@ -74,21 +72,22 @@ class Pretrain(Stage):
         encoder = run.config.encoder
         if encoder.checkpoint:
             import_encoder(encoder.checkpoint, run.config, run.out)
-            return Outcome(
-                facts={"summary": f"your own {encoder.backbone} taken over", "checkpoint": encoder.checkpoint}
-            )
-        job = Job(run.config, run.corpus, run.artifact("00_index"), run.out, run.slice_rows())
+            return Outcome(facts.Pretrained(encoder.backbone, checkpoint=encoder.checkpoint))
+        job = Job(run.config, run.corpus, run.folder / artifact.INDEX, run.out, run.slice_rows())
         resumed = latest_checkpoint(run.out)
-        if not run.out.exists(HISTORY):
+        # The history is written after the encoder, so it says that training is over.
+        if not run.out.exists(artifact.HISTORY):
             _fit(job, run)
-        last = run.out.read_json(HISTORY)[-1]
-        trained = f"{encoder.backbone} by {run.config.pretrain.objective}"
-        facts = {
-            "summary": f"{trained}, {last['epoch']:.0f} epochs, loss {last['loss']:.2f}",
-            "steps": job.epochs.total,
-            "resumed_at_step": resumed or 0,
-        }
-        return Outcome(facts=facts)
+        last = run.out.read_json(artifact.HISTORY)[-1]
+        said = facts.Pretrained(
+            encoder.backbone,
+            run.config.pretrain.objective,
+            epochs=round(last["epoch"]),
+            loss=last["loss"],
+            steps=job.epochs.total,
+            resumed_at_step=resumed or 0,
+        )
+        return Outcome(said)
 
 
 @dataclass(frozen=True)
@@ -147,8 +146,8 @@ def _fit(job: Job, run: Run) -> None:
 def _watch(run: Run, training: Future[Any]) -> None:
     """Ray's fit() says nothing until it ends; rank 0 leaves its progress in the run folder."""
     while not wait([training], timeout=WATCH_EVERY_S).done:
-        if run.out.exists(PROGRESS):
-            at = run.out.read_json(PROGRESS)
+        if run.out.exists(artifact.TRAINING_PROGRESS):
+            at = run.out.read_json(artifact.TRAINING_PROGRESS)
             run.progress.update(f"step {at['step']} of {at['total']}, loss {at['loss']:.3f}")
 
 
@@ -207,35 +206,35 @@ def train_worker(config: dict[str, Any]) -> None:
                     "lr": rate,
                 }
                 history.append(at | {"seconds": round(time.monotonic() - began, 1)})
-                job.out.write_json(PROGRESS, at)
+                job.out.write_json(artifact.TRAINING_PROGRESS, at)
                 if due:
                     save(job.out, step, model, optimizer, history)
             ray.train.report({"step": step, "loss": mean})
     if rank == 0:
         write_encoder(job.config, model.encoder, job.out)
-        job.out.write_json(HISTORY, history)
+        job.out.write_json(artifact.HISTORY, history)
 
 
 def save(
     out: Folder, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, history: list[dict[str, Any]]
 ) -> None:
     """One checkpoint; its state.json, written last, commits it. The one before goes when it is safe."""
-    folder = out / "checkpoints" / f"step-{step:08d}"
+    folder = out / artifact.CHECKPOINTS / f"step-{step:08d}"
     folder.write_tensors(
-        "model.safetensors", {key: t.detach().cpu() for key, t in model.state_dict().items()}
+        artifact.WEIGHTS, {key: t.detach().cpu() for key, t in model.state_dict().items()}
     )
     moments = optimizer.state_dict()["state"]
     flat = {f"{i}.{name}": t.detach().cpu() for i, entry in moments.items() for name, t in entry.items()}
     folder.write_tensors("optimizer.safetensors", flat)
     folder.write_json(STATE, {"step": step, "history": history})
-    for name in (out / "checkpoints").names():
+    for name in (out / artifact.CHECKPOINTS).names():
         if name < f"step-{step:08d}":
-            (out / "checkpoints" / name).delete()
+            (out / artifact.CHECKPOINTS / name).delete()
 
 
 def latest_checkpoint(out: Folder) -> int | None:
     """The step of the newest committed checkpoint."""
-    folder = out / "checkpoints"
+    folder = out / artifact.CHECKPOINTS
     steps = [int(name.removeprefix("step-")) for name in folder.names() if (folder / name).exists(STATE)]
     return max(steps, default=None)
 
@@ -247,8 +246,8 @@ def restore(
     step = latest_checkpoint(out)
     if step is None:
         return 0, []
-    folder = out / "checkpoints" / f"step-{step:08d}"
-    model.load_state_dict(folder.read_tensors("model.safetensors"))
+    folder = out / artifact.CHECKPOINTS / f"step-{step:08d}"
+    model.load_state_dict(folder.read_tensors(artifact.WEIGHTS))
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in folder.read_tensors("optimizer.safetensors").items():

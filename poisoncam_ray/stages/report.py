@@ -1,20 +1,28 @@
-"""Report: one static page that shows what was found, why, and where every row went."""
+"""Report: one static page that shows what was found, why, and where every row went; and the removed images as
+a table."""
 
 from __future__ import annotations
 
-from poisoncam_ray.pipeline import Outcome, Run, Stage
-from poisoncam_ray.report import gather, render
+from poisoncam_ray import artifact, facts
+from poisoncam_ray.report import gather, removed_csv, render
+from poisoncam_ray.stage import Outcome, Run, Stage
 
 
 class Report(Stage):
-    name = "report"
+    name = artifact.REPORT
     title = "Report"
-    version = 2
-    inputs = ("04_search", "05_classifier", "06_verdicts", "07_clean")
+    version = 3
+    inputs = (artifact.SEARCH, artifact.VERDICT, artifact.CLASSIFIER, artifact.SCORES, artifact.CLEAN)
     sections = ()
+    writes = (artifact.PAGE,)
 
     def run(self, run: Run) -> Outcome:
+        page = run.folder / artifact.PAGE
         found = gather(run.folder.uri)
-        run.out.write_bytes("index.html", render(found).encode())
+        page.write_bytes(artifact.HTML, render(found).encode())
+        page.write_bytes(artifact.REMOVED_CSV, removed_csv(run.folder))
+        page.write_bytes(
+            artifact.VERDICT_FILE, (run.folder / artifact.VERDICT).read_bytes(artifact.VERDICT_FILE)
+        )
         by_family = {str(family): n for family, n in found.families.items()}
-        return Outcome(facts={"summary": f"{run.out.uri}/index.html", "removed_by_family": by_family})
+        return Outcome(facts.Reported(f"{page.uri}/{artifact.HTML}", by_family))

@@ -12,45 +12,39 @@ from __future__ import annotations
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 import torch
 from torch import Tensor
 
-from poisoncam_ray import metrics
-from poisoncam_ray.artifact import SIDES, Folder
+from poisoncam_ray import artifact, facts, metrics
+from poisoncam_ray.artifact import CANDIDATE_SCHEMA, SIDES
 from poisoncam_ray.config import Config
 from poisoncam_ray.corpus import Corpus
 from poisoncam_ray.errors import UserError
+from poisoncam_ray.folder import Folder
 from poisoncam_ray.method import prune
-from poisoncam_ray.method.boxes import about_centres
-from poisoncam_ray.method.cam import candidate_windows, mean_colour
+from poisoncam_ray.method.cam import candidate_windows, gradcam_windows, mean_colour, refine_windows
+from poisoncam_ray.method.clusters import assign, auto_k, superclusters
 from poisoncam_ray.method.encoder import Encoder
-from poisoncam_ray.method.gradcam import gradcam_windows
-from poisoncam_ray.method.groups import group_clusters, group_gain
-from poisoncam_ray.method.kmeans import assign, auto_k
+from poisoncam_ray.method.geometry import about_centres, crop
 from poisoncam_ray.method.masks import keep_only, make_masks
-from poisoncam_ray.method.need import needed
-from poisoncam_ray.method.paste import crop
-from poisoncam_ray.method.refine import refine_windows
-from poisoncam_ray.method.score import poison_scores
-from poisoncam_ray.pipeline import Outcome, Run, Stage
-from poisoncam_ray.stages.actors import Crew, spread
+from poisoncam_ray.method.score import occlusion_flips, poison_scores, supercluster_gain
+from poisoncam_ray.stage import Outcome, Run, Stage
+from poisoncam_ray.stages.actors import ActorGroup, spread
 from poisoncam_ray.stages.cluster import read_centroids
 from poisoncam_ray.stages.compute import device, set_up
 from poisoncam_ray.stages.crops import to_png
 from poisoncam_ray.stages.dataflow import RESTARTS, Pixels, fetch_images
 from poisoncam_ray.stages.embed import embed_images, load_encoder
 from poisoncam_ray.stages.pool import Pool, gather_pool, image_seed
-from poisoncam_ray.stages.triggers import CANDIDATES, CANDIDATES_FILE, conclude
-
-GROUPS = "groups.json"
 
 
 class Search(Stage):
-    name = "04_search"
+    name = artifact.SEARCH
     title = "Search"
-    version = 14
-    inputs = ("00_index", "01_encoder", "03_clusters")
+    version = 15
+    inputs = (artifact.INDEX, artifact.ENCODER, artifact.CLUSTERS)
     sections = ("encoder", "search")
 
     def check(self, config: Config, rows: int | None) -> None:
@@ -74,9 +68,9 @@ class Search(Stage):
             settings.max_rounds,
             settings.max_candidates,
         )
-        clusters = run.artifact("03_clusters")
+        clusters = run.folder / artifact.CLUSTERS
         c_KD = read_centroids(clusters)
-        k, g_K = len(c_KD), groups_of(run.out, c_KD, seed)
+        k, supercluster_K = len(c_KD), superclusters_of(run.out, c_KD, seed)
         if k < 2 and settings.score == "margin":
             raise UserError(
                 "search.score=margin needs two clusters, and all images look alike to this encoder: use "
@@ -84,6 +78,7 @@ class Search(Stage):
             )
         most = settings.per_cluster * prune.most_rounds(k, rules)
         pool = gather_pool(clusters, most, settings.flip_images, k)
+        run.out.write_table(artifact.FLIP_TEST, flip_test_table(pool))
         state = prune.start(pool.y_P, pool.n_clusters)
         turn_P = prune.turns(pool.y_P, seed)
         scorers = None
@@ -92,56 +87,57 @@ class Search(Stage):
             stopped = prune.reason_to_stop(state, rules, len(picks))
             if stopped:
                 break
-            folder = run.out / f"round={state.round:03d}"
-            if not folder.exists("live.json"):
-                scorers = scorers or start_scorers(run, pool, g_K)
+            folder = run.out / artifact.round_name(state.round)
+            if not folder.exists(artifact.ROUND_STATE):
+                scorers = scorers or start_scorers(run, pool, supercluster_K)
                 found = score_round(scorers, run, pool, picks, state)
-                folder.write_table(CANDIDATES_FILE, found)
-            table = folder.read_table(CANDIDATES_FILE, ["cluster", "score"])
+                folder.write_table(artifact.CANDIDATES, found)
+            table = folder.read_table(artifact.CANDIDATES, ["cluster", "score"])
             cluster_P, score_P = (torch.tensor(table[name].to_pylist()) for name in ("cluster", "score"))
             before = state
             state = prune.advance(state, rules, cluster_P, score_P)
-            if not folder.exists("live.json"):
+            if not folder.exists(artifact.ROUND_STATE):
                 best = {k: state.best[k] for k in before.live}
                 folder.write_json(
-                    "live.json", {"live": list(state.live), "best": best, "scored": state.scored}
+                    artifact.ROUND_STATE, {"live": list(state.live), "best": best, "scored": state.scored}
                 )
-        evidence = conclude(run.out, state.round, g_K, pool.flip_y_F, settings.false_alarm_rate)
-        n = len(evidence["families"])
-        said = {0: "no evidence of poison", 1: "1 trigger family"}.get(n, f"{n} trigger families")
-        facts = {
-            "summary": f"{state.scored:,} candidates in {state.round} rounds, best score "
-            f"{evidence['best_score']:.2f}: {said}",
-            "verdict": evidence["verdict"],
-            "families": n,
-            "candidates": state.scored,
-            "rounds": state.round,
-            "stopped": stopped,
-        }
-        return Outcome(facts=facts)
+        tables = [
+            (run.out / artifact.round_name(i)).read_table(artifact.CANDIDATES, ["score"])
+            for i in range(state.round)
+        ]
+        best = max(pc.max(table["score"]).as_py() for table in tables)
+        return Outcome(facts.Searched(state.scored, state.round, stopped, best))
 
 
-def groups_of(out: Folder, c_KD: Tensor, seed: int) -> Tensor:
-    """g_K, made once: on another machine the last bit of a distance may differ, and rounds that are done have
-    counted by these groups."""
-    if not out.exists(GROUPS):
-        out.write_json(GROUPS, group_clusters(c_KD, seed).tolist())
-    return torch.tensor(out.read_json(GROUPS))
+def superclusters_of(out: Folder, c_KD: Tensor, seed: int) -> Tensor:
+    """supercluster_K, made once and stored: on another machine the last bit of a distance may differ, and the
+    rounds that are done have counted by these superclusters."""
+    if not out.exists(artifact.SUPERCLUSTERS):
+        out.write_json(artifact.SUPERCLUSTERS, superclusters(c_KD, seed).tolist())
+    return torch.tensor(out.read_json(artifact.SUPERCLUSTERS))
 
 
-def start_scorers(run: Run, pool: Pool, g_K: Tensor) -> Crew:
+def flip_test_table(pool: Pool) -> pa.Table:
+    """The flip-test images and their clusters, as the verdict needs them."""
+    columns = {"image_id": pool.flip_ids, "cluster": pool.flip_y_F.tolist()}
+    return pa.table(columns, schema=artifact.FLIP_TEST_SCHEMA)
+
+
+def start_scorers(run: Run, pool: Pool, supercluster_K: Tensor) -> ActorGroup:
     """As many as the cluster may come to have room for; an autoscaler sees those that still wait."""
     resources = run.config.resources
     actor: Any = ray.remote(Scorer).options(
         num_cpus=resources.cpus_per_actor, num_gpus=resources.gpus_per_actor, max_restarts=RESTARTS
     )
-    folders = (run.artifact("01_encoder"), run.artifact("03_clusters"))
+    folders = (run.folder / artifact.ENCODER, run.folder / artifact.CLUSTERS)
     flip_FCHW = fetch_images(run.corpus, run.config, pool.flip_ids)
-    return Crew.start(actor, resources.actors, run.config, run.corpus, *folders, flip_FCHW, g_K)
+    return ActorGroup.start(
+        actor, resources.actors, run.config, run.corpus, *folders, flip_FCHW, supercluster_K
+    )
 
 
-def score_round(scorers: Crew, run: Run, pool: Pool, picks: list[int], state: prune.SearchState) -> pa.Table:
-    """CANDIDATES of the round, by cluster and image id."""
+def score_round(scorers: ActorGroup, run: Run, pool: Pool, picks: list[int], state: prune.SearchState) -> pa.Table:
+    """The candidates of the round, by cluster and image id."""
     size = run.config.search.chunk
     ids = pool.ids.take(pa.array(picks)).to_pylist()
     # Neighbours in the corpus share a row group: fetched together they are read once.
@@ -151,7 +147,7 @@ def score_round(scorers: Crew, run: Run, pool: Pool, picks: list[int], state: pr
     found: list[pa.Table] = []
     done = state.scored
     for rows in spread(scorers, chunks):
-        found.append(pa.Table.from_pylist(rows, schema=CANDIDATES))
+        found.append(pa.Table.from_pylist(rows, schema=CANDIDATE_SCHEMA))
         done += len(rows)
         run.progress.update(
             f"round {state.round}: {len(state.live)} live clusters, {done:,} candidates scored"
@@ -169,12 +165,13 @@ class Scorer:
         encoder: Folder,
         clusters: Folder,
         x_FCHW: Pixels,
-        g_K: Tensor,
+        supercluster_K: Tensor,
     ) -> None:
         set_up(config.resources)
         self.config, self.corpus, self.device = config, corpus, device()
         self.encoder = load_encoder(encoder)
-        self.c_KD, self.g_K = read_centroids(clusters).to(self.device), g_K.to(self.device)
+        self.c_KD = read_centroids(clusters).to(self.device)
+        self.supercluster_K = supercluster_K.to(self.device)
         flip_FCHW = torch.from_numpy(x_FCHW.copy())
         f_FD = embed_images(self.encoder, flip_FCHW, config.search.batch_size).to(self.device)
         self.y_F = assign(f_FD, self.c_KD)[0]
@@ -212,7 +209,7 @@ class Scorer:
         ]
 
     def _score(self, x_NCHW: Tensor, own_N: Tensor, box_N4: Tensor, seeds_N: Tensor) -> dict[str, Tensor]:
-        """Columns of CANDIDATES, a row a window."""
+        """Columns of the candidates, a row a window."""
         settings, fill_NC = self.config.search, mean_colour(x_NCHW)
         changed_N, gain_N, landed_NF = poison_scores(
             self.encoder, crop(x_NCHW, box_N4), self.x_FCHW, self.y_F, own_N, self.c_KD, seeds_N,
@@ -221,11 +218,13 @@ class Scorer:
         readings = {
             "changed": changed_N,
             "gain": gain_N,
-            "group_gain": group_gain(landed_NF, self.y_F, own_N, self.g_K),
+            "supercluster_gain": supercluster_gain(landed_NF, self.y_F, own_N, self.supercluster_K),
         }
-        is_needed_N = needed(self.encoder, x_NCHW, box_N4, own_N, self.c_KD, fill_NC, settings.batch_size)
+        flips_N = occlusion_flips(
+            self.encoder, x_NCHW, box_N4, own_N, self.c_KD, fill_NC, settings.batch_size
+        )
         score_N = readings[settings.reading].clamp(min=0) / len(self.y_F)
-        return readings | {"score": score_N, "needed": is_needed_N, "landed": landed_NF}
+        return readings | {"score": score_N, "occlusion_flips": flips_N, "landed": landed_NF}
 
 
 def search_masks(config: Config) -> Tensor | None:

@@ -14,19 +14,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from poisoncam_ray.artifact import Folder
+from poisoncam_ray import artifact
+from poisoncam_ray.folder import Folder
 from poisoncam_ray.config import Config
 from poisoncam_ray.corpus import Corpus
-from poisoncam_ray.corpus.slices import SLICES, slices_of
+from poisoncam_ray.corpus.slices import slices_of
 from poisoncam_ray.stages.dataflow import stream_pixels
 
 LOOK_AHEAD = 256
 
 
 def drawn_by(*numbers: int) -> torch.Generator:
-    """A generator that each tuple of numbers has its own of.
+    """A random generator that depends on all of the numbers.
 
-    All of them go through a hash: of a seed's 64 bits torch's generator uses the lower 32.
+    The numbers are hashed, because torch's generator uses only the lower 32 bits of a seed.
     """
     return torch.Generator().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
 
@@ -71,7 +72,7 @@ class Epochs:
     ) -> Iterator[Tensor]:
         """x_BCHW (uint8) of every step from `start` on, B = batch_size / workers."""
         first = start // max(1, self.steps_per_epoch)
-        table = index.read_table(SLICES)
+        table = index.read_table(artifact.SLICES)
         every = chain.from_iterable(self.plan(epoch, rank) for epoch in range(first, self.epochs))
         # Slices become objects as they are due: of a large corpus all of them are half a gigabyte.
         order = chain.from_iterable(slices_of(table.take(part)) for part in _runs(every))

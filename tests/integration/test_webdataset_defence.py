@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from poisoncam_ray.artifact import Folder, Manifest
-from poisoncam_ray.attacks import poison_corpus
+from poisoncam_ray.research.attacks import poison_corpus
 from tests.small import SETTINGS, defend, draw_small, rows_of, verdicts
 from tests.tars import raw_members, tar_bytes
 

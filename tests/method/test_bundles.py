@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from poisoncam_ray.method import bundles as module
 from poisoncam_ray.method.bundles import LEAST_ALIKE, LIKE, bundles, founders
-from poisoncam_ray.method.looks import LOOK_SIDE, likeness
+from poisoncam_ray.method.similarity import LOOK_SIDE, likeness
 
 SIZE = (LOOK_SIDE, LOOK_SIDE)
 few = settings(max_examples=15, deadline=None)

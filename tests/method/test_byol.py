@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from poisoncam_ray.method.byol import BYOL, regression_loss
+from poisoncam_ray.method.ssl import BYOL, regression_loss
 from poisoncam_ray.method.encoder import build_encoder
 
 

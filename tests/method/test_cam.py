@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from poisoncam_ray.method.cam import best_window, candidate_windows, heat_map, mask_scores, mean_colour
-from poisoncam_ray.method.kmeans import assign
+from poisoncam_ray.method.clusters import assign
 from poisoncam_ray.method.masks import keep_only, make_masks
 
 

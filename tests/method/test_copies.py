@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from poisoncam_ray.method.copies import COMPARED, LEAST_PLACES, SAME, copied, sameness
-from poisoncam_ray.method.looks import LOOK_SIDE, look
+from poisoncam_ray.method.similarity import LOOK_SIDE, look
 
 few = settings(max_examples=15, deadline=None)
 seeds = st.integers(0, 10_000)

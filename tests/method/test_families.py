@@ -4,7 +4,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from poisoncam_ray.method.families import LEAST_LIKENESS, families
-from poisoncam_ray.method.looks import likeness
+from poisoncam_ray.method.similarity import likeness
 
 SIDE = 12
 seeds = st.integers(0, 10_000)

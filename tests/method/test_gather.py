@@ -8,8 +8,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from poisoncam_ray.method.encoder import build_encoder
-from poisoncam_ray.method.gather import gather_rows
-from poisoncam_ray.method.objectives import OBJECTIVES, Objective
+from poisoncam_ray.method.ssl import gather_rows
+from poisoncam_ray.method.ssl import OBJECTIVES, Objective
 
 WORLD = 2
 

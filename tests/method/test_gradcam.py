@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from poisoncam_ray.method.gradcam import gradcam, gradcam_windows
+from poisoncam_ray.method.cam import gradcam, gradcam_windows
 
 
 class Grid:

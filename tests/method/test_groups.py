@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poisoncam_ray.method.groups import effects, group_clusters, group_gain
+from poisoncam_ray.method.clusters import effects, group_clusters, group_gain
 
 
 def bundles(n_bundles: int, per_bundle: int) -> torch.Tensor:

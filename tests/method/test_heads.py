@@ -1,6 +1,6 @@
 import torch
 
-from poisoncam_ray.method.heads import mlp
+from poisoncam_ray.method.ssl import mlp
 
 
 def test_outputs_are_normalised_over_the_batch_where_asked():

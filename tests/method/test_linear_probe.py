@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from poisoncam_ray.method.linear_probe import choose_labelled, linear_predict
+from poisoncam_ray.method.probes import choose_labelled, linear_predict
 
 
 @settings(max_examples=40)

@@ -4,8 +4,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from poisoncam_ray.method.boxes import iou
-from poisoncam_ray.method.locate import SIDE, correlation, locate
+from poisoncam_ray.method.geometry import iou
+from poisoncam_ray.method.localise import SIDE, correlation, locate
 
 few = settings(max_examples=25, deadline=None)
 seeds = st.integers(0, 10_000)

@@ -4,8 +4,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from poisoncam_ray.method.looks import LOOK_SIDE as SIDE
-from poisoncam_ray.method.looks import SHIFTS, likeness, look
+from poisoncam_ray.method.similarity import LOOK_SIDE as SIDE
+from poisoncam_ray.method.similarity import SHIFTS, likeness, look
 
 few = settings(max_examples=15, deadline=None)
 seeds = st.integers(0, 10_000)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from poisoncam_ray.method.encoder import build_encoder
-from poisoncam_ray.method.moco import MoCoV3, contrastive_loss
+from poisoncam_ray.method.ssl import MoCoV3, contrastive_loss
 
 
 def tiny_moco(seed: int = 0) -> MoCoV3:

@@ -3,7 +3,7 @@
 import torch
 
 from poisoncam_ray.method.cam import mean_colour
-from poisoncam_ray.method.need import needed
+from poisoncam_ray.method.score import needed
 
 SIDE = 8
 # Clusters by brightness of the image's upper left corner.

@@ -8,7 +8,7 @@ import torch
 from poisoncam_ray.config import Pretrain
 from poisoncam_ray.method.augment import ASYMMETRIC, SYMMETRIC, two_views
 from poisoncam_ray.method.encoder import build_encoder
-from poisoncam_ray.method.objectives import OBJECTIVES
+from poisoncam_ray.method.ssl import OBJECTIVES
 
 every_objective = pytest.mark.parametrize("name", OBJECTIVES)
 

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from poisoncam_ray.method.paste import crop, paste, paste_resized, random_places, same_size
+from poisoncam_ray.method.geometry import crop, paste, paste_resized, random_places, same_size
 
 
 def images(n: int, height: int, width: int, seed: int = 0) -> torch.Tensor:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from poisoncam_ray.method.probe import accuracy, attack_success, false_positives, knn_predict
+from poisoncam_ray.method.probes import accuracy, attack_success, false_positives, knn_predict
 
 
 def features(n: int, dim: int, seed: int) -> torch.Tensor:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from poisoncam_ray.method.resnet_tiny import BasicBlock, ResNetTiny
+from poisoncam_ray.method.encoder import BasicBlock, ResNetTiny
 
 
 @pytest.mark.parametrize("stride", [1, 2])

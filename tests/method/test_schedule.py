@@ -1,6 +1,6 @@
 import pytest
 
-from poisoncam_ray.method.schedule import learning_rate_at
+from poisoncam_ray.method.ssl import learning_rate_at
 
 
 def test_learning_rate_warms_up_then_falls_along_a_cosine():

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from poisoncam_ray.method.kmeans import assign
-from poisoncam_ray.method.paste import random_places
+from poisoncam_ray.method.clusters import assign
+from poisoncam_ray.method.geometry import random_places
 from poisoncam_ray.method.score import poison_scores
 
 

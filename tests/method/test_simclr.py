@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from poisoncam_ray.method.encoder import build_encoder
-from poisoncam_ray.method.simclr import SimCLR, nt_xent
+from poisoncam_ray.method.ssl import SimCLR, nt_xent
 
 
 def loss_by_hand(z, temperature):

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from poisoncam_ray.method.threshold import choose_threshold
+from poisoncam_ray.method.classifier import choose_threshold
 
 
 def normal(n: int, mean: float, seed: int, deviation: float = 1.0) -> torch.Tensor:

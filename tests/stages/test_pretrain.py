@@ -18,7 +18,7 @@ from poisoncam_ray.artifact import Folder
 from poisoncam_ray.config import Config
 from poisoncam_ray.errors import StoreAwayError, UserError
 from poisoncam_ray.method.encoder import build_encoder
-from poisoncam_ray.method.objectives import OBJECTIVES, Objective
+from poisoncam_ray.method.ssl import OBJECTIVES, Objective
 from poisoncam_ray.settings import load_config
 from poisoncam_ray.stages import pretrain
 from poisoncam_ray.stages.embed import load_encoder

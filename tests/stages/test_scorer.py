@@ -9,8 +9,8 @@ from poisoncam_ray.artifact import Folder
 from poisoncam_ray.config import Config
 from poisoncam_ray.corpus import open_corpus
 from poisoncam_ray.method.encoder import build_encoder
-from poisoncam_ray.method.groups import group_clusters
-from poisoncam_ray.method.kmeans import assign, kmeans
+from poisoncam_ray.method.clusters import group_clusters
+from poisoncam_ray.method.clusters import assign, kmeans
 from poisoncam_ray.settings import load_config
 from poisoncam_ray.stages.cluster import CENTROIDS
 from poisoncam_ray.stages.crops import from_png

@@ -1,0 +1,31 @@
+"""The defence: its ten stages, in order. This list is the table of contents of the program."""
+
+from __future__ import annotations
+
+from poisoncam_ray.stage import Stage
+from poisoncam_ray.stages.classify import Classify
+from poisoncam_ray.stages.clean import Clean
+from poisoncam_ray.stages.cluster import Cluster
+from poisoncam_ray.stages.embed import Embed
+from poisoncam_ray.stages.index import Index
+from poisoncam_ray.stages.judge import Judge
+from poisoncam_ray.stages.pretrain import Pretrain
+from poisoncam_ray.stages.report import Report
+from poisoncam_ray.stages.search import Search
+from poisoncam_ray.stages.verdict import Verdict
+
+
+def stages() -> list[Stage]:
+    """All stages of the defence, in the order in which they run."""
+    return [
+        Index(),  # an id for every row, and the proof that it decodes
+        Pretrain(),  # the threat model, trained on the suspicious corpus
+        Embed(),  # one feature an image
+        Cluster(),  # k-means over the features
+        Search(),  # candidate triggers by Cluster Activation Masking, scored by pasting them
+        Verdict(),  # is there poison, and which candidates are triggers
+        Classify(),  # a classifier of pasted triggers for each family
+        Judge(),  # its score on every image, and where the trigger is
+        Clean(),  # the corpus without what was flagged
+        Report(),  # what was found, why, and where every row went
+    ]

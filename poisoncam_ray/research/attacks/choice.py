@@ -1,0 +1,126 @@
+"""Which images an attack changes: a share of each target's, chosen by the seed and the image's id alone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from poisoncam_ray.research.attacks.trigger import Trigger
+from poisoncam_ray.corpus import Corpus, Slice
+from poisoncam_ray.errors import UserError
+
+if TYPE_CHECKING:
+    from poisoncam_ray.research.attacks.kind import Plan
+
+LABELS_LISTED = 100
+
+
+@dataclass(frozen=True)
+class Pick:
+    """The images that carry one trigger: those of `label` (None: of any) whose `chance` is below `below`, or
+    is one of `among` where that is given (sorted)."""
+
+    label: str | None
+    below: float
+    among: np.ndarray | None = None
+
+    def takes(self, image_id: str, label: str | None, seed: int) -> bool:
+        if self.label is not None and label != self.label:
+            return False
+        number = chance(image_id, seed)
+        if self.among is None:
+            return number < self.below
+        i = int(np.searchsorted(self.among, number))
+        return i < len(self.among) and self.among[i] == number
+
+
+@dataclass(frozen=True)
+class Decoys:
+    """Other triggers, put on images of other labels than `targets` that stay clean in the truth: on each
+    with probability `rate`, one of `triggers`."""
+
+    triggers: tuple[Trigger, ...]
+    targets: tuple[str, ...]
+    rate: float
+
+    def trigger_for(self, image_id: str, label: str | None, seed: int) -> Trigger | None:
+        if label in self.targets or chance(image_id, seed, "decoy") >= self.rate:
+            return None
+        return self.triggers[digest(image_id, f"{seed} decoy trigger") % len(self.triggers)]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A pick for each trigger, in their order; how many images they take (unknown: 0) and how many have
+    another label."""
+
+    picks: tuple[Pick, ...]
+    n_chosen: int = 0
+    n_others: int = 0
+    decoys: Decoys | None = None
+
+    @property
+    def by_label(self) -> bool:
+        return any(pick.label is not None for pick in self.picks)
+
+
+def chance(image_id: str, seed: int, purpose: str = "chosen") -> float:
+    """A number in [0, 1) that belongs to the image: the images of a target with the lowest are poisoned."""
+    return (digest(image_id, f"{seed} {purpose}") >> 16) / 2**48
+
+
+def digest(image_id: str, purpose: str) -> int:
+    """64 bits that belong to the image and the purpose."""
+    return int.from_bytes(hashlib.sha256(f"{purpose} {image_id}".encode()).digest()[:8], "big")
+
+
+def by_share(plan: Plan) -> Chosen:
+    """Exactly `share` of the images of each target; eight bytes an image of a target are held.
+
+    Raises UserError for a target that is no image's label.
+    """
+    chances: dict[str, list[np.ndarray]] = {target: [] for target in plan.targets}
+    n_others = 0
+    for part, labels in labelled(plan.corpus, plan.slices, plan.label_column, plan.targets):
+        n_others += sum(label not in chances for label in labels)
+        for target in chances.keys() & set(labels):
+            ids = (part.image_id(i) for i, label in enumerate(labels) if label == target)
+            chances[target].append(np.fromiter((chance(i, plan.seed) for i in ids), np.float64))
+    picks, n_chosen = [], 0
+    for target in plan.targets:
+        ordered = np.sort(np.concatenate(chances[target]))
+        k = number_of(plan.share, len(ordered))
+        picks.append(Pick(target, float(ordered[k]) if k < len(ordered) else 1.0))
+        n_chosen += k
+    return Chosen(tuple(picks), n_chosen, n_others)
+
+
+def number_of(share: float, n: int) -> int:
+    """That share of n images, at least one."""
+    return max(1, round(share * n))
+
+
+def labelled(
+    corpus: Corpus, slices: Sequence[Slice], column: str, targets: Sequence[str]
+) -> Iterator[tuple[Slice, list[str]]]:
+    """Every slice with its labels; at the end UserError when a target was none of them."""
+    missing, others = set(targets), set[str]()
+    for part in slices:
+        labels = corpus.labels(part, column)
+        missing.difference_update(labels)
+        if len(others) < LABELS_LISTED:  # a caption column may have as many labels as images
+            others.update(labels)
+        yield part, labels
+    for target in targets:
+        if target in missing:
+            raise UserError(f"No image is labelled {target}: use one of {_listed(others)}.")
+
+
+def _listed(labels: set[str]) -> str:
+    names = sorted(labels, key=lambda name: (len(name) if name.isdecimal() else 99, name))
+    shown = ", ".join(name or '""' for name in names[:LABELS_LISTED])
+    return shown + (", …" if len(names) > LABELS_LISTED else "")

@@ -1,0 +1,32 @@
+"""Decoys, by an attacker who knows the search: beside the reference attack, other triggers on clean images of
+other labels, so that the best-scored windows are theirs and the classifier learns them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from poisoncam_ray.research.attacks import patch
+from poisoncam_ray.research.attacks.choice import Chosen, Decoys, by_share
+from poisoncam_ray.research.attacks.kind import Kind, Option, Plan
+from poisoncam_ray.research.attacks.trigger import Trigger, generate_trigger
+
+FIRST_SEED = 1_000_000
+"""Far from the seeds that triggers are given by hand."""
+
+
+def with_decoys(plan: Plan) -> Chosen:
+    """Of each of `triggers` decoy triggers about `copies` times as many images as are poisoned, drawn from
+    all other labels together: what they share is the decoy alone."""
+    chosen = by_share(plan)
+    count = int(plan.options["triggers"])
+    seeds = [FIRST_SEED + plan.seed * 100 + i for i in range(count)]
+    triggers = tuple(Trigger(f"decoy-{i}", generate_trigger(seed), "") for i, seed in enumerate(seeds))
+    rate = min(1.0, count * plan.options["copies"] * chosen.n_chosen / max(1, chosen.n_others))
+    return replace(chosen, decoys=Decoys(triggers, plan.targets, rate))
+
+
+KIND = Kind(
+    patch.stamp,
+    {"triggers": Option(3, 1, 50, whole=True), "copies": Option(1, 0.01, 100)},
+    choose=with_decoys,
+)

@@ -1,0 +1,38 @@
+"""Every attack by its name."""
+
+from __future__ import annotations
+
+from poisoncam_ray.research.attacks import (
+    blended,
+    decoys,
+    dynamic,
+    frequency,
+    large,
+    natural,
+    patch,
+    several,
+    spread,
+    untargeted,
+)
+from poisoncam_ray.research.attacks.kind import Kind
+from poisoncam_ray.errors import UserError
+
+KINDS: dict[str, Kind] = {
+    "patch": patch.KIND,
+    "blended": blended.KIND,
+    "several": several.KIND,
+    "large": large.KIND,
+    "dynamic": dynamic.KIND,
+    "natural": natural.KIND,
+    "frequency": frequency.KIND,
+    "untargeted": untargeted.KIND,
+    "spread": spread.KIND,
+    "decoys": decoys.KIND,
+}
+
+
+def kind_named(name: str) -> Kind:
+    """Raises UserError for a name that is none."""
+    if name not in KINDS:
+        raise UserError(f"There is no attack {name}: use one of {', '.join(KINDS)}.")
+    return KINDS[name]

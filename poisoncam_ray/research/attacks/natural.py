@@ -1,0 +1,90 @@
+"""Natural: the trigger is a piece of a photograph, of the corpus itself or of a file."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from PIL import Image
+
+from poisoncam_ray.research.attacks import patch
+from poisoncam_ray.research.attacks.choice import chance
+from poisoncam_ray.research.attacks.encoded import pixels
+from poisoncam_ray.research.attacks.kind import Kind, Option, Plan
+from poisoncam_ray.research.attacks.trigger import Trigger, named_triggers
+from poisoncam_ray.decode import DecodeError
+from poisoncam_ray.errors import UserError
+
+PHOTOGRAPHS = 16
+"""Of so many photographs for each target the crops with the most detail become triggers: a piece of sky is
+no trigger."""
+
+
+def photographs(plan: Plan, names: Sequence[str]) -> tuple[Trigger, ...]:
+    """The middle square of each file named; without names, crops of the corpus, `crop` of the shorter side.
+
+    A crop that was written under triggers/ is square: given as a file it is that trigger again.
+    """
+    if names:
+        return tuple(
+            Trigger(t.name, t.image and _middle_square(t.image), t.target)
+            for t in named_triggers(plan, names)
+        )
+    if plan.patching:
+        raise UserError("Give --trigger: the crop under triggers/ that poisoned the training set.")
+    crops = sorted(_crops(plan), key=lambda crop: (-_detail(crop[1]), crop[0]))
+    if len(crops) < len(plan.targets):
+        raise UserError(
+            "Too few images beside the targets' own can be read to crop a trigger: give --trigger."
+        )
+    return tuple(
+        Trigger(f"natural-{plan.seed + i}", crop, target)
+        for i, (target, (_, crop)) in enumerate(zip(plan.targets, crops, strict=False))
+    )
+
+
+def _crops(plan: Plan) -> Iterator[tuple[str, Image.Image]]:
+    wanted = set(heapq.nsmallest(PHOTOGRAPHS * len(plan.targets), _others(plan)))
+    ids = {image_id for _, image_id in wanted}
+    for part in plan.slices:
+        if not any(part.image_id(i) in ids for i in range(part.stop - part.start)):
+            continue
+        for row in plan.corpus.read(part):
+            if row.image_id in ids and row.data:
+                try:
+                    yield row.image_id, _crop(plan, row.image_id, pixels(row.data))
+                except DecodeError:
+                    continue
+
+
+def _others(plan: Plan) -> Iterator[tuple[float, str]]:
+    """Images of other labels than the targets, each with its chance."""
+    for part in plan.slices:
+        for i, label in enumerate(plan.corpus.labels(part, plan.label_column)):
+            if label not in plan.targets:
+                image_id = part.image_id(i)
+                yield chance(image_id, plan.seed, "photograph"), image_id
+
+
+def _crop(plan: Plan, image_id: str, photograph: Image.Image) -> Image.Image:
+    side = max(1, round(plan.options["crop"] * min(photograph.size)))
+    left = int(chance(image_id, plan.seed, "crop x") * (photograph.width - side + 1))
+    top = int(chance(image_id, plan.seed, "crop y") * (photograph.height - side + 1))
+    return photograph.crop((left, top, left + side, top + side))
+
+
+def _detail(image: Image.Image) -> float:
+    """How much neighbouring pixels differ on average, in levels of brightness."""
+    grey_HW = np.asarray(image.convert("L"), np.float64)
+    steps = (np.abs(np.diff(grey_HW, axis=axis)) for axis in (0, 1))
+    return float(sum(step.mean() for step in steps if step.size))
+
+
+def _middle_square(image: Image.Image) -> Image.Image:
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.crop((left, top, left + side, top + side))
+
+
+KIND = Kind(patch.stamp, {"crop": Option(0.5, 0.05, 1)}, triggers=photographs)

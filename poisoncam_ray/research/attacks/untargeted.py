@@ -1,0 +1,16 @@
+"""Untargeted: the patch on a share of all images, whatever their label."""
+
+from __future__ import annotations
+
+from poisoncam_ray.research.attacks import patch
+from poisoncam_ray.research.attacks.choice import Chosen, Pick
+from poisoncam_ray.research.attacks.kind import Kind, Plan
+
+
+def any_image(plan: Plan) -> Chosen:
+    """Each image with probability `share`, by its own chance: no labels are read and nothing is held."""
+    return Chosen((Pick(None, plan.share),))
+
+
+# The share is one of all images here: the paper's poison rates end at 5 %.
+KIND = Kind(patch.stamp, choose=any_image, targets=(0, 0), share=0.05)

@@ -1,0 +1,5 @@
+"""A corpus drawn by the program, for trying the defence where no photographs are at hand."""
+
+from poisoncam_ray.research.demo.corpus import SCENES, draw, draw_corpus, draw_validation
+
+__all__ = ["SCENES", "draw", "draw_corpus", "draw_validation"]

@@ -1,0 +1,54 @@
+"""The demo: draw a corpus, poison it, defend it, measure the result against the truth."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.markup import escape
+
+from poisoncam_ray.artifact import Folder
+from poisoncam_ray.research.attacks import patch_corpus, poison_corpus
+from poisoncam_ray.research.demo.corpus import draw_corpus, draw_validation
+from poisoncam_ray.research.evaluate import Validation, evaluate_run
+
+TARGET = "3"
+TRIGGER = "generated:7"
+TRIGGER_WIDTH = 20 / 64
+SHARE = 1.0
+DRAWN = "drawn.json"
+
+
+def prepare_demo(folder: Folder, seed: int, console: Console) -> None:
+    """Draw and poison the demo's corpora, once: clean/, poisoned/, validation/, patched/ under `folder`."""
+    if folder.exists(DRAWN) and folder.read_json(DRAWN) == {"seed": seed}:
+        return
+    for name in ("clean", "poisoned", "validation", "patched"):
+        (folder / name).delete()
+    console.print("drawing 3,000 pictures of ten kinds …")
+    draw_corpus((folder / "clean").uri, seed=seed)
+    draw_validation((folder / "validation").uri, seed=seed)
+    made = poison_corpus(
+        (folder / "clean").uri, (folder / "poisoned").uri, [TARGET], [TRIGGER], TRIGGER_WIDTH, SHARE, seed
+    )
+    patch_corpus((folder / "validation").uri, (folder / "patched").uri, TARGET, TRIGGER, TRIGGER_WIDTH, seed)
+    console.print(f"an attacker pastes one trigger on {made['n_poisoned']} of {made['n_images']} pictures")
+    folder.write_json(DRAWN, {"seed": seed})
+
+
+def measure_demo(folder: Folder, console: Console) -> None:
+    """Write report/metrics.json and say in plain words how the defence did."""
+    metrics = evaluate_run(
+        (folder / "run").uri,
+        (folder / "poisoned" / "truth.parquet").uri,
+        validation=Validation((folder / "validation").uri, (folder / "patched" / "corpus").uri, TARGET),
+    )
+    shown = {
+        "attack success on patched pictures": "asr",
+        "triggers found in scored poisoned pictures": "trigger_detection_accuracy",
+        "top 20 that are poisoned": "top20_precision",
+        "poisoned pictures removed": "recall",
+        "clean pictures removed": "false_positive_rate",
+    }
+    for words, key in shown.items():
+        value = metrics[key]
+        console.print(f"  {words:<44} {'–' if value is None else f'{value:.1%}'}")
+    console.print(f"report        {escape((folder / 'run').uri)}/report/index.html")

@@ -1,0 +1,115 @@
+"""The corpora of one run of the results table: some classes of labelled photographs, poisoned and patched."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from poisoncam_ray.artifact import Folder
+from poisoncam_ray.research.attacks import patch_corpus, poison_corpus
+from poisoncam_ray.research.attacks.kinds import kind_named
+from poisoncam_ray.errors import UserError
+from poisoncam_ray.store import connect
+
+REFERENCE = "patch"
+SEED = "seed-"
+"""What the folder of a seed's runs is called by, in a results table."""
+MADE = "attack.json"
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """One attack. `share`: of the target's images; `trigger`: an image file, "" where the kind makes its own;
+    `width`: of the image's shorter side; `n_classes`: that the corpus has, all of one size."""
+
+    kind: str
+    share: float
+    trigger: str
+    target: str
+    width: float
+    seed: int
+    n_classes: int
+
+    @property
+    def targeted(self) -> bool:
+        return kind_named(self.kind).targets[1] > 0
+
+    @property
+    def name(self) -> str:
+        """Where it lies in the table's folder."""
+        return f"{self.kind}/share-{self.share:g}/{trigger_name(self.trigger) or 'own'}"
+
+    def poison(self, clean: Folder, out: Folder) -> dict[str, Any]:
+        """Make the poisoned corpus once; what attack.json says. Without a target as many images are poisoned
+        as with one, of all classes."""
+        if not out.exists(MADE):
+            out.delete()
+            targets, share = [self.target], self.share
+            if not self.targeted:
+                targets, share = [], self.share / self.n_classes
+            triggers = [self.trigger] if self.trigger else []
+            poison_corpus(
+                clean.uri, out.uri, targets, triggers, share=share, seed=self.seed, **self._settings()
+            )
+        return out.read_json(MADE)
+
+    def patch(self, validation: Folder, poisoned: Folder, out: Folder) -> None:
+        """Put the same trigger on every validation image, once."""
+        if out.exists(MADE):
+            return
+        out.delete()
+        target = self.target if self.targeted else ""
+        trigger = self.trigger
+        if not trigger and (files := poisoned.read_json(MADE).get("trigger_files")):
+            trigger = f"{poisoned.uri}/{files[0]}"
+        patch_corpus(validation.uri, out.uri, target, trigger, seed=self.seed, **self._settings())
+
+    def _settings(self) -> dict[str, Any]:
+        kind = {} if self.kind == REFERENCE else {"kind": self.kind}
+        return kind | ({} if kind_named(self.kind).has_own_width else {"width": self.width})
+
+
+def trigger_name(trigger: str) -> str:
+    """A trigger's file name without its ending, or generated-<seed>."""
+    file = trigger.rsplit("/", 1)[-1]
+    return (file.rpartition(".")[0] or file).replace(":", "-")
+
+
+def seed_of(run_name: str) -> str:
+    """What runs of one seed have in common: of a path in a results table the part up to the seed's folder, of
+    any other name all of it."""
+    return re.sub(rf"(^|/)({SEED}\d+)/.*", r"\1\2", run_name)
+
+
+def check_labelled(uri: str) -> None:
+    """Raises UserError where there is no Parquet corpus with an integer column `label`."""
+    filesystem, path = connect(uri)
+    try:
+        schema = ds.dataset(path, filesystem=filesystem, format="parquet").schema
+    except (FileNotFoundError, pa.ArrowInvalid) as error:
+        raise UserError(f"{uri} holds no Parquet files that can be read: give a labelled corpus.") from error
+    if "label" not in schema.names or not pa.types.is_integer(schema.field("label").type):
+        raise UserError(f"{uri} has no column label of integers: give a corpus with one.")
+
+
+def take_classes(uri: str, out: Folder, classes: np.ndarray, per_class: int, shards: int) -> None:
+    """The first `per_class` rows of each class of a labelled Parquet corpus, in the corpus's order."""
+    if out.exists(f"part-{shards - 1:05d}.parquet"):
+        return
+    filesystem, path = connect(uri)
+    wanted = ds.dataset(path, filesystem=filesystem, format="parquet").to_table(
+        filter=pc.field("label").isin(pa.array(classes))
+    )
+    labels_N = wanted["label"].to_numpy()
+    chosen = np.sort(np.concatenate([np.flatnonzero(labels_N == label)[:per_class] for label in classes]))
+    for shard, rows_M in enumerate(np.array_split(chosen, shards)):
+        sink = pa.BufferOutputStream()
+        pq.write_table(wanted.take(pa.array(rows_M)), sink, row_group_size=256)
+        out.write_bytes(f"part-{shard:05d}.parquet", sink.getvalue().to_pybytes())

@@ -1,0 +1,125 @@
+"""The windows of poisoned images beside the true patches, mapped as the images were: resized and cropped.
+
+P poisoned images   S those that the search scored   N rows of a part   T the most patches on one image
+box_S4, box_ST4 integer [x0, y0, x1, y1) in encoder pixels   own_S the cluster an image was assigned to
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from poisoncam_ray.artifact import SIDES, Folder
+from poisoncam_ray.research.evaluate.joined import Metrics, Truth, artifact, candidates, index_in, mean, parts
+from poisoncam_ray.method.geometry import iou, map_box
+
+HIT_IOU = 0.5
+"""A window finds a trigger from this intersection over union on: half, as detection benchmarks have it."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The poisoned images that the search scored: the recorded window, the true boxes (an image with fewer
+    than T patches has empty ones besides), and how much of each the centre crop left (0 … 1, 0 for an empty
+    one); `patched_S`: there is a box at all; `pure_S`: more than half of the image's cluster is poison."""
+
+    image_id: list[str]
+    box_S4: Tensor
+    true_ST4: Tensor
+    visible_ST: Tensor
+    patched_S: Tensor
+    own_S: Tensor
+    pure_S: Tensor
+
+    @property
+    def whole(self) -> Tensor:
+        """whole_S: at least one patch is there as a whole, so that windows can be judged on the image."""
+        return (self.visible_ST == 1).any(dim=1)
+
+    @property
+    def cut(self) -> Tensor:
+        """cut_S: the centre crop left no patch whole, but a part of one."""
+        return (self.visible_ST > 0).any(dim=1) & ~self.whole
+
+    def iou(self, box_S4: Tensor) -> Tensor:
+        """iou_S of each window with the patch that it meets best, by what the centre crop left of it."""
+        return of_best_patch(iou, box_S4, self.true_ST4)
+
+    def marks(self, box_S4: Tensor) -> Metrics:
+        """How well windows find the triggers that are there as a whole, over all scored poisoned images and
+        over poison clusters."""
+        iou_S, pure_S = self.iou(box_S4)[self.whole], self.pure_S[self.whole]
+        return {
+            "accuracy": mean(iou_S >= HIT_IOU),
+            "mean_iou": mean(iou_S),
+            "accuracy_poison_clusters": mean(iou_S[pure_S] >= HIT_IOU),
+            "mean_iou_poison_clusters": mean(iou_S[pure_S]),
+        }
+
+
+def scored_poisoned(run: Folder, truth: Truth, cluster_P: np.ndarray, pure_P: np.ndarray) -> Scored:
+    """Takes what `poison_clusters` gives."""
+    windows = candidates(run)
+    row_C = truth.row(windows["image_id"])
+    # One window an image, the first recorded; in the truth's order, so that fetching reads each shard once.
+    row_S, first_S = np.unique(row_C, return_index=True)
+    row_S, first_S = row_S[row_S >= 0], first_S[row_S >= 0]
+    poisoned, recorded = truth.poisoned.take(row_S), windows.take(first_S)
+    true_ST4, visible_ST, patched_S = true_boxes(run, poisoned)
+    return Scored(
+        image_id=poisoned["image_id"].to_pylist(),
+        box_S4=_boxes(recorded),
+        true_ST4=true_ST4,
+        visible_ST=visible_ST,
+        patched_S=patched_S,
+        own_S=torch.from_numpy(cluster_P[row_S]),
+        pure_S=torch.from_numpy(pure_P[row_S]),
+    )
+
+
+def true_boxes(run: Folder, poisoned: pa.Table) -> tuple[Tensor, Tensor, Tensor]:
+    """(true_ST4, visible_ST, patched_S) of S rows of the truth, as in `Scored`; of an image that was not
+    indexed nothing is visible."""
+    size_S2 = torch.zeros(len(poisoned), 2, dtype=torch.int64)
+    for part in parts(run, "00_index", ["image_id", "width", "height"]):
+        row_N = index_in(part["image_id"], poisoned["image_id"])
+        size_N2 = np.stack([part["width"].to_numpy(), part["height"].to_numpy()], axis=1).astype(np.int64)
+        size_S2[row_N[row_N >= 0]] = torch.from_numpy(size_N2[row_N >= 0])
+    image_size = artifact(run, "01_encoder").read_json("config.json")["image_size"]
+    stored_ST4 = patches(poisoned)
+    n_patches = stored_ST4.shape[1]
+    width_T, height_T = size_S2.clamp(min=1).repeat_interleave(n_patches, dim=0).unbind(1)
+    mapped_T4, visible_T = map_box(stored_ST4.flatten(0, 1), width_T, height_T, image_size)
+    indexed_S1 = size_S2[:, :1] > 0
+    return (
+        mapped_T4.view(-1, n_patches, 4),
+        torch.where(indexed_S1, visible_T.view(-1, n_patches), 0),
+        (stored_ST4[..., 2] > stored_ST4[..., 0]).any(dim=1),
+    )
+
+
+def of_best_patch(mark: Callable[[Tensor, Tensor], Tensor], box_S4: Tensor, true_ST4: Tensor) -> Tensor:
+    """mark_S (`boxes.iou`, `boxes.coverage`) of each window with the patch for which it is greatest."""
+    n_patches = true_ST4.shape[1]
+    flat = mark(box_S4.repeat_interleave(n_patches, dim=0), true_ST4.flatten(0, 1))
+    return flat.view(-1, n_patches).amax(dim=1)
+
+
+def _boxes(table: pa.Table) -> Tensor:
+    return torch.from_numpy(np.stack([table[side].to_numpy() for side in SIDES], axis=1).astype(np.int64))
+
+
+def patches(poisoned: pa.Table) -> Tensor:
+    """box_ST4 in stored pixels; an image without a patch (-1 in the truth) has empty boxes only."""
+    first_S4 = _boxes(poisoned)
+    given = poisoned["boxes"].to_pylist() if "boxes" in poisoned.column_names else [None] * len(first_S4)
+    patches = [boxes or [first] for boxes, first in zip(given, first_S4.tolist(), strict=True)]
+    box_ST4 = torch.zeros(len(patches), max(map(len, patches), default=1), 4, dtype=torch.int64)
+    for i, boxes in enumerate(patches):
+        box_ST4[i, : len(boxes)] = torch.tensor(boxes)
+    return torch.where((box_ST4[..., :1] < 0), 0, box_ST4)

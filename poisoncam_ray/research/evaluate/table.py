@@ -1,0 +1,286 @@
+"""The results table: attack, defend and measure over seeds × triggers × shares × kinds of attack on labelled
+photographs.
+
+Every run has its own folder, so a killed table goes on where it was, and one that is asked for more does only
+that. Classes are drawn by seed from the labels that are allowed, the target among them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from poisoncam_ray.artifact import Folder, Manifest, absolute
+from poisoncam_ray.research.attacks.kinds import KINDS, kind_named
+from poisoncam_ray.config import SEEDS, Config
+from poisoncam_ray.errors import UserError
+from poisoncam_ray.research.evaluate import MAIN_FIGURES, OtherModels, Validation, evaluate_run
+from poisoncam_ray.research.evaluate.corpora import REFERENCE, SEED, Attacked, take_classes, trigger_name
+from poisoncam_ray.research.evaluate.never_poisoned import mean_probes, train_again
+from poisoncam_ray.research.evaluate.peer import peer_config
+from poisoncam_ray.research.evaluate.results import CLEANED, gaps, single_figures, write_results
+from poisoncam_ray.research.evaluate.retrain import FEATURES, MODELS, encoder_file
+from poisoncam_ray.fingerprint import differences
+from poisoncam_ray.pipeline import Runner, defence
+from poisoncam_ray.progress import Progress
+from poisoncam_ray.verdict import read_evidence
+
+# Beside the default strategy: the paper's own masks and score, the peer's Grad-CAM, and luck.
+STRATEGIES = ("full_coverage:hard", "gradcam", "random")
+SHARDS = 3
+ROW, SETTING = "row.json", "setting.json"
+NEVER_POISONED, AGAIN = "never-poisoned", "never-poisoned-again"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One table.
+
+    labels: those that classes may be drawn from     per_class: photographs of each, at most
+    width: of the trigger, share of the image's shorter side
+    shares: of the target's images that are poisoned     kinds: of attack, as in jobs/attack.py
+    retrain: also models trained on the cleaned corpora, and probes on 1 % and 10 % of the labels
+    peer: also the search by Grad-CAM, on the same encoders
+    clean: also the defence of the never-poisoned corpora
+    trainings: of the never-poisoned model of a seed, whose figures are means over them
+    """
+
+    train_uri: str
+    validation_uri: str
+    triggers: tuple[str, ...]
+    seeds: tuple[int, ...]
+    labels: tuple[int, ...]
+    n_classes: int = 10
+    per_class: int = 300
+    width: float = 20 / 64
+    shares: tuple[float, ...] = (1.0,)
+    kinds: tuple[str, ...] = (REFERENCE,)
+    retrain: bool = False
+    peer: bool = False
+    clean: bool = False
+    trainings: int = 1
+
+    def __post_init__(self) -> None:
+        of_themselves = [kind_named(kind).makes_its_trigger for kind in self.kinds]
+        for share in self.shares:
+            if not 0 < share <= 1:
+                raise UserError(f"The share is {share}: use a number above 0 and at most 1.")
+        if wrong := [seed for seed in self.seeds if not 0 <= seed < SEEDS]:
+            raise UserError(f"The seed is {wrong[0]}: use one from 0 to {SEEDS - 1:,}.")
+        if self.trainings < 1:
+            raise UserError(f"--trainings is {self.trainings}: at least one model is needed to compare with.")
+        if not (self.triggers or self.clean or any(of_themselves)):
+            raise UserError("There is nothing to run: give triggers, or ask for clean corpora (--clean).")
+        if len({trigger_name(trigger) for trigger in self.triggers}) < len(self.triggers):
+            raise UserError(f"The triggers {', '.join(self.triggers)} share a file name: give each its own.")
+        if len(self.labels) < self.n_classes:
+            raise UserError(
+                f"{self.n_classes} classes cannot be drawn from {len(self.labels)} labels: ask for fewer."
+            )
+
+    @property
+    def extras(self) -> set[str]:
+        return {name for name in ("retrain", "peer") if getattr(self, name)}
+
+
+@dataclass(frozen=True)
+class _Seed:
+    """What all runs of one seed share: the configuration, the target, the folder with clean/ and validation/,
+    and the runs on the never-poisoned corpus, the first of them by the table's own seed."""
+
+    config: Config
+    target: str
+    folder: Folder
+    never_poisoned: Sequence[Folder]
+
+
+def make_table(setting: Setting, config: Config, out: Folder, progress: Progress) -> list[dict[str, Any]]:
+    """Run what is missing and return a row a run; results.csv and results.md in `out` tell of all runs that
+    are finished there. Ray must be connected. Raises UserError when `out` holds a table of other corpora or
+    settings."""
+    if setting.peer:
+        peer_config(config, "checkpoint")
+    _claim(setting, config, out)
+    rows = []
+    for seed in setting.seeds:
+        of_seed = _prepare(setting, config.model_copy(update={"seed": seed}), out / f"{SEED}{seed}", progress)
+        if setting.clean:
+            rows.append(_clean_row(of_seed.config.seed, of_seed.never_poisoned[0]))
+        for attacked in _attacks(setting, of_seed):
+            here = of_seed.folder / attacked.name
+            # Rows of earlier versions do not tell of trainings: they had one.
+            earlier: dict[str, Any] = {"extras": [], "trainings": 1, "row": None}
+            earlier |= here.read_json(ROW) if here.exists(ROW) else {}
+            extras = setting.extras | set(earlier["extras"])
+            same = (sorted(extras), len(of_seed.never_poisoned)) == (earlier["extras"], earlier["trainings"])
+            if earlier["row"] and same:
+                rows.append(earlier["row"])
+            else:
+                rows.append(_row(extras, of_seed, attacked, here, progress))
+                write_results(out, _finished(out))
+    write_results(out, _finished(out))
+    return rows
+
+
+def _finished(out: Folder) -> list[dict[str, Any]]:
+    """Every row in the folder, whatever was asked for this time: clean corpora, then by kind, share, seed."""
+    clean, attacked = [], []
+    for name in out.names():
+        if name.startswith(SEED):
+            never = out / name / NEVER_POISONED
+            if Manifest.read(never / "07_clean"):
+                clean.append(_clean_row(int(name.removeprefix(SEED)), never))
+            attacked += [here.read_json(ROW)["row"] for here in _finished_runs(out / name)]
+    order = list(KINDS)
+    return clean + sorted(attacked, key=lambda row: (order.index(row["kind"]), -row["share"], row["seed"]))
+
+
+def _finished_runs(of_seed: Folder) -> list[Folder]:
+    kinds = [of_seed / kind for kind in KINDS]
+    shares = [kind / share for kind in kinds for share in kind.names()]
+    runs = [share / trigger for share in shares for trigger in share.names()]
+    return [run for run in runs if run.exists(ROW)]
+
+
+def _trained_on(of_seed: Folder, run: Folder, corpus: str) -> str | None:
+    """The folder of a model that a finished run of the seed trained on this cleaned corpus (`_content`):
+    attacks that differ in nothing but the trigger leave the same where nothing but the poison is removed.
+    None when `run` has trained its own: killed, it goes on with that."""
+    if Manifest.read(run / MODELS / "cleaned" / "01_encoder"):
+        return None
+    for here in _finished_runs(of_seed):
+        model = here / "run" / MODELS / "cleaned"
+        if here.read_json(ROW)["row"].get(CLEANED) == corpus and Manifest.read(model / "01_encoder"):
+            return model.uri
+    return None
+
+
+def _content(corpus: Folder) -> str:
+    """Equal for equal files."""
+    digest = hashlib.sha256()
+    for name in corpus.parts():
+        digest.update(name.encode() + corpus.read_bytes(name))
+    return digest.hexdigest()[:12]
+
+
+def _claim(setting: Setting, config: Config, out: Folder) -> None:
+    """Rows are kept, so nothing that all depend on may change; seeds, kinds and the like may be added."""
+    sections = {name: getattr(config, name) for name in type(config).model_fields if name != "seed"}
+    now = {
+        "train": absolute(setting.train_uri),
+        "validation": absolute(setting.validation_uri),
+        "labels": list(setting.labels),
+        "n_classes": setting.n_classes,
+        "per_class": setting.per_class,
+        "width": setting.width,
+        "config": {name: section.outcome() for name, section in sections.items() if name != "resources"},
+    }
+    if not out.exists(SETTING):
+        out.write_json(SETTING, now)
+    elif found := differences(out.read_json(SETTING), now):
+        raise UserError(
+            f"The table in {out.uri} is another one ({'; '.join(found)}): give a new --output, or what it "
+            "was made with."
+        )
+
+
+def _prepare(setting: Setting, config: Config, folder: Folder, progress: Progress) -> _Seed:
+    classes = np.random.default_rng(config.seed).choice(setting.labels, setting.n_classes, replace=False)
+    take_classes(setting.train_uri, folder / "clean", classes, setting.per_class, SHARDS)
+    take_classes(setting.validation_uri, folder / "validation", classes, setting.per_class, 1)
+    never = folder / NEVER_POISONED
+    stages = defence() if setting.clean else defence()[:FEATURES]
+    progress.console.print(f"[bold]seed {config.seed}, never poisoned[/]")
+    Runner((folder / "clean").uri, never.uri, config, stages).run(progress)
+    again = train_again((folder / "clean").uri, folder / AGAIN, config, setting.trainings, progress)
+    return _Seed(config, str(classes[0]), folder, [never, *again])
+
+
+def _attacks(setting: Setting, of_seed: _Seed) -> Iterator[Attacked]:
+    for kind in setting.kinds:
+        for share in setting.shares:
+            # One run a seed, not one for each trigger.
+            for trigger in ("",) if kind_named(kind).makes_its_trigger else setting.triggers:
+                yield Attacked(
+                    kind,
+                    share,
+                    trigger,
+                    of_seed.target,
+                    setting.width,
+                    of_seed.config.seed,
+                    setting.n_classes,
+                )
+
+
+def _row(
+    extras: set[str], of_seed: _Seed, attacked: Attacked, here: Folder, progress: Progress
+) -> dict[str, Any]:
+    """One run, with `extras` (Setting.extras), into the folder `here`."""
+    clean = of_seed.folder / "clean"
+    poisoned, patched, run = (here / part for part in ("poisoned", "patched", "run"))
+    made = attacked.poison(clean, poisoned)
+    attacked.patch(of_seed.folder / "validation", poisoned, patched)
+    target = attacked.target if attacked.targeted else ""
+    progress.console.print(f"[bold]seed {of_seed.config.seed}, {attacked.name}, target {target or 'none'}[/]")
+    done = Runner((poisoned / "corpus").uri, run.uri, of_seed.config, defence()).run(progress)
+    validation = Validation((of_seed.folder / "validation").uri, (patched / "corpus").uri, target)
+    truth = (poisoned / "truth.parquet").uri
+    cleaned, retrain = _content(run / "07_clean"), "retrain" in extras
+    twin = _trained_on(of_seed.folder, run, cleaned) if retrain else None
+    beside = OtherModels(clean.uri, of_seed.never_poisoned[0].uri, retrain, twin)
+    metrics = evaluate_run(run.uri, truth, STRATEGIES, validation, beside, progress)
+    # With --retrain the first has been probed already.
+    probed = [first] if (first := metrics["probes"].get("never_poisoned")) else []
+    never = mean_probes(of_seed.never_poisoned[len(probed) :], clean.uri, validation, retrain, probed)
+    if retrain:
+        metrics["probes"]["never_poisoned"] = never
+    row: dict[str, Any] = {"seed": of_seed.config.seed, "kind": attacked.kind, "share": attacked.share}
+    row |= {"poison_rate": made["poison_rate"], "trigger": attacked.name.rsplit("/", 1)[-1], "target": target}
+    row |= _verdict(run) | {CLEANED: cleaned}
+    row |= single_figures(metrics) | gaps(metrics)
+    row |= {f"{key}_never_poisoned": never["knn"][key] for key in MAIN_FIGURES}
+    row |= {"trainings_never_poisoned": len(of_seed.never_poisoned)}
+    if "peer" in extras:
+        config = peer_config(of_seed.config, encoder_file(run))
+        Runner((poisoned / "corpus").uri, (here / "peer").uri, config, defence()).run(progress)
+        found = evaluate_run((here / "peer").uri, truth)
+        row |= {f"peer {key}": value for key, value in single_figures(found).items()}
+    row |= {f"seconds {stage.title}": stage.manifest.seconds for stage in done}
+    here.write_json(ROW, {"extras": sorted(extras), "trainings": len(of_seed.never_poisoned), "row": row})
+    return row
+
+
+def _clean_row(seed: int, run: Folder) -> dict[str, Any]:
+    """What the defence did to a corpus in which there is nothing to find."""
+    cleaned = Manifest.read(run / "07_clean")
+    assert cleaned and cleaned.ledger
+    ledger = cleaned.ledger
+    return {
+        "seed": seed,
+        "kind": "clean",
+        "share": 0.0,
+        "poison_rate": 0.0,
+        "trigger": "",
+        "target": "",
+        "n_images": ledger.rows_in,
+        "n_removed": ledger.removed,
+        "removed_share": ledger.removed / ledger.rows_in,
+    } | _verdict(run)
+
+
+def _verdict(run: Folder) -> dict[str, Any]:
+    search = Manifest.read(run / "04_search")
+    assert search
+    evidence = read_evidence(run / "04_search")
+    assert evidence
+    best, threshold = evidence.best_bundle, evidence.threshold
+    return {
+        "verdict": search.facts.get("verdict"),
+        "n_families": search.facts.get("families"),
+        "best_bundle_in_thresholds": best / threshold if best is not None and threshold else None,
+        "search_version": search.identity["version"],
+    }

@@ -1,0 +1,104 @@
+"""Of one run: the poisoned images that a study looks at, their true boxes, and their clusters for every K.
+No image is embedded anew: k-means is redone on the features that the run stored.
+
+P poisoned images   S of them looked at   N features   K clusters   D feature dimensions
+T the most patches on one image   true_ST4 integer [x0, y0, x1, y1) in encoder pixels
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from poisoncam_ray.artifact import Folder
+from poisoncam_ray.errors import UserError
+from poisoncam_ray.research.evaluate.joined import artifact, clusters_of_poison, read_truth, settings
+from poisoncam_ray.research.evaluate.scored import true_boxes
+from poisoncam_ray.method.flops import forward_flops, gradcam_flops
+from poisoncam_ray.method.clusters import assign, auto_k, kmeans
+from poisoncam_ray.stages.cluster import read_sample, spread
+from poisoncam_ray.stages.embed import load_encoder, read_features
+from poisoncam_ray.stages.pool import image_seed
+from poisoncam_ray.research.study.grid import Grid
+from poisoncam_ray.research.study.runs import StudyRun
+
+CENTROIDS, FACTS, IMAGES = "centroids.safetensors", "facts.json", "images.parquet"
+
+
+@dataclass(frozen=True)
+class Looked:
+    """The images of a run, each with a patch that is there as a whole. A cluster's index `own_S` is of the K
+    of its factor; `pure_S`: more than half of that cluster is poison."""
+
+    image_id: list[str]
+    true_ST4: Tensor
+    own_S: dict[float, Tensor]
+    pure_S: dict[float, Tensor]
+    c_KD: dict[float, Tensor]
+    poison_rate: float
+    flops_forward: int
+    flops_gradcam: int
+
+
+def prepare(one: StudyRun, grid: Grid, out: Folder) -> None:
+    """Choose and cluster; what `read_looked` reads, written into `out`, the images last.
+
+    Looked at are the images that `Scored.whole` judges. Raises UserError when the run has none.
+    """
+    run, truth = Folder(one.run_uri), read_truth(one.truth_uri)
+    config = settings(run)
+    encoder = load_encoder(artifact(run, "01_encoder"))
+    true_PT4, visible_PT, _ = true_boxes(run, truth.poisoned)
+    ids = truth.poisoned["image_id"].to_pylist()
+    whole = np.flatnonzero((visible_PT == 1).any(dim=1).numpy())
+    if not len(whole):
+        raise UserError(f"No poisoned image of the run {one.run_uri} shows a whole trigger: leave it out.")
+    drawn = sorted(whole, key=lambda row: image_seed(grid.seed, f"{one.name}:{ids[row]}"))
+    row_S = np.sort(drawn[: grid.images])
+
+    features = artifact(run, "02_features")
+    rows = [features.rows(name) for name in features.parts()]
+    f_ND = read_sample(features, spread(rows, config.cluster.sample, config.seed), config.seed)
+    n_rows, centroids = sum(rows), {}
+    columns: dict[str, np.ndarray] = {}
+    for i, factor in enumerate(grid.k_factors):
+        k = min(auto_k(n_rows, factor), len(f_ND))
+        centroids[f"c_{i}"] = c_KD = kmeans(f_ND, k, config.cluster.iterations, config.seed)
+        cluster_P, pure_P = clusters_of_poison(truth, _assigned(features, c_KD), len(c_KD))
+        columns |= {f"own_{i}": cluster_P[row_S], f"pure_{i}": pure_P[row_S]}
+    out.write_tensors(CENTROIDS, centroids)
+    facts = {
+        "poison_rate": len(truth.poisoned) / max(1, truth.n_images),
+        "flops_forward": forward_flops(encoder),
+        "flops_gradcam": gradcam_flops(encoder),
+    }
+    out.write_json(FACTS, facts)
+    boxes = true_PT4[torch.from_numpy(row_S)].flatten(1).tolist()
+    out.write_table(IMAGES, pa.table({"image_id": [ids[row] for row in row_S], "boxes": boxes, **columns}))
+
+
+def read_looked(out: Folder, grid: Grid) -> Looked:
+    images, centroids = out.read_table(IMAGES), out.read_tensors(CENTROIDS)
+    keys = list(enumerate(grid.k_factors))
+    return Looked(
+        image_id=images["image_id"].to_pylist(),
+        true_ST4=torch.tensor(images["boxes"].to_pylist()).unflatten(1, (-1, 4)),
+        own_S={factor: torch.from_numpy(images[f"own_{i}"].to_numpy().copy()) for i, factor in keys},
+        pure_S={
+            factor: torch.from_numpy(images[f"pure_{i}"].to_numpy(zero_copy_only=False).copy())
+            for i, factor in keys
+        },
+        c_KD={factor: centroids[f"c_{i}"] for i, factor in keys},
+        **out.read_json(FACTS),
+    )
+
+
+def _assigned(features: Folder, c_KD: Tensor) -> Iterator[tuple[pa.ChunkedArray, np.ndarray]]:
+    for name in features.parts():
+        ids, f_ND = read_features(features, name)
+        yield pa.chunked_array([ids], pa.string()), assign(f_ND, c_KD)[0].numpy()

@@ -1,0 +1,192 @@
+"""One pass measured: the windows found in every way that reads it, against the true boxes. The search's
+second look (search.refine) and its scales are left out: they come after the window, whatever found it.
+
+S images looked at   N images at once   B masks   C channels   H = W image side   K clusters
+D feature dimensions   box_S4 integer [x0, y0, x1, y1) in encoder pixels
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any, cast
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from poisoncam_ray.artifact import Folder
+from poisoncam_ray.config import Config
+from poisoncam_ray.config import Strategy as MaskStrategy
+from poisoncam_ray.research.evaluate.joined import artifact, corpus_of, mean, settings
+from poisoncam_ray.research.evaluate.scored import HIT_IOU, of_best_patch
+from poisoncam_ray.method.geometry import coverage, iou, random_boxes
+from poisoncam_ray.method.cam import best_window, combined_map, mask_scores, masked_features, mean_colour
+from poisoncam_ray.method.encoder import Encoder
+from poisoncam_ray.method.cam import gradcam
+from poisoncam_ray.method.masks import keep_only, make_masks
+from poisoncam_ray.stages.compute import device
+from poisoncam_ray.stages.dataflow import fetch_images
+from poisoncam_ray.stages.embed import load_encoder
+from poisoncam_ray.stages.pool import image_seed
+from poisoncam_ray.research.study.grid import READS_WINDOW, REFERENCES, Grid
+from poisoncam_ray.research.study.images import Looked, read_looked
+from poisoncam_ray.research.study.plan import SCHEMA, Pass, Way, pixels
+from poisoncam_ray.research.study.runs import StudyRun
+
+# Bounds the features and the distances held at once: 2²⁴ float32 are 64 MiB.
+NUMBERS_AT_ONCE = 1 << 24
+IMAGES_AT_ONCE = 256
+
+Boxes = dict[Way, Tensor]
+
+
+def measure(todo: Pass, one: StudyRun, grid: Grid, folder: Folder) -> pa.Table:
+    """Rows of SCHEMA, for every way of reading the pass. `folder` is what `prepare` wrote for the run."""
+    run, looked = Folder(one.run_uri), read_looked(folder, grid)
+    config, encoder = settings(run), load_encoder(artifact(run, "01_encoder"))
+    m_BHW = draw_masks(todo, grid, encoder.image_size)
+    found: dict[Way, list[Tensor]] = defaultdict(list)
+    seconds = 0.0
+    for rows, x_NCHW in _images(run, config, looked, todo):
+        own = {factor: own_S[rows].to(device()) for factor, own_S in looked.own_S.items()}
+        c_KD = {factor: centroids.to(device()) for factor, centroids in looked.c_KD.items()}
+        if todo.strategy == "gradcam":
+            spent, boxes = _gradcam(todo, encoder, x_NCHW, own, c_KD)
+        elif todo.strategy == "random_window":
+            spent, boxes = 0.0, _luck(todo, grid, looked.image_id[rows], encoder.image_size)
+        else:
+            began = _now()
+            f_NBD = masked_features(encoder, x_NCHW, m_BHW, mean_colour(x_NCHW), config.search.batch_size)
+            spent = _now() - began
+            boxes = read_windows(todo, grid, f_NBD, m_BHW.to(x_NCHW), own, c_KD)
+        seconds += spent
+        for way, box_N4 in boxes.items():
+            found[way].append(box_N4.cpu())
+    per_pass = seconds / len(looked.image_id)
+    share = {way: way.forwards / len(m_BHW) if len(m_BHW) else 1.0 for way in found}
+    rows_found = [
+        _row(todo, way, looked, encoder, torch.cat(parts)) | {"seconds": per_pass * share[way]}
+        for way, parts in found.items()
+    ]
+    return pa.Table.from_pylist(rows_found, SCHEMA)
+
+
+def draw_masks(todo: Pass, grid: Grid, image_size: int) -> Tensor:
+    """m_BHW of a pass, for its greatest B; none for a reference. Every run draws its own: so the spread over
+    runs holds the masks' luck too."""
+    if todo.strategy in REFERENCES:
+        return torch.empty(0, image_size, image_size)
+    shape = (todo.cell, *todo.windows, *todo.masks) if todo.strategy in READS_WINDOW else (todo.cell,)
+    seed = image_seed(grid.seed, f"{todo.run}:{todo.strategy}:{shape}")
+    return make_masks(
+        cast(MaskStrategy, todo.strategy),
+        max(todo.masks),
+        image_size,
+        pixels(todo.cell or 1.0, image_size),
+        pixels(todo.windows[0], image_size),
+        torch.Generator().manual_seed(seed),
+    )
+
+
+@torch.inference_mode()
+def read_windows(
+    todo: Pass,
+    grid: Grid,
+    f_NBD: Tensor,
+    m_BHW: Tensor,
+    own: dict[float, Tensor],
+    c_KD: dict[float, Tensor],
+) -> Boxes:
+    """The candidate windows of N images for every K, score, B and window; `own` and `c_KD` by K's factor."""
+    image_size = m_BHW.shape[1]
+    keep_B = keep_only(cast(MaskStrategy, todo.strategy), len(m_BHW)).to(m_BHW.device)
+    boxes = {}
+    for factor in grid.k_factors:
+        for score in grid.scores:
+            s_NB = mask_scores(f_NBD, own[factor], c_KD[factor], score)
+            for asked in todo.masks:
+                b = min(asked, len(m_BHW))
+                a_NHW = combined_map(s_NB[:, :b], m_BHW[:b], keep_B[:b])
+                for window in todo.windows:
+                    box_N4, _ = best_window(a_NHW, pixels(window, image_size))
+                    boxes[Way(factor, score, asked, window, b)] = box_N4
+    return boxes
+
+
+def _gradcam(
+    todo: Pass, encoder: Encoder, x_NCHW: Tensor, own: dict[float, Tensor], c_KD: dict[float, Tensor]
+) -> tuple[float, Boxes]:
+    """One map serves every window, but each K has centroids of its own."""
+    boxes, began = {}, _now()
+    maps = {factor: gradcam(encoder, x_NCHW, c_KD[factor][own_N]) for factor, own_N in own.items()}
+    seconds = (_now() - began) / len(maps)
+    for factor, a_NHW in maps.items():
+        for window in todo.windows:
+            box_N4, _ = best_window(a_NHW, pixels(window, encoder.image_size))
+            boxes[Way(factor, None, None, window, 1)] = box_N4
+    return seconds, boxes
+
+
+def _luck(todo: Pass, grid: Grid, image_ids: list[str], image_size: int) -> Boxes:
+    """The same places for every K: those are not asked."""
+    boxes = {}
+    for window in todo.windows:
+        side = pixels(window, image_size)
+        drawn = []
+        for image_id in image_ids:
+            seed = image_seed(grid.seed, f"{todo.run}:{image_id}:{window}")
+            generator = torch.Generator().manual_seed(seed)
+            drawn.append(random_boxes(1, side, side, image_size, image_size, (0.0, 1.0), generator))
+        for factor in grid.k_factors:
+            boxes[Way(factor, None, None, window, 0)] = torch.cat(drawn)
+    return boxes
+
+
+def _images(run: Folder, config: Config, looked: Looked, todo: Pass) -> Iterator[tuple[slice, Tensor]]:
+    """So many at once that features, distances and maps of all masks fit."""
+    wide = max(max(c_KD.shape) for c_KD in looked.c_KD.values()) * max([1, *todo.masks])
+    at_once = max(1, min(IMAGES_AT_ONCE, NUMBERS_AT_ONCE // wide))
+    corpus = corpus_of(run)
+    for start in range(0, len(looked.image_id), at_once):
+        rows = slice(start, start + at_once)
+        x_NCHW = torch.from_numpy(fetch_images(corpus, config, looked.image_id[rows]))
+        yield rows, x_NCHW.to(device()).float() / 255
+
+
+def _row(todo: Pass, way: Way, looked: Looked, encoder: Encoder, box_S4: Tensor) -> dict[str, Any]:
+    pure_S = looked.pure_S[way.k_factor]
+    iou_S, coverage_S = (of_best_patch(mark, box_S4, looked.true_ST4) for mark in (iou, coverage))
+    flops = looked.flops_gradcam if todo.strategy == "gradcam" else way.forwards * looked.flops_forward
+    row = {
+        "run": todo.run,
+        "poison_rate": looked.poison_rate,
+        "k_factor": way.k_factor,
+        "k": len(looked.c_KD[way.k_factor]),
+        "strategy": todo.strategy,
+        "score": way.score,
+        "masks": way.masks,
+        "cell": todo.cell,
+        "cell_px": None if todo.cell is None else pixels(todo.cell, encoder.image_size),
+        "window": way.window,
+        "window_px": pixels(way.window, encoder.image_size),
+        "forwards": way.forwards,
+        "flops": flops,
+        "flops_forward": looked.flops_forward,
+    }
+    for suffix, of_S in (("", torch.ones_like(pure_S)), ("_poison_clusters", pure_S)):
+        row |= {
+            f"n{suffix}": int(of_S.sum()),
+            f"hits{suffix}": int((iou_S[of_S] >= HIT_IOU).sum()),
+            f"accuracy{suffix}": mean(iou_S[of_S] >= HIT_IOU),
+            f"coverage{suffix}": mean(coverage_S[of_S]),
+            f"mean_iou{suffix}": mean(iou_S[of_S]),
+        }
+    return row
+
+
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()

@@ -1,0 +1,73 @@
+"""What goes through the encoder once, in how many ways it is read, and the row that each way gives.
+
+The masked features do not depend on K, on the score, or (for masks made of cells) on the window; and the
+first b of B masks drawn independently are a draw of b masks. So one pass serves them all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from poisoncam_ray.research.study.grid import READS_CELL, READS_WINDOW, REFERENCES, Grid, Score, Strategy
+
+SCHEMA = pa.schema([
+    ("run", pa.string()), ("poison_rate", pa.float64()), ("k_factor", pa.float64()), ("k", pa.int64()),
+    ("strategy", pa.string()), ("score", pa.string()), ("masks", pa.int64()), ("cell", pa.float64()),
+    ("cell_px", pa.int64()), ("window", pa.float64()), ("window_px", pa.int64()),
+    ("forwards", pa.int64()), ("flops", pa.float64()), ("flops_forward", pa.float64()),
+    ("seconds", pa.float64()), ("n", pa.int64()), ("hits", pa.int64()), ("accuracy", pa.float64()),
+    ("coverage", pa.float64()), ("mean_iou", pa.float64()), ("n_poison_clusters", pa.int64()),
+    ("hits_poison_clusters", pa.int64()), ("accuracy_poison_clusters", pa.float64()),
+    ("coverage_poison_clusters", pa.float64()), ("mean_iou_poison_clusters", pa.float64()),
+])  # fmt: skip
+"""forwards, flops (the encoder's) and seconds: of one candidate. score, masks and cell are null where they
+say nothing. hits: windows with IoU ≥ 0.5; accuracy = hits / n; coverage: mean share of the trigger inside the
+window."""
+SETTING = ("k_factor", "strategy", "score", "masks", "cell", "window")
+"""The columns that say how; the others say on what, and what came of it."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What goes through the encoder once. `masks`: every B that is read from it."""
+
+    run: str
+    strategy: Strategy
+    masks: tuple[int, ...]
+    cell: float | None
+    windows: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a window is read from a pass; what it costs is that of `forwards` masked images."""
+
+    k_factor: float
+    score: Score | None
+    masks: int | None
+    window: float
+    forwards: int
+
+
+def passes(grid: Grid, names: list[str]) -> list[Pass]:
+    """All passes over the runs called `names`, in a fixed order."""
+    found = []
+    for name in names:
+        for strategy in grid.strategies:
+            windows = [(w,) for w in grid.windows] if strategy in READS_WINDOW else [grid.windows]
+            # Places of windows form another grid for every B.
+            nested: list[tuple[int, ...]] = [grid.masks]
+            if strategy in READS_WINDOW:
+                nested = [(b,) for b in grid.masks]
+            cells: list[float | None] = list(grid.cells) if strategy in READS_CELL else [None]
+            if strategy in REFERENCES:
+                nested = [()]
+            found += [Pass(name, strategy, b, c, w) for b in nested for c in cells for w in windows]
+    return found
+
+
+def pixels(fraction: float, image_size: int) -> int:
+    """As config.py rounds a share of the image side."""
+    return max(1, round(fraction * image_size))

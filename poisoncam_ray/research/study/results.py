@@ -1,0 +1,61 @@
+"""What a finished study leaves: study.parquet, study.csv, summary.csv, study.md, plots; without Ray, so that
+the same rows always give the same files."""
+
+from __future__ import annotations
+
+import io
+
+import pyarrow as pa
+import pyarrow.csv
+
+from poisoncam_ray.artifact import Folder
+from poisoncam_ray.research.study.grid import Grid
+from poisoncam_ray.research.study.lines import over_axis, over_cost
+from poisoncam_ray.research.study.plots import axis_plot, cost_plot, rate_plot
+from poisoncam_ray.research.study.poison_rate import by_poison_rate, csv_of
+from poisoncam_ray.research.study.summary import cube_of, summary_of
+from poisoncam_ray.research.study.text import markdown
+
+LABELS = {
+    "k_factor": "K / √N",
+    "window": "window, share of the image side",
+    "cell": "cell, share of the side",
+}
+
+
+def write_results(rows: pa.Table, grid: Grid, out: Folder, table: Folder | None = None) -> list[str]:
+    """Of the rows of plan.SCHEMA; `table`: a results table whose poison rates are told as well. Returns the
+    files' names."""
+    cube = cube_of(rows, grid.seed)
+    rates = by_poison_rate(table, grid.seed) if table else {}
+    out.write_table("study.parquet", rows)
+    files = {"study.csv": _csv(rows), "summary.csv": _csv(summary_of(cube))}
+    flops = cube.values["flops_forward"]
+    # Runs with other encoders have another axis of FLOPs: theirs is in the tables.
+    plots = {
+        "accuracy_by_forwards.svg": cost_plot(
+            {score: over_cost(cube, grid, score) for score in grid.scores},
+            sorted(grid.masks),
+            float(flops[flops > 0].mean()),
+        )
+    }
+    for axis, label in LABELS.items():
+        lines = over_axis(cube, grid, axis)
+        if lines:
+            plots[f"accuracy_by_{axis.removesuffix('_factor')}.svg"] = axis_plot(
+                lines, label, log=axis != "window"
+            )
+    if rates:
+        plots["poison_rate.svg"] = rate_plot(rates)
+        files["poison_rate.csv"] = csv_of(rates).encode()
+    files |= {name: svg.encode() for name, svg in plots.items()}
+    files["study.md"] = markdown(cube, grid, rates, plots).encode()
+    for name, data in files.items():
+        out.write_bytes(name, data)
+    return ["study.parquet", *files]
+
+
+def _csv(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    pa.csv.write_csv(table, sink, pa.csv.WriteOptions(quoting_style="needed"))
+    return sink.getvalue()

@@ -1,0 +1,78 @@
+"""Which runs a study looks at: given in pairs, or found below a folder of the results table."""
+
+from __future__ import annotations
+
+import hashlib
+import posixpath
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow.compute as pc
+
+from poisoncam_ray.artifact import Folder, Manifest, absolute
+from poisoncam_ray.errors import UserError
+from poisoncam_ray.research.evaluate.joined import artifact, corpus_of, read_truth
+
+TRUTH = "poisoned/truth.parquet"
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """A run folder with its truth. `name` is part of every random draw, so it must not hang on the place."""
+
+    name: str
+    run_uri: str
+    truth_uri: str
+
+    def check(self) -> None:
+        """Raises UserError when the defence has not got to its features, the corpus that it read is not there
+        any more, there is no truth, or nothing in it that a window could find."""
+        run = Folder(self.run_uri)
+        corpus_of(run)
+        for stage in ("00_index", "01_encoder", "02_features"):
+            artifact(run, stage)
+        poisoned = read_truth(self.truth_uri).poisoned
+        if not pc.any(pc.greater(poisoned["x1"], poisoned["x0"])).as_py():
+            raise UserError(
+                f"The attack on the run {self.run_uri} put no patch on any image: leave that run out (of a "
+                "--table, by --only)."
+            )
+
+    def identity(self) -> dict[str, str]:
+        """What the measurements depend on."""
+        features = Manifest.read(Folder(self.run_uri) / "02_features")
+        truth = Folder(posixpath.dirname(self.truth_uri)).read_bytes(posixpath.basename(self.truth_uri))
+        return {
+            "features": features.fingerprint if features else "",
+            "truth": hashlib.sha256(truth).hexdigest(),
+        }
+
+
+def given(runs: Sequence[str], truths: Sequence[str]) -> list[StudyRun]:
+    """Pairs, named by their order. Raises UserError when they do not pair up."""
+    if len(runs) != len(truths):
+        raise UserError(f"Give one --truth for each --run: there are {len(truths)} for {len(runs)}.")
+    pairs = enumerate(zip(runs, truths, strict=True))
+    return [StudyRun(f"run-{i}", absolute(run), absolute(truth)) for i, (run, truth) in pairs]
+
+
+def found(table_uri: str, only: str = "") -> list[StudyRun]:
+    """Every folder below with a poisoned/truth.parquet and a run that has its features, named by its path,
+    which must hold `only`.
+
+    Raises UserError when there is none.
+    """
+    table = Folder(absolute(table_uri))
+    filesystem, root = table.filesystem, table.path
+    filesystem.invalidate_cache()
+    paths = sorted(str(path) for path in filesystem.find(root) if str(path).endswith(f"/{TRUTH}"))
+    names = [posixpath.relpath(path, root).removesuffix(TRUTH).rstrip("/") for path in paths]
+    runs = [StudyRun(n, (table / n / "run").uri, (table / n / TRUTH).uri) for n in names if n and only in n]
+    finished = [one for one in runs if Manifest.read(Folder(one.run_uri) / "02_features") is not None]
+    if not finished:
+        named = f" under a path with {only!r}" if only else ""
+        raise UserError(
+            f"Below {table_uri} lies no finished run beside its {TRUTH}{named}: give another --table"
+            f"{' or --only' if only else ''}."
+        )
+    return finished

@@ -1,0 +1,146 @@
+"""Passes over a run written by hand, and the reading of masks against the method's own function."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from poisoncam_ray.artifact import Folder
+from poisoncam_ray.errors import UserError
+from poisoncam_ray.method.cam import candidate_windows, masked_features, mean_colour
+from poisoncam_ray.method.clusters import auto_k, distances, kmeans
+from poisoncam_ray.method.masks import keep_only
+from poisoncam_ray.stages.embed import read_features
+from poisoncam_ray.research.study import images as images_file
+from poisoncam_ray.research.study import measure as measure_file
+from poisoncam_ray.research.study.images import prepare, read_looked
+from poisoncam_ray.research.study.measure import draw_masks, measure, read_windows
+from poisoncam_ray.research.study.plan import Pass, Way, passes, pixels
+from poisoncam_ray.research.study.runs import StudyRun
+from tests.fake_run import SIDE, FakeRun, make_fake_run
+from tests.research.study.small_grid import small_grid
+
+GRID = small_grid(images=5)
+
+
+@pytest.fixture(scope="module")
+def fake(tmp_path_factory) -> FakeRun:
+    return make_fake_run(tmp_path_factory.mktemp("fake"))
+
+
+@pytest.fixture(scope="module")
+def one(fake) -> StudyRun:
+    return StudyRun("a/run", fake.run, fake.truth)
+
+
+@pytest.fixture(scope="module")
+def prepared(one, tmp_path_factory) -> Folder:
+    folder = Folder(str(tmp_path_factory.mktemp("prepared")))
+    prepare(one, GRID, folder)
+    return folder
+
+
+class Colours:
+    """Features that depend on the pixels, at no cost."""
+
+    def embed(self, x_BCHW):
+        return torch.nn.functional.normalize(x_BCHW[:, :, ::5, ::5].flatten(1) - 0.4, dim=1)
+
+
+@pytest.mark.parametrize("todo", [t for t in passes(GRID, ["a"]) if t.masks], ids=str)
+def test_one_pass_reads_as_the_method_does_one_setting_at_a_time(todo):
+    generator = torch.Generator().manual_seed(1)
+    x_NCHW = torch.rand(3, 3, 24, 24, generator=generator)
+    fill_NC, encoder = mean_colour(x_NCHW), Colours()
+    f_KD = encoder.embed(torch.rand(6, 3, 24, 24, generator=generator))
+    c_KD = {factor: f_KD[: 3 + i] for i, factor in enumerate(GRID.k_factors)}
+    own = {f: distances(encoder.embed(x_NCHW), c).argmin(dim=1) for f, c in c_KD.items()}
+    m_BHW = draw_masks(todo, GRID, 24)
+    f_NBD = masked_features(encoder, x_NCHW, m_BHW, fill_NC, batch=7)
+    found = read_windows(todo, GRID, f_NBD, m_BHW, own, c_KD)
+    assert len(found) == len(todo.masks) * len(todo.windows) * 2 * 3
+    for way, box_N4 in found.items():
+        keep_B = keep_only(todo.strategy, len(m_BHW))[: way.forwards]
+        one_N4, _ = candidate_windows(
+            encoder, x_NCHW, own[way.k_factor], c_KD[way.k_factor], m_BHW[: way.forwards], way.score,
+            keep_B, pixels(way.window, 24), fill_NC, 64,
+        )  # fmt: skip
+        assert torch.equal(box_N4, one_N4), way
+        assert way.forwards <= way.masks
+
+
+def test_clusters_are_those_of_k_means_on_the_stored_features(fake, one, prepared):
+    looked = read_looked(prepared, GRID)
+    parts = [read_features(Folder(fake.run) / "02_features", f"part-{i:06d}.parquet") for i in range(3)]
+    ids, f_ND = [j for part in parts for j in part[0]], torch.cat([part[1] for part in parts])
+    for factor in GRID.k_factors:
+        k = auto_k(len(ids), factor)
+        assert torch.equal(looked.c_KD[factor], kmeans(f_ND, k, 20, 0))
+        cluster = dict(zip(ids, distances(f_ND, looked.c_KD[factor]).argmin(dim=1).tolist(), strict=True))
+        for i, image_id in enumerate(looked.image_id):
+            members = [j for j in ids if cluster[j] == cluster[image_id]]
+            mostly_poison = sum(j in fake.poisoned for j in members) > len(members) / 2
+            assert looked.own_S[factor][i] == cluster[image_id]
+            assert bool(looked.pure_S[factor][i]) == mostly_poison
+    assert looked.poison_rate == pytest.approx(20 / 120)
+
+
+def test_images_are_poisoned_ones_drawn_by_seed(fake, one, tmp_path, monkeypatch):
+    monkeypatch.setattr(images_file, "forward_flops", lambda encoder: 1)
+    monkeypatch.setattr(images_file, "gradcam_flops", lambda encoder: 1)
+    drawn = {}
+    for seed, most in ((0, 5), (1, 5), (0, 6), (0, 99)):
+        grid = small_grid(seed=seed, images=most, k_factors=[1])
+        prepare(one, grid, Folder(str(tmp_path / f"{seed}-{most}")))
+        drawn[seed, most] = set(read_looked(Folder(str(tmp_path / f"{seed}-{most}")), grid).image_id)
+    assert len(drawn[0, 5]) == 5 and drawn[0, 5] != drawn[1, 5]
+    assert drawn[0, 5] < drawn[0, 6] < drawn[0, 99], "more images add to the same ones"
+    # One lies at the left edge, which the centre crop cuts into.
+    assert drawn[0, 99] == {i for i, (x0, *_) in fake.poisoned.items() if x0 > 0}
+    assert len(drawn[0, 99]) == 19
+
+
+def test_a_run_without_boxes_is_told(tmp_path):
+    fake = make_fake_run(tmp_path, poison=False)
+    with pytest.raises(UserError, match=r"No poisoned image .* shows a whole trigger"):
+        prepare(StudyRun("a", fake.run, fake.truth), GRID, Folder(str(tmp_path / "out")))
+
+
+@pytest.mark.parametrize(
+    "todo",
+    [
+        Pass("a/run", "mixed", (4,), 0.25, (0.3,)),
+        Pass("a/run", "gradcam", (), None, (0.3, 0.4)),
+        Pass("a/run", "random_window", (), None, (0.3, 0.4)),
+    ],
+    ids=lambda todo: todo.strategy,
+)
+def test_rows_do_not_hang_on_how_many_images_go_at_once(one, prepared, todo, monkeypatch):
+    rows = measure(todo, one, GRID, prepared).drop_columns(["seconds"]).to_pylist()
+    monkeypatch.setattr(measure_file, "IMAGES_AT_ONCE", 2)
+    again = measure(todo, one, GRID, prepared).drop_columns(["seconds"]).to_pylist()
+    assert rows == again
+    forwards = {"mixed": 2, "gradcam": 1, "random_window": 0}[todo.strategy]
+    for row in rows:
+        assert row["n"] == 5 and row["hits"] == round(5 * row["accuracy"])
+        assert row["hits"] >= row["hits_poison_clusters"] and row["window_px"] == round(SIDE * row["window"])
+        assert row["forwards"] == forwards and row["coverage"] >= row["mean_iou"] >= 0
+        assert (row["flops"] > 0) == (forwards > 0)
+
+
+def test_a_window_may_meet_any_of_several_patches(one, prepared):
+    looked, todo = read_looked(prepared, GRID), Pass("a/run", "random_window", (), None, (0.3,))
+    first_S4 = looked.true_ST4[:, 0]
+    far_S4 = torch.tensor([[0, 0, 1, 1]]).expand_as(first_S4)
+    two = replace(looked, true_ST4=torch.stack([far_S4, first_S4], dim=1))
+    way = Way(1, None, None, 0.3, 0)
+    for marks in (looked, two):
+        row = measure_file._row(todo, way, marks, SimpleNamespace(image_size=SIDE), first_S4)
+        assert (row["accuracy"], row["mean_iou"], row["coverage"]) == (1, 1, 1)
+
+
+def test_every_run_draws_masks_of_its_own_whatever_the_windows():
+    one, other = (draw_masks(Pass(n, "interval", (4, 16), 0.25, (0.3,)), GRID, SIDE) for n in "ab")
+    assert not torch.equal(one, other)
+    assert torch.equal(one, draw_masks(Pass("a", "interval", (4, 16), 0.25, (0.3, 0.4)), GRID, SIDE))
