@@ -126,9 +126,9 @@ class Runner:
             )
         self.corpus = open_corpus(
             input_uri,
-            format=config.index.format,
-            image_column=config.index.image_column,
-            rows_per_slice=config.index.rows_per_slice,
+            format=config.corpus.format,
+            image_column=config.corpus.image_column,
+            rows_per_slice=config.corpus.rows_per_slice,
         )
         self.sources = {source.path: [source.size, source.tag] for source in self.corpus.sources()}
         self.identities = {stage.name: self._identity(stage) for stage in self.stages}
