@@ -55,7 +55,7 @@ def defend(
     if "" in (input, output, encoder):
         raise UserError("--input, --output or --encoder is empty: give a place, or leave it out.")
     if max_dead_fraction is not None:
-        settings.append(f"index.max_dead_fraction={max_dead_fraction}")
+        settings.append(f"corpus.max_dead_fraction={max_dead_fraction}")
     if encoder is not None:
         settings.append(f"encoder.checkpoint={encoder}")
     if input is None:

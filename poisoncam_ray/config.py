@@ -29,7 +29,7 @@ class Section(BaseModel):
         return self.model_dump(mode="json", exclude=set(self.how))
 
 
-class Index(Section):
+class CorpusSettings(Section):
     """What counts as a corpus row, and how many rows make one unit of work."""
 
     how: ClassVar[frozenset[str]] = frozenset({"max_dead_fraction"})
@@ -42,6 +42,9 @@ class Index(Section):
     max_bytes: Count = 128 * 2**20
     max_dead_fraction: Annotated[float, Field(ge=0, le=1)] = 0.5
     """The job stops when more than this share of the rows is broken."""
+    skip_unreadable: bool = False
+    """Go on without the shards that cannot be opened or have no image column, and count their rows as dead.
+    Otherwise such shards are listed and the job stops before any work."""
 
 
 class Encoder(Section):
@@ -190,7 +193,7 @@ class Resources(Section):
 
 class Config(Section):
     seed: Seed = 0
-    index: Index = Index()
+    corpus: CorpusSettings = CorpusSettings()
     encoder: Encoder = Encoder()
     pretrain: Pretrain = Pretrain()
     embed: Embed = Embed()
@@ -213,9 +216,9 @@ class Config(Section):
             raise ValueError("pretrain.batch_size must be a multiple of pretrain.workers")
         if self.pretrain.batch_size < 2 * self.pretrain.workers:
             raise ValueError("pretrain.batch_size must give every worker two images: a batch is normalised")
-        if self.index.rows_per_slice * 3 * side**2 >= 2**31:
+        if self.corpus.rows_per_slice * 3 * side**2 >= 2**31:
             raise ValueError(
-                f"index.rows_per_slice={self.index.rows_per_slice} images of {side} px are more than the "
+                f"corpus.rows_per_slice={self.corpus.rows_per_slice} images of {side} px are more than the "
                 f"2 GiB that travel at once: use at most {(2**31 - 1) // (3 * side**2)}"
             )
         if self.encoder.patch_size and side % self.encoder.patch_size:

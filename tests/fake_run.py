@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from poisoncam_ray.artifact import SIDES, Folder, Ledger, Manifest
-from poisoncam_ray.config import Config, Index
+from poisoncam_ray.config import Config, CorpusSettings
 from poisoncam_ray.method.encoder import build_encoder
 from poisoncam_ray.stages.search import CANDIDATES
 from tests.fake_evidence import accuse, acquit
@@ -76,7 +76,7 @@ def make_fake_run(folder: Path, poison: bool = True) -> FakeRun:
     _write_truth(folder / "truth.parquet", ids, poisoned)
 
     run = Folder(str(folder / "run"))
-    config = Config(index=Index(rows_per_slice=40))
+    config = Config(corpus=CorpusSettings(rows_per_slice=40))
     run.write_json("run.json", {"input": str(corpus), "config": config.model_dump()})
     slices = [ids[start : start + 40] for start in range(0, len(ids), 40)]
     for i, part in enumerate(slices):

@@ -15,7 +15,7 @@ from poisoncam_ray.research.demo import draw_corpus
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = [
-    "index.rows_per_slice=64",
+    "corpus.rows_per_slice=64",
     "pretrain.epochs=2",
     "pretrain.batch_size=64",
     "pretrain.hidden_dim=64",

@@ -93,4 +93,4 @@ def test_nothing_is_unpickled_from_storage():
 def test_files_fit_in_the_head():
     for file in [*PACKAGE.rglob("*.py"), *(ROOT / "jobs").glob("*.py")]:
         assert file.name != "utils.py"
-        assert len(file.read_text().splitlines()) <= 300, file
+        assert len(file.read_text().splitlines()) <= 450, file

@@ -32,7 +32,7 @@ SMALL = [
     "pretrain.hidden_dim=16",
     "pretrain.out_dim=8",
     "cluster.k=4",
-    "index.rows_per_slice=16",
+    "corpus.rows_per_slice=16",
     "resources.actors=1",
 ]
 ONCE = Sizes(candidates=3, steps=1, rounds=1, threads=1)

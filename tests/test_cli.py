@@ -82,7 +82,7 @@ def test_input_that_is_not_there_or_empty(refuses, tmp_path):
 def test_a_corpus_without_rows_or_without_the_column(refuses, corpus, tmp_path):
     place = ("--input", corpus, "--output", tmp_path / "run")
     assert "image column picture is missing in a.parquet: set image_column to image" in refuses(
-        *place, "index.image_column=picture"
+        *place, "corpus.image_column=picture"
     )
     pq.write_table(pa.table({"label": ["a"], "n": [1]}), corpus / "a.parquet")
     assert "No column of a.parquet holds images" in refuses(*place)

@@ -53,8 +53,8 @@ def test_without_a_preset_the_settings_are_those_that_were_measured():
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("index.max_dead_fraction=1.01", "index.max_dead_fraction=1.01"),
-        ("index.max_dead_fraction=-0.1", "index.max_dead_fraction=-0.1"),
+        ("corpus.max_dead_fraction=1.01", "corpus.max_dead_fraction=1.01"),
+        ("corpus.max_dead_fraction=-0.1", "corpus.max_dead_fraction=-0.1"),
         ("search.maks=3", "did you mean 'search.masks'"),
         ("serach.masks=3", "did you mean 'search"),
         ("search.masks=0", "search.masks=0"),
@@ -82,10 +82,10 @@ def test_mistakes_are_told_in_one_sentence(override, words):
 
 @pytest.mark.parametrize("text", ["models/run #3.safetensors", "a: b.safetensors", "7", "1e3", "true", "a=b"])
 def test_text_is_taken_as_it_is_written(text):
-    config = load_config(overrides=[f"encoder.checkpoint={text}", f"index.image_column={text}"])
-    assert config.encoder.checkpoint == config.index.image_column == text
-    overrides = [f"index.image_column={text}", "index.image_column=null"]
-    assert load_config(overrides=overrides).index.image_column is None
+    config = load_config(overrides=[f"encoder.checkpoint={text}", f"corpus.image_column={text}"])
+    assert config.encoder.checkpoint == config.corpus.image_column == text
+    overrides = [f"corpus.image_column={text}", "corpus.image_column=null"]
+    assert load_config(overrides=overrides).corpus.image_column is None
 
 
 def test_unknown_preset_and_unreadable_files(tmp_path):

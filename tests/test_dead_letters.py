@@ -132,7 +132,7 @@ def finished(request, ray_cluster, tmp_path_factory) -> Case:
     request.param(corpus)
     shutil.copytree(corpus, backup)
     rot(corpus)
-    settings = [*SETTINGS, f"index.rows_per_slice={PER_SLICE}", f"encoder.checkpoint={checkpoint}"]
+    settings = [*SETTINGS, f"corpus.rows_per_slice={PER_SLICE}", f"encoder.checkpoint={checkpoint}"]
     made = load_config(overrides=settings).encoder
     torch.manual_seed(0)
     encoder = build_encoder(made.backbone, made.image_size, made.patch_size)
@@ -303,7 +303,7 @@ def test_settings_and_input_must_be_those_of_the_run(case):
     case.restore()
     files = case.stamps()
     with pytest.raises(UserError, match=r"index\.max_pixels: 64000000 then, 70000000 now"):
-        case.again("index.max_pixels=70000000")
+        case.again("corpus.max_pixels=70000000")
     first = next(iter(sorted(case.corpus.iterdir())))
     os.utime(first)
     with pytest.raises(UserError, match=f"input {first.name}: changed"):
@@ -347,7 +347,7 @@ def test_the_command_line_has_both_options(monkeypatch):
     monkeypatch.setattr(cli, "run_defence", lambda *arguments: seen.append(arguments))
     cli.defend(input="corpus", output="run", max_dead_fraction=0.25, retry_dead=True)
     cli.defend(input="corpus", output="run")
-    assert [(config.index.max_dead_fraction, tried) for _, _, config, tried in seen] == [
+    assert [(config.corpus.max_dead_fraction, tried) for _, _, config, tried in seen] == [
         (0.25, True),
         (0.5, False),
     ]

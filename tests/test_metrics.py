@@ -102,7 +102,7 @@ def test_index_counts_its_rows_its_dead_by_kind_and_its_seconds(ray_cluster, tmp
     corpus = draw_small(tmp_path / "corpus", n_images=60)
     broken = [{"bytes": data, "path": None} for data in (b"", b"", b"no image")]
     pq.write_table(pa.table({"image": broken}), corpus / "part-00009.parquet")
-    config = load_config("demo", None, ["index.rows_per_slice=16"])
+    config = load_config("demo", None, ["corpus.rows_per_slice=16"])
     before = scrape()
     runner = Runner(str(corpus), str(tmp_path / "run"), config, [Index()])
     ledger = runner.run(Progress(Console(quiet=True)))[0].manifest.ledger

@@ -29,7 +29,7 @@ class First(Stage):
     title = "First"
     version = 1
     inputs = ()
-    sections = ("index",)
+    sections = ("corpus",)
 
     def run(self, run: Run) -> Outcome:
         assert run.out.names() == [STARTED]
@@ -103,7 +103,7 @@ def test_stages_run_in_order_and_are_committed_with_their_ledgers(corpus, out):
     assert [(stage.title, stage.reused) for stage in done] == [("First", False), ("Second", False)]
     first, second = (Manifest.read(Folder(str(out / name))) for name in ("00_first", "01_second"))
     assert first.ledger == Ledger(4, 3, dead=1) and second.ledger == Ledger(3, 3)
-    assert first.identity["config"].keys() == {"index"} and "sources" in first.identity
+    assert first.identity["config"].keys() == {"corpus"} and "sources" in first.identity
     assert second.inputs.keys() == {"00_first"} and "sources" not in second.identity
     assert "three rows" in said
 
@@ -187,8 +187,8 @@ def test_no_stage_starts_before_the_ones_it_reads_are_committed(corpus, out):
     ("overrides", "words"),
     [
         (["search.window=0.3"], "search.window: 0.35 then, 0.3 now"),
-        (["index.rows_per_slice=7"], "index.rows_per_slice: 1024 then, 7 now"),
-        (["index.image_column=image"], "index.image_column: None then, 'image' now"),
+        (["corpus.rows_per_slice=7"], "corpus.rows_per_slice: 1024 then, 7 now"),
+        (["corpus.image_column=image"], "corpus.image_column: None then, 'image' now"),
         (
             ["search.masks=16", "search.cell=0.2"],
             "search.cell: 0.125 then, 0.2 now; search.masks: 128 then, 16 now",
@@ -209,7 +209,7 @@ def test_another_seed_is_named_once(corpus, out):
 
 def test_settings_that_no_stage_read_and_resources_change_nothing(corpus, out):
     run(corpus, out)
-    done, _ = run(corpus, out, "classify.top_k=3", "resources.actors=7", "index.max_dead_fraction=1")
+    done, _ = run(corpus, out, "classify.top_k=3", "resources.actors=7", "corpus.max_dead_fraction=1")
     assert all(stage.reused for stage in done)
 
 

@@ -1,8 +1,8 @@
 """Corpora of images on any fsspec URL: Parquet shards, WebDataset tars or image folders, original bytes
 untouched.
 
-`open_corpus` gives a small picklable object; all kinds have the same methods: sources, slices, units, read,
-fetch, labels, split, rewrite.
+`open_corpus` gives a small picklable object; all kinds have the same methods: sources, check, slices, units,
+read, fetch, labels, split, rewrite.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from poisoncam_ray.corpus import storage
 from poisoncam_ray.corpus.columns import find_image_column
 from poisoncam_ray.corpus.folder import FolderCorpus
 from poisoncam_ray.corpus.parquet import ParquetCorpus
+from poisoncam_ray.corpus.shardfile import Problem
 from poisoncam_ray.corpus.storage import IMAGE_SUFFIXES, PARQUET_SUFFIXES, Row, Slice, Source
 from poisoncam_ray.corpus.webdataset import TAR_SUFFIXES, WebDatasetCorpus
 from poisoncam_ray.errors import UserError
@@ -19,6 +20,7 @@ __all__ = [
     "Corpus",
     "FolderCorpus",
     "ParquetCorpus",
+    "Problem",
     "Row",
     "Slice",
     "Source",

@@ -73,12 +73,21 @@ def _candidates(shard: Shard) -> list[str]:
     return [f.name for f in shard.schema if is_image_type(f.type)]
 
 
-def check_image_column(shard: Shard, name: str) -> None:
-    names, fit = shard.schema.names, _candidates(shard)
+def column_fault(shard: Shard, name: str) -> str | None:
+    """What is wrong with the image column `name` of the shard, in words; None when nothing is."""
+    names = shard.schema.names
     # A shard in which every image is null may have lost the column's type.
-    if name in fit or (name in names and pa.types.is_null(shard.schema.field(name).type)):
+    if name in _candidates(shard) or (name in names and pa.types.is_null(shard.schema.field(name).type)):
+        return None
+    return "is not binary or struct{bytes, path}" if name in names else "is missing"
+
+
+def check_image_column(shard: Shard, name: str) -> None:
+    """Raise NoImageColumnError when the column `name` cannot hold the shard's images."""
+    wrong = column_fault(shard, name)
+    if wrong is None:
         return
-    wrong = "is not binary or struct{bytes, path}" if name in names else "is missing"
+    names, fit = shard.schema.names, _candidates(shard)
     advice = f"set image_column to {' or '.join(fit)}" if fit else f"the shard has only {', '.join(names)}"
     raise NoImageColumnError(f"The image column {name} {wrong} in {shard.source}", f": {advice}")
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from poisoncam_ray.corpus import storage
-from poisoncam_ray.corpus.shardfile import UnreadableError, for_good, reason_of, refuse_climbing
+from poisoncam_ray.corpus.shardfile import Problem, UnreadableError, for_good, reason_of, refuse_climbing
 from poisoncam_ray.corpus.storage import IMAGE_MAX, IMAGE_SUFFIXES, Row, Slice, Source
 from poisoncam_ray.errors import UserError
 
@@ -38,6 +38,10 @@ class FolderCorpus:
             raise UserError(f"There are no images in {self.uri}: give a folder with JPEG, PNG or WebP files.")
         storage.refuse_escaping_links(self.uri, (s.path for s in found))
         return found
+
+    def check(self, source: Source) -> Problem | None:
+        """None: an image file is a row, and what is wrong with it costs that row alone."""
+        return None
 
     def slices(self, sources: Sequence[Source] | None = None) -> list[Slice]:
         """The sorted files in runs of `rows_per_slice`."""

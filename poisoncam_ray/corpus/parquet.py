@@ -13,19 +13,18 @@ import numpy as np
 import pyarrow as pa
 
 from poisoncam_ray.corpus import storage
-from poisoncam_ray.corpus.columns import (
-    NoImageColumnError,
-    check_image_column,
-    image_values,
-    refuse_taken_columns,
-)
+from poisoncam_ray.corpus.columns import column_fault, image_values, refuse_taken_columns
 from poisoncam_ray.corpus.shardfile import (
+    OTHER_SCHEMA,
     UNREADABLE_SHARD,
+    Problem,
     UnreadableError,
     by_shard,
     copy_whole,
+    dead_rows,
     fetch_by_shard,
     list_shards,
+    one_line,
     refuse_all_dead,
     refuse_climbing,
     version_of,
@@ -52,10 +51,26 @@ class ParquetCorpus:
         """All shards, sorted by path."""
         return list_shards(self.uri, self.only, PARQUET_SUFFIXES)
 
+    def check(self, source: Source) -> Problem | None:
+        """Read the shard's footer and nothing else.
+
+        Args:
+            source: The shard as listed.
+
+        Returns:
+            Why none of its rows can be read: it has no readable footer, or its image column is missing or of
+            another type. None when there is no such reason. Other columns may differ between shards.
+
+        Raises:
+            UserError: The shard is gone or changed since it was listed, or a column has the name of one that
+                results need.
+        """
+        return self._footer(source)[1]
+
     def slices(self, sources: Sequence[Source] | None = None) -> list[Slice]:
         """Runs of about `rows_per_slice` rows that end at row groups where those are small enough; an empty
-        shard gives one empty slice. Reads every footer. A shard without a readable footer, or without the
-        image column, gives one dead row. UserError: no shard gives a row."""
+        shard gives one empty slice. Reads every footer. A shard without a readable footer gives one dead
+        row; all rows of a shard without the image column are dead. UserError: no shard gives a row."""
         shards = storage.in_parallel(self._scan, list(self.sources() if sources is None else sources))
         flat = [part for parts in shards for part in parts]
         refuse_all_dead(self.uri, flat, "Parquet")
@@ -70,7 +85,7 @@ class ParquetCorpus:
         what cannot be read and the rest of its row group. `whole` demands that all columns can be read, not
         the image alone. UserError when the shard is gone or changed."""
         if part.error is not None:
-            yield Row(0, f"{part.source}#0", None, (UNREADABLE_SHARD, part.error))
+            yield from dead_rows(part)
             return
         try:
             with open_shard(self.uri, part.source, part.version) as shard:
@@ -90,7 +105,7 @@ class ParquetCorpus:
         """The column's values as strings ("" for null or dead), one a row of the slice. UserError: no such
         column."""
         if part.error is not None:
-            return [""]
+            return [""] * (part.stop - part.start)
         found = [""] * (part.stop - part.start)
         with open_shard(self.uri, part.source, part.version) as shard:
             names = shard.schema.names
@@ -175,16 +190,27 @@ class ParquetCorpus:
 
     def _scan(self, source: Source) -> list[Slice]:
         """The shard's slices, not numbered yet."""
-        version = version_of(source)
+        group_rows, problem = self._footer(source)
+        error, kind = (problem.reason, problem.kind) if problem else (None, None)
+        return [
+            Slice(0, source.path, start, stop, version=version_of(source), error=error, kind=kind)
+            for start, stop in cut(group_rows, self.rows_per_slice)
+        ]
+
+    def _footer(self, source: Source) -> tuple[list[int], Problem | None]:
+        """The rows of each row group, and why none of them can be read. A shard without a readable footer
+        counts as one row."""
         try:
-            with open_shard(self.uri, source.path, version) as shard:
+            with open_shard(self.uri, source.path, version_of(source)) as shard:
                 refuse_taken_columns(shard)
-                if shard.n_rows:
-                    check_image_column(shard, self.image_column)
-                ranges = cut(shard.group_rows, self.rows_per_slice)
-        except (UnreadableError, NoImageColumnError) as error:
-            return [Slice(0, source.path, 0, 1, version=version, error=error.reason)]
-        return [Slice(0, source.path, start, stop, version=version) for start, stop in ranges]
+                group_rows, names = shard.group_rows, shard.schema.names
+                wrong = column_fault(shard, self.image_column) if shard.n_rows else None
+        except UnreadableError as error:
+            return [1], Problem(source.path, None, UNREADABLE_SHARD, error.reason)
+        if wrong is None:
+            return group_rows, None
+        reason = one_line(f"the image column {self.image_column} {wrong}; the columns are {', '.join(names)}")
+        return group_rows, Problem(source.path, sum(group_rows), OTHER_SCHEMA, reason)
 
     def _columns(self, shard: Shard) -> list[str]:
         name = self.image_column

@@ -11,6 +11,7 @@ from poisoncam_ray.corpus.storage import IMAGE_MAX, IMAGE_SUFFIXES
 from poisoncam_ray.corpus.tar import Member, Reader, TarError, walk
 
 Fault = tuple[str, str]
+REST = ": this row stands for the rest of the shard"
 _MEMBERS_MAX = 1000
 # RFC 1740, appendix B.
 _APPLE_DOUBLE = bytes.fromhex("00051607")
@@ -69,7 +70,7 @@ def samples(file: Reader, start: int, stop: int, size: int, extension: str) -> I
             yield _judged(current, extension, file)
             current = None
         rest = current or Sample(key, damage.offset)
-        reason = f"{damage}: this row stands for the rest of the shard"
+        reason = f"{damage}{REST}"
         yield Sample(rest.key, rest.start, fault=(UNREADABLE_SHARD, reason))
         return
     if current:

@@ -12,16 +12,35 @@ import io
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from poisoncam_ray.corpus import storage
-from poisoncam_ray.corpus.storage import Slice, Source
+from poisoncam_ray.corpus.storage import Row, Slice, Source
 from poisoncam_ray.errors import UserError
 
 # Local errors that another try would meet again. EMFILE, ENOMEM, ESTALE and the like are not of this kind.
 _FOR_GOOD = {errno.EACCES, errno.EPERM, errno.EISDIR, errno.EIO}
 _PIECE = 2**20
 UNREADABLE_SHARD = "unreadable_shard"
+OTHER_SCHEMA = "other_schema"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why none of the rows of the shard `source` can be read.
+
+    Attributes:
+        source: The shard's path relative to the corpus, as listed.
+        rows: How many rows the shard has, by its footer; None when they cannot be counted.
+        kind: `UNREADABLE_SHARD` or `OTHER_SCHEMA`, as the dead letter says it.
+        reason: In words, on one printable line, without a full stop.
+    """
+
+    source: str
+    rows: int | None
+    kind: str
+    reason: str
 
 
 class UnreadableError(UserError):
@@ -38,8 +57,12 @@ class UnreadableError(UserError):
 
 def reason_of(error: BaseException) -> str:
     """What the error says, on one line fit for a terminal: a parser may quote the file."""
-    words = "".join(c if c.isprintable() else "?" for c in " ".join(str(error).split()))
-    return words[:300].rstrip(".") or type(error).__name__
+    return one_line(str(error)).rstrip(".") or type(error).__name__
+
+
+def one_line(text: str) -> str:
+    """The first 300 characters of `text` on one line, without what would act on a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))[:300]
 
 
 def for_good(error: Exception, local: bool) -> bool:
@@ -133,6 +156,13 @@ def by_shard(slices: Sequence[Slice]) -> list[list[Slice]]:
     for part in slices:
         grouped[part.source].append(part)
     return list(grouped.values())
+
+
+def dead_rows(part: Slice) -> Iterator[Row]:
+    """The rows of a slice whose `error` is set: all of them dead."""
+    fault = part.kind or UNREADABLE_SHARD, part.error or ""
+    for i in range(part.stop - part.start):
+        yield Row(part.start + i, part.image_id(i), None, fault)
 
 
 def refuse_all_dead(uri: str, slices: Sequence[Slice], kind: str) -> None:

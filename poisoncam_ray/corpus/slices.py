@@ -23,6 +23,7 @@ SCHEMA = pa.schema(
         ("error", pa.string()),
         ("span", pa.list_(pa.int64())),
         ("twins", pa.list_(pa.int64())),
+        ("kind", pa.string()),
         ("rows", pa.int64()),
     ]
 )

@@ -49,7 +49,7 @@ __all__ = [
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 IMAGE_MAX = 2**30
-"""Bytes of a file or member that are read at all; of those `index.max_bytes` says what is an image."""
+"""Bytes of a file or member that are read at all; of those `corpus.max_bytes` says what is an image."""
 PARQUET_SUFFIXES = (".parquet",)
 REMOVED_TYPES = {
     "_reason": pa.string(),
@@ -75,8 +75,10 @@ class Slice:
     """A fixed run of rows, the unit of reading and committing. Parquet and tar: rows [start, stop) of
     `source`. Image folder: `source` is ".", rows are positions in the sorted listing, `files` names them.
 
-    `version` is the shard's size and tag when it was listed, `error` why it cannot be read at all (its one
-    row is dead). Tar: `span` is the slice's bytes [from, to), `twins` rows whose key the shard has twice."""
+    `version` is the shard's size and tag when it was listed. `error` says why none of the shard's rows can be
+    read, and `kind` what the dead letter calls that: all rows of the slice are dead. A shard whose rows
+    cannot be counted has one. Tar: `span` is the slice's bytes [from, to), `twins` rows whose key the shard
+    has twice."""
 
     index: int
     source: str
@@ -87,6 +89,7 @@ class Slice:
     error: str | None = None
     span: tuple[int, int] | None = None
     twins: tuple[int, ...] | None = None
+    kind: str | None = None
 
     def image_id(self, i: int) -> str:
         """Of the slice's row number i, as reading the slice gives it."""

@@ -20,14 +20,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from poisoncam_ray.corpus import storage
-from poisoncam_ray.corpus.samples import Fault, Sample, label, numbered, samples, shown
+from poisoncam_ray.corpus.samples import REST, Fault, Sample, label, numbered, samples, shown
 from poisoncam_ray.corpus.shardfile import (
     UNREADABLE_SHARD,
+    Problem,
     ShardFile,
     UnreadableError,
     by_shard,
     copy_range,
     copy_whole,
+    dead_rows,
     fetch_by_shard,
     list_shards,
     open_file,
@@ -43,6 +45,8 @@ from poisoncam_ray.errors import UserError
 TAR_SUFFIXES = (".tar",)
 # Headers lie between the images: reading on is faster than a request for each, up to images of some MB.
 _REMOTE = {"cache_type": "readahead", "block_size": 2**22}
+# Of a check: a few headers.
+_REMOTE_START = {"cache_type": "readahead", "block_size": 2**16}
 _FETCHES = 4
 
 
@@ -60,6 +64,29 @@ class WebDatasetCorpus:
     def sources(self) -> list[Source]:
         """All shards, sorted by path."""
         return list_shards(self.uri, self.only, TAR_SUFFIXES)
+
+    def check(self, source: Source) -> Problem | None:
+        """Read the headers of the shard's first sample and nothing else.
+
+        Args:
+            source: The shard as listed.
+
+        Returns:
+            Why nothing in the shard can be read: it cannot be opened, or is damaged before its first sample
+            ends. None when there is no such reason: later damage costs the rows after it.
+
+        Raises:
+            UserError: The shard is gone or changed since it was listed.
+        """
+        try:
+            with open_file(self.uri, source.path, version_of(source), **_REMOTE_START) as file:
+                size = file.source.size
+                first = next(samples(file, 0, size, size, self.extension), None)
+        except UnreadableError as error:
+            return Problem(source.path, None, UNREADABLE_SHARD, error.reason)
+        if first is None or first.fault is None or first.fault[0] != UNREADABLE_SHARD:
+            return None
+        return Problem(source.path, None, UNREADABLE_SHARD, first.fault[1].removesuffix(REST))
 
     def slices(self, sources: Sequence[Source] | None = None) -> list[Slice]:
         """Runs of `rows_per_slice` samples. Reads every header once (on a remote store: nearly every byte);
@@ -79,7 +106,7 @@ class WebDatasetCorpus:
         changes nothing: all members of a sample are found before its image is read. UserError when the shard
         is gone or changed."""
         if part.error is not None:
-            yield Row(0, f"{part.source}#0", None, (UNREADABLE_SHARD, part.error))
+            yield from dead_rows(part)
             return
         row = part.start
         with open_file(self.uri, part.source, part.version, **_REMOTE) as file:
@@ -104,7 +131,7 @@ class WebDatasetCorpus:
         """One label a row: the text of the member `column` (0001.cls: cls), or that field of the JSON member;
         "label" also takes cls. "" where there is none. UserError when no sample of the slice has one."""
         if part.error is not None:
-            return [""]
+            return [""] * (part.stop - part.start)
         with open_file(self.uri, part.source, part.version, **_REMOTE) as file:
             found, seen = [], set[str]()
             for sample in self._samples(file, part):
@@ -211,9 +238,9 @@ class WebDatasetCorpus:
         try:
             starts, twins, error = _layout(self.uri, source.path, version, self.extension)
         except UnreadableError as unreadable:
-            return [Slice(0, source.path, 0, 1, version=version, error=unreadable.reason)]
+            starts, twins, error = np.empty(0, np.int64), np.empty(0, np.int64), unreadable.reason
         if error is not None:
-            return [Slice(0, source.path, 0, 1, version=version, error=error)]
+            return [Slice(0, source.path, 0, 1, version=version, error=error, kind=UNREADABLE_SHARD)]
         parts = []
         for first in range(0, max(len(starts), 1), self.rows_per_slice):
             stop = min(first + self.rows_per_slice, len(starts))

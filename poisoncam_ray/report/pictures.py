@@ -27,11 +27,11 @@ def fetch_pictures(
     wanted, pictures = list(dict.fromkeys(image_ids)), dict[str, str]()
     if "config" not in settings:
         return pictures
-    index = settings["config"]["index"]
+    limits = settings["config"]["corpus"]
     for image_id, blob in _fetched(corpus, settings, wanted):
         try:
             picture = Image.fromarray(
-                np.moveaxis(decode(blob, side, index["max_pixels"], index["max_bytes"]), 0, 2)
+                np.moveaxis(decode(blob, side, limits["max_pixels"], limits["max_bytes"]), 0, 2)
             )
         except DecodeError:
             continue
@@ -48,9 +48,9 @@ def _fetched(
     corpus: Fetcher | None, settings: Mapping[str, Any], wanted: list[str]
 ) -> Iterator[tuple[str, bytes]]:
     """A few at a time: a hostile image may be large."""
-    index = settings["config"]["index"]
+    opened = settings["config"]["corpus"]
     try:
-        corpus = corpus or open_corpus(settings["input"], index["format"], index["image_column"])
+        corpus = corpus or open_corpus(settings["input"], opened["format"], opened["image_column"])
         for first in range(0, len(wanted), FETCHED_AT_ONCE):
             ids = wanted[first : first + FETCHED_AT_ONCE]
             yield from zip(ids, corpus.fetch(ids), strict=True)

@@ -159,7 +159,7 @@ def fetch_images(corpus: Corpus, config: Config, ids: list[str]) -> Pixels:
 
 
 def decode_indexed(data: bytes | None, config: Config) -> Pixels:
-    limits = config.index
+    limits = config.corpus
     return decode(data or b"", config.encoder.image_size, limits.max_pixels, limits.max_bytes)
 
 

@@ -13,13 +13,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from poisoncam_ray import metrics
-from poisoncam_ray.artifact import Folder, Ledger, part_name
+from poisoncam_ray.artifact import STARTED, Folder, Ledger, part_name
 from poisoncam_ray.config import Config
-from poisoncam_ray.corpus import Corpus, Row, Slice
+from poisoncam_ray.corpus import Corpus, Row, Slice, Source
 from poisoncam_ray.corpus.slices import SLICES, SOURCES, same_cut, slice_table, source_table
 from poisoncam_ray.decode import DecodeError, header
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.pipeline import Outcome, Run, Stage
+from poisoncam_ray.stages.check import find_problems, refuse_problems
 from poisoncam_ray.stages.dataflow import decode_indexed, missing, stream_slices
 from poisoncam_ray.store import in_parallel
 
@@ -48,12 +49,14 @@ KINDS_SHOWN = 3
 class Index(Stage):
     name = "00_index"
     title = "Index"
-    version = 2
+    version = 3
     inputs = ()
-    sections = ("index", "encoder")
+    sections = ("corpus", "encoder")
 
     def run(self, run: Run) -> Outcome:
-        run.out.write_table(SOURCES, source_table(run.corpus.sources()))
+        sources = run.corpus.sources()
+        self._refuse_unreadable(run, sources)
+        run.out.write_table(SOURCES, source_table(sources))
         slices = run.corpus.slices()
         refuse_other_cut(run.out, slices)
         run.out.write_table(SLICES, slice_table(slices))
@@ -61,7 +64,7 @@ class Index(Stage):
         todo = missing(slices, run.out)
         work = partial(index_slice, corpus=run.corpus, config=run.config, out=run.out, dead=dead_folder)
         alive_S, died = committed_rows(slices, todo, run.out, dead_folder)
-        alive, limit = int(alive_S.sum()), run.config.index.max_dead_fraction
+        alive, limit = int(alive_S.sum()), run.config.corpus.max_dead_fraction
         refuse_mostly_dead(alive, died, limit, dead_folder)
         for row in stream_slices(run, todo, work):
             alive_S[row["index"]] = row["alive"]
@@ -75,12 +78,26 @@ class Index(Stage):
             )
         refuse_mostly_dead(alive, died, limit, dead_folder, enough=1)
         run.out.write_table(SLICES, slice_table(slices, alive_S.tolist()))
+        skipped = len({piece.source for piece in slices if piece.error is not None})
         facts = {
-            "summary": f"{alive:,} images in {len(slices):,} slices" + (f", {died:,} broken" if died else ""),
+            "summary": f"{alive:,} images in {len(slices):,} slices"
+            + (f", {died:,} broken" if died else "")
+            + (f", {skipped:,} shards skipped" if skipped else ""),
             "slices": len(slices),
             "slices_reused": len(slices) - len(todo),
+            "shards_skipped": skipped,
         }
         return Outcome(Ledger(rows, alive, dead=died), facts)
+
+    def _refuse_unreadable(self, run: Run, sources: list[Source]) -> None:
+        """Raise UserError when shards cannot be read, unless the run goes on without them."""
+        problems = find_problems(run, sources)
+        if run.config.corpus.skip_unreadable:
+            return
+        if problems and not run.out.exists(SLICES):
+            # Nothing was made yet: the same folder may be used when the shards or the settings have changed.
+            run.out.delete(STARTED)
+        refuse_problems(run.corpus.uri, problems, len(sources))
 
 
 def refuse_other_cut(index: Folder, slices: list[Slice]) -> None:
@@ -157,7 +174,7 @@ def examine(row: Row, config: Config) -> dict[str, Any]:
     if row.error:
         raise DecodeError(*row.error)
     data = row.data or b""
-    width, height, _ = header(data, config.index.max_pixels, config.index.max_bytes)
+    width, height, _ = header(data, config.corpus.max_pixels, config.corpus.max_bytes)
     decode_indexed(data, config)
     digest = hashlib.sha256(data).hexdigest()
     return {"sha256": digest, "width": width, "height": height, "bytes": len(data)}

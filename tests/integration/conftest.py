@@ -14,7 +14,7 @@ from tests.small import SETTINGS, defend, draw_small
 # Units enough for two nodes; threads fixed, since by default they follow the number of nodes.
 ON_NODES = [
     *SETTINGS,
-    "index.rows_per_slice=16",
+    "corpus.rows_per_slice=16",
     "pretrain.workers=2",
     "pretrain.epochs=1",
     "pretrain.batch_size=32",

@@ -39,7 +39,7 @@ runner.run(Progress())
 # Images large enough that Embed takes longer than the notice.
 SIDE = 224
 NOTICE_S = 3
-SETTINGS = ["index.rows_per_slice=16", f"encoder.image_size={SIDE}", "resources.threads_per_actor=1"]
+SETTINGS = ["corpus.rows_per_slice=16", f"encoder.image_size={SIDE}", "resources.threads_per_actor=1"]
 ACTOR, READER = r"MapWorker\(MapBatches\(_OnImages\)\)", r"Map\(_decode_slice\)"
 
 

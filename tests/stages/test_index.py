@@ -25,7 +25,9 @@ from poisoncam_ray.settings import load_config
 from poisoncam_ray.stages.dataflow import fetch_images, read_slice
 from poisoncam_ray.stages.index import ENOUGH, Index, index_slice, refuse_mostly_dead, refuse_other_cut
 
-CONFIG = load_config(overrides=["index.rows_per_slice=5", "index.max_pixels=10000", "encoder.image_size=16"])
+CONFIG = load_config(
+    overrides=["corpus.rows_per_slice=5", "corpus.max_pixels=10000", "encoder.image_size=16"]
+)
 
 
 def encode(image: Image.Image, format: str = "PNG", **options) -> bytes:
@@ -230,10 +232,10 @@ def test_a_mostly_broken_corpus_stops_early_and_a_higher_limit_goes_on(ray_clust
     (tmp_path / "corpus").mkdir()
     cells = [b"no image"] * 1990 + [ALIVE["twice"]] * 20
     pq.write_table(pa.table({"image": cells}), tmp_path / "corpus" / "a.parquet")
-    settings = ["index.rows_per_slice=50", "encoder.image_size=16"]
+    settings = ["corpus.rows_per_slice=50", "encoder.image_size=16"]
 
     def run(limit: float) -> Manifest:
-        config = load_config(overrides=[*settings, f"index.max_dead_fraction={limit}"])
+        config = load_config(overrides=[*settings, f"corpus.max_dead_fraction={limit}"])
         Runner(str(tmp_path / "corpus"), str(tmp_path / "run"), config, [Index()]).run(Progress())
         return Manifest.read(Folder(str(tmp_path / "run")) / "00_index")
 
@@ -282,7 +284,7 @@ def test_a_shard_that_breaks_in_the_middle_costs_its_own_rows(ray_cluster, corpu
     data[4:400] = bytes(396)
     (tmp_path / "corpus" / "a.parquet").write_bytes(data)
     (tmp_path / "corpus" / "b.parquet").write_bytes((corpus / "0.parquet").read_bytes())
-    config = load_config(overrides=["encoder.image_size=16", "index.max_dead_fraction=1"])
+    config = load_config(overrides=["encoder.image_size=16", "corpus.max_dead_fraction=1"])
     Runner(str(tmp_path / "corpus"), str(tmp_path / "run"), config, [Index()]).run(Progress())
     index, dead = Folder(str(tmp_path / "run" / "00_index")), Folder(str(tmp_path / "run" / "dead/00_index"))
     rows = len(ALIVE) + len(DEAD)

@@ -76,7 +76,7 @@ def _comparisons(uri: str, config: Config, out: Folder, sizes: Sizes, use_ray: b
 
 def first_images(uri: str, config: Config, n: int) -> Tensor:
     """x_NCHW uint8, the first `n` images of the corpus that decode. UserError when there are fewer."""
-    limits, size = config.index, config.encoder.image_size
+    limits, size = config.corpus, config.encoder.image_size
     corpus = open_corpus(uri, limits.format, limits.image_column, limits.rows_per_slice)
     found: list[np.ndarray] = []
     for row in (row for piece in corpus.slices() for row in corpus.read(piece)):

@@ -80,8 +80,8 @@ def settings(run: Folder) -> Config:
 
 def corpus_of(run: Folder) -> Corpus:
     """What the run read; UserError when it is not there any more."""
-    index = settings(run).index
-    return open_corpus(run.read_json("run.json")["input"], index.format, index.image_column)
+    corpus = settings(run).corpus
+    return open_corpus(run.read_json("run.json")["input"], corpus.format, corpus.image_column)
 
 
 def artifact(run: Folder, name: str) -> Folder:

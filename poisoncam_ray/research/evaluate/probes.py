@@ -144,7 +144,7 @@ def _bank(run: Folder, labelled_uri: str, config: Config, validation: Validation
 
 
 def _open(uri: str, config: Config) -> Corpus:
-    return open_corpus(uri, config.index.format, config.index.image_column)
+    return open_corpus(uri, config.corpus.format, config.corpus.image_column)
 
 
 def _labels(corpus: Corpus, column: str) -> dict[str, str]:

@@ -61,7 +61,7 @@ def compare_strategies(
     scored = scored_poisoned(run, truth, *poison_clusters(run, truth))
     encoder = load_encoder(artifact(run, "01_encoder"))
     c_KD = read_centroids(artifact(run, "03_clusters")).to(device())
-    corpus = open_corpus(corpus_uri, config.index.format, config.index.image_column)
+    corpus = open_corpus(corpus_uri, config.corpus.format, config.corpus.image_column)
     window, side = config.window_px, encoder.image_size
     found: dict[str, list[Tensor]] = {name: [torch.empty(0, 4, dtype=torch.int64)] for name in masks}
     generator = torch.Generator().manual_seed(seed)
