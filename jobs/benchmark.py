@@ -32,7 +32,7 @@ def benchmark(
 
     Nothing else may run on the machine meanwhile, or the figures say little.
     """
-    from poisoncam_ray.artifact import Folder
+    from poisoncam_ray.folder import Folder
 
     if memory:
         from poisoncam_ray.research.benchmark.memory import SETTINGS, measure_memory
@@ -41,8 +41,8 @@ def benchmark(
         typer.echo(measure_memory(small, Folder(output), memory))
         return
     config = load_config(preset, None, overrides or ())
-    from poisoncam_ray.research.benchmark.measure import Sizes, draw_long_corpus, measure
     from poisoncam_ray.progress import Progress
+    from poisoncam_ray.research.benchmark.measure import Sizes, draw_long_corpus, measure
 
     out = Folder(output)
     if input is None:

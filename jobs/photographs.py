@@ -53,10 +53,10 @@ def photographs(
     generated:31 to generated:36, and at a share of 0.5 those of seeds 199 and 401.
     """
     config = load_config(preset, None, overrides or ())
-    from poisoncam_ray.artifact import Folder, absolute
+    from poisoncam_ray.folder import Folder, absolute
+    from poisoncam_ray.progress import Progress
     from poisoncam_ray.research.evaluate.corpora import check_labelled
     from poisoncam_ray.research.evaluate.table import Setting, make_table
-    from poisoncam_ray.progress import Progress
     from poisoncam_ray.stages.dataflow import connect
 
     labels = tuple(range(first_label, last_label + 1))

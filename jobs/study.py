@@ -33,8 +33,8 @@ def study(
         raise UserError("Give either --table, or --run with --truth for every run.")
     if only and table is None:
         raise UserError("--only picks runs of a --table: give that, too.")
-    from poisoncam_ray.artifact import Folder, absolute
     from poisoncam_ray.config import Resources
+    from poisoncam_ray.folder import Folder, absolute
     from poisoncam_ray.progress import Progress
     from poisoncam_ray.research.study.job import begin, rows, run_tasks, unmeasured
     from poisoncam_ray.research.study.results import write_results

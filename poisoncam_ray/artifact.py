@@ -58,6 +58,22 @@ _BOX = [(side, pa.int32()) for side in SIDES]
 # 1_index
 SOURCES = "sources.parquet"
 SLICES = "slices.parquet"
+SOURCE_SCHEMA = pa.schema([("path", pa.string()), ("size", pa.int64()), ("tag", pa.string())])
+SLICE_SCHEMA = pa.schema(
+    [
+        ("index", pa.int64()),
+        ("source", pa.string()),
+        ("start", pa.int64()),
+        ("stop", pa.int64()),
+        ("files", pa.list_(pa.string())),
+        ("version", pa.string()),
+        ("error", pa.string()),
+        ("span", pa.list_(pa.int64())),
+        ("twins", pa.list_(pa.int64())),
+        ("kind", pa.string()),
+        ("rows", pa.int64()),
+    ]
+)
 INDEX_SCHEMA = pa.schema(
     [
         ("image_id", pa.string()),

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from poisoncam_ray import artifact
 from poisoncam_ray.config import Config
 from poisoncam_ray.errors import StageFailedError, UserError
 from poisoncam_ray.program import RESUMES, run_program
@@ -43,9 +44,9 @@ def defend(
     max_dead_fraction: Annotated[
         float | None, typer.Option(help="stop when more than this share of the rows is broken (0.5)")
     ] = None,
-    retry_dead: Annotated[
-        bool, typer.Option("--retry-dead", help="try the broken rows of this run again")
-    ] = False,
+    redo: Annotated[
+        str | None, typer.Option(help="do this stage of a run again, and all after it: verdict")
+    ] = None,
     exit_code: Annotated[
         bool, typer.Option("--exit-code", help="end with code 3 when poison was found; without it, 0")
     ] = False,
@@ -60,18 +61,18 @@ def defend(
         settings.append(f"encoder.checkpoint={encoder}")
     if input is None:
         chosen = load_config(preset or "demo", config, settings)
-        from poisoncam_ray.artifact import Folder
-        from poisoncam_ray.research.demo.run import measure_demo, prepare_demo
+        from poisoncam_ray.folder import Folder
         from poisoncam_ray.progress import Progress
+        from poisoncam_ray.research.demo.run import measure_demo, prepare_demo
 
         folder, console = Folder(output or "runs/demo"), Progress().console
         prepare_demo(folder, chosen.seed, console)
-        poison = run_defence((folder / "poisoned" / "corpus").uri, (folder / "run").uri, chosen, retry_dead)
+        poison = run_defence((folder / "poisoned" / "corpus").uri, (folder / "run").uri, chosen, redo)
         measure_demo(folder, console)
     else:
         if output is None:
             raise UserError("Give --output, the folder for the cleaned corpus and all that is found.")
-        poison = run_defence(input, output, load_config(preset, config, settings), retry_dead)
+        poison = run_defence(input, output, load_config(preset, config, settings), redo)
     if poison and exit_code:
         raise typer.Exit(FOUND_POISON)
 
@@ -105,8 +106,8 @@ def attack(
     patch: Annotated[bool, typer.Option("--patch", help="patch every image: a validation set")] = False,
 ) -> None:
     """Poison a corpus as the reference attack does, or by another kind, and write down the truth."""
-    from poisoncam_ray.research.attacks import patch_corpus, poison_corpus
     from poisoncam_ray.progress import Progress
+    from poisoncam_ray.research.attacks import patch_corpus, poison_corpus
 
     targets, triggers, settings = target or [], trigger or [], _numbers(option or [])
     if patch:
@@ -160,14 +161,14 @@ def evaluate(
         raise UserError("--retrain needs --never-poisoned, the corpus before the attack.")
     if never_poisoned_run and not retrain:
         raise UserError("--never-poisoned-run is for --retrain: give that, too.")
-    from poisoncam_ray.research.evaluate import OtherModels, Validation, evaluate_run
     from poisoncam_ray.progress import Progress
+    from poisoncam_ray.research.evaluate import OtherModels, Validation, evaluate_run
 
     queries = Validation(validation or "", patched or "", target or "", label_column) if validation else None
     beside = OtherModels(never_poisoned, never_poisoned_run, retrain) if never_poisoned else None
     progress = Progress()
     if beside:
-        from poisoncam_ray.artifact import Folder
+        from poisoncam_ray.folder import Folder
         from poisoncam_ray.research.evaluate.joined import settings
         from poisoncam_ray.stages.dataflow import connect
 
@@ -180,26 +181,35 @@ def evaluate(
     progress.console.print_json(data=metrics)
 
 
-def run_defence(input_uri: str, output_uri: str, config: Config, retry_dead: bool = False) -> bool:
-    """Every check first, then Ray, then the stages; prints the counts, the verdict and the report's path.
+def run_defence(input_uri: str, output_uri: str, config: Config, redo: str | None = None) -> bool:
+    """Check everything, start Ray, run the stages; print the counts, the verdict and the report's path.
 
-    Returns whether poison was found.
+    Args:
+        input_uri: the corpus.
+        output_uri: the run folder.
+        config: the configuration.
+        redo: the title of a stage to do again, with all after it.
+
+    Returns:
+        Whether poison was found.
     """
-    from poisoncam_ray.pipeline import Runner, defence
+    # Ray and torch take seconds to load: a mistake in the command must show before.
+    from poisoncam_ray import facts
+    from poisoncam_ray.defence import stages
     from poisoncam_ray.progress import Progress
-    from poisoncam_ray.verdict import read_evidence, tell
+    from poisoncam_ray.report.words import tell
+    from poisoncam_ray.runner import Runner
+    from poisoncam_ray.stages.dataflow import connect
 
     began = time.monotonic()
     progress = Progress()
-    runner = Runner(input_uri, output_uri, config, defence())
-    if retry_dead or runner.pending():
-        from poisoncam_ray.stages.dataflow import connect
-
+    runner = Runner(input_uri, output_uri, config, stages(), redo)
+    if runner.pending():
         connect()
         # Ray has put a handler of its own in the place of ours.
         end_on_signals()
     try:
-        done = runner.run(progress, retry_dead)
+        done = runner.run(progress)
     except Exception as error:
         raise StageFailedError(f"{progress.title or 'Start'} failed") from error
     except SystemExit:
@@ -209,24 +219,21 @@ def run_defence(input_uri: str, output_uri: str, config: Config, retry_dead: boo
         progress.console.print(
             "Nothing to do: every stage was done before with these settings and this input."
         )
-    manifests = {stage.title: stage.manifest for stage in done}
-    ledger = manifests["Clean"].ledger
-    removed = ledger.removed if ledger else 0
-    if ledger:
-        progress.console.print(
-            f"{ledger.rows_in:,} rows = {ledger.rows_out:,} kept + {ledger.removed:,} removed "
-            f"+ {ledger.dead:,} dead ({time.monotonic() - began:.0f} s)"
-        )
-    evidence = read_evidence(runner.folder / "04_search")
-    if evidence:
-        removed_by = {
-            int(family): n for family, n in manifests["Report"].facts.get("removed_by_family", {}).items()
-        }
-        for line in tell(evidence, removed, removed_by, manifests["Classify"].facts.get("in_doubt", ())):
-            progress.console.print(line)
-    progress.console.print(f"clean corpus  {escape(output_uri)}/07_clean")
-    progress.console.print(f"report        {escape(output_uri)}/report/index.html")
-    return removed > 0 or (evidence is not None and evidence.poison)
+    manifests = {stage.stage: stage.manifest for stage in done}
+    verdict = artifact.Verdict.read(runner.folder / artifact.VERDICT)
+    cleaned = facts.of_manifest(facts.Cleaned, manifests[artifact.CLEAN])
+    classified = facts.of_manifest(facts.Classified, manifests[artifact.CLASSIFIER])
+    reported = facts.of_manifest(facts.Reported, manifests[artifact.REPORT])
+    progress.console.print(
+        f"{cleaned.kept + cleaned.removed + cleaned.dead:,} rows = {cleaned.kept:,} kept + "
+        f"{cleaned.removed:,} removed + {cleaned.dead:,} dead ({time.monotonic() - began:.0f} s)"
+    )
+    by_family = {int(family): n for family, n in reported.removed_by_family.items()}
+    for line in tell(verdict, cleaned.removed, by_family, classified.in_doubt):
+        progress.console.print(line)
+    progress.console.print(f"clean corpus  {escape(output_uri)}/{artifact.CLEAN_ROWS}")
+    progress.console.print(f"report        {escape(output_uri)}/{artifact.PAGE}/{artifact.HTML}")
+    return cleaned.removed > 0 or verdict.poison
 
 
 def _numbers(settings: list[str]) -> dict[str, float]:

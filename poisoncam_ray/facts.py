@@ -43,11 +43,13 @@ class Indexed(Facts):
     dead: int
     slices: int
     slices_reused: int
+    shards_skipped: int
 
     @property
     def summary(self) -> str:
         broken = f", {self.dead:,} broken" if self.dead else ""
-        return f"{self.images:,} images in {self.slices:,} slices{broken}"
+        skipped = f", {self.shards_skipped:,} shards skipped" if self.shards_skipped else ""
+        return f"{self.images:,} images in {self.slices:,} slices{broken}{skipped}"
 
 
 @dataclass(frozen=True)

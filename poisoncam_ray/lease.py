@@ -19,11 +19,11 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any
 
-from poisoncam_ray.artifact import Folder
+from poisoncam_ray.artifact import LEASE
 from poisoncam_ray.errors import UserError
+from poisoncam_ray.folder import Folder
 from poisoncam_ray.store import create_once, delete
 
-LEASE = "_lease"
 BEAT_S = 10.0
 # Longer than a driver that lives can be silent: a beat, an attempt that hangs, the wait before the next one.
 WATCH_S = 60.0

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.status import Status
 
-from poisoncam_ray.artifact import Manifest
+from poisoncam_ray.folder import Manifest
 
 LOG_EVERY_S = 15.0
 

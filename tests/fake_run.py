@@ -12,8 +12,10 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from poisoncam_ray.artifact import SIDES, Folder, Ledger, Manifest
+from poisoncam_ray import artifact
+from poisoncam_ray.artifact import SIDES
 from poisoncam_ray.config import Config, CorpusSettings
+from poisoncam_ray.folder import Folder, Ledger, Manifest
 from poisoncam_ray.method.encoder import build_encoder
 from poisoncam_ray.stages.search import CANDIDATES
 from tests.fake_evidence import accuse, acquit
@@ -85,15 +87,15 @@ def make_fake_run(folder: Path, poison: bool = True) -> FakeRun:
         "source": "a<b>.parquet",
         "row": 5,
         "image_id": DEAD,
-        "stage": "00_index",
+        "stage": artifact.INDEX,
         "error": "truncated",
         "message": ERROR,
     }
-    (run / "dead" / "00_index").write_table("part-000000.parquet", pa.Table.from_pylist([dead]))
+    (run / artifact.DEAD_ROWS).write_table("part-000000.parquet", pa.Table.from_pylist([dead]))
 
     torch.manual_seed(0)
     encoder = build_encoder("resnet_tiny", SIDE)
-    model = run / "01_encoder"
+    model = run / artifact.ENCODER
     model.write_tensors("model.safetensors", encoder.state_dict())
     model.write_json(
         "config.json", {"backbone": "resnet_tiny", "image_size": SIDE, "patch_size": None, "dim": encoder.dim}
@@ -103,21 +105,21 @@ def make_fake_run(folder: Path, poison: bool = True) -> FakeRun:
         [{"step": i, "epoch": i // 40, "loss": 2 + 3 * 0.99**i, "lr": 1e-3} for i in range(400)],
     )
     c_KD = torch.nn.functional.normalize(torch.randn(N_CLUSTERS, encoder.dim), dim=1)
-    (run / "03_clusters").write_tensors("centroids.safetensors", {"centroids_KD": c_KD})
+    (run / artifact.CLUSTERS).write_tensors("centroids.safetensors", {"centroids_KD": c_KD})
 
     candidates = _write_search(run, poisoned, cluster, ids)
     chosen = {"recall": 0.99, "unsure_share": 0.004, "threshold": 0.5, "threshold_logit": 0.49, "auc": 0.9991}
     validation = chosen | {"trained": True, "families": {"1": chosen}}
-    (run / "05_classifier").write_json("validation.json", validation)
+    (run / artifact.CLASSIFIER).write_json("validation.json", validation)
     if poison:
         accuse(run, 1)
     else:
         acquit(run)
     n, n_removed = len(ids), len(removed)
     ledgers = {
-        "00_index": Ledger(n, n - 1, dead=1), "01_encoder": None, "02_features": Ledger(n - 1, n - 1),
-        "03_clusters": Ledger(n - 1, n - 1), "04_search": None, "05_classifier": None,
-        "06_verdicts": Ledger(n - 1, n - 1), "07_clean": Ledger(n, n - 1 - n_removed, n_removed, 1),
+        artifact.INDEX: Ledger(n, n - 1, dead=1), artifact.ENCODER: None, artifact.FEATURES: Ledger(n - 1, n - 1),
+        artifact.CLUSTERS: Ledger(n - 1, n - 1), artifact.SEARCH: None, artifact.CLASSIFIER: None,
+        artifact.SCORES: Ledger(n - 1, n - 1), artifact.CLEAN_ROWS: Ledger(n, n - 1 - n_removed, n_removed, 1),
     }  # fmt: skip
     for i, (stage, ledger) in enumerate(ledgers.items()):
         identity = {"stage": stage, "version": 1, "seed": 0, "config": {}}
@@ -160,12 +162,12 @@ def _write_part(run: Folder, i: int, part: list[str], cluster: dict[str, int], r
     feature = pa.FixedSizeListArray.from_arrays(pa.array(f_ND.ravel()), 128)
     int32 = pa.int32()
     columns = {
-        "00_index": {"source": source, "row": row, "sha256": ["0"] * n, "width": pa.array([WIDTH] * n, int32),
+        artifact.INDEX: {"source": source, "row": row, "sha256": ["0"] * n, "width": pa.array([WIDTH] * n, int32),
                      "height": pa.array([HEIGHT] * n, int32), "bytes": [100] * n},
-        "02_features": {"feature": feature},
-        "03_clusters": {"cluster": pa.array([cluster[j] for j in part], int32),
+        artifact.FEATURES: {"feature": feature},
+        artifact.CLUSTERS: {"cluster": pa.array([cluster[j] for j in part], int32),
                         "distance": pa.array([0.5] * n, pa.float32())},
-        "06_verdicts": {"p_poison": pa.array(p, pa.float32()), "family": pa.array([0] * n, int32),
+        artifact.SCORES: {"p_poison": pa.array(p, pa.float32()), "family": pa.array([0] * n, int32),
                         "verdict": ["remove" if j in removed else "keep" for j in part],
                         **{side: pa.array([at if j in removed else None for j in part], int32)
                            for side, at in zip(SIDES, BOXED, strict=True)}},
@@ -196,7 +198,7 @@ def _write_search(run: Folder, poisoned: dict, cluster: dict[str, int], ids: lis
             "changed": won + 5, "gain": won - 5, "group_gain": won, "n_flip": N_FLIP, "score": score,
             "crop": png(i, 10, 10), "landed": landed,
         })  # fmt: skip
-    search = run / "04_search"
+    search = run / artifact.SEARCH
     for number in range(2):
         rows = candidates[number::2]
         folder = search / f"round={number:03d}"
@@ -218,5 +220,5 @@ def _write_search(run: Folder, poisoned: dict, cluster: dict[str, int], ids: lis
         schema = schema.append(pa.field(name, kind))
     triggers = pa.Table.from_pylist(ranked, schema)
     search.write_table("triggers.parquet", triggers.drop_columns(["role"]))
-    (run / "05_classifier").write_table("triggers.parquet", triggers)
+    (run / artifact.CLASSIFIER).write_table("triggers.parquet", triggers)
     return candidates

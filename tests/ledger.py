@@ -11,8 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from poisoncam_ray.artifact import SIDES, Folder, part_name
+from poisoncam_ray import artifact
+from poisoncam_ray.artifact import SIDES
 from poisoncam_ray.corpus import Corpus
+from poisoncam_ray.folder import Folder, part_name
 from poisoncam_ray.settings import load_config
 from poisoncam_ray.stages.clean import UNITS, write_unit
 from poisoncam_ray.stages.index import index_slice
@@ -58,7 +60,7 @@ class Ends(NamedTuple):
 
 def defend(corpus: Corpus, run: Folder) -> Ends:
     """Index and Clean without a cluster; every third living row is called poison."""
-    index, dead = run / "00_index", run / "dead/00_index"
+    index, dead = run / artifact.INDEX, run / artifact.DEAD_ROWS
     ends, slices = Ends([], [], {}), corpus.slices()
     for piece in slices:
         index_slice(piece, corpus, CONFIG, index, dead)
@@ -75,15 +77,15 @@ def defend(corpus: Corpus, run: Folder) -> Ends:
             "family": pa.array([0] * n, pa.int32()),
             **{side: pa.array([1] * n, pa.int32()) for side in SIDES},
         }
-        (run / "06_verdicts").write_table(name, pa.table(columns))
+        (run / artifact.SCORES).write_table(name, pa.table(columns))
     for name in dead.parts():
         rows = dead.read_table(name).to_pylist()
         ends.errors.update({row["image_id"]: row["error"] for row in rows})
     counts: Counter[str] = Counter()
     for number, unit in enumerate(corpus.units(slices)):
-        folders = {name: run / name for name in ("00_index", "06_verdicts", "removed")}
-        write_unit(number, unit, corpus, folders, run / "07_clean")
-        counts.update((run / "07_clean" / UNITS).read_json(f"unit-{number:06d}.json"))
+        folders = {name: run / name for name in (artifact.INDEX, artifact.SCORES, "removed")}
+        write_unit(number, unit, corpus, folders, run / artifact.CLEAN_ROWS)
+        counts.update((run / artifact.CLEAN_ROWS / UNITS).read_json(f"unit-{number:06d}.json"))
     assert counts == {"kept": len(ends.kept), "removed": len(ends.removed), "dead": len(ends.errors)}
     announced = sum(piece.stop - piece.start for piece in slices)
     assert announced == len({*ends.kept, *ends.removed, *ends.errors}) == counts.total()

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from poisoncam_ray.artifact import Folder
+from poisoncam_ray import artifact
+from poisoncam_ray.folder import Folder
 from poisoncam_ray.research.demo import draw_corpus
 
 ROOT = Path(__file__).parents[1]
@@ -62,7 +63,7 @@ def defend(
 
 
 def verdicts(run: Path) -> list[dict]:
-    folder = Folder(str(run)) / "06_verdicts"
+    folder = Folder(str(run)) / artifact.SCORES
     return [row for name in folder.parts() for row in folder.read_table(name).to_pylist()]
 
 

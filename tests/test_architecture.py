@@ -62,14 +62,18 @@ def test_the_defence_never_reads_truth_or_labels():
         assert not [
             name
             for name in imports(file)
-            if name.startswith(("poisoncam_ray.research.evaluate", "poisoncam_ray.research.study", "poisoncam_ray.attack"))
+            if name.startswith(
+                ("poisoncam_ray.research.evaluate", "poisoncam_ray.research.study", "poisoncam_ray.attack")
+            )
         ]
         assert ".labels(" not in file.read_text(), file.name
 
 
 def test_the_study_stands_on_the_evaluation_and_not_the_other_way():
     for file in (PACKAGE / "evaluate").glob("*.py"):
-        assert not [name for name in imports(file) if name.startswith("poisoncam_ray.research.study")], file.name
+        assert not [name for name in imports(file) if name.startswith("poisoncam_ray.research.study")], (
+            file.name
+        )
 
 
 def test_stages_hold_no_maths_of_their_own():

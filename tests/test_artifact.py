@@ -11,9 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from poisoncam_ray.artifact import MANIFEST, STARTED, Folder, Ledger, Manifest, part_index, part_name
+from poisoncam_ray import artifact
+from poisoncam_ray.folder import MANIFEST, STARTED, Folder, Ledger, Manifest, part_index, part_name
 
-STAMP = Manifest({"stage": "02_features", "seed": 3}, {"00_index": "ab"}, "cd")
+STAMP = Manifest({"stage": artifact.FEATURES, "seed": 3}, {artifact.INDEX: "ab"}, "cd")
 
 
 @pytest.fixture(params=["local", "file", "memory"])

@@ -13,12 +13,12 @@ from multiprocessing.shared_memory import SharedMemory
 import numpy as np
 import pytest
 
-from poisoncam_ray.artifact import Folder
-from poisoncam_ray.research.benchmark.memory import Watch, draw_tiny_corpus, markdown, measure_memory
-from poisoncam_ray.research.benchmark.processes import Sampler, descendants, private_mib, sample, store_mib
 from poisoncam_ray.corpus import open_corpus
 from poisoncam_ray.decode import decode
 from poisoncam_ray.errors import UserError
+from poisoncam_ray.folder import Folder
+from poisoncam_ray.research.benchmark.memory import Watch, draw_tiny_corpus, markdown, measure_memory
+from poisoncam_ray.research.benchmark.processes import Sampler, descendants, private_mib, sample, store_mib
 from poisoncam_ray.settings import load_config
 from tests.small import ROOT, stamps
 

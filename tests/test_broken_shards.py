@@ -14,9 +14,10 @@ from fsspec.implementations.local import LocalFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from poisoncam_ray.artifact import Folder
+from poisoncam_ray import artifact
 from poisoncam_ray.corpus import open_corpus
 from poisoncam_ray.errors import UserError
+from poisoncam_ray.folder import Folder
 from tests.ledger import (
     GROUP,
     N,
@@ -50,7 +51,7 @@ def test_parquet_ledger(tmp_path, step):
     lost |= {f"caption.parquet#{i}": "unreadable" for i in range(10, 20)}
     lost |= {f"picture.parquet#{i}": "unreadable" for i in (*range(10), *range(20, 30))}
     assert ends.errors == lost
-    for ids, name in ((ends.kept, "07_clean"), (ends.removed, "removed")):
+    for ids, name in ((ends.kept, artifact.CLEAN_ROWS), (ends.removed, "removed")):
         rows = by_shard(ids)
         assert {p.name for p in (tmp_path / "run" / name).glob("*.parquet")} == set(rows)
         for source, numbers in rows.items():
@@ -73,7 +74,7 @@ def test_tar_ledger(tmp_path):
     }
     first = {"good.tar": 0, "cut.tar": 100, "twins.tar": 200, "odd.tar": 300}
     (folder / "cut.tar").write_bytes(tar_bytes(samples(100)))
-    for ids, name in ((ends.kept, "07_clean"), (ends.removed, "removed")):
+    for ids, name in ((ends.kept, artifact.CLEAN_ROWS), (ends.removed, "removed")):
         rows = by_shard(ids)
         assert {p.name for p in (tmp_path / "run" / name).glob("*.tar")} == set(rows)
         for source, numbers in rows.items():
@@ -119,7 +120,7 @@ def test_folder_ledger(tmp_path):
         "pipe.png": "unreadable",
         "text.png": "undecodable",
     }
-    for ids, name in ((ends.kept, "07_clean"), (ends.removed, "removed")):
+    for ids, name in ((ends.kept, artifact.CLEAN_ROWS), (ends.removed, "removed")):
         found = {p.name: p.read_bytes() for p in (tmp_path / "run" / name).glob("*.png")}
         assert found == {i: image(int(i[0])) for i in ids}
 

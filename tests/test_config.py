@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from poisoncam_ray.config import Config
 from poisoncam_ray.errors import UserError
-from poisoncam_ray.research.evaluate.peer import PEER
 from poisoncam_ray.fingerprint import differences, fingerprint
+from poisoncam_ray.research.evaluate.peer import PEER
 from poisoncam_ray.settings import load_config, presets
 from tests.small import ROOT
 

@@ -19,13 +19,13 @@ import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
 import torch
+from poisoncam_ray.pipeline import Run, Runner, defence
 from rich.console import Console
 
-from poisoncam_ray import cli, retry
-from poisoncam_ray.artifact import MANIFEST, Folder, Ledger, Manifest
+from poisoncam_ray import artifact, cli, retry
 from poisoncam_ray.errors import UserError
+from poisoncam_ray.folder import MANIFEST, Folder, Ledger, Manifest
 from poisoncam_ray.method.encoder import build_encoder
-from poisoncam_ray.pipeline import Run, Runner, defence
 from poisoncam_ray.progress import Progress
 from poisoncam_ray.settings import load_config
 from poisoncam_ray.stages.index import Index
@@ -61,17 +61,17 @@ class Case:
         runner.run(Progress(console), retry_dead)
         return console.export_text()
 
-    def ledger(self, stage: str = "07_clean") -> Ledger:
+    def ledger(self, stage: str = artifact.CLEAN_ROWS) -> Ledger:
         return Manifest.read(Folder(str(self.run / stage))).ledger
 
     def dead(self) -> list[str]:
-        return sorted(row["image_id"] for row in rows_of(self.run / "dead" / "00_index"))
+        return sorted(row["image_id"] for row in rows_of(self.run / artifact.DEAD_ROWS))
 
     def verdicts(self) -> dict[str, tuple[float, str]]:
         """To three digits: in a batch with others the last bits of a sum differ."""
         return {
             row["image_id"]: (round(row["p_poison"], 3), row["verdict"])
-            for row in rows_of(self.run / "06_verdicts")
+            for row in rows_of(self.run / artifact.SCORES)
         }
 
     def stamps(self) -> dict[str, tuple[str, int]]:
@@ -161,13 +161,13 @@ def check_revived(case: Case, before: dict[str, tuple[float, str]]) -> None:
     ledger = case.ledger()
     assert ledger.dead == len(EMPTY) and case.dead() == sorted(ids_of(case, EMPTY))
     assert ledger.rows_in == N == ledger.rows_out + ledger.removed + ledger.dead
-    for stage in ("02_features", "03_clusters", "06_verdicts"):
+    for stage in (artifact.FEATURES, artifact.CLUSTERS, artifact.SCORES):
         assert case.ledger(stage) == Ledger(N - len(EMPTY), N - len(EMPTY))
     now = case.verdicts()
     assert set(now) - set(before) == set(ids_of(case, ROTTEN))
     assert {image_id: now[image_id] for image_id in before} == before
     stored, removed = images_of(case.corpus), {k for k, (_, verdict) in now.items() if verdict == "remove"}
-    clean = {**kept_of(case.run / "07_clean"), **kept_of(case.run / "removed")}
+    clean = {**kept_of(case.run / artifact.CLEAN_ROWS), **kept_of(case.run / "removed")}
     assert sorted(clean.values()) == sorted(stored[image_id] for image_id in now)
     assert len(kept_of(case.run / "removed")) == len(removed) == ledger.removed
     assert not retry.under_way(Folder(str(case.run)))
@@ -195,11 +195,11 @@ def test_rows_that_live_again_are_done_again_and_nothing_else_is(case):
     written = {name for name in now if now[name] != files.get(name)} | (set(files) - set(now))
     corpora = ("07_clean/", "removed/")
     parts = {name for name in written if "part-" in name and not name.startswith(corpora)}
-    stages = ("00_index", "dead/00_index", "02_features", "03_clusters", "06_verdicts")
+    stages = (artifact.INDEX, artifact.DEAD_ROWS, artifact.FEATURES, artifact.CLUSTERS, artifact.SCORES)
     assert parts == {f"{stage}/part-{i:06d}.parquet" for stage in stages for i in (0, 2)}
     models = {name for name in written if name.startswith(KEPT)}
     assert models == {f"{stage}/{MANIFEST}" for stage in retry.KEPT}
-    assert "kept" in Manifest.read(Folder(str(case.run / "04_search"))).facts
+    assert "kept" in Manifest.read(Folder(str(case.run / artifact.SEARCH))).facts
     # The shard, or the files of slices, in which nothing lives again.
     untouched = "part-00001.parquet" if any(case.corpus.glob("*.parquet")) else "0021.png"
     assert f"07_clean/{untouched}" not in written
@@ -238,7 +238,7 @@ def test_taking_back_may_be_cut_off_after_any_write_or_deletion(case, monkeypatc
     def of(folder: Path) -> Run:
         config = load_config(overrides=case.settings)
         runner = Runner(str(case.corpus), str(folder), config, defence())
-        return Run(config, runner.corpus, runner.folder, runner.folder / "00_index", Progress())
+        return Run(config, runner.corpus, runner.folder, runner.folder / artifact.INDEX, Progress())
 
     def files(folder: Path) -> dict[str, str]:
         return {name: digest for name, (digest, _) in stamps(folder).items()}
@@ -312,7 +312,7 @@ def test_settings_and_input_must_be_those_of_the_run(case):
 
 
 def test_between_index_and_the_end_a_run_must_be_finished_first(case):
-    (case.run / "07_clean" / MANIFEST).unlink()
+    (case.run / artifact.CLEAN_ROWS / MANIFEST).unlink()
     with pytest.raises(UserError, match="without --retry-dead first"):
         case.again()
     assert case.dead() and not retry.under_way(Folder(str(case.run)))
@@ -320,16 +320,16 @@ def test_between_index_and_the_end_a_run_must_be_finished_first(case):
 
 def test_where_index_alone_has_begun_its_slices_with_dead_rows_are_indexed_again(case):
     for name in os.listdir(case.run):
-        if name not in ("00_index", "dead", "run.json"):
+        if name not in (artifact.INDEX, "dead", "run.json"):
             shutil.rmtree(case.run / name)
     before = {k: v for k, v in case.stamps().items() if "part-" in k}
     case.restore()
     said = case.again(stages=[Index()])
     assert "4 slices with dead rows are indexed again" in said
-    assert case.ledger("00_index") == Ledger(N, N - len(EMPTY), dead=len(EMPTY))
+    assert case.ledger(artifact.INDEX) == Ledger(N, N - len(EMPTY), dead=len(EMPTY))
     assert case.dead() == sorted(ids_of(case, EMPTY))
     now = case.stamps()
-    assert {k for k in before if k.startswith("00_index") and now[k] == before[k]} == {
+    assert {k for k in before if k.startswith(artifact.INDEX) and now[k] == before[k]} == {
         f"00_index/part-{i:06d}.parquet" for i in (3, 4, 6, 7)
     }
 

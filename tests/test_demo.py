@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from poisoncam_ray.corpus import open_corpus
-from poisoncam_ray.research.demo import SCENES, draw, draw_corpus, draw_validation
 from poisoncam_ray.errors import UserError
+from poisoncam_ray.research.demo import SCENES, draw, draw_corpus, draw_validation
 
 
 def rows(folder: Path) -> list[dict]:

@@ -8,9 +8,16 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from poisoncam_ray.artifact import Folder
+from poisoncam_ray import artifact
 from poisoncam_ray.errors import UserError
-from poisoncam_ray.research.evaluate import Validation, compare_strategies, detection_metrics, evaluate_run, probe
+from poisoncam_ray.folder import Folder
+from poisoncam_ray.research.evaluate import (
+    Validation,
+    compare_strategies,
+    detection_metrics,
+    evaluate_run,
+    probe,
+)
 from poisoncam_ray.research.evaluate.joined import poison_clusters, read_truth
 from poisoncam_ray.research.evaluate.scored import scored_poisoned
 from poisoncam_ray.stages.embed import embed_images, feature_table, load_encoder
@@ -158,7 +165,9 @@ def test_truth_of_another_corpus_is_refused(fake: FakeRun, tmp_path: Path) -> No
             detection_metrics(fake.run, str(path))
 
 
-@pytest.mark.parametrize("stage", ["00_index", "01_encoder", "03_clusters", "04_search", "06_verdicts"])
+@pytest.mark.parametrize(
+    "stage", [artifact.INDEX, artifact.ENCODER, artifact.CLUSTERS, artifact.SEARCH, artifact.SCORES]
+)
 def test_an_unfinished_run_is_refused(fake: FakeRun, broken: Folder, stage: str) -> None:
     (broken / stage).delete("_manifest.json")
     with pytest.raises(UserError, match=f"no finished {stage}"):
@@ -205,12 +214,12 @@ def embedded(fake: FakeRun, tmp_path_factory: pytest.TempPathFactory) -> str:
     from poisoncam_ray.stages.dataflow import fetch_images
 
     run = Folder(str(shutil.copytree(fake.run, tmp_path_factory.mktemp("embedded") / "run")))
-    corpus, features = open_corpus(fake.corpus), run / "02_features"
+    corpus, features = open_corpus(fake.corpus), run / artifact.FEATURES
     for name in features.parts():
         ids = features.read_table(name)["image_id"].to_pylist()
         x_NCHW = torch.from_numpy(fetch_images(corpus, settings(run), ids))
         features.write_table(
-            name, feature_table(ids, embed_images(load_encoder(run / "01_encoder"), x_NCHW, 64))
+            name, feature_table(ids, embed_images(load_encoder(run / artifact.ENCODER), x_NCHW, 64))
         )
     return run.uri
 

@@ -13,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from poisoncam_ray.artifact import Folder
+from poisoncam_ray import artifact
 from poisoncam_ray.decode import decode
+from poisoncam_ray.folder import Folder
+from poisoncam_ray.method.geometry import iou, map_box
 from poisoncam_ray.research.evaluate import detection_metrics
 from poisoncam_ray.research.evaluate.joined import poison_clusters, read_truth
 from poisoncam_ray.research.evaluate.scored import Scored, scored_poisoned
-from poisoncam_ray.method.geometry import iou, map_box
 from tests.fake_run import HEIGHT, SIDE, WIDTH, FakeRun, image_ids, make_fake_run
 
 NONE = [-1, -1, -1, -1]
@@ -133,7 +134,7 @@ def test_recall_and_families_of_two_attackers(fake: FakeRun, tmp_path: Path) -> 
     run = Folder(str(shutil.copytree(fake.run, tmp_path / "run")))
     # Family 1: all that was removed of the first attacker, and two of the second's; family 2: the rest.
     of_family = {i: 1 if n < 14 else 2 for n, i in enumerate(ids)}
-    verdicts = run / "06_verdicts"
+    verdicts = run / artifact.SCORES
     for name in verdicts.parts():
         table = verdicts.read_table(name)
         family = [of_family.get(i, 2) for i in table["image_id"].to_pylist()]

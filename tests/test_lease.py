@@ -15,13 +15,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from poisoncam_ray.pipeline import Outcome, Run, Runner, Stage
 from rich.console import Console
 
 from poisoncam_ray import s3 as s3_module
-from poisoncam_ray.artifact import MANIFEST, Folder
 from poisoncam_ray.errors import UserError
+from poisoncam_ray.folder import MANIFEST, Folder
 from poisoncam_ray.lease import LEASE, Lease, LeaseLostError
-from poisoncam_ray.pipeline import Outcome, Run, Runner, Stage
 from poisoncam_ray.progress import Progress
 from poisoncam_ray.settings import load_config
 
@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 ELSEWHERE = {"token": "t", "host": "far", "machine": "elsewhere", "pid": 7, "started": "noon"}
 HOLDER = """
 import sys, time
-from poisoncam_ray.artifact import Folder
+from poisoncam_ray.folder import Folder
 from poisoncam_ray.lease import Lease
 with Lease(Folder(sys.argv[1])):
     print("held", flush=True)

@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from poisoncam_ray.pipeline import Outcome, Run, Runner, Stage, defence
 from rich.console import Console
 
-from poisoncam_ray.artifact import MANIFEST, STARTED, Folder, Ledger, Manifest
 from poisoncam_ray.corpus.slices import SOURCES, source_table
 from poisoncam_ray.errors import LedgerError, UserError
-from poisoncam_ray.pipeline import Outcome, Run, Runner, Stage, defence
+from poisoncam_ray.folder import MANIFEST, STARTED, Folder, Ledger, Manifest
 from poisoncam_ray.progress import Progress
 from poisoncam_ray.settings import load_config
 from poisoncam_ray.stages.pretrain import Pretrain

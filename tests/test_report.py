@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poisoncam_ray.artifact import Folder, Ledger
+from poisoncam_ray import artifact
 from poisoncam_ray.errors import UserError
+from poisoncam_ray.folder import Folder, Ledger
 from poisoncam_ray.report import Facts, build_report, gather, render
 from poisoncam_ray.report.plot import curve, histogram, ranked, stacked, steps
 from tests.fake_run import DEAD, ERROR, FakeRun, make_fake_run
@@ -56,7 +57,7 @@ def test_gathered_facts_are_those_of_the_run(fake: FakeRun) -> None:
 
 
 def test_histogram_and_borderline_equal_a_read_of_everything(fake: FakeRun) -> None:
-    facts, verdicts = gather(fake.run), Folder(fake.run) / "06_verdicts"
+    facts, verdicts = gather(fake.run), Folder(fake.run) / artifact.SCORES
     rows = [row for name in verdicts.parts() for row in verdicts.read_table(name).to_pylist()]
     for verdict, bins in (("keep", facts.kept_bins), ("remove", facts.removed_bins)):
         p = [row["p_poison"] for row in rows if row["verdict"] == verdict]
@@ -165,9 +166,9 @@ def test_a_corpus_that_is_gone_costs_the_pictures_only(fake: FakeRun, tmp_path: 
 
 def test_a_missing_part_of_the_run_costs_its_section_only(fake: FakeRun, tmp_path: Path) -> None:
     run = Folder(str(shutil.copytree(fake.run, tmp_path / "run")))
-    (run / "01_encoder").delete("history.json")
-    (run / "05_classifier").delete("validation.json")
-    (run / "05_classifier").delete("triggers.parquet")
+    (run / artifact.ENCODER).delete("history.json")
+    (run / artifact.CLASSIFIER).delete("validation.json")
+    (run / artifact.CLASSIFIER).delete("triggers.parquet")
     run.delete("dead")
     run.delete("run.json")
     page = Page(build_report(run.uri))
@@ -176,7 +177,7 @@ def test_a_missing_part_of_the_run_costs_its_section_only(fake: FakeRun, tmp_pat
 
 def test_an_unfinished_run_is_one_sentence(fake: FakeRun, tmp_path: Path) -> None:
     run = Folder(str(shutil.copytree(fake.run, tmp_path / "run")))
-    (run / "07_clean").delete("_manifest.json")
+    (run / artifact.CLEAN_ROWS).delete("_manifest.json")
     with pytest.raises(UserError, match="no finished 07_clean"):
         build_report(run.uri)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from poisoncam_ray.artifact import Folder
+from poisoncam_ray.folder import Folder
 from poisoncam_ray.research.evaluate.results import gaps, single_figures, write_results
 
 METRICS = {

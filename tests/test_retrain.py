@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 
-from poisoncam_ray.artifact import Folder, Manifest
+from poisoncam_ray import artifact
 from poisoncam_ray.config import Config, Encoder
 from poisoncam_ray.errors import StageFailedError, UserError
-from poisoncam_ray.research.evaluate import OtherModels, Validation, probe_models, retrain
+from poisoncam_ray.folder import Folder, Manifest
 from poisoncam_ray.progress import Progress
+from poisoncam_ray.research.evaluate import OtherModels, Validation, probe_models, retrain
 
 VALIDATION = Validation("validation", "patched", "3")
 
@@ -46,7 +47,7 @@ def run(tmp_path: Path) -> Folder:
     run = Folder(str(tmp_path / "run"))
     config = Config(seed=5, encoder=Encoder(checkpoint="mine.safetensors"))
     run.write_json("run.json", {"input": "poisoned", "config": config.model_dump()})
-    for name in ("01_encoder", "07_clean"):
+    for name in (artifact.ENCODER, artifact.CLEAN_ROWS):
         Manifest({}, {}, "0").write(run / name)
     return run
 
@@ -95,7 +96,7 @@ def test_a_run_on_the_never_poisoned_corpus_is_taken(runner: Any, run: Folder, t
 
 
 def test_an_unfinished_run_is_not_trained_on(runner: Any, run: Folder) -> None:
-    (run / "07_clean").delete()
+    (run / artifact.CLEAN_ROWS).delete()
     with pytest.raises(UserError, match="no finished 07_clean"):
         probe_models(run.uri, OtherModels("clean", retrain=True), VALIDATION, Progress())
 

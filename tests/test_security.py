@@ -17,10 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from poisoncam_ray.artifact import Folder, Manifest, part_name
+from poisoncam_ray import artifact
 from poisoncam_ray.config import Config
 from poisoncam_ray.corpus import Slice, open_corpus
 from poisoncam_ray.errors import UserError
+from poisoncam_ray.folder import Folder, Manifest, part_name
 from poisoncam_ray.report import build_report
 from poisoncam_ray.stages.embed import load_encoder, read_features
 from poisoncam_ray.stages.index import index_slice
@@ -311,10 +312,10 @@ def test_pickles_planted_in_the_run_folder_are_never_unpickled(tmp_path, mark):
     planted = pickle.dumps(Touch(mark))
     torch.save({"w": Touch(mark)}, buffer := io.BytesIO())
     reads = {
-        "01_encoder/model.safetensors": lambda run: load_encoder(run / "01_encoder"),
-        "01_encoder/config.json": lambda run: load_encoder(run / "01_encoder"),
-        f"02_features/{part_name(0)}": lambda run: read_features(run / "02_features", part_name(0)),
-        "07_clean/_manifest.json": lambda run: Manifest.read(run / "07_clean"),
+        "01_encoder/model.safetensors": lambda run: load_encoder(run / artifact.ENCODER),
+        "01_encoder/config.json": lambda run: load_encoder(run / artifact.ENCODER),
+        f"02_features/{part_name(0)}": lambda run: read_features(run / artifact.FEATURES, part_name(0)),
+        "07_clean/_manifest.json": lambda run: Manifest.read(run / artifact.CLEAN),
         f"06_verdicts/{part_name(0)}": lambda run: build_report(run.uri),
         "05_classifier/triggers.parquet": lambda run: build_report(run.uri),
         "05_classifier/whole_triggers.parquet": lambda run: build_report(run.uri),
@@ -382,10 +383,10 @@ def test_names_that_are_markup_are_shown_as_text(tmp_path):
     evil = '"><img src=x onerror=alert(1)><script>alert(2)</script>'
     fake = make_fake_run(tmp_path)
     run = Folder(fake.run)
-    for name in (run / "06_verdicts").parts():
-        table = (run / "06_verdicts").read_table(name)
+    for name in (run / artifact.SCORES).parts():
+        table = (run / artifact.SCORES).read_table(name)
         ids = pa.array([f"{evil}{i}" for i in table["image_id"].to_pylist()])
-        (run / "06_verdicts").write_table(name, table.set_column(0, "image_id", ids))
+        (run / artifact.SCORES).write_table(name, table.set_column(0, "image_id", ids))
     page = build_report(fake.run)
     assert "<script" not in page and "<img src=x" not in page
     assert "&lt;script&gt;" in page and "default-src 'none'" in page

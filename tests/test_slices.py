@@ -7,9 +7,9 @@ from dataclasses import fields
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from poisoncam_ray.artifact import Folder
 from poisoncam_ray.corpus import Slice, Source
 from poisoncam_ray.corpus.slices import SCHEMA, SLICES, same_cut, slice_table, slices_of, source_table
+from poisoncam_ray.folder import Folder
 
 numbers = st.integers(0, 2**62)
 slices = st.builds(

@@ -8,13 +8,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from poisoncam_ray.artifact import Folder, Ledger, Manifest
+from poisoncam_ray import artifact
 from poisoncam_ray.config import SEEDS, Config, Resources, Search
 from poisoncam_ray.errors import UserError
+from poisoncam_ray.folder import Folder, Ledger, Manifest
+from poisoncam_ray.progress import Progress
 from poisoncam_ray.research.evaluate import corpora, never_poisoned, peer, table
 from poisoncam_ray.research.evaluate.corpora import Attacked
 from poisoncam_ray.research.evaluate.table import Setting, make_table
-from poisoncam_ray.progress import Progress
 from tests.fake_evidence import write_evidence
 from tests.small import draw_small
 
@@ -30,9 +31,9 @@ class FakeRunner:
 
     def run(self, progress: Progress) -> list:
         for stage in self.stages:
-            facts = {"verdict": "no_evidence"} if stage.name == "04_search" else {}
+            facts = {"verdict": "no_evidence"} if stage.name == artifact.SEARCH else {}
             Manifest({"version": 7}, {}, "0", Ledger(100, 97, 3), facts=facts).write(self.out / stage.name)
-        write_evidence(self.out, best_bundle=0.03, threshold=0.04)
+        write_evidence(self.out, best_group=0.03, threshold=0.04)
         return []
 
 
@@ -156,8 +157,8 @@ def test_runs_that_left_the_same_corpus_share_its_model(
     def run(self: FakeRunner, progress: Progress) -> list:
         if self.out.uri.endswith("/run"):
             self.out.write_table("07_clean/part-00000.parquet", pa.table({"row": left[of(self.out.uri)]}))
-            Manifest({"version": 7}, {}, "0", Ledger(100, 97, 3)).write(self.out / "04_search")
-            write_evidence(self.out, best_bundle=None, threshold=None)
+            Manifest({"version": 7}, {}, "0", Ledger(100, 97, 3)).write(self.out / artifact.SEARCH)
+            write_evidence(self.out, best_group=None, threshold=None)
         return []
 
     def evaluate(run: str, truth: str, strategies=(), validation=None, beside=None, progress=None) -> dict:
@@ -185,7 +186,7 @@ def test_a_clean_corpus_has_a_row_of_its_own(evaluated: list, tmp_path: Path) ->
     clean = [row for row in rows if row["kind"] == "clean"]
     assert len(clean) == 2 and len(rows) == 6
     assert (clean[0]["n_removed"], clean[0]["removed_share"]) == (3, 0.03)
-    assert (clean[0]["verdict"], clean[0]["best_bundle_in_thresholds"]) == ("no_evidence", 0.75)
+    assert (clean[0]["verdict"], clean[0]["best_group_in_thresholds"]) == ("no_evidence", 0.75)
     assert {row["search_version"] for row in rows} == {7}
     assert {stages for name, _, stages in FakeRunner.runs if name == "never-poisoned"} == {9}
 

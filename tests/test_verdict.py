@@ -8,15 +8,7 @@ import sys
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from poisoncam_ray import cli
-from poisoncam_ray.artifact import Folder, Manifest
-from poisoncam_ray.config import Config
-from poisoncam_ray.corpus import open_corpus
 from poisoncam_ray.pipeline import Done, Run
-from poisoncam_ray.program import run_program
-from poisoncam_ray.progress import Progress
-from poisoncam_ray.stages.report import Report
 from poisoncam_ray.verdict import (
     EVIDENCE,
     NO_EVIDENCE,
@@ -29,6 +21,14 @@ from poisoncam_ray.verdict import (
     read_evidence,
     tell,
 )
+
+from poisoncam_ray import artifact, cli
+from poisoncam_ray.config import Config
+from poisoncam_ray.corpus import open_corpus
+from poisoncam_ray.folder import Folder, Manifest
+from poisoncam_ray.program import run_program
+from poisoncam_ray.progress import Progress
+from poisoncam_ray.stages.report import Report
 from tests.fake_evidence import accuse, write_evidence
 from tests.fake_run import FakeRun, make_fake_run
 
@@ -62,16 +62,16 @@ def test_figures() -> None:
 
 def test_the_line_for_one_and_for_many(tmp_path) -> None:
     write_evidence(Folder(str(tmp_path)), families=[])
-    found = read_evidence(Folder(str(tmp_path)) / "04_search")
+    found = read_evidence(Folder(str(tmp_path)) / artifact.SEARCH)
     assert tell(found, 1, {}) == ["Poison found: 0 trigger families, 1 image removed (p = 0.0004)."]
 
 
 @pytest.mark.parametrize(
     ("changes", "lines"),
     [
-        ({"best_bundle": 0.06}, ["No evidence of poison (false alarm rate 5 %): nothing was removed."]),
+        ({"best_group": 0.06}, ["No evidence of poison (false alarm rate 5 %): nothing was removed."]),
         (
-            {"best_bundle": 0.17},
+            {"best_group": 0.17},
             ["No evidence of poison (false alarm rate 5 %): nothing was removed.", f"  {NO_TRIGGER}"],
         ),
         (
@@ -83,7 +83,7 @@ def test_the_line_for_one_and_for_many(tmp_path) -> None:
 )
 def test_no_evidence_says_whether_windows_stood_out_and_whether_they_could(tmp_path, changes, lines) -> None:
     write_evidence(Folder(str(tmp_path)), verdict=NO_EVIDENCE, **changes)
-    found = read_evidence(Folder(str(tmp_path)) / "04_search")
+    found = read_evidence(Folder(str(tmp_path)) / artifact.SEARCH)
     assert found is not None and tell(found, 0, {}) == lines
 
 
@@ -98,8 +98,8 @@ def finish(fake: FakeRun) -> list[Done]:
     outcome = Report().run(Run(Config(), corpus, run, run / "report", Progress()))
     report = Manifest({}, {}, "0", None, 1.0, outcome.facts)
     return [
-        Done("Classify", Manifest.read(run / "05_classifier"), False),
-        Done("Clean", Manifest.read(run / "07_clean"), False),
+        Done("Classify", Manifest.read(run / artifact.CLASSIFIER), False),
+        Done("Clean", Manifest.read(run / artifact.CLEAN), False),
         Done("Report", report, False),
     ]
 
@@ -149,7 +149,7 @@ def test_poison_is_said_by_family_and_is_an_exit_code_for_those_who_ask(tmp_path
 def test_a_family_whose_classifier_was_in_doubt_says_why_nothing_of_it_went(tmp_path, defend) -> None:
     fake = make_fake_run(tmp_path)
     accuse(Folder(fake.run), 2)
-    trained = Folder(fake.run) / "05_classifier"
+    trained = Folder(fake.run) / artifact.CLASSIFIER
     Manifest({}, {}, "0", None, 1.0, {"in_doubt": [2]}).write(trained)
     said = [line for line in defend(fake)[1] if line.startswith("  family ")]
     assert "images removed, best score 90 %" in said[0]
@@ -174,6 +174,6 @@ def test_evidence_without_an_image_that_carries_it_is_no_all_clear(tmp_path, def
 
 def test_a_run_of_before_says_nothing_of_a_verdict(tmp_path, defend) -> None:
     fake = make_fake_run(tmp_path)
-    (Folder(fake.run) / "04_search").delete(EVIDENCE)
+    (Folder(fake.run) / artifact.SEARCH).delete(EVIDENCE)
     code, lines = defend(fake, "--exit-code")
     assert code == 3 and not [line for line in lines if "oison" in line]

@@ -18,9 +18,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from poisoncam_ray.research.attacks import poison_corpus
 from poisoncam_ray.corpus import Slice, WebDatasetCorpus, open_corpus
 from poisoncam_ray.errors import UserError
+from poisoncam_ray.research.attacks import poison_corpus
 from tests.tars import corpus_of, image, plain_members, raw_members, rows_of, special, tar_bytes
 
 IMAGES = ("jpg", "jpeg", "png", "webp")

@@ -8,41 +8,24 @@ from dataclasses import fields
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from poisoncam_ray.artifact import SLICE_SCHEMA, SOURCE_SCHEMA
 from poisoncam_ray.corpus.storage import Slice, Source
 
-SOURCES = "sources.parquet"
-SLICES = "slices.parquet"
-SCHEMA = pa.schema(
-    [
-        ("index", pa.int64()),
-        ("source", pa.string()),
-        ("start", pa.int64()),
-        ("stop", pa.int64()),
-        ("files", pa.list_(pa.string())),
-        ("version", pa.string()),
-        ("error", pa.string()),
-        ("span", pa.list_(pa.int64())),
-        ("twins", pa.list_(pa.int64())),
-        ("kind", pa.string()),
-        ("rows", pa.int64()),
-    ]
-)
-_SOURCE = pa.schema([("path", pa.string()), ("size", pa.int64()), ("tag", pa.string())])
 _NAMES = [field.name for field in fields(Slice)]
 _TUPLES = ("files", "span", "twins")
 
 
 def source_table(sources: Sequence[Source]) -> pa.Table:
     """One line a file: path, size in bytes, tag."""
-    columns = {name: [getattr(source, name) for source in sources] for name in _SOURCE.names}
-    return pa.table(columns, schema=_SOURCE)
+    columns = {name: [getattr(source, name) for source in sources] for name in SOURCE_SCHEMA.names}
+    return pa.table(columns, schema=SOURCE_SCHEMA)
 
 
 def slice_table(slices: Sequence[Slice], rows: Sequence[int] | None = None) -> pa.Table:
     """One line a slice; `rows` is how many of its rows are indexed, null before they are counted."""
     columns = {name: [getattr(piece, name) for piece in slices] for name in _NAMES}
     counted: Sequence[int | None] = rows or [None] * len(slices)
-    return pa.table({**columns, "rows": counted}, schema=SCHEMA)
+    return pa.table({**columns, "rows": counted}, schema=SLICE_SCHEMA)
 
 
 def slices_of(table: pa.Table) -> list[Slice]:

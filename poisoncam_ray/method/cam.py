@@ -222,6 +222,7 @@ def _shifted(box_N4: Tensor, side: int) -> Tensor:
 
 # --- gradcam ---
 
+
 class MappedEncoder(Protocol):
     """An encoder that shows the feature map from which it pools its feature, with gradients."""
 

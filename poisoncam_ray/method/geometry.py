@@ -19,6 +19,7 @@ from torch import Tensor
 
 # --- boxes ---
 
+
 def area(box_N4: Tensor) -> Tensor:
     """area_N in pixels; a box with no extent has none."""
     return (box_N4[:, 2:] - box_N4[:, :2]).clamp(min=0).prod(dim=1)

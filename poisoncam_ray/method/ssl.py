@@ -44,6 +44,7 @@ from poisoncam_ray.method.encoder import Encoder
 
 # --- heads ---
 
+
 def mlp(*widths: int, norm_last: bool = True) -> nn.Sequential:
     """Linear layers, each normalised over the batch; ReLU in between, none and no affine after the last.
 
@@ -62,6 +63,7 @@ def mlp(*widths: int, norm_last: bool = True) -> nn.Sequential:
 
 # --- momentum ---
 
+
 @torch.no_grad()
 def follow(target: nn.Module, online: nn.Module, momentum: float) -> None:
     """target ← momentum · target + (1 − momentum) · online, over parameters; batch statistics stay
@@ -76,6 +78,7 @@ def momentum_at(step: int, total: int, base: float) -> float:
 
 
 # --- schedule ---
+
 
 def learning_rate_at(step: int, total: int, warmup: int, base: float) -> float:
     """Linear from 0 to `base` over `warmup` steps, then half a cosine down to 0 at `total`."""
@@ -120,6 +123,7 @@ def _ranks() -> range:
 
 
 # --- moco ---
+
 
 class MoCoV3(nn.Module):
     """A query network that learns (encoder, projector, predictor) and a key network that follows it as a
@@ -178,6 +182,7 @@ def contrastive_loss(
 
 # --- simclr ---
 
+
 class SimCLR(nn.Module):
     """An encoder and a projector of two layers.
 
@@ -228,6 +233,7 @@ def nt_xent(z_VE: Tensor, temperature: float, gather: Gather | None = None, rank
 
 
 # --- byol ---
+
 
 class BYOL(nn.Module):
     """An online network that learns (encoder, projector, predictor) and a target network that follows it as

@@ -11,22 +11,24 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from poisoncam_ray.artifact import Folder, Ledger, Manifest
+from poisoncam_ray import artifact
+from poisoncam_ray.artifact import Verdict
 from poisoncam_ray.errors import UserError
+from poisoncam_ray.folder import Folder, Ledger, Manifest
 from poisoncam_ray.report.model import Facts, Fetcher, Suspect, Thumb, Trigger
 from poisoncam_ray.report.pictures import data_uri, fetch_pictures
 from poisoncam_ray.report.verdicts import Drawn, read_verdicts, tables
-from poisoncam_ray.verdict import Evidence, read_evidence
 
 STAGES = (
-    "00_index",
-    "01_encoder",
-    "02_features",
-    "03_clusters",
-    "04_search",
-    "05_classifier",
-    "06_verdicts",
-    "07_clean",
+    artifact.INDEX,
+    artifact.ENCODER,
+    artifact.FEATURES,
+    artifact.CLUSTERS,
+    artifact.SEARCH,
+    artifact.VERDICT,
+    artifact.CLASSIFIER,
+    artifact.SCORES,
+    artifact.CLEAN,
 )
 TRIGGERS = 20
 TRIGGERS_OF_A_FAMILY = 4
@@ -45,18 +47,18 @@ def gather(
     """Read everything the page needs from the run folder. See `build_report`."""
     run = Folder(run_uri)
     manifests = {stage: m for stage in STAGES if (m := Manifest.read(run / stage)) is not None}
-    if "07_clean" not in manifests:
-        raise UserError(f"The run {run_uri} has no finished 07_clean: let the defence run to its end first.")
-    settings = _json(run, "run.json") or {}
+    if artifact.CLEAN not in manifests:
+        raise UserError(f"The run {run_uri} is not finished: let the defence run to its end first.")
+    settings = _json(run, artifact.RUN) or {}
     config = settings.get("config", {})
-    side = (_json(run / "01_encoder", "config.json") or {}).get("image_size", 1)
+    side = (_json(run / artifact.ENCODER, artifact.ENCODER_CONFIG) or {}).get("image_size", 1)
     verdicts = read_verdicts(run)
     dead = _dead(run)
     candidates = _trigger_table(run)
     scores, rounds = _search(run, candidates)
-    evidence = read_evidence(run / "04_search")
+    evidence = Verdict.read(run / artifact.VERDICT)
     triggers = _best_triggers(candidates, evidence)
-    validation = _json(run / "05_classifier", "validation.json") or {}
+    validation = _json(run / artifact.CLASSIFIER, artifact.VALIDATION) or {}
     by_family = validation.pop("families", {})
     if len(by_family) > 1:
         validation |= _flat({"family": by_family})
@@ -119,47 +121,46 @@ def gather(
         and (not by_family or any(chosen.get("erased", True) for chosen in by_family.values())),
         removed_sample=thumbs(verdicts.removed),
         borderline_sample=thumbs(verdicts.borderline),
-        loss=[(row["step"], row["loss"]) for row in _json(run / "01_encoder", "history.json") or []],
+        loss=[(row["step"], row["loss"]) for row in _json(run / artifact.ENCODER, artifact.HISTORY) or []],
         seconds=[_pace(stage, manifest) for stage, manifest in manifests.items()],
         dead=dead[:DEAD_LINES],
         config=_flat(config),
         stage_facts=_flat({stage: manifest.facts for stage, manifest in manifests.items()}),
-        metrics=_json(run / "report", "metrics.json"),
+        metrics=_json(run / artifact.PAGE, artifact.METRICS),
     )
 
 
 def _search(run: Folder, triggers: pa.Table) -> tuple[list[tuple[float, bool]], list[dict[str, Any]]]:
     """Every candidate's score, best first, with whether it became a trigger; and what each round did."""
-    search = run / "04_search"
+    search = run / artifact.SEARCH
     top = set(triggers.filter(_used(triggers))["image_id"].to_pylist())
     scores: list[tuple[float, bool]] = []
     rounds = []
     for name in search.names():
         if not name.startswith("round="):
             continue
-        tried = (search / name).read_table("candidates.parquet", ["image_id", "score"])
+        tried = (search / name).read_table(artifact.CANDIDATES, ["image_id", "score"])
         pairs = zip(tried["score"].to_pylist(), tried["image_id"].to_pylist(), strict=True)
         scores += [(score, image_id in top) for score, image_id in pairs]
-        live = len((search / name).read_json("live.json")["live"])
+        live = len((search / name).read_json(artifact.ROUND_STATE)["live"])
         rounds.append({"live": live, "tried": len(tried), "best": pc.max(tried["score"]).as_py() or 0.0})
     return sorted(scores, reverse=True), rounds
 
 
 def _trigger_table(run: Folder) -> pa.Table:
     """The best candidates by rank, with the role and family that the classifier gave them."""
-    made, name = run / "05_classifier", "triggers.parquet"
-    table = (made if made.exists(name) else run / "04_search").read_table(name).sort_by("rank")
-    for column, value in (("role", "unused"), ("family", 0)):
-        if column not in table.column_names:
-            table = table.append_column(column, pa.array([value] * len(table)))
-    return table
+    made = run / artifact.CLASSIFIER
+    if made.exists(artifact.ROLES):
+        return made.read_table(artifact.ROLES).sort_by("rank")
+    table = (run / artifact.VERDICT).read_table(artifact.TRIGGERS).sort_by("rank")
+    return table.append_column("role", pa.array(["unused"] * len(table)))
 
 
 def _used(triggers: pa.Table) -> pa.ChunkedArray:
     return pc.not_equal(triggers["role"], "unused")
 
 
-def _best_triggers(table: pa.Table, evidence: Evidence | None) -> list[dict[str, Any]]:
+def _best_triggers(table: pa.Table, evidence: Verdict | None) -> list[dict[str, Any]]:
     """By rank, of every family on the page its share."""
     used = table.filter(pc.and_(_used(table), pc.less_equal(table["family"], FAMILIES))).to_pylist()
     if not used or (evidence and not evidence.poison):
@@ -183,7 +184,7 @@ def _crops(triggers: pa.Table, family: int) -> list[str]:
 
 def _whole_triggers(run: Folder) -> dict[int, list[str]]:
     """By family, as Classify found them; runs of before it did have none."""
-    made, name = run / "05_classifier", "whole_triggers.parquet"
+    made, name = run / artifact.CLASSIFIER, artifact.WHOLE_TRIGGERS
     found: dict[int, list[str]] = {}
     for row in made.read_table(name).to_pylist() if made.exists(name) else ():
         pictures = found.setdefault(row["family"], [])
@@ -205,19 +206,18 @@ def _seen(drawn: Drawn, side: int) -> tuple[int, ...] | None:
 def _ledger(manifests: Mapping[str, Manifest], n_dead: int) -> Ledger:
     """Kept and removed as the last stage counted them, dead as they lie in the dead letters: the page says
     whether that adds up to what came in."""
-    clean = manifests["07_clean"].ledger or Ledger(0, 0)
-    first = manifests["00_index"].ledger if "00_index" in manifests else None
+    clean = manifests[artifact.CLEAN].ledger or Ledger(0, 0)
+    first = manifests[artifact.INDEX].ledger if artifact.INDEX in manifests else None
     return Ledger((first or clean).rows_in, clean.rows_out, clean.removed, n_dead)
 
 
 def _dead(run: Folder) -> list[dict[str, Any]]:
     counts: Counter[tuple[str, str]] = Counter()
     example: dict[tuple[str, str], str] = {}
-    for folder in (run / "dead" / stage for stage in (run / "dead").names()):
-        for part in tables(folder, ["stage", "error", "message"]):
-            for row in part.to_pylist():
-                counts[row["stage"], row["error"]] += 1
-                example.setdefault((row["stage"], row["error"]), row["message"] or "")
+    for part in tables(run / artifact.DEAD_ROWS, ["stage", "error", "message"]):
+        for row in part.to_pylist():
+            counts[row["stage"], row["error"]] += 1
+            example.setdefault((row["stage"], row["error"]), row["message"] or "")
     return [
         {"stage": stage, "error": error, "count": n, "message": example[stage, error][:200]}
         for (stage, error), n in sorted(counts.items(), key=lambda item: (-item[1], item[0]))

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from poisoncam_ray.artifact import Ledger
-from poisoncam_ray.verdict import Evidence, Family
+from poisoncam_ray.artifact import Family, Verdict
+from poisoncam_ray.folder import Ledger
 
 
 class Fetcher(Protocol):
@@ -67,7 +67,7 @@ class Facts:
     about: Mapping[str, str]
     ledger: Ledger
     families: Mapping[int, int]
-    evidence: Evidence | None = None
+    evidence: Verdict | None = None
     suspects: Sequence[Suspect] = ()
     triggers: Sequence[Trigger] = ()
     side: int = 1

@@ -17,7 +17,7 @@ from markupsafe import Markup
 from poisoncam_ray.report.model import Facts
 from poisoncam_ray.report.null_plot import against_null
 from poisoncam_ray.report.plot import Plot, curve, histogram, ranked, stacked, steps
-from poisoncam_ray.verdict import chance, p_figure, p_words, percent
+from poisoncam_ray.report.words import chance, p_figure, p_words, percent, why_not
 
 NO_BREAK = "\N{NO-BREAK SPACE}"
 
@@ -29,7 +29,7 @@ def render(facts: Facts) -> str:
     ledger, evidence = facts.ledger, facts.evidence
     plots: dict[str, Plot | None] = {
         "ledger": stacked({"kept": ledger.rows_out, "removed": ledger.removed, "dead": ledger.dead}),
-        "evidence": against_null(evidence.bundle_scores, evidence.null_scores, evidence.threshold)
+        "evidence": against_null(evidence.group_scores, evidence.null_scores, evidence.threshold)
         if evidence and evidence.null_scores
         else None,
         "scores": ranked(facts.scores),
@@ -104,6 +104,7 @@ def _environment() -> jinja2.Environment:
         "p_words": _p_words,
         "duration": _duration,
         "words": _words,
+        "why_not": why_not,
     }
     return environment
 

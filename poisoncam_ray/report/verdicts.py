@@ -12,7 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from poisoncam_ray.artifact import SIDES, Folder
+from poisoncam_ray import artifact
+from poisoncam_ray.artifact import SIDES
+from poisoncam_ray.folder import Folder
 
 FAMILY_SAMPLE = 6
 REMOVED_SAMPLE = 48
@@ -55,7 +57,7 @@ def read_verdicts(run: Folder) -> Verdicts:
     of_family: dict[int, list[Drawn]] = {}
     borderline: list[Drawn] = []
     for part in _judged(run):
-        gone = pc.equal(part["verdict"], "remove")
+        gone = pc.equal(part["fate"], artifact.REMOVE)
         kept, removed = part.filter(pc.invert(gone)), part.filter(gone)
         for row, rows in enumerate((kept, removed)):
             bins[row] += np.histogram(rows["p_poison"].to_numpy(), bins=BINS, range=(0, 1))[0]
@@ -74,9 +76,9 @@ def read_verdicts(run: Folder) -> Verdicts:
 
 def _judged(run: Folder) -> Iterator[pa.Table]:
     """Verdicts, each beside its image's size."""
-    verdicts, index = run / "06_verdicts", run / "00_index"
+    verdicts, index = run / artifact.SCORES, run / artifact.INDEX
     for name in verdicts.parts():
-        part = verdicts.read_table(name, ["image_id", "p_poison", "verdict", "family", *SIDES])
+        part = verdicts.read_table(name, ["image_id", "p_poison", "fate", "family", *SIDES])
         sizes = index.read_table(name, SIZE)
         for column in SIZE:
             part = part.append_column(column, sizes[column])

@@ -21,10 +21,9 @@ from poisoncam_ray.config import Config
 from poisoncam_ray.corpus import Corpus
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.folder import Folder
-from poisoncam_ray.method.classifier import held_out_pastes, poison_logit, train_classifier
-from poisoncam_ray.method.localise import whole_triggers
+from poisoncam_ray.method.classifier import choose_threshold, held_out_pastes, poison_logit, train_classifier
 from poisoncam_ray.method.geometry import same_size
-from poisoncam_ray.method.classifier import choose_threshold
+from poisoncam_ray.method.localise import whole_triggers
 from poisoncam_ray.stage import Outcome, Run, Stage
 from poisoncam_ray.stages.compute import device, set_up
 from poisoncam_ray.stages.crops import from_png, to_png

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from poisoncam_ray import artifact
-from poisoncam_ray.folder import Folder
 from poisoncam_ray.config import Config
+from poisoncam_ray.folder import Folder
 from poisoncam_ray.method.classifier import PoisonClassifier, poison_logit
 from poisoncam_ray.method.localise import locate
 from poisoncam_ray.stages.compute import device

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from collections import Counter
 from functools import partial
@@ -12,55 +11,39 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from poisoncam_ray import metrics
-from poisoncam_ray.artifact import STARTED, Folder, Ledger, part_name
+from poisoncam_ray import artifact, facts, metrics
 from poisoncam_ray.config import Config
 from poisoncam_ray.corpus import Corpus, Row, Slice, Source
-from poisoncam_ray.corpus.slices import SLICES, SOURCES, same_cut, slice_table, source_table
+from poisoncam_ray.corpus.slices import same_cut, slice_table, source_table
 from poisoncam_ray.decode import DecodeError, header
 from poisoncam_ray.errors import UserError
-from poisoncam_ray.pipeline import Outcome, Run, Stage
+from poisoncam_ray.folder import STARTED, Folder, Ledger, part_name
+from poisoncam_ray.stage import Outcome, Run, Stage
 from poisoncam_ray.stages.check import find_problems, refuse_problems
 from poisoncam_ray.stages.dataflow import decode_indexed, missing, stream_slices
 from poisoncam_ray.store import in_parallel
 
-INDEX = pa.schema(
-    [
-        ("image_id", pa.string()),
-        ("source", pa.string()),
-        ("row", pa.int64()),
-        ("sha256", pa.string()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("bytes", pa.int64()),
-    ]
-)
-DEAD = pa.schema(
-    [
-        (name, pa.int64() if name == "row" else pa.string())
-        for name in ("image_id", "source", "row", "stage", "error", "message")
-    ]
-)
 # So many rows must be seen before a share of them says something about the corpus.
 ENOUGH = 1000
 KINDS_SHOWN = 3
 
 
 class Index(Stage):
-    name = "00_index"
+    name = artifact.INDEX
     title = "Index"
     version = 3
     inputs = ()
     sections = ("corpus", "encoder")
+    writes = (artifact.DEAD_ROWS,)
 
     def run(self, run: Run) -> Outcome:
         sources = run.corpus.sources()
         self._refuse_unreadable(run, sources)
-        run.out.write_table(SOURCES, source_table(sources))
+        run.out.write_table(artifact.SOURCES, source_table(sources))
         slices = run.corpus.slices()
         refuse_other_cut(run.out, slices)
-        run.out.write_table(SLICES, slice_table(slices))
-        dead_folder = run.folder / "dead" / self.name
+        run.out.write_table(artifact.SLICES, slice_table(slices))
+        dead_folder = run.folder / artifact.DEAD_ROWS
         todo = missing(slices, run.out)
         work = partial(index_slice, corpus=run.corpus, config=run.config, out=run.out, dead=dead_folder)
         alive_S, died = committed_rows(slices, todo, run.out, dead_folder)
@@ -77,24 +60,17 @@ class Index(Stage):
                 f"see {dead_folder.uri} for the reasons."
             )
         refuse_mostly_dead(alive, died, limit, dead_folder, enough=1)
-        run.out.write_table(SLICES, slice_table(slices, alive_S.tolist()))
+        run.out.write_table(artifact.SLICES, slice_table(slices, alive_S.tolist()))
         skipped = len({piece.source for piece in slices if piece.error is not None})
-        facts = {
-            "summary": f"{alive:,} images in {len(slices):,} slices"
-            + (f", {died:,} broken" if died else "")
-            + (f", {skipped:,} shards skipped" if skipped else ""),
-            "slices": len(slices),
-            "slices_reused": len(slices) - len(todo),
-            "shards_skipped": skipped,
-        }
-        return Outcome(Ledger(rows, alive, dead=died), facts)
+        said = facts.Indexed(alive, died, len(slices), len(slices) - len(todo), skipped)
+        return Outcome(said, Ledger(rows, alive, dead=died))
 
     def _refuse_unreadable(self, run: Run, sources: list[Source]) -> None:
         """Raise UserError when shards cannot be read, unless the run goes on without them."""
         problems = find_problems(run, sources)
         if run.config.corpus.skip_unreadable:
             return
-        if problems and not run.out.exists(SLICES):
+        if problems and not run.out.exists(artifact.SLICES):
             # Nothing was made yet: the same folder may be used when the shards or the settings have changed.
             run.out.delete(STARTED)
         refuse_problems(run.corpus.uri, problems, len(sources))
@@ -102,7 +78,7 @@ class Index(Stage):
 
 def refuse_other_cut(index: Folder, slices: list[Slice]) -> None:
     """UserError when the artifact was begun with other slices: its parts would be those of other rows."""
-    if index.exists(SLICES) and not same_cut(index.read_table(SLICES), slice_table(slices)):
+    if index.exists(artifact.SLICES) and not same_cut(index.read_table(artifact.SLICES), slice_table(slices)):
         raise UserError(
             f"A file of the corpus became readable or unreadable since {index.uri} was begun, and its rows "
             "would be counted anew: use a new output folder."
@@ -144,29 +120,17 @@ def index_slice(piece: Slice, corpus: Corpus, config: Config, out: Folder, dead:
         try:
             alive_rows.append(place | examine(row, config))
         except DecodeError as error:
-            dead_rows.append(place | {"stage": Index.name, "error": error.kind, "message": str(error)})
+            dead_rows.append(place | {"stage": Index.title, "error": error.kind, "message": str(error)})
     if dead_rows:
-        dead.write_table(part_name(piece.index), pa.Table.from_pylist(dead_rows, schema=DEAD))
+        dead.write_table(part_name(piece.index), pa.Table.from_pylist(dead_rows, schema=artifact.DEAD_SCHEMA))
     else:
         # An earlier try that did not end may have left one.
         dead.delete(part_name(piece.index))
-    out.write_table(part_name(piece.index), pa.Table.from_pylist(alive_rows, schema=INDEX))
+    out.write_table(part_name(piece.index), pa.Table.from_pylist(alive_rows, schema=artifact.INDEX_SCHEMA))
     metrics.count("rows", len(alive_rows), stage=Index.title)
     for kind, n in Counter(row["error"] for row in dead_rows).items():
         metrics.count("dead", n, stage=Index.title, kind=kind)
     return {"index": piece.index, "alive": len(alive_rows), "dead": len(dead_rows)}
-
-
-def try_again(piece: Slice, corpus: Corpus, config: Config, dead: Folder) -> dict[str, int]:
-    """How many of the slice's dead rows would live now; writes nothing."""
-    rows = set(dead.read_table(part_name(piece.index), ["row"])["row"].to_pylist())
-    revived = 0
-    for row in corpus.read(piece, whole=True):
-        if row.row in rows:
-            with contextlib.suppress(DecodeError):
-                examine(row, config)
-                revived += 1
-    return {"index": piece.index, "revived": revived}
 
 
 def examine(row: Row, config: Config) -> dict[str, Any]:

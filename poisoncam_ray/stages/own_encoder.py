@@ -13,9 +13,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from poisoncam_ray.folder import Folder
 from poisoncam_ray.config import Config
 from poisoncam_ray.errors import StoreAwayError, UserError
+from poisoncam_ray.folder import Folder
 from poisoncam_ray.method.encoder import Encoder, build_encoder, load_encoder_state
 from poisoncam_ray.stages.embed import write_encoder
 from poisoncam_ray.store import connect

@@ -32,10 +32,7 @@ from poisoncam_ray.errors import UserError
 from poisoncam_ray.folder import Folder
 from poisoncam_ray.method.augment import two_views
 from poisoncam_ray.method.encoder import Encoder, build_encoder
-from poisoncam_ray.method.ssl import gather_rows
-from poisoncam_ray.method.ssl import momentum_at
-from poisoncam_ray.method.ssl import OBJECTIVES, Objective
-from poisoncam_ray.method.ssl import learning_rate_at
+from poisoncam_ray.method.ssl import OBJECTIVES, Objective, gather_rows, learning_rate_at, momentum_at
 from poisoncam_ray.stage import Outcome, Run, Stage
 from poisoncam_ray.stages.compute import set_up
 from poisoncam_ray.stages.dataflow import hush
@@ -220,9 +217,7 @@ def save(
 ) -> None:
     """One checkpoint; its state.json, written last, commits it. The one before goes when it is safe."""
     folder = out / artifact.CHECKPOINTS / f"step-{step:08d}"
-    folder.write_tensors(
-        artifact.WEIGHTS, {key: t.detach().cpu() for key, t in model.state_dict().items()}
-    )
+    folder.write_tensors(artifact.WEIGHTS, {key: t.detach().cpu() for key, t in model.state_dict().items()})
     moments = optimizer.state_dict()["state"]
     flat = {f"{i}.{name}": t.detach().cpu() for i, entry in moments.items() for name, t in entry.items()}
     folder.write_tensors("optimizer.safetensors", flat)

@@ -136,7 +136,9 @@ def start_scorers(run: Run, pool: Pool, supercluster_K: Tensor) -> ActorGroup:
     )
 
 
-def score_round(scorers: ActorGroup, run: Run, pool: Pool, picks: list[int], state: prune.SearchState) -> pa.Table:
+def score_round(
+    scorers: ActorGroup, run: Run, pool: Pool, picks: list[int], state: prune.SearchState
+) -> pa.Table:
     """The candidates of the round, by cluster and image id."""
     size = run.config.search.chunk
     ids = pool.ids.take(pa.array(picks)).to_pylist()

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from poisoncam_ray import artifact
-from poisoncam_ray.folder import Folder
 from poisoncam_ray.config import Config
 from poisoncam_ray.corpus import Corpus
 from poisoncam_ray.corpus.slices import slices_of
+from poisoncam_ray.folder import Folder
 from poisoncam_ray.stages.dataflow import stream_pixels
 
 LOOK_AHEAD = 256

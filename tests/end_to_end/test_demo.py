@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-
-from poisoncam_ray.artifact import Folder, Manifest
 from poisoncam_ray.verdict import read_evidence
+
+from poisoncam_ray import artifact
+from poisoncam_ray.folder import Folder, Manifest
 
 
 @pytest.mark.timeout(1800)
@@ -14,9 +15,9 @@ def test_the_demo_finds_the_poison_and_says_so(local_demo):
     assert process.returncode == 0, process.said
     run = folder / "run"
     metrics = Folder(str(run / "report")).read_json("metrics.json")
-    ledger = Manifest.read(Folder(str(run / "07_clean"))).ledger
+    ledger = Manifest.read(Folder(str(run / artifact.CLEAN_ROWS))).ledger
     assert ledger.rows_in == metrics["n_images"] == 3000
-    assert read_evidence(Folder(str(run / "04_search"))).poison
+    assert read_evidence(Folder(str(run / artifact.SEARCH))).poison
     assert "\nPoison found: " in process.said
     assert metrics["asr"] >= 0.5
     # Seen: 0.9. To end in five minutes the demo trains only until the backdoor shows.

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import pytest
 
-from poisoncam_ray.artifact import Folder
-from poisoncam_ray.research.evaluate.table import Setting, make_table
+from poisoncam_ray.folder import Folder
 from poisoncam_ray.progress import Progress
+from poisoncam_ray.research.evaluate.table import Setting, make_table
 from poisoncam_ray.settings import load_config
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from poisoncam_ray.artifact import Folder
+from poisoncam_ray import artifact
 from poisoncam_ray.corpus import open_corpus, storage
 from poisoncam_ray.errors import UserError
+from poisoncam_ray.folder import Folder
 from poisoncam_ray.s3 import PatientS3
 from tests.ledger import defend, write_mixed_parquet, write_mixed_tars
 from tests.tars import image
@@ -48,7 +49,7 @@ def test_s3_and_disk_agree(tmp_path, bucket, write):
     )
     ends = defend(here, Folder(str(tmp_path / "run")))
     assert defend(there, Folder(f"{root}/run")) == ends and ends.errors
-    for name in ("07_clean", "removed"):
+    for name in (artifact.CLEAN_ROWS, "removed"):
         assert files(f"{root}/run/{name}") == files(f"{tmp_path}/run/{name}")
     wanted = ends.kept[::-7] + ends.removed[:3]
     assert there.fetch(wanted) == here.fetch(wanted)

@@ -8,10 +8,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-
-from poisoncam_ray.artifact import MANIFEST, Folder, Manifest
-from poisoncam_ray.stages.crops import from_png
 from poisoncam_ray.verdict import read_evidence
+
+from poisoncam_ray import artifact
+from poisoncam_ray.folder import MANIFEST, Folder, Manifest
+from poisoncam_ray.stages.crops import from_png
 from tests.small import SETTINGS, defend, draw_small, rows_of, stamps, verdicts
 
 BROKEN = {3: b"", 17: b"no image", 30: None, 41: "truncated"}
@@ -40,9 +41,9 @@ def finished(tmp_path_factory):
 def test_every_row_is_kept_removed_or_dead_and_kept_bytes_are_the_source_bytes(finished):
     corpus, run, said = finished
     before = {row["id"]: row for row in rows_of(corpus)}
-    kept = {row["id"]: row for row in rows_of(run / "07_clean")}
+    kept = {row["id"]: row for row in rows_of(run / artifact.CLEAN_ROWS)}
     removed = {row["id"]: row for row in rows_of(run / "removed")}
-    dead = [row for path in (run / "dead" / "00_index").glob("*") for row in pq.read_table(path).to_pylist()]
+    dead = [row for path in (run / artifact.DEAD_ROWS).glob("*") for row in pq.read_table(path).to_pylist()]
     assert len(kept) + len(removed) + len(dead) == len(before) == 240
     assert not set(kept) & set(removed)
     assert all(kept[key] == before[key] for key in kept)
@@ -52,7 +53,7 @@ def test_every_row_is_kept_removed_or_dead_and_kept_bytes_are_the_source_bytes(f
     assert sorted(row["row"] for row in dead) == sorted(BROKEN)
     assert {row["error"] for row in dead} == {"empty", "undecodable", "truncated"}
     assert f"{len(kept)} kept + {len(removed)} removed + 4 dead" in said
-    assert [p.name for p in sorted((run / "07_clean").glob("*.parquet"))] == [
+    assert [p.name for p in sorted((run / artifact.CLEAN_ROWS).glob("*.parquet"))] == [
         p.name for p in sorted(corpus.glob("*"))
     ]
 
@@ -66,7 +67,7 @@ def test_verdicts_say_what_was_removed(finished):
     removed = {row["_image_id"]: (row["_p_poison"], row["_family"]) for row in rows_of(run / "removed")}
     assert flagged == removed
     assert all((row["family"] > 0) == (row["verdict"] == "remove") for row in said.values())
-    found = read_evidence(Folder(str(run / "04_search")))
+    found = read_evidence(Folder(str(run / artifact.SEARCH)))
     assert found.poison and [family.family for family in found.families] == [1]
     assert found.n_candidates == found.families[0].n_candidates > 0
     headline = "Poison found" if removed else "Suspicious windows"
@@ -75,7 +76,7 @@ def test_verdicts_say_what_was_removed(finished):
 
 def test_pictures_of_the_trigger_lie_beside_the_classifiers(finished):
     _, run, _ = finished
-    shown = Folder(str(run / "05_classifier")).read_table("whole_triggers.parquet").to_pylist()
+    shown = Folder(str(run / artifact.CLASSIFIER)).read_table("whole_triggers.parquet").to_pylist()
     sides = [side for row in shown for side in from_png(row["picture"]).shape[1:]]
     assert {row["family"] for row in shown} == {1} and 2 <= min(sides) <= max(sides) <= 32
     boxes = [row["_box"] for row in rows_of(run / "removed")]
@@ -86,13 +87,13 @@ def test_ledgers_chain_from_the_input_to_the_clean_corpus(finished):
     _, run, _ = finished
     ledgers = {
         name: Manifest.read(Folder(str(run / name))).ledger
-        for name in ("00_index", "02_features", "06_verdicts", "07_clean")
+        for name in (artifact.INDEX, artifact.FEATURES, artifact.SCORES, artifact.CLEAN_ROWS)
     }
-    assert ledgers["00_index"].rows_in == ledgers["07_clean"].rows_in == 240
+    assert ledgers[artifact.INDEX].rows_in == ledgers[artifact.CLEAN_ROWS].rows_in == 240
     assert (
-        ledgers["00_index"].rows_out
-        == ledgers["02_features"].rows_out
-        == ledgers["06_verdicts"].rows_out
+        ledgers[artifact.INDEX].rows_out
+        == ledgers[artifact.FEATURES].rows_out
+        == ledgers[artifact.SCORES].rows_out
         == 236
     )
     assert all(ledger.balanced for ledger in ledgers.values())
@@ -138,11 +139,11 @@ def test_an_artifact_made_anew_makes_what_came_from_it_refused(finished, tmp_pat
     corpus, run, _ = finished
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
-    manifest = Manifest.read(Folder(str(copy / "03_clusters")))
+    manifest = Manifest.read(Folder(str(copy / artifact.CLUSTERS)))
     Manifest(**{**manifest.__dict__, "seconds": manifest.seconds + 1}).write(
-        Folder(str(copy / "03_clusters"))
+        Folder(str(copy / artifact.CLUSTERS))
     )
-    (copy / "05_classifier" / MANIFEST).unlink()
+    (copy / artifact.CLASSIFIER / MANIFEST).unlink()
     process = defend("--input", str(corpus), "--output", str(copy), *SETTINGS)
     assert process.returncode == 2
     assert "04_search was made from another 03_clusters" in process.said

@@ -19,7 +19,8 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
-from poisoncam_ray.artifact import MANIFEST, STARTED, Folder, Manifest
+from poisoncam_ray import artifact
+from poisoncam_ray.folder import MANIFEST, STARTED, Folder, Manifest
 from tests.cluster import RAY, RayNodes, until
 from tests.infra.render import ray_job, render
 from tests.small import ROOT, SETTINGS, draw_small, stamps, verdicts
@@ -137,11 +138,11 @@ def test_a_mistake_is_told_in_the_log_and_the_job_fails(jobs, corpus, tmp_path):
 
 def test_submitted_again_it_has_nothing_to_do(finished, jobs, corpus):
     run, _ = finished
-    before = stamps(run / "07_clean")
+    before = stamps(run / artifact.CLEAN_ROWS)
     job = jobs.submit("again", "--input", str(corpus), "--output", str(run), *SETTINGS)
     assert job.returncode == 0, job.stdout
     assert "Nothing to do" in job.stdout
-    assert stamps(run / "07_clean") == before
+    assert stamps(run / artifact.CLEAN_ROWS) == before
 
 
 def test_a_duplicate_submission_id_is_refused_and_touches_nothing(finished, jobs, corpus):
@@ -168,23 +169,23 @@ def test_a_second_job_on_the_folder_is_refused_and_a_stopped_one_resumes(finishe
     run = tmp_path / "run"
     arguments = ["--input", str(corpus), "--output", str(run), *SETTINGS]
     assert jobs.submit("first", *arguments, wait=False).returncode == 0
-    in_stage(run / "00_index", jobs, "first")
+    in_stage(run / artifact.INDEX, jobs, "first")
     second = jobs.submit("second", *arguments)
     assert second.returncode == 1, second.stdout
     assert f"{run} is in use by another driver" in second.stdout
     assert jobs.ask("second")["driver_exit_code"] == 2
-    in_stage(run / "04_search", jobs, "first")
+    in_stage(run / artifact.SEARCH, jobs, "first")
     began = time.monotonic()
     stopped = jobs.call("stop", "first")
     assert stopped.returncode == 0, stopped.stdout
     until(lambda: jobs.ended("first"), 60, f"still running {time.monotonic() - began:.0f} s after the stop")
     assert jobs.ask("first")["status"] == "STOPPED"
     assert "Stopped. What was finished is kept" in jobs.call("logs", "first").stdout
-    before = stamps(run / "02_features")
+    before = stamps(run / artifact.FEATURES)
     third = jobs.submit("third", *arguments)
     assert third.returncode == 0, third.stdout
     assert "Embed     done before" in third.stdout
-    assert stamps(run / "02_features") == before
+    assert stamps(run / artifact.FEATURES) == before
     assert verdicts(run) == verdicts(finished[0])
 
 
@@ -197,16 +198,16 @@ def test_the_demo_survives_a_node_lost_in_search(jobs, cluster, tmp_path):
     light += ["search.false_alarm_rate=1", "classify.models=1", "classify.steps=20", "resources.actors=3"]
     assert jobs.submit("demo", "--output", str(tmp_path / "demo"), *light, wait=False).returncode == 0
     run = tmp_path / "demo" / "run"
-    in_stage(run / "04_search", jobs, "demo", 600)
+    in_stage(run / artifact.SEARCH, jobs, "demo", 600)
     (node,) = cluster.workers
     until(lambda: cluster.find("Scorer"), 120, "no actor of the search on the node to lose")
     cluster.kill_node(node)
-    assert not (run / "04_search" / MANIFEST).exists()
+    assert not (run / artifact.SEARCH / MANIFEST).exists()
     until(lambda: jobs.ended("demo"), 900, "the demo did not end")
     record, log = jobs.ask("demo"), jobs.call("logs", "demo").stdout
     cluster.add_node()
     assert (record["status"], record["driver_exit_code"]) == ("SUCCEEDED", 0), log
-    ledger = Manifest.read(Folder(str(run / "07_clean"))).ledger
+    ledger = Manifest.read(Folder(str(run / artifact.CLEAN_ROWS))).ledger
     assert ledger is not None and ledger.balanced
     assert ledger.rows_in == len(verdicts(run)) == 3000
     assert ledger.removed == sum(row["verdict"] == "remove" for row in verdicts(run))

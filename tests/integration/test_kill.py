@@ -10,26 +10,33 @@ from pathlib import Path
 
 import pytest
 
-from poisoncam_ray.artifact import MANIFEST, STARTED
+from poisoncam_ray import artifact
+from poisoncam_ray.folder import MANIFEST, STARTED
 from tests.small import SETTINGS, defend, draw_small, stamps, verdicts
 
 STAGES = (
-    "00_index",
-    "01_encoder",
-    "02_features",
-    "03_clusters",
-    "04_search",
-    "05_classifier",
-    "06_verdicts",
-    "07_clean",
+    artifact.INDEX,
+    artifact.ENCODER,
+    artifact.FEATURES,
+    artifact.CLUSTERS,
+    artifact.SEARCH,
+    artifact.CLASSIFIER,
+    artifact.SCORES,
+    artifact.CLEAN_ROWS,
     "report",
 )
 
 # One of each way to go on: checkpoints, slices, rounds, a whole stage done again, shards.
-OF_EACH_KIND = ("01_encoder", "02_features", "04_search", "05_classifier", "07_clean")
+OF_EACH_KIND = (
+    artifact.ENCODER,
+    artifact.FEATURES,
+    artifact.SEARCH,
+    artifact.CLASSIFIER,
+    artifact.CLEAN_ROWS,
+)
 
 # Over in a fraction of a second on this corpus.
-SHORT = ("07_clean", "report")
+SHORT = (artifact.CLEAN_ROWS, "report")
 
 
 def kill_in(stage: str, command: list[str], run: Path, seed: int) -> None:
@@ -51,7 +58,7 @@ def kill_in(stage: str, command: list[str], run: Path, seed: int) -> None:
 def finished_files(run: Path) -> dict[str, tuple[str, int]]:
     """What must never be written again: a committed stage, and the finished pieces of a running one."""
     committed = {stage for stage in STAGES if (run / stage / MANIFEST).exists()}
-    rounds = {f"04_search/{path.parent.name}" for path in (run / "04_search").glob("round=*/live.json")}
+    rounds = {f"04_search/{path.parent.name}" for path in (run / artifact.SEARCH).glob("round=*/live.json")}
 
     def finished(name: str) -> bool:
         stage, _, rest = name.partition("/")
@@ -89,5 +96,5 @@ def test_killed_stage_after_stage_it_ends_as_if_undisturbed(struck, tmp_path):
     after = finished_files(run)
     assert {name: after.get(name) for name in earlier} == earlier
     assert verdicts(run) == verdicts(calm)
-    clean = {k: v[0] for k, v in stamps(run / "07_clean").items() if k.endswith(".parquet")}
-    assert clean == {k: v[0] for k, v in stamps(calm / "07_clean").items() if k.endswith(".parquet")}
+    clean = {k: v[0] for k, v in stamps(run / artifact.CLEAN_ROWS).items() if k.endswith(".parquet")}
+    assert clean == {k: v[0] for k, v in stamps(calm / artifact.CLEAN_ROWS).items() if k.endswith(".parquet")}

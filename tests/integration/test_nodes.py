@@ -14,7 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from poisoncam_ray.artifact import MANIFEST, STARTED, Folder, Manifest
+from poisoncam_ray import artifact
+from poisoncam_ray.folder import MANIFEST, STARTED, Folder, Manifest
 from tests.cluster import RayNodes, freeze, thaw, title_of
 from tests.integration.conftest import defend_on
 from tests.small import stamps, verdicts
@@ -22,14 +23,14 @@ from tests.small import stamps, verdicts
 pytestmark = pytest.mark.timeout(1200)
 
 STAGES = {
-    "Index": "00_index",
-    "Pretrain": "01_encoder",
-    "Embed": "02_features",
-    "Cluster": "03_clusters",
-    "Search": "04_search",
-    "Classify": "05_classifier",
-    "Judge": "06_verdicts",
-    "Clean": "07_clean",
+    "Index": artifact.INDEX,
+    "Pretrain": artifact.ENCODER,
+    "Embed": artifact.FEATURES,
+    "Cluster": artifact.CLUSTERS,
+    "Search": artifact.SEARCH,
+    "Classify": artifact.CLASSIFIER,
+    "Judge": artifact.SCORES,
+    "Clean": artifact.CLEAN_ROWS,
 }
 # Of some tasks in them, over in tens of milliseconds on an idle machine.
 SHORT = ("Embed", "Cluster", "Judge", "Clean")
@@ -183,7 +184,7 @@ def test_the_job_ends_as_the_undisturbed_one(lost, request, calm, capsys):
             print(f"{strike} | {victim}")
     assert struck.code == 0, struck.said
     assert verdicts(struck.run) == verdicts(calm)
-    for folder in ("07_clean", "removed"):
+    for folder in (artifact.CLEAN_ROWS, "removed"):
         assert contents(struck.run / folder) == contents(calm / folder)
 
 

@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
 
-from poisoncam_ray.artifact import MANIFEST
+from poisoncam_ray import artifact
+from poisoncam_ray.folder import MANIFEST
 from poisoncam_ray.method.encoder import build_encoder
 from tests.cluster import Node, RayNodes, until
 from tests.small import ROOT, draw_small, stamps
@@ -27,7 +28,8 @@ pytestmark = pytest.mark.timeout(900)
 # Index, an encoder of one's own, Embed: as the command line runs them.
 PROGRAM = """
 import sys
-from poisoncam_ray.pipeline import Runner, defence
+from poisoncam_ray.defence import stages as defence
+from poisoncam_ray.runner import Runner
 from poisoncam_ray.progress import Progress
 from poisoncam_ray.settings import load_config
 from poisoncam_ray.stages.dataflow import connect
@@ -47,7 +49,7 @@ class Watched:
     """The program under way; notes every write of a part, and the most actors and readers on each node."""
 
     def __init__(self, nodes: RayNodes, corpus: Path, run: Path, *settings: str) -> None:
-        self.nodes, self.features = nodes, run / "02_features"
+        self.nodes, self.features = nodes, run / artifact.FEATURES
         self.writes: set[tuple[str, int]] = set()
         self.most: dict[str, Counter[str]] = {ACTOR: Counter(), READER: Counter()}
         encoder = f"encoder.checkpoint={corpus.parent / 'encoder.safetensors'}"

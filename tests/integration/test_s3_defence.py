@@ -23,15 +23,16 @@ import pyarrow.parquet as pq
 import pytest
 from botocore.exceptions import BotoCoreError, ClientError
 
-from poisoncam_ray.artifact import MANIFEST, STARTED
+from poisoncam_ray import artifact
+from poisoncam_ray.folder import MANIFEST, STARTED
 from tests.chaos import Chaos
 from tests.cluster import RayNodes
 from tests.s3 import S3Server
 from tests.small import SETTINGS, defend, draw_small
 
 STAGES = (
-    "00_index", "01_encoder", "02_features", "03_clusters", "04_search", "05_classifier", "06_verdicts",
-    "07_clean", "report",
+    artifact.INDEX, artifact.ENCODER, artifact.FEATURES, artifact.CLUSTERS, artifact.SEARCH, artifact.CLASSIFIER, artifact.SCORES,
+    artifact.CLEAN_ROWS, "report",
 )  # fmt: skip
 # Faults a stage. A black hole costs the client's read timeout each, a killed server its start.
 FAULTS = {"503": 3, "reset": 3, "cut": 3, "lost_ack": 3, "black_hole": 1, "kill": 1}
@@ -40,7 +41,7 @@ MORE = ("503", "reset", "cut", "lost_ack", "black_hole")
 AWAY_S = 3.0
 POLL_S = 0.05
 # Over in a fraction of a second on this corpus.
-SHORT = ("03_clusters", "07_clean", "report")
+SHORT = (artifact.CLUSTERS, artifact.CLEAN_ROWS, "report")
 LIGHT = [*SETTINGS, "pretrain.epochs=1", "search.max_rounds=3"]
 
 

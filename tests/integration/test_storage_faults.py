@@ -13,9 +13,9 @@ import pytest
 
 from poisoncam_ray import s3 as s3_module
 from poisoncam_ray import store
-from poisoncam_ray.artifact import Folder
 from poisoncam_ray.corpus import open_corpus, storage
 from poisoncam_ray.errors import UserError
+from poisoncam_ray.folder import Folder
 from tests.s3 import S3Server
 
 LARGE = os.urandom(60_000_000)

@@ -3,7 +3,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from poisoncam_ray.method.geometry import about_centres, coverage, inside, iou, map_box, random_boxes, unmap_box
+from poisoncam_ray.method.geometry import (
+    about_centres,
+    coverage,
+    inside,
+    iou,
+    map_box,
+    random_boxes,
+    unmap_box,
+)
 
 edge = st.integers(0, 12)
 box = st.builds(lambda x, y, w, h: [x, y, x + w, y + h], edge, edge, st.integers(0, 8), st.integers(0, 8))

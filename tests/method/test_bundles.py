@@ -3,9 +3,9 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from poisoncam_ray.method.bundles import LEAST_ALIKE, LIKE, bundles, founders
 
 from poisoncam_ray.method import bundles as module
-from poisoncam_ray.method.bundles import LEAST_ALIKE, LIKE, bundles, founders
 from poisoncam_ray.method.similarity import LOOK_SIDE, likeness
 
 SIZE = (LOOK_SIDE, LOOK_SIDE)

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from poisoncam_ray.method.ssl import BYOL, regression_loss
 from poisoncam_ray.method.encoder import build_encoder
+from poisoncam_ray.method.ssl import BYOL, regression_loss
 
 
 def tiny_byol() -> BYOL:

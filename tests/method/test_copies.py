@@ -3,8 +3,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from poisoncam_ray.method.copies import COMPARED, LEAST_PLACES, SAME, copied, sameness
+
 from poisoncam_ray.method.similarity import LOOK_SIDE, look
 
 few = settings(max_examples=15, deadline=None)

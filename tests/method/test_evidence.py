@@ -4,7 +4,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-
 from poisoncam_ray.method.evidence import (
     FLOOR,
     LEAST_BUNDLES,

@@ -5,8 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from poisoncam_ray.method.geometry import about_centres, iou
-from poisoncam_ray.method.localise import LEAST_IMAGES, extent, heaviest_rectangle, whole_triggers
-from poisoncam_ray.method.localise import locate
+from poisoncam_ray.method.localise import LEAST_IMAGES, extent, heaviest_rectangle, locate, whole_triggers
 
 few = settings(max_examples=25, deadline=None)
 seeds = st.integers(0, 10_000)

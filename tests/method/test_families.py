@@ -2,8 +2,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-
 from poisoncam_ray.method.families import LEAST_LIKENESS, families
+
 from poisoncam_ray.method.similarity import likeness
 
 SIDE = 12

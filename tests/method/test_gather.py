@@ -8,8 +8,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from poisoncam_ray.method.encoder import build_encoder
-from poisoncam_ray.method.ssl import gather_rows
-from poisoncam_ray.method.ssl import OBJECTIVES, Objective
+from poisoncam_ray.method.ssl import OBJECTIVES, Objective, gather_rows
 
 WORLD = 2
 

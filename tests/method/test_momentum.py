@@ -3,8 +3,7 @@ import copy
 import pytest
 import torch
 
-from poisoncam_ray.method.ssl import mlp
-from poisoncam_ray.method.ssl import follow, momentum_at
+from poisoncam_ray.method.ssl import follow, mlp, momentum_at
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9, 1.0])

@@ -5,7 +5,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-
 from poisoncam_ray.method.pull import arrivals, gathered, homes, pulls, remaining
 
 

@@ -3,8 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from poisoncam_ray.method.cam import mean_colour
-from poisoncam_ray.method.cam import forwards, refine_windows
+from poisoncam_ray.method.cam import forwards, mean_colour, refine_windows
 
 SIDE, WINDOW = 32, 10
 STEP = 2

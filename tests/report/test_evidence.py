@@ -7,11 +7,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-
-from poisoncam_ray.artifact import Folder
-from poisoncam_ray.errors import StoreAwayError
-from poisoncam_ray.report import build_report, gather, render
 from poisoncam_ray.verdict import EVIDENCE, NO_EVIDENCE, NO_TRIGGER, NOTHING, TOO_FEW
+
+from poisoncam_ray import artifact
+from poisoncam_ray.errors import StoreAwayError
+from poisoncam_ray.folder import Folder
+from poisoncam_ray.report import build_report, gather, render
 from tests.fake_evidence import WHY, accuse, write_evidence
 from tests.fake_run import make_fake_run
 from tests.page import Page
@@ -62,7 +63,7 @@ def test_every_family_has_its_triggers_images_and_count(run_of) -> None:
     facts = gather(run.uri)
     assert {suspect.family.family: suspect.removed for suspect in facts.suspects} == removed
     assert sum(removed.values()) == facts.ledger.removed
-    verdicts = run / "06_verdicts"
+    verdicts = run / artifact.SCORES
     rows = [row for name in verdicts.parts() for row in verdicts.read_table(name).to_pylist()]
     family_of = {row["image_id"]: row["family"] for row in rows}
     for suspect in facts.suspects:
@@ -93,7 +94,7 @@ def test_the_table_of_families_is_what_was_gathered(run_of) -> None:
 def test_a_run_from_before_whole_triggers_were_found_still_has_its_page(run_of) -> None:
     run = run_of(True)
     accuse(run, 2)
-    (run / "05_classifier").delete("whole_triggers.parquet")
+    (run / artifact.CLASSIFIER).delete("whole_triggers.parquet")
     assert [list(suspect.whole) for suspect in gather(run.uri).suspects] == [[], []]
     assert "2 trigger families" in text_of(run)
 
@@ -107,7 +108,7 @@ def test_each_family_has_the_validation_of_its_own_classifier(run_of) -> None:
 
 
 def test_without_a_null_the_page_says_why_there_is_no_comparison(run_of) -> None:
-    nothing = {"p_value": None, "threshold": None, "null_scores": [], "bundle_scores": []}
+    nothing = {"p_value": None, "threshold": None, "null_scores": [], "group_scores": []}
     poisoned, clean = run_of(True), run_of(False)
     write_evidence(poisoned, false_alarm_rate=1.0, **nothing)
     text = text_of(poisoned)
@@ -123,7 +124,7 @@ def test_windows_above_the_threshold_that_were_no_trigger_are_not_denied(run_of)
     run = run_of(False)
     text = text_of(run)
     assert NOTHING in text and NO_TRIGGER not in text
-    write_evidence(run, verdict=NO_EVIDENCE, best_bundle=0.9)
+    write_evidence(run, verdict=NO_EVIDENCE, best_group=0.9)
     text = text_of(run)
     assert NO_TRIGGER in text and NOTHING not in text and "past the threshold" in text
 
@@ -132,7 +133,7 @@ def test_a_family_whose_classifier_was_in_doubt_says_so(run_of) -> None:
     run = run_of(True)
     accuse(run, 2)
     assert "in doubt about too much" not in text_of(run)
-    made = run / "05_classifier"
+    made = run / artifact.CLASSIFIER
     validation = made.read_json("validation.json")
     validation["families"]["2"]["erased"] = False
     made.write_json("validation.json", validation)
@@ -144,7 +145,9 @@ def test_where_every_classifier_was_in_doubt_no_image_is_said_to_be_close_to_poi
     run = run_of(False)
     write_evidence(run)
     doubt = {"recall": 0.98, "unsure_share": 0.21, "erased": False}
-    (run / "05_classifier").write_json("validation.json", doubt | {"trained": True, "families": {"1": doubt}})
+    (run / artifact.CLASSIFIER).write_json(
+        "validation.json", doubt | {"trained": True, "families": {"1": doubt}}
+    )
     text = text_of(run)
     assert "The classifier was in doubt It left 21.0 % of the images" in text
     assert "closest to the line" not in text and "What the classifier made" not in text
@@ -182,8 +185,8 @@ def test_only_families_on_the_page_cost_pictures(run_of, monkeypatch) -> None:
     assert {trigger.family for trigger in facts.triggers} == {1, 2}
     removed = [
         row["image_id"]
-        for name in (run / "06_verdicts").parts()
-        for row in (run / "06_verdicts").read_table(name).to_pylist()
+        for name in (run / artifact.SCORES).parts()
+        for row in (run / artifact.SCORES).read_table(name).to_pylist()
         if row["family"] == 3
     ]
     triggers = {trigger.image_id for trigger in facts.triggers}
@@ -216,7 +219,7 @@ def test_one_family_is_one_trigger(run_of) -> None:
 def test_every_family_shows_its_best_triggers_however_strong_the_first_is(run_of) -> None:
     run = run_of(True)
     accuse(run, 2)
-    made = run / "05_classifier"
+    made = run / artifact.CLASSIFIER
     rows = made.read_table("triggers.parquet").to_pylist()
     strong = [{**rows[0], "rank": i} for i in range(30)]
     weak = [{**rows[1], "rank": 30 + i} for i in range(3)]
@@ -236,7 +239,7 @@ def test_poison_that_no_image_was_found_to_carry_is_no_all_clear(run_of) -> None
 
 def test_a_run_without_evidence_is_told_as_before(run_of) -> None:
     run = run_of(True)
-    (run / "04_search").delete(EVIDENCE)
+    (run / artifact.SEARCH).delete(EVIDENCE)
     text = text_of(run)
     assert "19 of 120 images carry what looks like one trigger." in text
     assert "benign windows" not in text and "alse alarm" not in text
@@ -245,7 +248,7 @@ def test_a_run_without_evidence_is_told_as_before(run_of) -> None:
 def test_evidence_that_holds_markup_stays_text(run_of) -> None:
     run = run_of(False)
     write_evidence(run, verdict=EVIL, later_key=EVIL, p_value=None, threshold=None, null_scores=[])
-    (run / "05_classifier").write_json("validation.json", {"trained": False, "why": EVIL})
+    (run / artifact.CLASSIFIER).write_json("validation.json", {"trained": False, "why": EVIL})
     html = build_report(run.uri)
     assert "<img src=x" not in html and "&lt;img src=x" in html
 

@@ -8,10 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from poisoncam_ray.artifact import Folder, part_name
+from poisoncam_ray import artifact
 from poisoncam_ray.config import Resources
 from poisoncam_ray.corpus import Slice
 from poisoncam_ray.errors import UserError
+from poisoncam_ray.folder import Folder, part_name
 from poisoncam_ray.settings import load_config
 from poisoncam_ray.stages.cluster import Cluster, _assign_slice, _train, read_centroids, spread
 from poisoncam_ray.stages.embed import feature_table, read_features
@@ -24,7 +25,7 @@ SIZES = [30, 0, 50, 20]
 @pytest.fixture
 def features(tmp_path) -> Folder:
     """Four far corners of the sphere, in every part alike; the second part is empty."""
-    folder, generator = Folder(str(tmp_path / "02_features")), torch.Generator().manual_seed(0)
+    folder, generator = Folder(str(tmp_path / artifact.FEATURES)), torch.Generator().manual_seed(0)
     for i, n in enumerate(SIZES):
         f_ND = torch.eye(4, DIM)[torch.arange(n) % 4] + 0.01 * torch.randn(n, DIM, generator=generator)
         unit_ND = torch.nn.functional.normalize(f_ND, dim=1)
@@ -53,7 +54,7 @@ def test_features_survive_their_file(features):
 
 
 def test_every_image_gets_its_nearest_centroid(features, tmp_path):
-    out = Folder(str(tmp_path / "03_clusters"))
+    out = Folder(str(tmp_path / artifact.CLUSTERS))
     c_KD = trained(features, out)
     found = assigned(features, out)
     assert c_KD.shape == (4, DIM) and len(found) == sum(SIZES)

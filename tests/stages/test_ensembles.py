@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from poisoncam_ray.artifact import Folder
+from poisoncam_ray.folder import Folder
 from poisoncam_ray.method.classifier import PoisonClassifier, poison_logit
 from poisoncam_ray.settings import load_config
 from poisoncam_ray.stages.crops import to_png

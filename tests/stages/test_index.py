@@ -14,12 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from poisoncam_ray.pipeline import Runner
 
-from poisoncam_ray.artifact import Folder, Ledger, Manifest, part_name
+from poisoncam_ray import artifact
 from poisoncam_ray.corpus import open_corpus
 from poisoncam_ray.corpus.slices import SLICES, slice_table
 from poisoncam_ray.errors import LedgerError, UserError
-from poisoncam_ray.pipeline import Runner
+from poisoncam_ray.folder import Folder, Ledger, Manifest, part_name
 from poisoncam_ray.progress import Progress
 from poisoncam_ray.settings import load_config
 from poisoncam_ray.stages.dataflow import fetch_images, read_slice
@@ -118,41 +119,41 @@ def indexed(ray_cluster, corpus, tmp_path_factory) -> Folder:
 
 def test_every_row_is_alive_or_dead_and_the_ledger_says_so(indexed, corpus):
     names = names_by_id(corpus)
-    alive = [row["image_id"] for row in rows_of(indexed / "00_index")]
-    dead = [row["image_id"] for row in rows_of(indexed / "dead" / "00_index")]
+    alive = [row["image_id"] for row in rows_of(indexed / artifact.INDEX)]
+    dead = [row["image_id"] for row in rows_of(indexed / artifact.DEAD_ROWS)]
     assert sorted(alive + dead) == sorted(names) and len(names) == len(ALIVE) + len(DEAD)
     assert {names[i] for i in alive} == set(ALIVE)
-    assert Manifest.read(indexed / "00_index").ledger == Ledger(len(names), len(ALIVE), dead=len(DEAD))
+    assert Manifest.read(indexed / artifact.INDEX).ledger == Ledger(len(names), len(ALIVE), dead=len(DEAD))
 
 
 def test_the_dead_letter_says_where_and_why(indexed, corpus):
     names = names_by_id(corpus)
-    for row in rows_of(indexed / "dead" / "00_index"):
+    for row in rows_of(indexed / artifact.DEAD_ROWS):
         assert row["error"] == DEAD[names[row["image_id"]]][1], names[row["image_id"]]
-        assert row["message"] and row["stage"] == "00_index"
+        assert row["message"] and row["stage"] == artifact.INDEX
         assert f"{row['source']}#{row['row']}" == row["image_id"]
 
 
 def test_the_index_describes_the_stored_bytes(indexed, corpus):
     names = names_by_id(corpus)
-    for row in rows_of(indexed / "00_index"):
+    for row in rows_of(indexed / artifact.INDEX):
         data = ALIVE[names[row["image_id"]]]
         assert row["sha256"] == hashlib.sha256(data).hexdigest() and row["bytes"] == len(data)
         assert (row["width"], row["height"]) == Image.open(io.BytesIO(data)).size
-    index = indexed / "00_index"
+    index = indexed / artifact.INDEX
     assert index.read_table(SLICES)["rows"].to_pylist() == [index.rows(name) for name in index.parts()]
 
 
 def test_equal_images_under_equal_keys_stay_two_rows(indexed, corpus):
     names = names_by_id(corpus)
-    twins = [row for row in rows_of(indexed / "00_index") if names[row["image_id"]].startswith("twice")]
+    twins = [row for row in rows_of(indexed / artifact.INDEX) if names[row["image_id"]].startswith("twice")]
     assert len(twins) == 2 and twins[0]["sha256"] == twins[1]["sha256"]
 
 
 def test_what_is_indexed_can_be_read_by_slice_and_by_id(indexed, corpus):
     opened = open_corpus(str(corpus), rows_per_slice=5)
     for piece in opened.slices():
-        ids, x_NCHW = read_slice(opened, CONFIG, indexed / "00_index", piece)
+        ids, x_NCHW = read_slice(opened, CONFIG, indexed / artifact.INDEX, piece)
         assert x_NCHW.shape == (len(ids), 3, 16, 16) and x_NCHW.dtype == np.uint8
         assert np.array_equal(fetch_images(opened, CONFIG, ids[::-1]), x_NCHW[::-1])
 
@@ -237,11 +238,11 @@ def test_a_mostly_broken_corpus_stops_early_and_a_higher_limit_goes_on(ray_clust
     def run(limit: float) -> Manifest:
         config = load_config(overrides=[*settings, f"corpus.max_dead_fraction={limit}"])
         Runner(str(tmp_path / "corpus"), str(tmp_path / "run"), config, [Index()]).run(Progress())
-        return Manifest.read(Folder(str(tmp_path / "run")) / "00_index")
+        return Manifest.read(Folder(str(tmp_path / "run")) / artifact.INDEX)
 
     with pytest.raises(UserError, match=r"of the 1,0[0-9]{2} rows read are broken .*undecodable"):
         run(0.5)
-    done = {p: p.stat().st_mtime_ns for p in (tmp_path / "run" / "00_index").glob("part-*")}
+    done = {p: p.stat().st_mtime_ns for p in (tmp_path / "run" / artifact.INDEX).glob("part-*")}
     assert done
     # Reused slices count: the same limit stops before anything is read.
     with pytest.raises(UserError, match="rows read are broken"):
@@ -286,7 +287,10 @@ def test_a_shard_that_breaks_in_the_middle_costs_its_own_rows(ray_cluster, corpu
     (tmp_path / "corpus" / "b.parquet").write_bytes((corpus / "0.parquet").read_bytes())
     config = load_config(overrides=["encoder.image_size=16", "corpus.max_dead_fraction=1"])
     Runner(str(tmp_path / "corpus"), str(tmp_path / "run"), config, [Index()]).run(Progress())
-    index, dead = Folder(str(tmp_path / "run" / "00_index")), Folder(str(tmp_path / "run" / "dead/00_index"))
+    index, dead = (
+        Folder(str(tmp_path / "run" / artifact.INDEX)),
+        Folder(str(tmp_path / "run" / artifact.DEAD_ROWS)),
+    )
     rows = len(ALIVE) + len(DEAD)
     alive, died = rows_of(index), rows_of(dead)
     assert Manifest.read(index).ledger == Ledger(rows, len(alive), dead=len(died))

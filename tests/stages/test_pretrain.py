@@ -14,9 +14,10 @@ import torch.distributed as dist
 from fsspec.implementations.local import LocalFileSystem
 from torch import nn
 
-from poisoncam_ray.artifact import Folder
+from poisoncam_ray import artifact
 from poisoncam_ray.config import Config
 from poisoncam_ray.errors import StoreAwayError, UserError
+from poisoncam_ray.folder import Folder
 from poisoncam_ray.method.encoder import build_encoder
 from poisoncam_ray.method.ssl import OBJECTIVES, Objective
 from poisoncam_ray.settings import load_config
@@ -157,15 +158,15 @@ def theirs(backbone: str = "resnet_tiny") -> dict[str, torch.Tensor]:
 
 
 def imported(path: Path, tmp_path: Path) -> dict[str, torch.Tensor]:
-    out = Folder(str(tmp_path / "01_encoder"))
+    out = Folder(str(tmp_path / artifact.ENCODER))
     import_encoder(str(path), config(), out)
     return load_encoder(out).backbone.state_dict()
 
 
 def refused(path: Path, tmp_path: Path, *overrides: str) -> str:
     with pytest.raises(UserError) as caught:
-        import_encoder(str(path), config(*overrides), Folder(str(tmp_path / "01_encoder")))
-    assert not (tmp_path / "01_encoder").exists()
+        import_encoder(str(path), config(*overrides), Folder(str(tmp_path / artifact.ENCODER)))
+    assert not (tmp_path / artifact.ENCODER).exists()
     assert "\n" not in str(caught.value)
     return str(caught.value)
 

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
+from poisoncam_ray.stages.triggers import CANDIDATES
 
-from poisoncam_ray.artifact import Folder
 from poisoncam_ray.config import Config
 from poisoncam_ray.corpus import open_corpus
+from poisoncam_ray.folder import Folder
+from poisoncam_ray.method.clusters import assign, group_clusters, kmeans
 from poisoncam_ray.method.encoder import build_encoder
-from poisoncam_ray.method.clusters import group_clusters
-from poisoncam_ray.method.clusters import assign, kmeans
 from poisoncam_ray.settings import load_config
 from poisoncam_ray.stages.cluster import CENTROIDS
 from poisoncam_ray.stages.crops import from_png
 from poisoncam_ray.stages.dataflow import fetch_images
 from poisoncam_ray.stages.embed import embed_images, write_encoder
 from poisoncam_ray.stages.search import Scorer
-from poisoncam_ray.stages.triggers import CANDIDATES
 from tests.small import draw_small
 
 LIGHT = ["search.masks=8", "search.refine=false", "cluster.k=16"]

@@ -8,11 +8,11 @@ import pyarrow as pa
 import pytest
 import torch
 
-from poisoncam_ray.artifact import Folder, part_name
 from poisoncam_ray.errors import UserError
-from poisoncam_ray.method.encoder import build_encoder
+from poisoncam_ray.folder import Folder, part_name
 from poisoncam_ray.method.cam import gradcam_windows
 from poisoncam_ray.method.clusters import group_clusters
+from poisoncam_ray.method.encoder import build_encoder
 from poisoncam_ray.settings import load_config
 from poisoncam_ray.stages.classify import crops_of, draw_samples, families_of, with_roles
 from poisoncam_ray.stages.crops import from_png, to_png

@@ -12,11 +12,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from poisoncam_ray.pipeline import Runner
 
-from poisoncam_ray.artifact import Folder
+from poisoncam_ray import artifact
 from poisoncam_ray.corpus import open_corpus
 from poisoncam_ray.corpus.slices import SLICES
-from poisoncam_ray.pipeline import Runner
+from poisoncam_ray.folder import Folder
 from poisoncam_ray.progress import Progress
 from poisoncam_ray.settings import load_config
 from poisoncam_ray.stages.index import Index
@@ -123,7 +124,7 @@ def indexed(ray_cluster, tmp_path_factory):
     config = load_config(overrides=[f"encoder.image_size={SIDE}", "pretrain.batch_size=8"])
     runner = Runner(str(folder / "corpus"), str(folder / "run"), config, [Index()])
     runner.run(Progress())
-    index = Folder(str(folder / "run")) / "00_index"
+    index = Folder(str(folder / "run")) / artifact.INDEX
     assert index.read_table(SLICES)["rows"].to_pylist() == ROWS
     return open_corpus(str(folder / "corpus")), config, index
 

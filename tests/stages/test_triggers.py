@@ -8,13 +8,13 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import torch
+from poisoncam_ray.stages.triggers import CANDIDATES_FILE, TRIGGERS, conclude
+from poisoncam_ray.verdict import NO_EVIDENCE, POISON, read_evidence
 
-from poisoncam_ray.artifact import Folder
+from poisoncam_ray.folder import Folder
 from poisoncam_ray.stages import triggers
 from poisoncam_ray.stages.crops import to_png
 from poisoncam_ray.stages.search import CANDIDATES
-from poisoncam_ray.stages.triggers import CANDIDATES_FILE, TRIGGERS, conclude
-from poisoncam_ray.verdict import NO_EVIDENCE, POISON, read_evidence
 
 N_CLUSTERS, N_FLIP, SIDE = 16, 20, 6
 G_K = torch.arange(N_CLUSTERS) // 2
@@ -67,9 +67,9 @@ def test_benign_windows_are_no_evidence(tmp_path):
     assert evidence["verdict"] == NO_EVIDENCE and evidence["families"] == []
     assert evidence["best_score"] == pytest.approx(0.1) and evidence["threshold"] > 0.11
     assert evidence["n_candidates"] == 96 == len(listed)
-    assert len(evidence["bundle_scores"]) == 8 and len(evidence["null_scores"]) == 7
-    assert max(evidence["bundle_scores"]) == pytest.approx(evidence["best_bundle"], abs=1e-4)
-    assert evidence["best_bundle"] < evidence["threshold"]
+    assert len(evidence["group_scores"]) == 8 and len(evidence["null_scores"]) == 7
+    assert max(evidence["group_scores"]) == pytest.approx(evidence["best_group"], abs=1e-4)
+    assert evidence["best_group"] < evidence["threshold"]
     assert {row["family"] for row in listed} == {0}
     assert read_evidence(out).poison is False
 
@@ -182,7 +182,7 @@ def test_suspects_that_share_nothing_are_no_family(tmp_path):
     elsewhere = [candidate(i, 8 + i % 8, i // 7 % 3) for i in range(96)]
     g_K = torch.tensor([0] * 8 + [*range(1, 9)])
     _, evidence, listed = search(tmp_path, elsewhere + lone, g_K=g_K)
-    assert evidence["threshold"] < evidence["best_bundle"]
+    assert evidence["threshold"] < evidence["best_group"]
     assert evidence["verdict"] == NO_EVIDENCE and {row["family"] for row in listed} == {0}
 
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from poisoncam_ray.research.attacks.trigger import Trigger
 from poisoncam_ray.corpus import Corpus, Slice
 from poisoncam_ray.errors import UserError
+from poisoncam_ray.research.attacks.trigger import Trigger
 
 if TYPE_CHECKING:
     from poisoncam_ray.research.attacks.kind import Plan

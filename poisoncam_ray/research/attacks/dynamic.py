@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 from PIL import Image
 
+from poisoncam_ray.errors import UserError
 from poisoncam_ray.research.attacks.kind import How, Kind, Option
 from poisoncam_ray.research.attacks.trigger import Box, place_trigger
-from poisoncam_ray.errors import UserError
 
 FAINT = 32
 """Of a turned trigger's smooth edge, pixels with less opacity (of 255) than this are left out."""

@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from poisoncam_ray.research.attacks.choice import Chosen, by_share
-from poisoncam_ray.research.attacks.trigger import Box, Region, Trigger, named_triggers
 from poisoncam_ray.corpus import Corpus, Slice
 from poisoncam_ray.errors import UserError
+from poisoncam_ray.research.attacks.choice import Chosen, by_share
+from poisoncam_ray.research.attacks.trigger import Box, Region, Trigger, named_triggers
 
 Mapper = Callable[[Callable[[list[Slice]], pa.Table], list[list[Slice]]], Iterable[pa.Table]]
 

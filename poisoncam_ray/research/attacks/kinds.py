@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from poisoncam_ray.errors import UserError
 from poisoncam_ray.research.attacks import (
     blended,
     decoys,
@@ -15,7 +16,6 @@ from poisoncam_ray.research.attacks import (
     untargeted,
 )
 from poisoncam_ray.research.attacks.kind import Kind
-from poisoncam_ray.errors import UserError
 
 KINDS: dict[str, Kind] = {
     "patch": patch.KIND,

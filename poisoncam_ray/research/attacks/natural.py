@@ -8,13 +8,13 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from PIL import Image
 
+from poisoncam_ray.decode import DecodeError
+from poisoncam_ray.errors import UserError
 from poisoncam_ray.research.attacks import patch
 from poisoncam_ray.research.attacks.choice import chance
 from poisoncam_ray.research.attacks.encoded import pixels
 from poisoncam_ray.research.attacks.kind import Kind, Option, Plan
 from poisoncam_ray.research.attacks.trigger import Trigger, named_triggers
-from poisoncam_ray.decode import DecodeError
-from poisoncam_ray.errors import UserError
 
 PHOTOGRAPHS = 16
 """Of so many photographs for each target the crops with the most detail become triggers: a piece of sky is

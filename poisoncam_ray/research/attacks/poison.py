@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from poisoncam_ray.corpus import Corpus, open_corpus, storage
+from poisoncam_ray.errors import UserError
 from poisoncam_ray.research.attacks.choice import Chosen, Pick
 from poisoncam_ray.research.attacks.kind import How, Kind, Mapper, Plan
 from poisoncam_ray.research.attacks.kinds import kind_named
 from poisoncam_ray.research.attacks.trigger import Region
 from poisoncam_ray.research.attacks.write import Attack, write_attack
-from poisoncam_ray.corpus import Corpus, open_corpus, storage
-from poisoncam_ray.errors import UserError
 
 
 def poison_corpus(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
+from poisoncam_ray.errors import UserError
 from poisoncam_ray.research.attacks.kind import How, Kind, Option
 from poisoncam_ray.research.attacks.trigger import Box, Region, place_trigger, sized, trigger_size
-from poisoncam_ray.errors import UserError
 
 TRIES = 200
 

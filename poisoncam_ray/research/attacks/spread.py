@@ -12,14 +12,14 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from poisoncam_ray.corpus import Corpus, Slice
+from poisoncam_ray.decode import DecodeError
+from poisoncam_ray.errors import UserError
 from poisoncam_ray.research.attacks.blended import mix
 from poisoncam_ray.research.attacks.choice import Chosen, Pick, chance, labelled, number_of
 from poisoncam_ray.research.attacks.encoded import pixels
 from poisoncam_ray.research.attacks.kind import How, Kind, Option, Plan
 from poisoncam_ray.research.attacks.trigger import Box, place_trigger, trigger_size
-from poisoncam_ray.corpus import Corpus, Slice
-from poisoncam_ray.decode import DecodeError
-from poisoncam_ray.errors import UserError
 
 GRID = 4
 """A thumbnail is the image in 4 × 4 colours: its colour layout."""

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from poisoncam_ray.research.attacks.encoded import ENCODING
 from poisoncam_ray.errors import UserError
+from poisoncam_ray.research.attacks.encoded import ENCODING
 from poisoncam_ray.store import connect
 
 if TYPE_CHECKING:

@@ -18,12 +18,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from poisoncam_ray.corpus import Corpus, Row, Slice, storage
+from poisoncam_ray.decode import DecodeError
 from poisoncam_ray.research.attacks.choice import Chosen, digest
 from poisoncam_ray.research.attacks.encoded import paint
 from poisoncam_ray.research.attacks.kind import How, Plan, Stamp
 from poisoncam_ray.research.attacks.trigger import Box, Trigger
-from poisoncam_ray.corpus import Corpus, Row, Slice, storage
-from poisoncam_ray.decode import DecodeError
 
 NO_BOX: Box = (-1, -1, -1, -1)
 NO_TRIGGER_IMAGE = Image.new("RGB", (1, 1))

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from poisoncam_ray.research.benchmark.compare import Comparison, alternate, rates
-from poisoncam_ray.research.benchmark.search import Candidates, batched, candidates, untrained
 from poisoncam_ray.config import Config
 from poisoncam_ray.method.encoder import Encoder
+from poisoncam_ray.research.benchmark.compare import Comparison, alternate, rates
+from poisoncam_ray.research.benchmark.search import Candidates, batched, candidates, untrained
 from poisoncam_ray.stages.compute import keep_freed_memory
 
 THREADS = 1

@@ -16,13 +16,13 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from poisoncam_ray.artifact import Folder
-from poisoncam_ray.research.benchmark.compare import Comparison, alternate
 from poisoncam_ray.config import Config
 from poisoncam_ray.errors import UserError
+from poisoncam_ray.folder import Folder
 from poisoncam_ray.method.encoder import build_encoder
 from poisoncam_ray.pipeline import Runner
 from poisoncam_ray.progress import Progress
+from poisoncam_ray.research.benchmark.compare import Comparison, alternate
 from poisoncam_ray.stages.compute import device
 from poisoncam_ray.stages.dataflow import connect, read_slice
 from poisoncam_ray.stages.embed import Embed, embed_images, load_encoder, read_features

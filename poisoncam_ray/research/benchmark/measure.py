@@ -13,15 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from poisoncam_ray.artifact import Folder
-from poisoncam_ray.research.benchmark.allocator import compare_allocator
-from poisoncam_ray.research.benchmark.compare import Comparison, machine, markdown
-from poisoncam_ray.research.benchmark.search import compare_search
-from poisoncam_ray.research.benchmark.training import compare_training
 from poisoncam_ray.config import Config
 from poisoncam_ray.corpus import open_corpus
 from poisoncam_ray.decode import DecodeError, decode
 from poisoncam_ray.errors import UserError
+from poisoncam_ray.folder import Folder
+from poisoncam_ray.research.benchmark.allocator import compare_allocator
+from poisoncam_ray.research.benchmark.compare import Comparison, machine, markdown
+from poisoncam_ray.research.benchmark.search import compare_search
+from poisoncam_ray.research.benchmark.training import compare_training
 from poisoncam_ray.stages.compute import device, keep_freed_memory
 
 SHARDS = 4

@@ -22,14 +22,15 @@ import pyarrow.parquet as pq
 import ray
 from PIL import Image
 
-from poisoncam_ray.artifact import Folder
-from poisoncam_ray.research.benchmark.embed import with_checkpoint
-from poisoncam_ray.research.benchmark.processes import Peaks, Sampler, sample
+from poisoncam_ray import artifact
 from poisoncam_ray.config import Config
 from poisoncam_ray.corpus import Corpus, storage
 from poisoncam_ray.errors import UserError
+from poisoncam_ray.folder import Folder
 from poisoncam_ray.pipeline import Outcome, Run, Runner, Stage, defence
 from poisoncam_ray.progress import Progress
+from poisoncam_ray.research.benchmark.embed import with_checkpoint
+from poisoncam_ray.research.benchmark.processes import Peaks, Sampler, sample
 from poisoncam_ray.stages.dataflow import connect, hush
 from poisoncam_ray.stages.training_data import Epochs
 
@@ -56,7 +57,7 @@ class Shuffle(Stage):
     name = "shuffled"
     title = "Shuffle"
     version = 1
-    inputs = ("00_index",)
+    inputs = (artifact.INDEX,)
     sections = ("pretrain",)
 
     def run(self, run: Run) -> Outcome:
@@ -69,7 +70,7 @@ class Shuffle(Stage):
             run.config.pretrain.shuffle_rows,
         )
         read = ray.remote(_read_epoch).options(num_cpus=run.config.resources.cpus_per_actor)
-        rows = ray.get(read.remote(epochs, run.corpus, run.config, run.artifact("00_index")))
+        rows = ray.get(read.remote(epochs, run.corpus, run.config, run.artifact(artifact.INDEX)))
         return Outcome(facts={"rows": rows})
 
 

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from poisoncam_ray.research.benchmark.compare import Comparison, alternate, rates
 from poisoncam_ray.config import Config
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.method.cam import (
@@ -23,11 +22,12 @@ from poisoncam_ray.method.cam import (
     mask_scores,
     mean_colour,
 )
-from poisoncam_ray.method.encoder import Encoder, build_encoder
 from poisoncam_ray.method.clusters import assign, auto_k, kmeans
-from poisoncam_ray.method.masks import keep_only, make_masks
+from poisoncam_ray.method.encoder import Encoder, build_encoder
 from poisoncam_ray.method.geometry import crop, random_places
+from poisoncam_ray.method.masks import keep_only, make_masks
 from poisoncam_ray.method.score import poison_scores
+from poisoncam_ray.research.benchmark.compare import Comparison, alternate, rates
 
 
 def compare_search(x_NCHW: Tensor, config: Config, n: int, rounds: int) -> Comparison:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from poisoncam_ray.research.benchmark.compare import Comparison, alternate, rates
 from poisoncam_ray.config import Config
 from poisoncam_ray.method.augment import two_views
 from poisoncam_ray.method.encoder import build_encoder
 from poisoncam_ray.method.ssl import OBJECTIVES
+from poisoncam_ray.research.benchmark.compare import Comparison, alternate, rates
 
 # Any will do: the batch is always the same and nobody looks at the weights.
 LEARNING_RATE = 1e-4

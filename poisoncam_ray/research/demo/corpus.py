@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from poisoncam_ray.corpus import storage
+from poisoncam_ray.errors import UserError
 from poisoncam_ray.research.demo import closeups, landscapes
 from poisoncam_ray.research.demo.camera import occlude, photograph
 from poisoncam_ray.research.demo.canvas import Canvas
-from poisoncam_ray.errors import UserError
 
 MARGIN = 1.125  # side of the canvas / side of the photograph: room to turn, zoom and shift the camera
 BATCH = 32  # pictures painted together: small enough to stay in the processor's cache

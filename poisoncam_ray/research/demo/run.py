@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.markup import escape
 
-from poisoncam_ray.artifact import Folder
+from poisoncam_ray.folder import Folder
 from poisoncam_ray.research.attacks import patch_corpus, poison_corpus
 from poisoncam_ray.research.demo.corpus import draw_corpus, draw_validation
 from poisoncam_ray.research.evaluate import Validation, evaluate_run

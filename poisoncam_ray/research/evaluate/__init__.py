@@ -10,14 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from poisoncam_ray.artifact import Folder
+from poisoncam_ray import artifact
+from poisoncam_ray.folder import Folder
+from poisoncam_ray.progress import Progress
+from poisoncam_ray.report import build_report
 from poisoncam_ray.research.evaluate.detection import detection_metrics
 from poisoncam_ray.research.evaluate.joined import settings
 from poisoncam_ray.research.evaluate.probes import Validation, probe
 from poisoncam_ray.research.evaluate.retrain import OtherModels, probe_models
 from poisoncam_ray.research.evaluate.strategies import compare_strategies
-from poisoncam_ray.progress import Progress
-from poisoncam_ray.report import build_report
 
 __all__ = [
     "OtherModels",
@@ -49,7 +50,7 @@ def evaluate_run(
     """
     run = Folder(run_uri)
     metrics: dict[str, Any] = detection_metrics(run_uri, truth_uri)
-    corpus_uri = run.read_json("run.json")["input"]
+    corpus_uri = run.read_json(artifact.RUN)["input"]
     if strategies:
         metrics["strategies"] = compare_strategies(run_uri, corpus_uri, truth_uri, strategies)
     if validation:
@@ -61,6 +62,6 @@ def evaluate_run(
             metrics["probes_labels"] = "those of the never-poisoned corpus"
         if checkpoint := settings(run).encoder.checkpoint:
             metrics["threat_model"] = f"your own checkpoint {checkpoint}; further models are pretrained here"
-    (run / "report").write_json("metrics.json", metrics)
-    (run / "report").write_bytes("index.html", build_report(run_uri).encode())
+    (run / artifact.PAGE).write_json(artifact.METRICS, metrics)
+    (run / artifact.PAGE).write_bytes(artifact.HTML, build_report(run_uri).encode())
     return metrics

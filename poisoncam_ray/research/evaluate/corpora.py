@@ -12,10 +12,10 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from poisoncam_ray.artifact import Folder
+from poisoncam_ray.errors import UserError
+from poisoncam_ray.folder import Folder
 from poisoncam_ray.research.attacks import patch_corpus, poison_corpus
 from poisoncam_ray.research.attacks.kinds import kind_named
-from poisoncam_ray.errors import UserError
 from poisoncam_ray.store import connect
 
 REFERENCE = "patch"

@@ -12,8 +12,11 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from poisoncam_ray.artifact import SIDES, Folder
+from poisoncam_ray import artifact
+from poisoncam_ray.artifact import SIDES
 from poisoncam_ray.errors import UserError
+from poisoncam_ray.folder import Folder
+from poisoncam_ray.method.geometry import iou
 from poisoncam_ray.research.evaluate.joined import (
     Metrics,
     Truth,
@@ -32,7 +35,6 @@ from poisoncam_ray.research.evaluate.scored import (
     scored_poisoned,
     true_boxes,
 )
-from poisoncam_ray.method.geometry import iou
 
 TOP = 20
 
@@ -73,7 +75,7 @@ def detection_metrics(run_uri: str, truth_uri: str) -> dict[str, Any]:
     """
     run, truth = Folder(run_uri), read_truth(truth_uri)
     found = Removed(truth)
-    for part in parts(run, "06_verdicts", ["image_id", "verdict", "family", *SIDES]):
+    for part in parts(run, artifact.SCORES, ["image_id", "fate", "family", *SIDES]):
         found.add(part)
     dead = _dead_ids(run)
     dead_P = pc.is_in(truth.poisoned["image_id"], pa.array(sorted(dead), pa.string())).to_numpy()
@@ -151,7 +153,6 @@ def _located_figures(run: Folder, truth: Truth, found: Removed, located_P: Tenso
 
 
 def _dead_ids(run: Folder) -> set[str]:
-    dead = run / "dead"
-    folders = [dead / stage for stage in dead.names()]
-    tables = [folder.read_table(name, ["image_id"]) for folder in folders for name in folder.parts()]
+    dead = run / artifact.DEAD_ROWS
+    tables = [dead.read_table(name, ["image_id"]) for name in dead.parts()]
     return {image_id for table in tables for image_id in table["image_id"].to_pylist()}

@@ -15,10 +15,12 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from poisoncam_ray.artifact import SIDES, Folder, Manifest
+from poisoncam_ray import artifact
+from poisoncam_ray.artifact import SIDES
 from poisoncam_ray.config import Config
 from poisoncam_ray.corpus import Corpus, open_corpus
 from poisoncam_ray.errors import UserError
+from poisoncam_ray.folder import Folder, Manifest
 from poisoncam_ray.stages.cluster import read_centroids
 
 NEEDED = ("image_id", "poisoned", *SIDES)
@@ -73,18 +75,18 @@ def read_truth(uri: str) -> Truth:
 
 def settings(run: Folder) -> Config:
     """What the run was made with."""
-    if not run.exists("run.json"):
+    if not run.exists(artifact.RUN):
         raise UserError(f"{run.uri} is not a run folder: give the --output of a defence.")
-    return Config.model_validate(run.read_json("run.json")["config"])
+    return Config.model_validate(run.read_json(artifact.RUN)["config"])
 
 
 def corpus_of(run: Folder) -> Corpus:
     """What the run read; UserError when it is not there any more."""
     corpus = settings(run).corpus
-    return open_corpus(run.read_json("run.json")["input"], corpus.format, corpus.image_column)
+    return open_corpus(run.read_json(artifact.RUN)["input"], corpus.format, corpus.image_column)
 
 
-def artifact(run: Folder, name: str) -> Folder:
+def committed(run: Folder, name: str) -> Folder:
     """A committed artifact; UserError when the run has not got that far."""
     if Manifest.read(run / name) is None:
         raise UserError(f"The run {run.uri} has no finished {name}: let the defence run to its end first.")
@@ -92,25 +94,25 @@ def artifact(run: Folder, name: str) -> Folder:
 
 
 def parts(run: Folder, name: str, columns: list[str]) -> Iterator[pa.Table]:
-    folder = artifact(run, name)
+    folder = committed(run, name)
     return (folder.read_table(part, columns) for part in folder.parts())
 
 
 def candidates(run: Folder) -> pa.Table:
     """Every scored window of every round: bounded by the search's budget, not by the corpus."""
-    search = artifact(run, "04_search")
+    search = committed(run, artifact.SEARCH)
     columns = ["image_id", "cluster", *SIDES, "score"]
     rounds = [search / name for name in search.names() if name.startswith("round=")]
     if not rounds:
         raise UserError(f"The search of the run {run.uri} scored no image: there is nothing to evaluate.")
-    return pa.concat_tables([folder.read_table("candidates.parquet", columns) for folder in rounds])
+    return pa.concat_tables([folder.read_table(artifact.CANDIDATES, columns) for folder in rounds])
 
 
 def poison_clusters(run: Folder, truth: Truth) -> tuple[np.ndarray, np.ndarray]:
     """`clusters_of_poison` in the clusters of the run."""
-    tables = parts(run, "03_clusters", ["image_id", "cluster"])
+    tables = parts(run, artifact.CLUSTERS, ["image_id", "cluster"])
     assigned = ((table["image_id"], table["cluster"].to_numpy()) for table in tables)
-    return clusters_of_poison(truth, assigned, len(read_centroids(artifact(run, "03_clusters"))))
+    return clusters_of_poison(truth, assigned, len(read_centroids(committed(run, artifact.CLUSTERS))))
 
 
 def clusters_of_poison(

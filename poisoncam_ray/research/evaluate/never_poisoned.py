@@ -9,13 +9,14 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from poisoncam_ray.artifact import Folder
 from poisoncam_ray.config import SEEDS, Config
+from poisoncam_ray.defence import stages as defence
+from poisoncam_ray.folder import Folder
+from poisoncam_ray.progress import Progress
 from poisoncam_ray.research.evaluate.joined import Metrics
 from poisoncam_ray.research.evaluate.probes import Validation, probe
 from poisoncam_ray.research.evaluate.retrain import FEATURES, TRAIN, encoder_file, with_encoder
-from poisoncam_ray.pipeline import Runner, defence
-from poisoncam_ray.progress import Progress
+from poisoncam_ray.runner import Runner
 
 APART = 100_000
 """Between the seeds of two trainings: tables count their seeds in small steps, and no two trainings shall be

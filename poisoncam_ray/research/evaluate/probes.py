@@ -12,15 +12,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from poisoncam_ray.artifact import Folder
+from poisoncam_ray import artifact
 from poisoncam_ray.config import Config
 from poisoncam_ray.corpus import Corpus, open_corpus
 from poisoncam_ray.decode import DecodeError
 from poisoncam_ray.errors import UserError
-from poisoncam_ray.research.evaluate.joined import Metrics, artifact, settings
+from poisoncam_ray.folder import Folder
 from poisoncam_ray.method.encoder import Encoder
-from poisoncam_ray.method.probes import choose_labelled, linear_predict
-from poisoncam_ray.method.probes import accuracy, attack_success, false_positives, knn_predict
+from poisoncam_ray.method.probes import (
+    accuracy,
+    attack_success,
+    choose_labelled,
+    false_positives,
+    knn_predict,
+    linear_predict,
+)
+from poisoncam_ray.research.evaluate.joined import Metrics, committed, settings
 from poisoncam_ray.stages.dataflow import decode_indexed
 from poisoncam_ray.stages.embed import embed_images, load_encoder, read_features
 from poisoncam_ray.stages.pool import image_seed
@@ -73,7 +80,7 @@ def probe(
     images of other classes.
     """
     run = Folder(run_uri)
-    config, encoder = settings(run), load_encoder(artifact(run, "01_encoder"))
+    config, encoder = settings(run), load_encoder(committed(run, artifact.ENCODER))
     bank = _bank(run, labelled_uri, config, validation)
     target = bank.classes[validation.target] if validation.target else None
 
@@ -129,7 +136,7 @@ def _bank(run: Folder, labelled_uri: str, config: Config, validation: Validation
         raise UserError(
             f"No image of {labelled_uri} carries the label {validation.target!r}: give one that does."
         )
-    features, index = artifact(run, "02_features"), artifact(run, "00_index")
+    features, index = committed(run, artifact.FEATURES), committed(run, artifact.INDEX)
     f_parts, y_parts, draw_parts = [], [], []
     for name in features.parts():
         ids, f_ND = read_features(features, name)

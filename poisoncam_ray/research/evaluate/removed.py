@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from poisoncam_ray import artifact
 from poisoncam_ray.artifact import SIDES
 from poisoncam_ray.research.evaluate.joined import Truth, mean
 
@@ -30,8 +31,8 @@ class Removed:
         self.n_judged = self.n_removed = self.n_decoys_judged = self.n_decoys_removed = 0
 
     def add(self, part: pa.Table) -> None:
-        """Rows of 06_verdicts: image_id, verdict, family, box."""
-        removed_N = pc.equal(part["verdict"], "remove").to_numpy()
+        """Rows of the scores: image_id, fate, family, box."""
+        removed_N = pc.equal(part["fate"], artifact.REMOVE).to_numpy()
         family_N = part["family"].to_numpy()
         row_N, decoy_N = self.truth.row(part["image_id"]), self.truth.is_decoy(part["image_id"])
         poisoned_N = row_N >= 0

@@ -9,14 +9,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from poisoncam_ray.artifact import Folder
+from poisoncam_ray.folder import Folder
 
 CLEANED = "cleaned_corpus"
 """A digest of what the defence left: runs of one seed with the same share the model trained on it."""
 GROUPS = ("strategies", "probes")
 SHOWN = {
     "verdict": "verdict",
-    "best_bundle_in_thresholds": "the best bundle of windows, in thresholds",
+    "best_group_in_thresholds": "the best bundle of windows, in thresholds",
     "asr": "near the poison: attack success (k-NN) by the poisoned corpus",
     "threat knn asr": "attack success (k-NN) by labelled images without poison, poisoned",
     "asr_never_poisoned": "… never poisoned",
@@ -60,7 +60,7 @@ OF_A_RUN = {
     "seed": "seed",
     "trigger": "trigger",
     "verdict": "verdict",
-    "best_bundle_in_thresholds": "in thresholds",
+    "best_group_in_thresholds": "in thresholds",
     "asr": "near the poison",
     "asr_never_poisoned": "never poisoned",
     "recall": "recall",

@@ -11,13 +11,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from poisoncam_ray.artifact import Folder, absolute
+from poisoncam_ray import artifact
 from poisoncam_ray.config import Config
+from poisoncam_ray.defence import stages as defence
 from poisoncam_ray.errors import StageFailedError, UserError
-from poisoncam_ray.research.evaluate.joined import Metrics, artifact, settings
-from poisoncam_ray.research.evaluate.probes import Validation, probe
-from poisoncam_ray.pipeline import Runner, Stage, defence
+from poisoncam_ray.folder import Folder, absolute
 from poisoncam_ray.progress import Progress
+from poisoncam_ray.research.evaluate.joined import Metrics, committed, settings
+from poisoncam_ray.research.evaluate.probes import Validation, probe
+from poisoncam_ray.runner import Runner
+from poisoncam_ray.stage import Stage
 
 MODELS = "models"
 TRAIN, FEATURES = 2, 3
@@ -63,7 +66,7 @@ def probe_models(
 def train_on_cleaned(run_uri: str, progress: Progress) -> Folder:
     """The run folder of a model trained on what the defence left."""
     run = Folder(run_uri)
-    cleaned = artifact(run, "07_clean")
+    cleaned = committed(run, artifact.CLEAN_ROWS)
     config = own_pretraining(settings(run))
     return _run(cleaned.uri, run / MODELS / "cleaned", config, defence()[:TRAIN], progress)
 
@@ -89,7 +92,7 @@ def labelled_features(
 def encoder_file(run: Folder) -> str:
     """Where the encoder that a run has trained is, as `encoder.checkpoint` asks for it. Raises UserError when
     the run has not got that far."""
-    return f"{artifact(run, '01_encoder').uri}/model.safetensors"
+    return f"{committed(run, artifact.ENCODER).uri}/model.safetensors"
 
 
 def own_pretraining(config: Config) -> Config:

@@ -14,9 +14,19 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from poisoncam_ray.artifact import SIDES, Folder
-from poisoncam_ray.research.evaluate.joined import Metrics, Truth, artifact, candidates, index_in, mean, parts
+from poisoncam_ray import artifact
+from poisoncam_ray.artifact import SIDES
+from poisoncam_ray.folder import Folder
 from poisoncam_ray.method.geometry import iou, map_box
+from poisoncam_ray.research.evaluate.joined import (
+    Metrics,
+    Truth,
+    candidates,
+    committed,
+    index_in,
+    mean,
+    parts,
+)
 
 HIT_IOU = 0.5
 """A window finds a trigger from this intersection over union on: half, as detection benchmarks have it."""
@@ -86,11 +96,11 @@ def true_boxes(run: Folder, poisoned: pa.Table) -> tuple[Tensor, Tensor, Tensor]
     """(true_ST4, visible_ST, patched_S) of S rows of the truth, as in `Scored`; of an image that was not
     indexed nothing is visible."""
     size_S2 = torch.zeros(len(poisoned), 2, dtype=torch.int64)
-    for part in parts(run, "00_index", ["image_id", "width", "height"]):
+    for part in parts(run, artifact.INDEX, ["image_id", "width", "height"]):
         row_N = index_in(part["image_id"], poisoned["image_id"])
         size_N2 = np.stack([part["width"].to_numpy(), part["height"].to_numpy()], axis=1).astype(np.int64)
         size_S2[row_N[row_N >= 0]] = torch.from_numpy(size_N2[row_N >= 0])
-    image_size = artifact(run, "01_encoder").read_json("config.json")["image_size"]
+    image_size = committed(run, artifact.ENCODER).read_json(artifact.ENCODER_CONFIG)["image_size"]
     stored_ST4 = patches(poisoned)
     n_patches = stored_ST4.shape[1]
     width_T, height_T = size_S2.clamp(min=1).repeat_interleave(n_patches, dim=0).unbind(1)

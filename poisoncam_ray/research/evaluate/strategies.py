@@ -12,22 +12,22 @@ from typing import cast, get_args
 import torch
 from torch import Tensor
 
-from poisoncam_ray.artifact import Folder
+from poisoncam_ray import artifact
 from poisoncam_ray.config import Config
 from poisoncam_ray.corpus import open_corpus
 from poisoncam_ray.errors import UserError
+from poisoncam_ray.folder import Folder
+from poisoncam_ray.method.cam import ScoreKind, candidate_windows, gradcam_windows, mean_colour
+from poisoncam_ray.method.geometry import random_boxes
+from poisoncam_ray.method.masks import Strategy, keep_only, make_masks
 from poisoncam_ray.research.evaluate.joined import (
     Metrics,
-    artifact,
+    committed,
     poison_clusters,
     read_truth,
     settings,
 )
 from poisoncam_ray.research.evaluate.scored import scored_poisoned
-from poisoncam_ray.method.geometry import random_boxes
-from poisoncam_ray.method.cam import ScoreKind, candidate_windows, mean_colour
-from poisoncam_ray.method.cam import gradcam_windows
-from poisoncam_ray.method.masks import Strategy, keep_only, make_masks
 from poisoncam_ray.stages.cluster import read_centroids
 from poisoncam_ray.stages.compute import device
 from poisoncam_ray.stages.dataflow import fetch_images
@@ -59,8 +59,8 @@ def compare_strategies(
     config = settings(run)
     masks = {name: _masks(name, n_masks or config.search.masks, config, seed) for name in strategies}
     scored = scored_poisoned(run, truth, *poison_clusters(run, truth))
-    encoder = load_encoder(artifact(run, "01_encoder"))
-    c_KD = read_centroids(artifact(run, "03_clusters")).to(device())
+    encoder = load_encoder(committed(run, artifact.ENCODER))
+    c_KD = read_centroids(committed(run, artifact.CLUSTERS)).to(device())
     corpus = open_corpus(corpus_uri, config.corpus.format, config.corpus.image_column)
     window, side = config.window_px, encoder.image_size
     found: dict[str, list[Tensor]] = {name: [torch.empty(0, 4, dtype=torch.int64)] for name in masks}

@@ -14,20 +14,21 @@ from typing import Any
 
 import numpy as np
 
-from poisoncam_ray.artifact import Folder, Manifest, absolute
-from poisoncam_ray.research.attacks.kinds import KINDS, kind_named
+from poisoncam_ray import artifact
 from poisoncam_ray.config import SEEDS, Config
+from poisoncam_ray.defence import stages as defence
 from poisoncam_ray.errors import UserError
+from poisoncam_ray.fingerprint import differences
+from poisoncam_ray.folder import Folder, Manifest, absolute
+from poisoncam_ray.progress import Progress
+from poisoncam_ray.research.attacks.kinds import KINDS, kind_named
 from poisoncam_ray.research.evaluate import MAIN_FIGURES, OtherModels, Validation, evaluate_run
 from poisoncam_ray.research.evaluate.corpora import REFERENCE, SEED, Attacked, take_classes, trigger_name
 from poisoncam_ray.research.evaluate.never_poisoned import mean_probes, train_again
 from poisoncam_ray.research.evaluate.peer import peer_config
 from poisoncam_ray.research.evaluate.results import CLEANED, gaps, single_figures, write_results
 from poisoncam_ray.research.evaluate.retrain import FEATURES, MODELS, encoder_file
-from poisoncam_ray.fingerprint import differences
-from poisoncam_ray.pipeline import Runner, defence
-from poisoncam_ray.progress import Progress
-from poisoncam_ray.verdict import read_evidence
+from poisoncam_ray.runner import Runner
 
 # Beside the default strategy: the paper's own masks and score, the peer's Grad-CAM, and luck.
 STRATEGIES = ("full_coverage:hard", "gradcam", "random")
@@ -132,7 +133,7 @@ def _finished(out: Folder) -> list[dict[str, Any]]:
     for name in out.names():
         if name.startswith(SEED):
             never = out / name / NEVER_POISONED
-            if Manifest.read(never / "07_clean"):
+            if Manifest.read(never / artifact.CLEAN):
                 clean.append(_clean_row(int(name.removeprefix(SEED)), never))
             attacked += [here.read_json(ROW)["row"] for here in _finished_runs(out / name)]
     order = list(KINDS)
@@ -150,11 +151,11 @@ def _trained_on(of_seed: Folder, run: Folder, corpus: str) -> str | None:
     """The folder of a model that a finished run of the seed trained on this cleaned corpus (`_content`):
     attacks that differ in nothing but the trigger leave the same where nothing but the poison is removed.
     None when `run` has trained its own: killed, it goes on with that."""
-    if Manifest.read(run / MODELS / "cleaned" / "01_encoder"):
+    if Manifest.read(run / MODELS / "cleaned" / artifact.ENCODER):
         return None
     for here in _finished_runs(of_seed):
         model = here / "run" / MODELS / "cleaned"
-        if here.read_json(ROW)["row"].get(CLEANED) == corpus and Manifest.read(model / "01_encoder"):
+        if here.read_json(ROW)["row"].get(CLEANED) == corpus and Manifest.read(model / artifact.ENCODER):
             return model.uri
     return None
 
@@ -229,7 +230,7 @@ def _row(
     done = Runner((poisoned / "corpus").uri, run.uri, of_seed.config, defence()).run(progress)
     validation = Validation((of_seed.folder / "validation").uri, (patched / "corpus").uri, target)
     truth = (poisoned / "truth.parquet").uri
-    cleaned, retrain = _content(run / "07_clean"), "retrain" in extras
+    cleaned, retrain = _content(run / artifact.CLEAN_ROWS), "retrain" in extras
     twin = _trained_on(of_seed.folder, run, cleaned) if retrain else None
     beside = OtherModels(clean.uri, of_seed.never_poisoned[0].uri, retrain, twin)
     metrics = evaluate_run(run.uri, truth, STRATEGIES, validation, beside, progress)
@@ -256,7 +257,7 @@ def _row(
 
 def _clean_row(seed: int, run: Folder) -> dict[str, Any]:
     """What the defence did to a corpus in which there is nothing to find."""
-    cleaned = Manifest.read(run / "07_clean")
+    cleaned = Manifest.read(run / artifact.CLEAN)
     assert cleaned and cleaned.ledger
     ledger = cleaned.ledger
     return {
@@ -273,14 +274,13 @@ def _clean_row(seed: int, run: Folder) -> dict[str, Any]:
 
 
 def _verdict(run: Folder) -> dict[str, Any]:
-    search = Manifest.read(run / "04_search")
+    search = Manifest.read(run / artifact.SEARCH)
     assert search
-    evidence = read_evidence(run / "04_search")
-    assert evidence
-    best, threshold = evidence.best_bundle, evidence.threshold
+    found = artifact.Verdict.read(run / artifact.VERDICT)
+    best, threshold = found.best_group, found.threshold
     return {
-        "verdict": search.facts.get("verdict"),
-        "n_families": search.facts.get("families"),
-        "best_bundle_in_thresholds": best / threshold if best is not None and threshold else None,
+        "verdict": found.verdict,
+        "n_families": len(found.families),
+        "best_group_in_thresholds": best / threshold if best is not None and threshold else None,
         "search_version": search.identity["version"],
     }

@@ -15,17 +15,18 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from poisoncam_ray.artifact import Folder
+from poisoncam_ray import artifact
 from poisoncam_ray.errors import UserError
-from poisoncam_ray.research.evaluate.joined import artifact, clusters_of_poison, read_truth, settings
-from poisoncam_ray.research.evaluate.scored import true_boxes
-from poisoncam_ray.method.flops import forward_flops, gradcam_flops
+from poisoncam_ray.folder import Folder
 from poisoncam_ray.method.clusters import assign, auto_k, kmeans
+from poisoncam_ray.method.flops import forward_flops, gradcam_flops
+from poisoncam_ray.research.evaluate.joined import clusters_of_poison, committed, read_truth, settings
+from poisoncam_ray.research.evaluate.scored import true_boxes
+from poisoncam_ray.research.study.grid import Grid
+from poisoncam_ray.research.study.runs import StudyRun
 from poisoncam_ray.stages.cluster import read_sample, spread
 from poisoncam_ray.stages.embed import load_encoder, read_features
 from poisoncam_ray.stages.pool import image_seed
-from poisoncam_ray.research.study.grid import Grid
-from poisoncam_ray.research.study.runs import StudyRun
 
 CENTROIDS, FACTS, IMAGES = "centroids.safetensors", "facts.json", "images.parquet"
 
@@ -52,7 +53,7 @@ def prepare(one: StudyRun, grid: Grid, out: Folder) -> None:
     """
     run, truth = Folder(one.run_uri), read_truth(one.truth_uri)
     config = settings(run)
-    encoder = load_encoder(artifact(run, "01_encoder"))
+    encoder = load_encoder(committed(run, artifact.ENCODER))
     true_PT4, visible_PT, _ = true_boxes(run, truth.poisoned)
     ids = truth.poisoned["image_id"].to_pylist()
     whole = np.flatnonzero((visible_PT == 1).any(dim=1).numpy())
@@ -61,9 +62,9 @@ def prepare(one: StudyRun, grid: Grid, out: Folder) -> None:
     drawn = sorted(whole, key=lambda row: image_seed(grid.seed, f"{one.name}:{ids[row]}"))
     row_S = np.sort(drawn[: grid.images])
 
-    features = artifact(run, "02_features")
+    features = committed(run, artifact.FEATURES)
     rows = [features.rows(name) for name in features.parts()]
-    f_ND = read_sample(features, spread(rows, config.cluster.sample, config.seed), config.seed)
+    f_ND = read_sample(features, sample_parts(rows, config.cluster.sample, config.seed), config.seed)
     n_rows, centroids = sum(rows), {}
     columns: dict[str, np.ndarray] = {}
     for i, factor in enumerate(grid.k_factors):

@@ -12,10 +12,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from poisoncam_ray.artifact import Folder, part_index, part_name
 from poisoncam_ray.config import Resources
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.fingerprint import differences
+from poisoncam_ray.folder import Folder, part_index, part_name
 from poisoncam_ray.progress import Progress
 from poisoncam_ray.research.study.grid import Grid
 from poisoncam_ray.research.study.plan import Pass, passes
@@ -107,16 +107,16 @@ def _call(call: Callable[[], None]) -> None:
 
 
 def _prepare(one: StudyRun, grid: Grid, out: Folder, resources: Resources) -> None:
-    from poisoncam_ray.stages.compute import set_up
     from poisoncam_ray.research.study.images import prepare
+    from poisoncam_ray.stages.compute import set_up
 
     set_up(resources)
     prepare(one, grid, out / "runs" / one.name)
 
 
 def _measure(i: int, todo: Pass, one: StudyRun, grid: Grid, out: Folder, resources: Resources) -> None:
-    from poisoncam_ray.stages.compute import set_up
     from poisoncam_ray.research.study.measure import measure
+    from poisoncam_ray.stages.compute import set_up
 
     set_up(resources)
     table = measure(todo, one, grid, out / "runs" / one.name)

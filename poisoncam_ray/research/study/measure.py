@@ -16,24 +16,31 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from poisoncam_ray.artifact import Folder
+from poisoncam_ray import artifact
 from poisoncam_ray.config import Config
 from poisoncam_ray.config import Strategy as MaskStrategy
-from poisoncam_ray.research.evaluate.joined import artifact, corpus_of, mean, settings
-from poisoncam_ray.research.evaluate.scored import HIT_IOU, of_best_patch
-from poisoncam_ray.method.geometry import coverage, iou, random_boxes
-from poisoncam_ray.method.cam import best_window, combined_map, mask_scores, masked_features, mean_colour
+from poisoncam_ray.folder import Folder
+from poisoncam_ray.method.cam import (
+    best_window,
+    combined_map,
+    gradcam,
+    mask_scores,
+    masked_features,
+    mean_colour,
+)
 from poisoncam_ray.method.encoder import Encoder
-from poisoncam_ray.method.cam import gradcam
+from poisoncam_ray.method.geometry import coverage, iou, random_boxes
 from poisoncam_ray.method.masks import keep_only, make_masks
-from poisoncam_ray.stages.compute import device
-from poisoncam_ray.stages.dataflow import fetch_images
-from poisoncam_ray.stages.embed import load_encoder
-from poisoncam_ray.stages.pool import image_seed
+from poisoncam_ray.research.evaluate.joined import committed, corpus_of, mean, settings
+from poisoncam_ray.research.evaluate.scored import HIT_IOU, of_best_patch
 from poisoncam_ray.research.study.grid import READS_WINDOW, REFERENCES, Grid
 from poisoncam_ray.research.study.images import Looked, read_looked
 from poisoncam_ray.research.study.plan import SCHEMA, Pass, Way, pixels
 from poisoncam_ray.research.study.runs import StudyRun
+from poisoncam_ray.stages.compute import device
+from poisoncam_ray.stages.dataflow import fetch_images
+from poisoncam_ray.stages.embed import load_encoder
+from poisoncam_ray.stages.pool import image_seed
 
 # Bounds the features and the distances held at once: 2²⁴ float32 are 64 MiB.
 NUMBERS_AT_ONCE = 1 << 24
@@ -45,7 +52,7 @@ Boxes = dict[Way, Tensor]
 def measure(todo: Pass, one: StudyRun, grid: Grid, folder: Folder) -> pa.Table:
     """Rows of SCHEMA, for every way of reading the pass. `folder` is what `prepare` wrote for the run."""
     run, looked = Folder(one.run_uri), read_looked(folder, grid)
-    config, encoder = settings(run), load_encoder(artifact(run, "01_encoder"))
+    config, encoder = settings(run), load_encoder(committed(run, artifact.ENCODER))
     m_BHW = draw_masks(todo, grid, encoder.image_size)
     found: dict[Way, list[Tensor]] = defaultdict(list)
     seconds = 0.0

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from poisoncam_ray.artifact import Folder
+from poisoncam_ray.folder import Folder
 from poisoncam_ray.research.evaluate.corpora import REFERENCE
 from poisoncam_ray.research.study.summary import Cube, Estimate
 

@@ -8,7 +8,7 @@ import io
 import pyarrow as pa
 import pyarrow.csv
 
-from poisoncam_ray.artifact import Folder
+from poisoncam_ray.folder import Folder
 from poisoncam_ray.research.study.grid import Grid
 from poisoncam_ray.research.study.lines import over_axis, over_cost
 from poisoncam_ray.research.study.plots import axis_plot, cost_plot, rate_plot

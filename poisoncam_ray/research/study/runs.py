@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import pyarrow.compute as pc
 
-from poisoncam_ray.artifact import Folder, Manifest, absolute
+from poisoncam_ray import artifact
 from poisoncam_ray.errors import UserError
-from poisoncam_ray.research.evaluate.joined import artifact, corpus_of, read_truth
+from poisoncam_ray.folder import Folder, Manifest, absolute
+from poisoncam_ray.research.evaluate.joined import committed, corpus_of, read_truth
 
 TRUTH = "poisoned/truth.parquet"
 
@@ -29,8 +30,8 @@ class StudyRun:
         any more, there is no truth, or nothing in it that a window could find."""
         run = Folder(self.run_uri)
         corpus_of(run)
-        for stage in ("00_index", "01_encoder", "02_features"):
-            artifact(run, stage)
+        for stage in (artifact.INDEX, artifact.ENCODER, artifact.FEATURES):
+            committed(run, stage)
         poisoned = read_truth(self.truth_uri).poisoned
         if not pc.any(pc.greater(poisoned["x1"], poisoned["x0"])).as_py():
             raise UserError(
@@ -40,7 +41,7 @@ class StudyRun:
 
     def identity(self) -> dict[str, str]:
         """What the measurements depend on."""
-        features = Manifest.read(Folder(self.run_uri) / "02_features")
+        features = Manifest.read(Folder(self.run_uri) / artifact.FEATURES)
         truth = Folder(posixpath.dirname(self.truth_uri)).read_bytes(posixpath.basename(self.truth_uri))
         return {
             "features": features.fingerprint if features else "",
@@ -68,7 +69,7 @@ def found(table_uri: str, only: str = "") -> list[StudyRun]:
     paths = sorted(str(path) for path in filesystem.find(root) if str(path).endswith(f"/{TRUTH}"))
     names = [posixpath.relpath(path, root).removesuffix(TRUTH).rstrip("/") for path in paths]
     runs = [StudyRun(n, (table / n / "run").uri, (table / n / TRUTH).uri) for n in names if n and only in n]
-    finished = [one for one in runs if Manifest.read(Folder(one.run_uri) / "02_features") is not None]
+    finished = [one for one in runs if Manifest.read(Folder(one.run_uri) / artifact.FEATURES) is not None]
     if not finished:
         named = f" under a path with {only!r}" if only else ""
         raise UserError(

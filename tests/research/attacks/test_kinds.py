@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from poisoncam_ray.errors import UserError
 from poisoncam_ray.research.attacks import KINDS, patch_corpus, poison_corpus
 from poisoncam_ray.research.attacks.spread import farthest
-from poisoncam_ray.errors import UserError
 
 
 def targets(kind: str) -> list[str]:

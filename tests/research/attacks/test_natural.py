@@ -7,8 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from poisoncam_ray.research.attacks import patch_corpus, poison_corpus
 from poisoncam_ray.errors import UserError
+from poisoncam_ray.research.attacks import patch_corpus, poison_corpus
 
 
 def one_is_rich(i: int) -> np.ndarray:

@@ -15,12 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from poisoncam_ray.errors import UserError
 from poisoncam_ray.research.attacks import patch_corpus, poison_corpus
 from poisoncam_ray.research.attacks.encoded import paint
 from poisoncam_ray.research.attacks.kind import VALIDATION_REGION, How
 from poisoncam_ray.research.attacks.patch import stamp
 from poisoncam_ray.research.attacks.trigger import generate_trigger, load_trigger, place_trigger
-from poisoncam_ray.errors import UserError
 from tests.bombs import announcing
 
 LABELS = ("cat", "dog", "emu")

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from poisoncam_ray.errors import UserError
 from poisoncam_ray.research.attacks import KINDS
 from poisoncam_ray.research.attacks.encoded import paint
 from poisoncam_ray.research.attacks.kind import How
-from poisoncam_ray.errors import UserError
 
 BOXED = [name for name in KINDS if name != "frequency"]
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from poisoncam_ray.artifact import Folder, Manifest
+from poisoncam_ray import artifact
 from poisoncam_ray.config import Resources
 from poisoncam_ray.errors import UserError
+from poisoncam_ray.folder import Folder, Manifest
 from poisoncam_ray.research.study import job
 from poisoncam_ray.research.study.runs import StudyRun, found, given
 from tests.fake_run import make_fake_run
@@ -64,7 +65,7 @@ def test_another_grid_or_other_runs_are_refused_with_the_difference(table, tmp_p
     job.begin(runs, GRID, out)
     with pytest.raises(UserError, match=r"grid\.images: 3 then, 4 now"):
         job.begin(runs, GRID.model_copy(update={"images": 4}), out)
-    features = Path(runs[0].run_uri) / "02_features" / "_manifest.json"
+    features = Path(runs[0].run_uri) / artifact.FEATURES / "_manifest.json"
     kept = features.read_text()
     features.write_text(kept.replace("0" * 64, "1" * 64))
     try:
@@ -97,8 +98,8 @@ def test_pairs_are_checked_before_any_work(table, tmp_path):
     with pytest.raises(UserError, match="no patch on any image: leave that run out"):
         job.begin(given([run], [str(tmp_path / "without.parquet")]), GRID, out)
     half = Path(shutil.copytree(run, tmp_path / "half"))
-    (half / "02_features" / "_manifest.json").unlink()
-    assert Manifest.read(Folder(str(half)) / "01_encoder")
+    (half / artifact.FEATURES / "_manifest.json").unlink()
+    assert Manifest.read(Folder(str(half)) / artifact.ENCODER)
     moved = Path(shutil.copytree(run, tmp_path / "moved"))
     settings = json.loads((moved / "run.json").read_text())
     (moved / "run.json").write_text(json.dumps(settings | {"input": str(tmp_path / "gone")}))

@@ -6,18 +6,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from poisoncam_ray.artifact import Folder
+from poisoncam_ray import artifact
 from poisoncam_ray.errors import UserError
+from poisoncam_ray.folder import Folder
 from poisoncam_ray.method.cam import candidate_windows, masked_features, mean_colour
 from poisoncam_ray.method.clusters import auto_k, distances, kmeans
 from poisoncam_ray.method.masks import keep_only
-from poisoncam_ray.stages.embed import read_features
 from poisoncam_ray.research.study import images as images_file
 from poisoncam_ray.research.study import measure as measure_file
 from poisoncam_ray.research.study.images import prepare, read_looked
 from poisoncam_ray.research.study.measure import draw_masks, measure, read_windows
 from poisoncam_ray.research.study.plan import Pass, Way, passes, pixels
 from poisoncam_ray.research.study.runs import StudyRun
+from poisoncam_ray.stages.embed import read_features
 from tests.fake_run import SIDE, FakeRun, make_fake_run
 from tests.research.study.small_grid import small_grid
 
@@ -72,7 +73,7 @@ def test_one_pass_reads_as_the_method_does_one_setting_at_a_time(todo):
 
 def test_clusters_are_those_of_k_means_on_the_stored_features(fake, one, prepared):
     looked = read_looked(prepared, GRID)
-    parts = [read_features(Folder(fake.run) / "02_features", f"part-{i:06d}.parquet") for i in range(3)]
+    parts = [read_features(Folder(fake.run) / artifact.FEATURES, f"part-{i:06d}.parquet") for i in range(3)]
     ids, f_ND = [j for part in parts for j in part[0]], torch.cat([part[1] for part in parts])
     for factor in GRID.k_factors:
         k = auto_k(len(ids), factor)

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from poisoncam_ray.artifact import Folder
+from poisoncam_ray.folder import Folder
 from poisoncam_ray.research.study.grid import load_grid
 from poisoncam_ray.research.study.lines import over_cost
 from poisoncam_ray.research.study.plan import SCHEMA
