@@ -12,8 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from poisoncam_ray.artifact import Folder, Ledger, Manifest
+from poisoncam_ray.corpus.shardfile import OTHER_SCHEMA
+from poisoncam_ray.corpus.slices import SLICES
 from poisoncam_ray.errors import UserError
-from poisoncam_ray.report.model import Facts, Fetcher, Suspect, Thumb, Trigger
+from poisoncam_ray.report.model import Facts, Fetcher, SkippedShard, Suspect, Thumb, Trigger
 from poisoncam_ray.report.pictures import data_uri, fetch_pictures
 from poisoncam_ray.report.verdicts import Drawn, read_verdicts, tables
 from poisoncam_ray.verdict import Evidence, read_evidence
@@ -34,6 +36,7 @@ TRIGGERS_OF_A_FAMILY = 4
 DOUBTFUL_TRIGGERS = 6
 FAMILIES = 12
 DEAD_LINES = 30
+SKIPPED_SHARDS = 20
 
 
 def gather(
@@ -51,7 +54,7 @@ def gather(
     config = settings.get("config", {})
     side = (_json(run / "01_encoder", "config.json") or {}).get("image_size", 1)
     verdicts = read_verdicts(run)
-    dead = _dead(run)
+    dead, skipped = _dead(run), _skipped(run)
     candidates = _trigger_table(run)
     scores, rounds = _search(run, candidates)
     evidence = read_evidence(run / "04_search")
@@ -122,6 +125,8 @@ def gather(
         loss=[(row["step"], row["loss"]) for row in _json(run / "01_encoder", "history.json") or []],
         seconds=[_pace(stage, manifest) for stage, manifest in manifests.items()],
         dead=dead[:DEAD_LINES],
+        skipped=skipped[:SKIPPED_SHARDS],
+        n_skipped=len(skipped),
         config=_flat(config),
         stage_facts=_flat({stage: manifest.facts for stage, manifest in manifests.items()}),
         metrics=_json(run / "report", "metrics.json"),
@@ -222,6 +227,23 @@ def _dead(run: Folder) -> list[dict[str, Any]]:
         {"stage": stage, "error": error, "count": n, "message": example[stage, error][:200]}
         for (stage, error), n in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     ]
+
+
+def _skipped(run: Folder) -> list[SkippedShard]:
+    """The shards of which no row could be read; those without a count of rows come first."""
+    index = run / "00_index"
+    if not index.exists(SLICES):
+        return []
+    table = index.read_table(SLICES, ["source", "start", "stop", "error", "kind"])
+    broken = table.filter(pc.is_valid(table["error"]))
+    rows: Counter[str] = Counter()
+    found: dict[str, SkippedShard] = {}
+    for part in broken.to_pylist():
+        source = part["source"]
+        rows[source] += part["stop"] - part["start"]
+        n_rows = rows[source] if part["kind"] == OTHER_SCHEMA else None
+        found[source] = SkippedShard(source, n_rows, part["error"])
+    return sorted(found.values(), key=lambda shard: (shard.rows is not None, shard.source))
 
 
 def _json(folder: Folder, name: str) -> Any:
