@@ -1,4 +1,7 @@
-"""Broken shards cost themselves, never the job: every row is kept, removed or dead, and once."""
+"""Where a run goes on without broken shards, or meets damage inside one, every row is kept, removed or dead, once.
+
+That a run stops before any work, unless it is told to go on, is tested in stages/test_check.py.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,8 @@ def test_parquet_ledger(tmp_path, step):
     folder = tmp_path / "in"
     whole = write_mixed_parquet(folder)
     ends = defend(open_corpus(str(folder), rows_per_slice=step), Folder(str(tmp_path / "run")))
-    lost = {f"{name}.parquet#0": "unreadable_shard" for name in ("cut", "empty", "other")}
+    lost = {f"{name}.parquet#0": "unreadable_shard" for name in ("cut", "empty")}
+    lost |= {f"other.parquet#{i}": "other_schema" for i in range(2)}
     lost |= {f"caption.parquet#{i}": "unreadable" for i in range(10, 20)}
     lost |= {f"picture.parquet#{i}": "unreadable" for i in (*range(10), *range(20, 30))}
     assert ends.errors == lost
@@ -133,12 +137,20 @@ def test_read_errors_of_a_shard_are_its_own(tmp_path, kind):
             write_parquet(path)
         else:
             path.write_bytes(tar_bytes([("0.png", b"")]))
-    rows = rows_of(open_corpus(f"sick://{tmp_path}"))
+    corpus = open_corpus(f"sick://{tmp_path}")
+    problems = [corpus.check(source) for source in corpus.sources()]
+    assert [problem and problem.rows for problem in problems] == [None] * 3
+    assert [problem and problem.kind for problem in problems] == ["unreadable_shard"] * 2 + [None]
+    rows = rows_of(corpus)
     dead = [(row.image_id, row.error[0]) for row in rows if row.error]
     assert dead == [(f"{name}.{kind}#0", "unreadable_shard") for name in ("denied", "eio")]
     (tmp_path / f"good.{kind}").rename(tmp_path / f"busy.{kind}")
     with pytest.raises(OSError) as caught:
         rows_of(open_corpus(f"sick://{tmp_path}"))
+    assert caught.value.errno == errno.EAGAIN
+    # A store that asks for patience says nothing about the shard.
+    with pytest.raises(OSError) as caught:
+        [corpus.check(source) for source in corpus.sources()]
     assert caught.value.errno == errno.EAGAIN
 
 

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from poisoncam_ray.corpus import FolderCorpus, ParquetCorpus, open_corpus
+from poisoncam_ray.corpus import FolderCorpus, ParquetCorpus, Problem, open_corpus
 from poisoncam_ray.corpus.parquet import _rows_of
 from poisoncam_ray.corpus.shards import cut
 from poisoncam_ray.errors import UserError
@@ -480,17 +480,72 @@ def test_mistakes_of_the_image_column(tmp_path):
     refuse("set image_column to one of image, depth", tmp_path)
     assert open_corpus(str(tmp_path), image_column="depth").image_column == "depth"
     pq.write_table(pa.table({"other": [b"a", b"b"]}), tmp_path / "b.parquet")
-    assert [r.error and r.error[0] for r in rows_of(open_corpus(str(tmp_path), image_column="depth"))] == [
-        None,
-        None,
-        "unreadable_shard",
-    ]
+    found = rows_of(open_corpus(str(tmp_path), image_column="depth"))
+    assert [r.error and r.error[0] for r in found] == [None, None, "other_schema", "other_schema"]
     pq.write_table(pa.table({"image": structs(2), "_reason": ["a", "b"]}), path)
     refuse("_reason of a.parquet .*rename", tmp_path)
     path.rename(tmp_path / "c.parquet")
     pq.write_table(pa.table({"image": structs(2)}), path)
     with pytest.raises(UserError, match=r"_reason of c\.parquet .*rename"):
         open_corpus(str(tmp_path), image_column="image").slices()
+
+
+def test_a_check_reads_the_footer_and_says_what_is_wrong_with_the_shard(tmp_path):
+    def check(name: str, table: pa.Table) -> Problem | None:
+        pq.write_table(table, tmp_path / name)
+        return corpus.check(next(s for s in corpus.sources() if s.path == name))
+
+    pq.write_table(pa.table({"image": structs(2)}), tmp_path / "a.parquet")
+    corpus = open_corpus(str(tmp_path))
+    assert [corpus.check(source) for source in corpus.sources()] == [None]
+    # A layout of its own, further columns, no rows or no image at all are no other schema.
+    assert check("b.parquet", pa.table({"image": [b"x"], "more": [1]})) is None
+    assert check("b.parquet", pa.table({"image": pa.nulls(3)})) is None
+    assert check("b.parquet", pa.table({"text": pa.array([], pa.string())})) is None
+    reason = "the image column image is missing; the columns are img"
+    table = pa.table({"img": structs(7)})
+    assert check("b.parquet", table) == Problem("b.parquet", 7, "other_schema", reason)
+    reason = "the image column image is not binary or struct{bytes, path}; the columns are image, m"
+    table = pa.table({"image": ["a"] * 3, "m": [1] * 3})
+    assert check("b.parquet", table) == Problem("b.parquet", 3, "other_schema", reason)
+    hostile = check("b.parquet", pa.table({"\x1b[2J\n": [1]}))
+    assert hostile and hostile.reason.isprintable() and hostile.rows == 1
+    # Damage behind a whole footer is found where the rows are read.
+    data = bytearray((tmp_path / "a.parquet").read_bytes())
+    data[4:40] = bytes(36)
+    (tmp_path / "a.parquet").write_bytes(data)
+    assert corpus.check(corpus.sources()[0]) is None
+    for cut_short in (data[:-9], b""):
+        (tmp_path / "a.parquet").write_bytes(cut_short)
+        problem = corpus.check(corpus.sources()[0])
+        assert problem and (problem.source, problem.rows) == ("a.parquet", None)
+        assert problem.kind == "unreadable_shard" and problem.reason.isprintable()
+
+
+def test_all_rows_of_a_shard_with_another_schema_are_dead(tmp_path):
+    pq.write_table(pa.table({"image": structs(2)}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"img": structs(7), "n": list("abcdefg")}), tmp_path / "b.parquet")
+    corpus = open_corpus(str(tmp_path), rows_per_slice=3)
+    unit = corpus.units()[1]
+    assert [(part.start, part.stop, part.kind) for part in unit] == [
+        (0, 3, "other_schema"),
+        (3, 6, "other_schema"),
+        (6, 7, "other_schema"),
+    ]
+    rows = [row for part in unit for row in corpus.read(part)]
+    assert [row.image_id for row in rows] == [f"b.parquet#{i}" for i in range(7)]
+    assert {row.error for row in rows} == {("other_schema", unit[0].error)}
+    assert [label for part in unit for label in corpus.labels(part, "n")] == [""] * 7
+    assert corpus.split(unit, [2] * 7, {}, str(tmp_path / "kept"), str(tmp_path / "removed")) == (0, 0)
+    assert not (tmp_path / "kept").exists()
+    corpus.rewrite(unit, {}, str(tmp_path / "again"))
+    assert (tmp_path / "again/b.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
+
+
+def test_a_folder_has_nothing_to_check(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"no image")
+    corpus = open_corpus(str(tmp_path))
+    assert [corpus.check(source) for source in corpus.sources()] == [None]
 
 
 def test_unreadable_and_empty_shards(tmp_path):

@@ -12,9 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poisoncam_ray import artifact
+from poisoncam_ray.artifact import SLICES
+from poisoncam_ray.corpus import Slice
+from poisoncam_ray.corpus.slices import slice_table
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.folder import Folder, Ledger
 from poisoncam_ray.report import Facts, build_report, gather, render
+from poisoncam_ray.report.facts import SKIPPED_SHARDS
+from poisoncam_ray.report.model import SkippedShard
 from poisoncam_ray.report.plot import curve, histogram, ranked, stacked, steps
 from tests.fake_run import DEAD, ERROR, FakeRun, make_fake_run
 from tests.page import Page
@@ -85,6 +90,32 @@ def test_the_policy_allows_this_style_and_nothing_else(html: str) -> None:
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     assert policy.startswith("default-src 'none'; img-src data:;")
     assert f"style-src 'sha256-{digest}'" in policy and "unsafe" not in policy
+
+
+def test_skipped_shards_are_named_on_the_first_screen(fake: FakeRun, html: str, tmp_path: Path) -> None:
+    assert "skipped" not in Page(html).text and gather(fake.run).n_skipped == 0
+    run = Folder(str(shutil.copytree(fake.run, tmp_path / "run")))
+    schema, footer = {"kind": "other_schema", "error": "no image"}, {"kind": "unreadable_shard"}
+    slices = [
+        Slice(0, "a<b>.parquet", 0, 80),
+        Slice(1, "a/drifted.parquet", 0, 1024, **schema),
+        Slice(2, "a/drifted.parquet", 1024, 1500, **schema),
+        *(Slice(3 + i, f"cut-{i:02d}.parquet", 0, 1, error=EVIL, **footer) for i in range(SKIPPED_SHARDS)),
+    ]
+    (run / "00_index").write_table(SLICES, slice_table(slices))
+    facts = gather(run.uri)
+    assert facts.n_skipped == SKIPPED_SHARDS + 1 and len(facts.skipped) == SKIPPED_SHARDS
+    assert facts.skipped[0] == SkippedShard("cut-00.parquet", None, EVIL)
+    page = render(facts)
+    head = Page(page[: page.index("</header>")]).text
+    assert "21 shards were skipped" in head and "cut-19.parquet" in head and "and 1 more" in head
+    assert "rows unknown, counted as one" in head and EVIL in head and "<script" not in page
+    (run / "00_index").write_table(SLICES, slice_table(slices[:3]))
+    page = render(gather(run.uri))
+    head = Page(page[: page.index("</header>")]).text
+    assert "1 shard was skipped" in head and "a/drifted.parquet (1,500 rows): no image" in " ".join(
+        head.split()
+    )
 
 
 def test_every_picture_and_plot_has_words(html: str) -> None:

@@ -265,3 +265,20 @@ def test_no_more_than_a_sample_is_held(tmp_path):
         assert tracemalloc.get_traced_memory()[1] < 8_000_000
     finally:
         tracemalloc.stop()
+
+
+def test_a_check_reads_the_first_sample_and_says_why_nothing_can_be_read(tmp_path):
+    whole = tar_bytes(plain_members())
+    damaged = bytearray(whole)
+    damaged[0:100] = b"\xff" * 100
+    no_image = tar_bytes([("0.txt", b"text"), ("1.png", image(1))])
+    archives = [whole, bytes(damaged), whole[: len(whole) // 2], bytes(1024), b"", no_image, whole[:700]]
+    corpus = corpus_of(tmp_path, *archives)
+    problems = [corpus.check(source) for source in corpus.sources()]
+    assert [i for i, problem in enumerate(problems) if problem] == [1, 4, 6]
+    assert {problem.rows for problem in problems if problem} == {None}
+    assert {problem.kind for problem in problems if problem} == {"unreadable_shard"}
+    assert problems[1].reason == "no tar header at byte 0"
+    # As the slices say it.
+    broken = {part.source for part in corpus.slices() if part.error is not None}
+    assert broken == {problem.source for problem in problems if problem}

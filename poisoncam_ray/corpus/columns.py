@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from poisoncam_ray.corpus import storage
 from poisoncam_ray.corpus.shardfile import UnreadableError
 from poisoncam_ray.corpus.shards import Shard, open_shard
 from poisoncam_ray.errors import UserError
@@ -47,7 +46,6 @@ def find_image_column(uri: str, paths: Sequence[str], asked: str | None) -> str:
 
 
 def _image_column(shard: Shard, asked: str | None) -> str:
-    refuse_taken_columns(shard)
     names, fit = shard.schema.names, _candidates(shard)
     if asked:
         check_image_column(shard, asked)
@@ -62,11 +60,6 @@ def _image_column(shard: Shard, asked: str | None) -> str:
             f": it has {', '.join(names)}",
         )
     return fit[0]
-
-
-def refuse_taken_columns(shard: Shard) -> None:
-    if taken := [name for name in storage.REMOVED_TYPES if name in shard.schema.names]:
-        raise UserError(f"The column {taken[0]} of {shard.source} is needed for results: rename it.")
 
 
 def _candidates(shard: Shard) -> list[str]:

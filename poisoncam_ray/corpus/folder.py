@@ -9,11 +9,8 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from poisoncam_ray.corpus import storage
 from poisoncam_ray.corpus.shardfile import Problem, UnreadableError, for_good, reason_of, refuse_climbing
@@ -115,14 +112,12 @@ class FolderCorpus:
         self,
         unit: Sequence[Slice],
         fate_N: Sequence[int] | np.ndarray,
-        removed_columns: Mapping[str, list[Any]],
         kept_uri: str,
         removed_uri: str,
         sha256: Mapping[str, str] | None = None,
     ) -> tuple[int, int]:
         """Copy kept images (fate 0) to `kept_uri` and removed ones (1) to `removed_uri`, byte for byte under
-        the same paths; 2 (dead) goes nowhere. Why each was removed stands in
-        `removed_uri`/_removed-<slice>.parquet: column `file` and `removed_columns`.
+        the same paths; 2 (dead) goes nowhere.
 
         `sha256`, by image id, in hex: UserError for an image whose bytes have another. Returns (kept,
         removed)."""
@@ -131,21 +126,8 @@ class FolderCorpus:
             raise ValueError(f"{len(fates)} fates for {len(files)} images")
         kept = [f for f, fate in zip(files, fates, strict=True) if fate == 0]
         removed = [f for f, fate in zip(files, fates, strict=True) if fate == 1]
-        columns = storage.removed_arrays(dict(removed_columns), len(removed))
         storage.refuse_same_place(self.uri, kept_uri, removed_uri)
         self._copy(kept, {}, kept_uri, sha256)
-        # An earlier run with another verdict must not leave poison in the kept corpus.
-        storage.in_parallel(lambda f: storage.delete(kept_uri, f), sorted(set(files) - set(kept)))
-        name = f"_removed-{unit[0].index:05d}.parquet"
-        stale = (_listed(removed_uri, name) & set(files)) - set(removed)
-        storage.in_parallel(lambda f: storage.delete(removed_uri, f), sorted(stale))
-        # The list is written before the images: a later run knows from it what this one may have left.
-        if removed:
-            table = pa.table({"file": pa.array(removed, pa.string()), **columns})
-            with storage.whole_file(removed_uri, name) as path:
-                pq.write_table(table, path)
-        else:
-            storage.delete(removed_uri, name)
         self._copy(removed, {}, removed_uri, sha256)
         return len(kept), len(removed)
 
@@ -176,16 +158,6 @@ class FolderCorpus:
                 lambda pair: storage.write_bytes(out_uri, *pair),
                 [(f, replacements.get(f, stored[f])) for f in chunk],
             )
-
-
-def _listed(removed_uri: str, name: str) -> set[str]:
-    """The images that an earlier run removed, by its list."""
-    fs, root = storage.connect(removed_uri)
-    try:
-        with fs.open(f"{root}/{name}", "rb") as file:
-            return set(pq.read_table(file, columns=["file"])["file"].to_pylist())
-    except FileNotFoundError:
-        return set()
 
 
 def _files(unit: Sequence[Slice]) -> list[str]:

@@ -7,13 +7,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from poisoncam_ray.corpus import storage
-from poisoncam_ray.corpus.columns import column_fault, image_values, refuse_taken_columns
+from poisoncam_ray.corpus.columns import column_fault, image_values
 from poisoncam_ray.corpus.shardfile import (
     OTHER_SCHEMA,
     UNREADABLE_SHARD,
@@ -124,13 +123,12 @@ class ParquetCorpus:
         self,
         unit: Sequence[Slice],
         fate_N: Sequence[int] | np.ndarray,
-        removed_columns: Mapping[str, list[Any]],
         kept_uri: str,
         removed_uri: str,
         sha256: Mapping[str, str] | None = None,
     ) -> tuple[int, int]:
-        """Write the shard's kept rows (fate 0) to `kept_uri` and its removed rows (1), with
-        `removed_columns` added, to `removed_uri`, under the same path; 2 (dead) goes nowhere.
+        """Write the shard's kept rows (fate 0) to `kept_uri` and its removed rows (1) to `removed_uri`, under
+        the same path; 2 (dead) goes nowhere.
 
         Values, schema, metadata, column order, row groups and codec stay. Kept is written even when empty
         (not for a shard that cannot be read at all), removed only when not. Row groups that are wholly dead
@@ -139,7 +137,6 @@ class ParquetCorpus:
         source, fates = unit[0].source, np.asarray(fate_N)
         refuse_climbing(source)
         kept, removed = int((fates == 0).sum()), int((fates == 1).sum())
-        extra = storage.removed_arrays(dict(removed_columns), removed)
         storage.refuse_same_place(self.uri, kept_uri, removed_uri)
         if unit[0].error is not None:
             storage.delete(kept_uri, source)
@@ -149,8 +146,8 @@ class ParquetCorpus:
             shard = stack.enter_context(open_shard(self.uri, source, unit[0].version))
             _check_rows(shard, len(fates), exactly=True)
             write_kept = stack.enter_context(open_writer(shard, kept_uri))
-            write_removed = stack.enter_context(open_writer(shard, removed_uri, extra)) if removed else None
-            row = taken = 0
+            write_removed = stack.enter_context(open_writer(shard, removed_uri)) if removed else None
+            row = 0
             for group, n in enumerate(shard.group_rows):
                 living = np.flatnonzero(fates[row : row + n] != 2)
                 row += n
@@ -160,11 +157,7 @@ class ParquetCorpus:
                 fate = fates[row - n : row][: len(table)]
                 write_kept(_rows_of(table, fate == 0))
                 if write_removed and (fate == 1).any():
-                    gone = _rows_of(table, fate == 1)
-                    for name, values in extra.items():
-                        gone = gone.append_column(name, values.slice(taken, len(gone)))
-                    taken += len(gone)
-                    write_removed(gone)
+                    write_removed(_rows_of(table, fate == 1))
         if not removed:
             storage.delete(removed_uri, source)
         return kept, removed
@@ -202,7 +195,6 @@ class ParquetCorpus:
         counts as one row."""
         try:
             with open_shard(self.uri, source.path, version_of(source)) as shard:
-                refuse_taken_columns(shard)
                 group_rows, names = shard.group_rows, shard.schema.names
                 wrong = column_fault(shard, self.image_column) if shard.n_rows else None
         except UnreadableError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -147,19 +147,13 @@ def _reading(handle: ShardFile) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def open_writer(
-    like: Shard, uri: str, extra: Mapping[str, pa.Array] | None = None
-) -> Iterator[Callable[[pa.Table], None]]:
+def open_writer(like: Shard, uri: str) -> Iterator[Callable[[pa.Table], None]]:
     """A function that writes a table as one row group (none when it is empty) of a new shard at `uri`, same
-    path, schema, metadata, codecs and encodings as `like`, plus the columns `extra`. The shard appears when
-    the block ends well."""
-    schema = like.schema
-    for name, values in (extra or {}).items():
-        schema = schema.append(pa.field(name, values.type))
+    path, schema, metadata, codecs and encodings as `like`. The shard appears when the block ends well."""
     with (
         storage.whole_file(uri, like.source) as path,
         open(path, "wb") as sink,
-        pq.ParquetWriter(sink, schema, **_settings(like.file.metadata)) as writer,
+        pq.ParquetWriter(sink, like.schema, **_settings(like.file.metadata)) as writer,
     ):
         yield lambda table: writer.write_table(table, max(len(table), 1)) if len(table) else None
 

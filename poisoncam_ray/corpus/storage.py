@@ -9,7 +9,6 @@ from datetime import datetime
 from typing import Any
 
 import fsspec
-import pyarrow as pa
 
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.store import (
@@ -27,7 +26,6 @@ __all__ = [
     "IMAGE_MAX",
     "IMAGE_SUFFIXES",
     "PARQUET_SUFFIXES",
-    "REMOVED_TYPES",
     "Row",
     "Slice",
     "Source",
@@ -41,7 +39,6 @@ __all__ = [
     "real_path",
     "refuse_escaping_links",
     "refuse_same_place",
-    "removed_arrays",
     "source_of",
     "whole_file",
     "write_bytes",
@@ -51,13 +48,6 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 IMAGE_MAX = 2**30
 """Bytes of a file or member that are read at all; of those `corpus.max_bytes` says what is an image."""
 PARQUET_SUFFIXES = (".parquet",)
-REMOVED_TYPES = {
-    "_reason": pa.string(),
-    "_p_poison": pa.float32(),
-    "_family": pa.int32(),
-    "_image_id": pa.string(),
-    "_box": pa.list_(pa.int32()),
-}
 
 
 @dataclass(frozen=True)
@@ -211,12 +201,3 @@ def refuse_same_place(uri: str, *outputs: str) -> None:
     for output in outputs:
         if real_path(output) == real_path(uri):
             raise UserError(f"The output {output} is the corpus itself: give another folder.")
-
-
-def removed_arrays(columns: dict[str, list[Any]], n_removed: int) -> dict[str, pa.Array]:
-    """The columns that say why rows were removed, as Arrow arrays of `n_removed` values."""
-    arrays = {k: pa.array(v, type=REMOVED_TYPES.get(k)) for k, v in columns.items()}
-    wrong = {k: len(a) for k, a in arrays.items() if len(a) != n_removed}
-    if wrong:
-        raise ValueError(f"removed columns {wrong} do not fit {n_removed} removed rows")
-    return arrays

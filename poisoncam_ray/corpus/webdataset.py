@@ -8,16 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import posixpath
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from poisoncam_ray.corpus import storage
 from poisoncam_ray.corpus.samples import REST, Fault, Sample, label, numbered, samples, shown
@@ -148,14 +144,12 @@ class WebDatasetCorpus:
         self,
         unit: Sequence[Slice],
         fate_N: Sequence[int] | np.ndarray,
-        removed_columns: Mapping[str, list[Any]],
         kept_uri: str,
         removed_uri: str,
         sha256: Mapping[str, str] | None = None,
     ) -> tuple[int, int]:
         """Copy the members of kept samples (fate 0) to `kept_uri` and of removed ones (1) to `removed_uri`,
-        byte for byte, headers included, under the shard's path; 2 (dead) goes nowhere. Why each was removed
-        stands beside the removed shard in _removed-<shard>.parquet: columns `row` and `removed_columns`.
+        byte for byte, headers included, under the shard's path; 2 (dead) goes nowhere.
 
         A shard that loses nothing is copied as it lies. Kept is written even when empty (not for a shard that
         cannot be read at all), removed only when not. `sha256` is not used: the shard's version tells of a
@@ -165,25 +159,16 @@ class WebDatasetCorpus:
         if len(fates) != unit[-1].stop:
             raise ValueError(f"{len(fates)} fates for {unit[-1].stop} samples")
         removed = int((fates == 1).sum())
-        columns = storage.removed_arrays(dict(removed_columns), removed)
         storage.refuse_same_place(self.uri, kept_uri, removed_uri)
-        folder, base = posixpath.split(source)
-        reasons = posixpath.join(folder, f"_removed-{base}.parquet")
         if not removed:
             storage.delete(removed_uri, source)
-            storage.delete(removed_uri, reasons)
         if unit[0].error is not None:
             storage.delete(kept_uri, source)
             return 0, 0
         if not fates.any():
             copy_whole(self.uri, unit[0], kept_uri)
             return len(fates), 0
-        done = self._split(unit[0], fates, kept_uri, removed_uri if removed else None)
-        if removed:
-            rows = pa.array(np.flatnonzero(fates == 1), pa.int64())
-            with storage.whole_file(removed_uri, reasons) as path:
-                pq.write_table(pa.table({"row": rows, **columns}), path)
-        return done
+        return self._split(unit[0], fates, kept_uri, removed_uri if removed else None)
 
     def rewrite(self, unit: Sequence[Slice], replacements: Mapping[str, bytes], out_uri: str) -> None:
         """Copy the shard to `out_uri`, same path, with the bytes of some images replaced; all else stays byte

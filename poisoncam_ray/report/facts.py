@@ -13,9 +13,10 @@ import pyarrow.compute as pc
 
 from poisoncam_ray import artifact
 from poisoncam_ray.artifact import Verdict
+from poisoncam_ray.corpus.shardfile import OTHER_SCHEMA
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.folder import Folder, Ledger, Manifest
-from poisoncam_ray.report.model import Facts, Fetcher, Suspect, Thumb, Trigger
+from poisoncam_ray.report.model import Facts, Fetcher, SkippedShard, Suspect, Thumb, Trigger
 from poisoncam_ray.report.pictures import data_uri, fetch_pictures
 from poisoncam_ray.report.verdicts import Drawn, read_verdicts, tables
 
@@ -36,6 +37,7 @@ TRIGGERS_OF_A_FAMILY = 4
 DOUBTFUL_TRIGGERS = 6
 FAMILIES = 12
 DEAD_LINES = 30
+SKIPPED_SHARDS = 20
 
 
 def gather(
@@ -53,7 +55,7 @@ def gather(
     config = settings.get("config", {})
     side = (_json(run / artifact.ENCODER, artifact.ENCODER_CONFIG) or {}).get("image_size", 1)
     verdicts = read_verdicts(run)
-    dead = _dead(run)
+    dead, skipped = _dead(run), _skipped(run)
     candidates = _trigger_table(run)
     scores, rounds = _search(run, candidates)
     evidence = Verdict.read(run / artifact.VERDICT)
@@ -124,6 +126,8 @@ def gather(
         loss=[(row["step"], row["loss"]) for row in _json(run / artifact.ENCODER, artifact.HISTORY) or []],
         seconds=[_pace(stage, manifest) for stage, manifest in manifests.items()],
         dead=dead[:DEAD_LINES],
+        skipped=skipped[:SKIPPED_SHARDS],
+        n_skipped=len(skipped),
         config=_flat(config),
         stage_facts=_flat({stage: manifest.facts for stage, manifest in manifests.items()}),
         metrics=_json(run / artifact.PAGE, artifact.METRICS),
@@ -222,6 +226,23 @@ def _dead(run: Folder) -> list[dict[str, Any]]:
         {"stage": stage, "error": error, "count": n, "message": example[stage, error][:200]}
         for (stage, error), n in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     ]
+
+
+def _skipped(run: Folder) -> list[SkippedShard]:
+    """The shards of which no row could be read; those without a count of rows come first."""
+    index = run / "00_index"
+    if not index.exists(artifact.SLICES):
+        return []
+    table = index.read_table(artifact.SLICES, ["source", "start", "stop", "error", "kind"])
+    broken = table.filter(pc.is_valid(table["error"]))
+    rows: Counter[str] = Counter()
+    found: dict[str, SkippedShard] = {}
+    for part in broken.to_pylist():
+        source = part["source"]
+        rows[source] += part["stop"] - part["start"]
+        n_rows = rows[source] if part["kind"] == OTHER_SCHEMA else None
+        found[source] = SkippedShard(source, n_rows, part["error"])
+    return sorted(found.values(), key=lambda shard: (shard.rows is not None, shard.source))
 
 
 def _json(folder: Folder, name: str) -> Any:

@@ -59,6 +59,15 @@ class Suspect:
 
 
 @dataclass(frozen=True)
+class SkippedShard:
+    """A shard that the run went on without, and why; `rows` is None when they cannot be counted."""
+
+    source: str
+    rows: int | None
+    reason: str
+
+
+@dataclass(frozen=True)
 class Facts:
     """All that the page shows. Pictures are data: URIs; None where the corpus could not be read. `judged`:
     whether any classifier was sure enough for its probabilities to mean something."""
@@ -83,6 +92,9 @@ class Facts:
     loss: Sequence[tuple[float, float]] = ()
     seconds: Sequence[Mapping[str, Any]] = ()
     dead: Sequence[Mapping[str, Any]] = ()
+    skipped: Sequence[SkippedShard] = ()
+    """The first of the skipped shards, those whose rows cannot be counted before the others."""
+    n_skipped: int = 0
     config: Mapping[str, str] = field(default_factory=dict)
     stage_facts: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, Any] | None = None

@@ -10,8 +10,8 @@ NOTHING = "No group of windows moves more images than benign groups do."
 TOO_FEW = "Too few windows were scored to know how high benign windows score, so poison could not be seen."
 TOO_HIGH = "Benign windows of this corpus score so high that no window could stand out."
 NO_TRIGGER = (
-    "A group of windows reaches the threshold, but no trigger family was found in it. A family needs at least "
-    "two windows that look alike or move images alike."
+    "A group of windows reaches the threshold, but no trigger family was found in it. A family needs at "
+    "least two windows that look alike or move images alike."
 )
 LEAST_P = 1e-4
 """p-values below this are shown as 'below': no null is large enough to tell them apart."""

@@ -95,7 +95,7 @@ def missing(slices: list[Slice], out: Folder) -> list[Slice]:
 
 @dataclass(frozen=True)
 class Filled:
-    """What `fill_parts` did: rows of all parts, slices in all, slices that an earlier attempt had finished."""
+    """What `fill_parts` did: rows of all parts, slices in all, and slices that were finished before."""
 
     rows: int
     slices: int

@@ -67,9 +67,9 @@ class Index(Stage):
 
     def _refuse_unreadable(self, run: Run, sources: list[Source]) -> None:
         """Raise UserError when shards cannot be read, unless the run goes on without them."""
-        problems = find_problems(run, sources)
         if run.config.corpus.skip_unreadable:
             return
+        problems = find_problems(run, sources)
         if problems and not run.out.exists(artifact.SLICES):
             # Nothing was made yet: the same folder may be used when the shards or the settings have changed.
             run.out.delete(STARTED)

@@ -1,5 +1,5 @@
-"""Judge: the score of every indexed image by the ensembles, one for each trigger family; and where the trigger
-is on the images to be removed."""
+"""Judge: the score of every indexed image by the ensembles, one for each trigger family, and where the
+trigger is on the images to be removed."""
 
 from __future__ import annotations
 
