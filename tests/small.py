@@ -31,7 +31,7 @@ SETTINGS = [
     "search.chunk=6",
     "search.min_live=6",
     # Whatever is found is taken for poison: every stage has work, on a corpus without a backdoor too.
-    "search.false_alarm_rate=1",
+    "verdict.false_alarm_rate=1",
     "classify.models=2",
     "classify.steps=8",
     "classify.batch_size=16",

@@ -37,7 +37,7 @@ def test_the_published_methods_have_the_encoder_of_tiny_cnn():
     for theirs in (paper, peer):
         same = {"search": ours.search, "classify": theirs.classify}
         assert theirs.model_copy(update=same) == ours.model_copy(update=same)
-        assert theirs.search.false_alarm_rate == 1
+        assert theirs.verdict.false_alarm_rate == 1
     assert peer.classify == ours.classify
     assert paper.classify == ours.classify.model_copy(update={"models": 5})
     assert (paper.search.strategy, paper.search.score, paper.search.masks) == ("full_coverage", "hard", 256)

@@ -195,7 +195,7 @@ def test_a_second_job_on_the_folder_is_refused_and_a_stopped_one_resumes(finishe
 def test_the_demo_survives_a_node_lost_in_search(jobs, cluster, tmp_path):
     # After one epoch there is no backdoor to find: whatever is best is taken for one.
     light = ["pretrain.epochs=1", "search.masks=32", "search.refine=false", "search.max_rounds=3"]
-    light += ["search.false_alarm_rate=1", "classify.models=1", "classify.steps=20", "resources.actors=3"]
+    light += ["verdict.false_alarm_rate=1", "classify.models=1", "classify.steps=20", "resources.actors=3"]
     assert jobs.submit("demo", "--output", str(tmp_path / "demo"), *light, wait=False).returncode == 0
     run = tmp_path / "demo" / "run"
     in_stage(run / artifact.SEARCH, jobs, "demo", 600)

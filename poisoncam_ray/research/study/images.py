@@ -24,7 +24,7 @@ from poisoncam_ray.research.evaluate.joined import clusters_of_poison, committed
 from poisoncam_ray.research.evaluate.scored import true_boxes
 from poisoncam_ray.research.study.grid import Grid
 from poisoncam_ray.research.study.runs import StudyRun
-from poisoncam_ray.stages.cluster import read_sample
+from poisoncam_ray.stages.cluster import read_sample, sample_parts
 from poisoncam_ray.stages.embed import load_encoder, read_features
 from poisoncam_ray.stages.pool import image_seed
 
