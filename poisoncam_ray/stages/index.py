@@ -82,7 +82,7 @@ class Index(Stage):
         facts = {
             "summary": f"{alive:,} images in {len(slices):,} slices"
             + (f", {died:,} broken" if died else "")
-            + (f", {skipped:,} shards skipped" if skipped else ""),
+            + (f", {skipped:,} {'shard' if skipped == 1 else 'shards'} skipped" if skipped else ""),
             "slices": len(slices),
             "slices_reused": len(slices) - len(todo),
             "shards_skipped": skipped,
