@@ -48,7 +48,8 @@ class Indexed(Facts):
     @property
     def summary(self) -> str:
         broken = f", {self.dead:,} broken" if self.dead else ""
-        skipped = f", {self.shards_skipped:,} shards skipped" if self.shards_skipped else ""
+        shards = "shard" if self.shards_skipped == 1 else "shards"
+        skipped = f", {self.shards_skipped:,} {shards} skipped" if self.shards_skipped else ""
         return f"{self.images:,} images in {self.slices:,} slices{broken}{skipped}"
 
 

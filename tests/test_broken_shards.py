@@ -1,4 +1,4 @@
-"""Where a run goes on without broken shards, or meets damage inside one, every row is kept, removed or dead, once.
+"""Where a run goes on without broken shards, or meets damage inside one, each row is kept, removed or dead.
 
 That a run stops before any work, unless it is told to go on, is tested in stages/test_check.py.
 """
