@@ -18,7 +18,7 @@ class ConvStem(PatchEmbed):
     """Three stride-2 convolutions to 8 px patches in place of one large projection: what lets a small ViT
     train within minutes ("Early convolutions help transformers see better", arXiv 2106.14881)."""
 
-    def __init__(self, in_chans: int = 3, embed_dim: int = 128, **kwargs):
+    def __init__(self, in_chans: int = 3, embed_dim: int = 128, **kwargs: Any) -> None:
         super().__init__(in_chans=in_chans, embed_dim=embed_dim, **kwargs)
         layers: list[nn.Module] = []
         for width in (embed_dim // 4, embed_dim // 2, embed_dim):
