@@ -52,7 +52,8 @@ def defend(
         bool, typer.Option("--exit-code", help="end with code 3 when poison was found; without it, 0")
     ] = False,
 ) -> None:
-    """Remove the poison from a corpus. Without --input, run the demo on a corpus that is drawn and poisoned."""
+    """Remove the poison from a corpus. Without --input, run the demo on a corpus that is drawn and
+    poisoned."""
     settings = list(overrides or [])
     if "" in (input, output, encoder):
         raise UserError("--input, --output or --encoder is empty: give a place, or leave it out.")

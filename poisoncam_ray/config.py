@@ -21,7 +21,8 @@ class Section(BaseModel):
     """One section of the configuration."""
 
     how: ClassVar[frozenset[str]] = frozenset()
-    """Keys that change how the work is done and not its result. They may change while a run folder is resumed."""
+    """Keys that change how the work is done and not its result. They may change while a run folder is
+    resumed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -154,7 +155,8 @@ class Classify(Section):
     """Share of these windows that is held out for validation."""
     paste_min: Fraction = 0.18
     paste_max: Fraction = 0.40
-    """The side of a paste. The paper's 0.09 to 0.36 are for 224 px; at 32 px the smaller ones would be noise."""
+    """The side of a paste. The paper's 0.09 to 0.36 are for 224 px; at 32 px the smaller ones would be
+    noise."""
     models: Count = 3
     steps: Annotated[int, Field(ge=6)] = 150
     """At least six, because a fifth of them is warm-up and torch cannot warm up in one step."""
@@ -172,8 +174,8 @@ class Classify(Section):
 
 
 class Resources(Section):
-    """What each Ray actor asks for. No fingerprint holds it, because it changes results by rounding only: more
-    threads add in another order, and a GPU trains in bfloat16."""
+    """What each Ray actor asks for. No fingerprint holds it, because it changes results by rounding only:
+    more threads add in another order, and a GPU trains in bfloat16."""
 
     min_actors: Count = 1
     """Actors that Embed and Judge start with."""

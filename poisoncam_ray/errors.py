@@ -22,8 +22,8 @@ class StageFailedError(Exception):
 
 
 def origin(error: BaseException) -> BaseException:
-    """The error that was raised on a worker, out of the errors that Ray wraps around it; one of ours if there is
-    one."""
+    """The error that was raised on a worker, out of the errors that Ray wraps around it; one of ours if there
+    is one."""
     found = list(_within(error))
     for inner in found:
         # Ray's class for a failed task also inherits from the class of the error inside it.

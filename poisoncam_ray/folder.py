@@ -27,7 +27,8 @@ DELETES = 3
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder named by a URI or a local path. It holds no open handle, so it can be sent to other processes."""
+    """A folder named by a URI or a local path. It holds no open handle, so it can be sent to other
+    processes."""
 
     uri: str
 
@@ -74,8 +75,8 @@ class Folder:
             raise OSError(f"{self.uri}/{name} cannot be deleted")
 
     def _holds(self, name: str) -> bool:
-        """Whether anything is there. Some stores still show a folder whose last object is gone, so only objects
-        count on a remote store."""
+        """Whether anything is there. Some stores still show a folder whose last object is gone, so only
+        objects count on a remote store."""
         filesystem = self.filesystem
         if store.is_local(filesystem):
             return self.exists(name)

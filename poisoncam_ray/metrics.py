@@ -19,13 +19,14 @@ PREFIX = "poisoncam_"
 
 
 def count(name: str, n: int = 1, **tags: str) -> None:
-    """Add `n` to a counter, or nothing when `n` is not positive. Never raises. Each name has one set of tags."""
+    """Add `n` to a counter, or nothing when `n` is not positive. Never raises. Each name has one set of
+    tags."""
     _record("Counter", "inc", name, n, tags)
 
 
 def gauge(name: str, value: float, **tags: str) -> None:
-    """Set a gauge. Never raises. Ray shows it for about twenty seconds after it was set, so ask Prometheus for
-    its last value over time."""
+    """Set a gauge. Never raises. Ray shows it for about twenty seconds after it was set, so ask Prometheus
+    for its last value over time."""
     _record("Gauge", "set", name, value, tags)
 
 

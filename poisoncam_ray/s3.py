@@ -131,8 +131,8 @@ class PatientS3(S3FileSystem):
             await asyncio.wait_for(super()._abort_mpu(*arguments), READ_S)
 
     def _mistake(self, error: Exception, method: str, arguments: dict[str, Any]) -> str | None:
-        """What the user must change, as a sentence. It names the store's error code, not its message, which may
-        quote keys."""
+        """What the user must change, as a sentence. It names the store's error code, not its message, which
+        may quote keys."""
         place, (status, code) = _place(arguments), _answer(error)
         if status in (401, 403) or code in _REFUSED_CODES:
             return (

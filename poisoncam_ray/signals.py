@@ -22,7 +22,8 @@ def end_on_signals() -> None:
 
 
 def ended_by() -> signal.Signals | None:
-    """The signal that was received. Ray's calls lose the exit code that a handler raises: it is 128 + this."""
+    """The signal that was received. Ray's calls lose the exit code that a handler raises: it is 128 +
+    this."""
     return _received[0] if _received else None
 
 

@@ -51,7 +51,8 @@ def is_local(fs: fsspec.AbstractFileSystem) -> bool:
 
 
 def real_path(uri: str) -> str:
-    """The path on its filesystem, with links and `..` resolved. Two names of one local folder give one path."""
+    """The path on its filesystem, with links and `..` resolved. Two names of one local folder give one
+    path."""
     fs, root = connect(uri)
     return os.path.realpath(root) if is_local(fs) else root
 
