@@ -10,14 +10,13 @@ import pyarrow as pa
 import ray
 
 from poisoncam_ray import artifact, facts, metrics
-from poisoncam_ray.corpus import Corpus, Slice
+from poisoncam_ray.corpus import DEAD, KEPT, REMOVED, Corpus, Slice
 from poisoncam_ray.errors import LedgerError
 from poisoncam_ray.folder import Folder, Ledger, part_name
 from poisoncam_ray.stage import Outcome, Run, Stage
 from poisoncam_ray.stages.dataflow import RESTARTS, digest_columns, in_flight
 from poisoncam_ray.store import in_parallel
 
-KEPT, REMOVED, DEAD = 0, 1, 2
 UNITS_WAITING = 256
 
 

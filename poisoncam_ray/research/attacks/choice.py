@@ -11,6 +11,7 @@ import numpy as np
 
 from poisoncam_ray.corpus import Corpus, Slice
 from poisoncam_ray.errors import UserError
+from poisoncam_ray.research import corpora
 from poisoncam_ray.research.attacks.trigger import Trigger
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def labelled(
     """Every slice with its labels; at the end UserError when a target was none of them."""
     missing, others = set(targets), set[str]()
     for part in slices:
-        labels = corpus.labels(part, column)
+        labels = corpora.labels(corpus, part, column)
         missing.difference_update(labels)
         if len(others) < LABELS_LISTED:  # a caption column may have as many labels as images
             others.update(labels)
