@@ -11,7 +11,7 @@ from poisoncam_ray.corpus import Corpus, FolderCorpus, Problem, Source
 from poisoncam_ray.corpus.shardfile import OTHER_SCHEMA, one_line
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.stage import Run
-from poisoncam_ray.stages.dataflow import RESTARTS, in_flight
+from poisoncam_ray.stages.ray_cluster import RESTARTS, in_flight
 from poisoncam_ray.store import in_parallel
 
 # Shards of one task, which opens several at once.
