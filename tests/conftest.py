@@ -71,9 +71,9 @@ def ray_cluster():
     """A real Ray on this machine, as the stages start it."""
     import ray
 
-    from poisoncam_ray.stages.dataflow import connect
+    from poisoncam_ray.stages.ray_cluster import start_ray
 
-    connect()
+    start_ray()
     yield
     ray.shutdown()
 

@@ -24,10 +24,11 @@ from poisoncam_ray.pipeline import Runner
 from poisoncam_ray.progress import Progress
 from poisoncam_ray.research.benchmark.compare import Comparison, alternate
 from poisoncam_ray.stages.compute import device
-from poisoncam_ray.stages.dataflow import connect, read_slice
 from poisoncam_ray.stages.embed import Embed, embed_images, load_encoder, read_features
 from poisoncam_ray.stages.index import Index
+from poisoncam_ray.stages.pixels import read_slice
 from poisoncam_ray.stages.pretrain import Pretrain
+from poisoncam_ray.stages.ray_cluster import start_ray
 
 # A stage shorter than this many start-ups is mostly start-up: no rate without it can be told.
 START_UPS = 3
@@ -45,7 +46,7 @@ def compare_embed(uri: str, config: Config, out: Folder, rounds: int) -> list[Co
     before: list[Any] = [Index(), Pretrain()]
     prepare, runner = (Runner(uri, run.uri, config, stages) for stages in (before, [*before, Embed()]))
     began = time.perf_counter()
-    connect()
+    start_ray()
     connected = time.perf_counter() - began
     prepare.run(clock)
     slices, index, features = runner.corpus.slices(), run / Index.name, run / Embed.name

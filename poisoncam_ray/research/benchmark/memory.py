@@ -31,7 +31,7 @@ from poisoncam_ray.pipeline import Outcome, Run, Runner, Stage, defence
 from poisoncam_ray.progress import Progress
 from poisoncam_ray.research.benchmark.embed import with_checkpoint
 from poisoncam_ray.research.benchmark.processes import Peaks, Sampler, sample
-from poisoncam_ray.stages.dataflow import connect, hush
+from poisoncam_ray.stages.ray_cluster import hush, start_ray
 from poisoncam_ray.stages.training_data import Epochs
 from poisoncam_ray.store import whole_file
 
@@ -114,7 +114,7 @@ def measure_memory(config: Config, out: Folder, rows: int) -> str:
     config = with_checkpoint(config, folder)
     first, *others = defence()
     runner = Runner((folder / "corpus").uri, (folder / "run").uri, config, [first, Shuffle(), *others])
-    connect()
+    start_ray()
     watch = Watch(folder)
     watch.sampler.start()
     try:
