@@ -45,13 +45,15 @@ def defend(
         float | None, typer.Option(help="stop when more than this share of the rows is broken (0.5)")
     ] = None,
     redo: Annotated[
-        str | None, typer.Option(help="do this stage of a run again, and all after it: verdict")
+        str | None,
+        typer.Option(help="do this stage of a finished run again, with all after it: verdict, classify …"),
     ] = None,
     exit_code: Annotated[
         bool, typer.Option("--exit-code", help="end with code 3 when poison was found; without it, 0")
     ] = False,
 ) -> None:
-    """Remove the poison from a corpus. Without --input: draw, poison, defend and evaluate the demo corpus."""
+    """Remove the poison from a corpus. Without --input, run the demo on a corpus that is drawn and
+    poisoned."""
     settings = list(overrides or [])
     if "" in (input, output, encoder):
         raise UserError("--input, --output or --encoder is empty: give a place, or leave it out.")

@@ -21,6 +21,30 @@ settings.register_profile("thorough", derandomize=False, deadline=None, max_exam
 settings.load_profile("steady")
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
+KINDS = ("cluster", "s3", "e2e")
+"""Markers of tests that are not unit tests."""
+FIXTURES = {"ray_cluster": "cluster", "nodes": "cluster", "s3": "s3"}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="unit tests only: under two minutes on two cores")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Give every test its kind, by its folder and fixtures, so that -m can choose; unit where none applies."""
+    for item in items:
+        folders = item.path.relative_to(Path(__file__).parent).parts
+        used = {FIXTURES[name] for name in getattr(item, "fixturenames", ()) if name in FIXTURES}
+        used |= {"e2e"} if "end_to_end" in folders else {"cluster"} if "integration" in folders else set()
+        for kind in used:
+            item.add_marker(kind)
+        if not any(item.get_closest_marker(kind) for kind in KINDS):
+            item.add_marker("unit")
+    if config.getoption("--quick"):
+        slow = [item for item in items if not item.get_closest_marker("unit")]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if item.get_closest_marker("unit")]
 
 
 @pytest.fixture(scope="session")
