@@ -32,7 +32,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Give every test its kind, by its folder and fixtures, so that -m can choose; unit where none applies."""
+    """Give every test its kind, by its folder and fixtures; unit where none applies."""
     for item in items:
         folders = item.path.relative_to(Path(__file__).parent).parts
         used = {FIXTURES[name] for name in getattr(item, "fixturenames", ()) if name in FIXTURES}
