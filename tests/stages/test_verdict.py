@@ -130,7 +130,7 @@ def test_a_trigger_is_found_whose_windows_move_images_into_one_another_s_cluster
 
 @pytest.mark.parametrize(("members", "expected"), [((3, 5, 8, 12, 14), POISON), ((3, 5, 8, 12), NO_EVIDENCE)])
 def test_near_duplicates_in_many_clusters_are_suspects_for_a_small_gain(tmp_path, members, expected):
-    """Below the threshold, but above a third of it; in fewer clusters they may be photographs of one scene."""
+    """Below the threshold, above a third of it; in fewer clusters they may be photographs of one scene."""
     duplicates = [candidate(200 + i, members[i % len(members)], 2, picture=2) for i in range(12)]
     _, verdict, listed = decided(tmp_path, benign() + duplicates)
     assert verdict["verdict"] == expected and verdict["threshold"] > 0.1
