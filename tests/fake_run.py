@@ -1,4 +1,8 @@
-"""A tiny finished run, its corpus and its truth, written by hand: for tests of what looks at a run."""
+"""A tiny finished run, its corpus and its truth, for tests of what reads a run folder.
+
+The features, clusters, candidates and scores are made up; each is written by the code, or with the schema,
+that the stages use.
+"""
 
 from __future__ import annotations
 
@@ -12,23 +16,31 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from poisoncam_ray import artifact
+from poisoncam_ray import artifact, facts
 from poisoncam_ray.artifact import SIDES
-from poisoncam_ray.config import Config, CorpusSettings
-from poisoncam_ray.folder import Folder, Ledger, Manifest
+from poisoncam_ray.config import Config, CorpusSettings, Encoder
+from poisoncam_ray.corpus import open_corpus
+from poisoncam_ray.corpus.slices import slice_table, source_table
+from poisoncam_ray.facts import Facts
+from poisoncam_ray.folder import Folder, Ledger, Manifest, part_name
 from poisoncam_ray.method.encoder import build_encoder
-from poisoncam_ray.stages.search import CANDIDATES
-from tests.fake_evidence import accuse, acquit
+from poisoncam_ray.stages.embed import feature_table, write_encoder
+from poisoncam_ray.stages.index import index_slice
+from poisoncam_ray.stages.pool import image_seed
+from tests.fake_evidence import accuse, acquit, replace_column
 
 SIDE = 32
 WIDTH, HEIGHT = 48, 40
 SHARDS = {"a<b>.parquet": 80, "deep/b.parquet": 40}
 N_CLUSTERS = 4
 BOXED = (10, 6, 22, 18)
-"""Where the trigger is on every removed image, the run says."""
+"""Where the trigger is on every removed image, according to the run."""
 N_FLIP = 150
 DEAD = "a<b>.parquet#5"
 ERROR = "<img src=x onerror=alert(1)>"
+CONFIG = Config(
+    corpus=CorpusSettings(rows_per_slice=40), encoder=Encoder(backbone="resnet_tiny", image_size=SIDE)
+)
 
 
 @dataclass(frozen=True)
@@ -56,9 +68,14 @@ def png(seed: int, width: int = WIDTH, height: int = HEIGHT) -> bytes:
 
 
 def make_fake_run(folder: Path, poison: bool = True) -> FakeRun:
-    """120 images in two shards, one undecodable; 20 of the first shard poisoned, 16 of these in a cluster
-    with 4 clean ones, 4 elsewhere; 18 of the poisoned and one clean image removed, as one trigger family. Or
-    none of it, and no evidence."""
+    """120 images in two shards, one of them undecodable, and a finished run over them.
+
+    Args:
+        folder: where the corpus, the truth and the run folder are made.
+        poison: 20 images of the first shard are poisoned, 16 of these in a cluster with 4 clean ones, 4
+            elsewhere; 18 of the poisoned and one clean image are removed, as one trigger family. Otherwise
+            there is no poison, no evidence and no removed image.
+    """
     ids = image_ids()
     rng = np.random.default_rng(7)
     poisoned = {}
@@ -78,55 +95,48 @@ def make_fake_run(folder: Path, poison: bool = True) -> FakeRun:
     _write_truth(folder / "truth.parquet", ids, poisoned)
 
     run = Folder(str(folder / "run"))
-    config = Config(corpus=CorpusSettings(rows_per_slice=40))
-    run.write_json("run.json", {"input": str(corpus), "config": config.model_dump()})
-    slices = [ids[start : start + 40] for start in range(0, len(ids), 40)]
-    for i, part in enumerate(slices):
-        _write_part(run, i, [image_id for image_id in part if image_id != DEAD], cluster, removed)
-    dead = {
-        "source": "a<b>.parquet",
-        "row": 5,
-        "image_id": DEAD,
-        "stage": artifact.INDEX,
-        "error": "truncated",
-        "message": ERROR,
-    }
-    (run / artifact.DEAD_ROWS).write_table("part-000000.parquet", pa.Table.from_pylist([dead]))
-
-    torch.manual_seed(0)
-    encoder = build_encoder("resnet_tiny", SIDE)
-    model = run / artifact.ENCODER
-    model.write_tensors("model.safetensors", encoder.state_dict())
-    model.write_json(
-        "config.json", {"backbone": "resnet_tiny", "image_size": SIDE, "patch_size": None, "dim": encoder.dim}
-    )
-    model.write_json(
-        "history.json",
-        [{"step": i, "epoch": i // 40, "loss": 2 + 3 * 0.99**i, "lr": 1e-3} for i in range(400)],
-    )
-    c_KD = torch.nn.functional.normalize(torch.randn(N_CLUSTERS, encoder.dim), dim=1)
-    (run / artifact.CLUSTERS).write_tensors("centroids.safetensors", {"centroids_KD": c_KD})
-
+    config = CONFIG.model_dump(mode="json")
+    run.write_json(artifact.RUN, {"format": artifact.FORMAT, "input": str(corpus), "config": config})
+    _write_index(run, str(corpus))
+    for i, name in enumerate((run / artifact.INDEX).parts()):
+        indexed = (run / artifact.INDEX).read_table(name, ["image_id"])["image_id"].to_pylist()
+        _write_slice(run, i, indexed, cluster, removed)
+    c_KD = _write_encoder(run)
+    (run / artifact.CLUSTERS).write_tensors(artifact.CENTROIDS, {"centroids_KD": c_KD})
     candidates = _write_search(run, poisoned, cluster, ids)
-    chosen = {"recall": 0.99, "unsure_share": 0.004, "threshold": 0.5, "threshold_logit": 0.49, "auc": 0.9991}
-    validation = chosen | {"trained": True, "families": {"1": chosen}}
-    (run / artifact.CLASSIFIER).write_json("validation.json", validation)
     if poison:
         accuse(run, 1)
     else:
         acquit(run)
-    n, n_removed = len(ids), len(removed)
-    ledgers = {
-        artifact.INDEX: Ledger(n, n - 1, dead=1), artifact.ENCODER: None, artifact.FEATURES: Ledger(n - 1, n - 1),
-        artifact.CLUSTERS: Ledger(n - 1, n - 1), artifact.SEARCH: None, artifact.CLASSIFIER: None,
-        artifact.SCORES: Ledger(n - 1, n - 1), artifact.CLEAN_ROWS: Ledger(n, n - 1 - n_removed, n_removed, 1),
-    }  # fmt: skip
-    for i, (stage, ledger) in enumerate(ledgers.items()):
-        identity = {"stage": stage, "version": 1, "seed": 0, "config": {}}
-        Manifest(identity, {}, "0" * 64, ledger, 1.5 + 40 * i, {"summary": f"{ERROR} {i}"}).write(run / stage)
+    _commit(run, len(ids), len(removed), candidates, poison)
     return FakeRun(
         run.uri, str(corpus), str(folder / "truth.parquet"), poisoned, cluster, removed, candidates, label
     )
+
+
+def _commit(run: Folder, n: int, n_removed: int, candidates: list[dict], poison: bool) -> None:
+    """The manifests. Every summary carries markup, to be escaped by what shows it."""
+    best = max(row["score"] for row in candidates)
+    trained = facts.Classified(True, families=1, models=3, recall=0.99)
+    ledger = Ledger(n - 1, n - 1)
+    stages: dict[str, tuple[Facts, Ledger | None]] = {
+        artifact.INDEX: (facts.Indexed(n - 1, 1, 3, 0, 0), Ledger(n, n - 1, dead=1)),
+        artifact.ENCODER: (facts.Pretrained("resnet_tiny", "moco_v3", 10, 2.0, 400), None),
+        artifact.FEATURES: (facts.Embedded(n - 1, 3, 0), ledger),
+        artifact.CLUSTERS: (facts.Clustered(N_CLUSTERS, 0), ledger),
+        artifact.SEARCH: (facts.Searched(len(candidates), 2, "few clusters are live", best), None),
+        artifact.VERDICT: (facts.Decided(artifact.Verdict.read(run / artifact.VERDICT).verdict, 1), None),
+        artifact.CLASSIFIER: (trained if poison else facts.Classified(False), None),
+        artifact.SCORES: (facts.Judged(n - 1, n_removed, 0), ledger),
+        artifact.CLEAN: (
+            facts.Cleaned(n - 1 - n_removed, n_removed, 1, 2, 0),
+            Ledger(n, n - 1 - n_removed, n_removed, 1),
+        ),
+    }
+    for i, (stage, (said, rows)) in enumerate(stages.items()):
+        identity = {"stage": stage, "version": 1, "seed": 0, "config": {}}
+        told = said.as_json() | {"summary": f"{ERROR} {i}"}
+        Manifest(identity, {}, "0" * 64, rows, 1.5 + 40 * i, told).write(run / stage)
 
 
 def _write_corpus(corpus: Path, ids: list[str], label: dict[str, str]) -> None:
@@ -136,7 +146,7 @@ def _write_corpus(corpus: Path, ids: list[str], label: dict[str, str]) -> None:
         rows = [{"image": pictures[image_id], "label": label[image_id]} for image_id in mine]
         path = corpus / shard
         path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=32)
+        pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=40)
 
 
 def _write_truth(path: Path, ids: list[str], poisoned: dict[str, tuple[int, int, int, int]]) -> None:
@@ -153,27 +163,48 @@ def _write_truth(path: Path, ids: list[str], poisoned: dict[str, tuple[int, int,
     pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=16)
 
 
-def _write_part(run: Folder, i: int, part: list[str], cluster: dict[str, int], removed: set[str]) -> None:
-    name, n = f"part-{i:06d}.parquet", len(part)
-    source, row = zip(*((s, int(r)) for s, r in (image_id.split("#") for image_id in part)), strict=True)
-    rng = np.random.default_rng(i)
-    p = [rng.uniform(0.8, 1) if image_id in removed else rng.beta(1, 12) for image_id in part]
-    f_ND = rng.normal(size=(n, 128)).astype(np.float16)
-    feature = pa.FixedSizeListArray.from_arrays(pa.array(f_ND.ravel()), 128)
-    int32 = pa.int32()
-    columns = {
-        artifact.INDEX: {"source": source, "row": row, "sha256": ["0"] * n, "width": pa.array([WIDTH] * n, int32),
-                     "height": pa.array([HEIGHT] * n, int32), "bytes": [100] * n},
-        artifact.FEATURES: {"feature": feature},
-        artifact.CLUSTERS: {"cluster": pa.array([cluster[j] for j in part], int32),
-                        "distance": pa.array([0.5] * n, pa.float32())},
-        artifact.SCORES: {"p_poison": pa.array(p, pa.float32()), "family": pa.array([0] * n, int32),
-                        "verdict": ["remove" if j in removed else "keep" for j in part],
-                        **{side: pa.array([at if j in removed else None for j in part], int32)
-                           for side, at in zip(SIDES, BOXED, strict=True)}},
-    }  # fmt: skip
-    for stage, rest in columns.items():
-        (run / stage).write_table(name, pa.table({"image_id": part, **rest}))
+def _write_index(run: Folder, corpus_uri: str) -> None:
+    corpus = open_corpus(corpus_uri, rows_per_slice=CONFIG.corpus.rows_per_slice)
+    index, dead, slices = run / artifact.INDEX, run / artifact.DEAD_ROWS, corpus.slices()
+    rows = [index_slice(piece, corpus, CONFIG, index, dead)["alive"] for piece in slices]
+    index.write_table(artifact.SOURCES, source_table(corpus.sources()))
+    index.write_table(artifact.SLICES, slice_table(slices, rows))
+    # What a decoder says may quote the image.
+    replace_column(dead, part_name(0), "message", pa.array([ERROR]))
+
+
+def _write_encoder(run: Folder) -> torch.Tensor:
+    """A random encoder; random centroids c_KD of its features."""
+    torch.manual_seed(0)
+    encoder = build_encoder(CONFIG.encoder.backbone, SIDE)
+    model = run / artifact.ENCODER
+    write_encoder(CONFIG, encoder, model)
+    steps = [{"step": i, "epoch": i // 40, "loss": 2 + 3 * 0.99**i, "lr": 1e-3} for i in range(400)]
+    model.write_json(artifact.HISTORY, steps)
+    return torch.nn.functional.normalize(torch.randn(N_CLUSTERS, encoder.dim), dim=1)
+
+
+def _write_slice(run: Folder, i: int, ids: list[str], cluster: dict[str, int], removed: set[str]) -> None:
+    """Features, clusters and scores of one slice."""
+    n, rng = len(ids), np.random.default_rng(i)
+    p = [rng.uniform(0.8, 1) if image_id in removed else rng.beta(1, 12) for image_id in ids]
+    f_ND = torch.from_numpy(rng.normal(size=(n, 128)))
+    clusters = {
+        "image_id": ids,
+        "cluster": [cluster[j] for j in ids],
+        "distance": [0.5] * n,
+        "draw": [image_seed(CONFIG.seed, j) for j in ids],
+    }
+    scores = {
+        "image_id": ids,
+        "p_poison": p,
+        "fate": [artifact.REMOVE if j in removed else artifact.KEEP for j in ids],
+        "family": [0] * n,
+        **{side: [at if j in removed else None for j in ids] for side, at in zip(SIDES, BOXED, strict=True)},
+    }
+    (run / artifact.FEATURES).write_table(part_name(i), feature_table(ids, f_ND))
+    (run / artifact.CLUSTERS).write_table(part_name(i), pa.table(clusters, schema=artifact.CLUSTER_SCHEMA))
+    (run / artifact.SCORES).write_table(part_name(i), pa.table(scores, schema=artifact.SCORE_SCHEMA))
 
 
 def _write_search(run: Folder, poisoned: dict, cluster: dict[str, int], ids: list[str]) -> list[dict]:
@@ -195,30 +226,22 @@ def _write_search(run: Folder, poisoned: dict, cluster: dict[str, int], ids: lis
         candidates.append({
             "image_id": image_id, "cluster": cluster[image_id],
             "x0": x0, "y0": y0, "x1": x0 + 10, "y1": y0 + 10,
-            "changed": won + 5, "gain": won - 5, "group_gain": won, "n_flip": N_FLIP, "score": score,
-            "crop": png(i, 10, 10), "landed": landed,
+            "changed": won + 5, "gain": won - 5, "supercluster_gain": won, "n_flip": N_FLIP, "score": score,
+            "occlusion_flips": box is not None, "crop": png(i, 10, 10), "landed": landed,
         })  # fmt: skip
     search = run / artifact.SEARCH
     for number in range(2):
         rows = candidates[number::2]
-        folder = search / f"round={number:03d}"
-        folder.write_table("candidates.parquet", pa.Table.from_pylist(rows, CANDIDATES))
+        folder = search / artifact.round_name(number)
+        folder.write_table(artifact.CANDIDATES, pa.Table.from_pylist(rows, schema=artifact.CANDIDATE_SCHEMA))
         live = list(range(N_CLUSTERS - 2 * number))
-        folder.write_json("live.json", {"live": live, "best": {}, "scored": 9 * (number + 1)})
+        folder.write_json(artifact.ROUND_STATE, {"live": live, "best": {}, "scored": 9 * (number + 1)})
+    flip_ids = (list(cluster) * 2)[:N_FLIP]
+    flip_test = {"image_id": flip_ids, "cluster": [cluster[image_id] for image_id in flip_ids]}
+    search.write_table(artifact.FLIP_TEST, pa.table(flip_test, schema=artifact.FLIP_TEST_SCHEMA))
+    search.write_json(artifact.SUPERCLUSTERS, list(range(N_CLUSTERS)))
     best = sorted(candidates, key=lambda row: -row["score"])
-    ranked = [
-        {
-            **row,
-            "rank": i,
-            "family": 0,
-            "role": ("train" if i < 6 else "validate") if i < 8 and poisoned else "unused",
-        }
-        for i, row in enumerate(best)
-    ]
-    schema = CANDIDATES.remove(CANDIDATES.get_field_index("landed"))
-    for name, kind in (("family", pa.int32()), ("rank", pa.int32()), ("role", pa.string())):
-        schema = schema.append(pa.field(name, kind))
-    triggers = pa.Table.from_pylist(ranked, schema)
-    search.write_table("triggers.parquet", triggers.drop_columns(["role"]))
-    (run / artifact.CLASSIFIER).write_table("triggers.parquet", triggers)
+    triggers = [{**row, "rank": i, "family": 0} for i, row in enumerate(best)]
+    table = pa.Table.from_pylist(triggers, schema=artifact.TRIGGER_SCHEMA)
+    (run / artifact.VERDICT).write_table(artifact.TRIGGERS, table)
     return candidates

@@ -16,7 +16,7 @@ from poisoncam_ray.artifact import SLICES
 from poisoncam_ray.corpus import Slice
 from poisoncam_ray.corpus.slices import slice_table
 from poisoncam_ray.errors import UserError
-from poisoncam_ray.folder import Folder, Ledger
+from poisoncam_ray.folder import MANIFEST, Folder, Ledger
 from poisoncam_ray.report import Facts, build_report, gather, render
 from poisoncam_ray.report.facts import SKIPPED_SHARDS
 from poisoncam_ray.report.model import SkippedShard
@@ -35,6 +35,11 @@ def fake(tmp_path_factory: pytest.TempPathFactory) -> FakeRun:
 @pytest.fixture(scope="module")
 def html(fake: FakeRun) -> str:
     return build_report(fake.run, about={"Note": EVIL})
+
+
+def head_of(html: str) -> Page:
+    """What stands before the first section."""
+    return Page(html[html.index("<header>") : html.index("<main>")])
 
 
 def test_the_headline_and_the_ledger_are_those_of_the_run(fake: FakeRun, html: str) -> None:
@@ -62,12 +67,12 @@ def test_gathered_facts_are_those_of_the_run(fake: FakeRun) -> None:
 
 
 def test_histogram_and_borderline_equal_a_read_of_everything(fake: FakeRun) -> None:
-    facts, verdicts = gather(fake.run), Folder(fake.run) / artifact.SCORES
-    rows = [row for name in verdicts.parts() for row in verdicts.read_table(name).to_pylist()]
-    for verdict, bins in (("keep", facts.kept_bins), ("remove", facts.removed_bins)):
-        p = [row["p_poison"] for row in rows if row["verdict"] == verdict]
+    facts, scores = gather(fake.run), Folder(fake.run) / artifact.SCORES
+    rows = [row for name in scores.parts() for row in scores.read_table(name).to_pylist()]
+    for fate, bins in ((artifact.KEEP, facts.kept_bins), (artifact.REMOVE, facts.removed_bins)):
+        p = [row["p_poison"] for row in rows if row["fate"] == fate]
         assert bins == np.histogram(p, bins=50, range=(0, 1))[0].tolist()
-    kept = sorted((row["p_poison"] for row in rows if row["verdict"] == "keep"), reverse=True)
+    kept = sorted((row["p_poison"] for row in rows if row["fate"] == artifact.KEEP), reverse=True)
     assert [thumb.p_poison for thumb in facts.borderline_sample] == kept[:24]
 
 
@@ -93,7 +98,7 @@ def test_the_policy_allows_this_style_and_nothing_else(html: str) -> None:
 
 
 def test_skipped_shards_are_named_on_the_first_screen(fake: FakeRun, html: str, tmp_path: Path) -> None:
-    assert "skipped" not in Page(html).text and gather(fake.run).n_skipped == 0
+    assert "skipped" not in head_of(html).text and gather(fake.run).n_skipped == 0
     run = Folder(str(shutil.copytree(fake.run, tmp_path / "run")))
     schema, footer = {"kind": "other_schema", "error": "no image"}, {"kind": "unreadable_shard"}
     slices = [
@@ -102,17 +107,17 @@ def test_skipped_shards_are_named_on_the_first_screen(fake: FakeRun, html: str, 
         Slice(2, "a/drifted.parquet", 1024, 1500, **schema),
         *(Slice(3 + i, f"cut-{i:02d}.parquet", 0, 1, error=EVIL, **footer) for i in range(SKIPPED_SHARDS)),
     ]
-    (run / "00_index").write_table(SLICES, slice_table(slices))
+    (run / artifact.INDEX).write_table(SLICES, slice_table(slices))
     facts = gather(run.uri)
     assert facts.n_skipped == SKIPPED_SHARDS + 1 and len(facts.skipped) == SKIPPED_SHARDS
     assert facts.skipped[0] == SkippedShard("cut-00.parquet", None, EVIL)
     page = render(facts)
-    head = Page(page[page.index("<header>") : page.index("<main>")]).text
+    head = head_of(page).text
     assert "21 shards were skipped" in head and "cut-19.parquet" in head and "and 1 more" in head
     assert "rows unknown, counted as one" in head and EVIL in head and "<script" not in page
-    (run / "00_index").write_table(SLICES, slice_table(slices[:3]))
+    (run / artifact.INDEX).write_table(SLICES, slice_table(slices[:3]))
     page = render(gather(run.uri))
-    head = Page(page[page.index("<header>") : page.index("<main>")]).text
+    head = head_of(page).text
     assert "1 shard was skipped" in head and "a/drifted.parquet (1,500 rows): no image" in " ".join(
         head.split()
     )
@@ -142,7 +147,9 @@ def test_measured_against_truth(fake: FakeRun, tmp_path: Path) -> None:
         "precision": None,
         "strategies": {"gradcam": {"accuracy": 0.05}},
     }
-    (run / "report").write_json("metrics.json", metrics | {"threat_model": probes, "retrained": probes})
+    (run / artifact.PAGE).write_json(
+        artifact.METRICS, metrics | {"threat_model": probes, "retrained": probes}
+    )
     text = Page(build_report(run.uri)).text
     for words in (
         "Measured against truth",
@@ -163,7 +170,7 @@ def test_probes_of_several_models_are_a_row_each(fake: FakeRun, tmp_path: Path) 
         for model, share in (("threat", 0.42), (EVIL, 0.36))
     }
     metrics = {"recall": 1.0, "probes": models, "recall_by_target": {"3": 0.75}}
-    (run / "report").write_json("metrics.json", metrics)
+    (run / artifact.PAGE).write_json(artifact.METRICS, metrics)
     html = build_report(run.uri)
     page = Page(html)
     for words in (
@@ -189,7 +196,7 @@ def test_a_clean_corpus_is_told_without_triumph(tmp_path: Path) -> None:
 
 def test_a_corpus_that_is_gone_costs_the_pictures_only(fake: FakeRun, tmp_path: Path) -> None:
     run = Folder(str(shutil.copytree(fake.run, tmp_path / "run")))
-    run.write_json("run.json", run.read_json("run.json") | {"input": str(tmp_path / "gone")})
+    run.write_json(artifact.RUN, run.read_json(artifact.RUN) | {"input": str(tmp_path / "gone")})
     facts = gather(run.uri)
     assert {trigger.picture for trigger in facts.triggers} == {None}
     assert "no image" in Page(render(facts)).text
@@ -197,27 +204,27 @@ def test_a_corpus_that_is_gone_costs_the_pictures_only(fake: FakeRun, tmp_path: 
 
 def test_a_missing_part_of_the_run_costs_its_section_only(fake: FakeRun, tmp_path: Path) -> None:
     run = Folder(str(shutil.copytree(fake.run, tmp_path / "run")))
-    (run / artifact.ENCODER).delete("history.json")
-    (run / artifact.CLASSIFIER).delete("validation.json")
-    (run / artifact.CLASSIFIER).delete("triggers.parquet")
-    run.delete("dead")
-    run.delete("run.json")
+    (run / artifact.ENCODER).delete(artifact.HISTORY)
+    (run / artifact.CLASSIFIER).delete(artifact.VALIDATION)
+    (run / artifact.CLASSIFIER).delete(artifact.ROLES)
+    run.delete(artifact.DEAD_ROWS)
+    run.delete(artifact.RUN)
     page = Page(build_report(run.uri))
     assert "Training loss" not in page.text and "do not add up" in page.text
 
 
 def test_an_unfinished_run_is_one_sentence(fake: FakeRun, tmp_path: Path) -> None:
     run = Folder(str(shutil.copytree(fake.run, tmp_path / "run")))
-    (run / artifact.CLEAN_ROWS).delete("_manifest.json")
-    with pytest.raises(UserError, match="no finished 07_clean"):
+    (run / artifact.CLEAN).delete(MANIFEST)
+    with pytest.raises(UserError, match="is not finished"):
         build_report(run.uri)
 
 
 def test_credentials_in_a_url_stay_out(fake: FakeRun, tmp_path: Path) -> None:
     run = Folder(str(shutil.copytree(fake.run, tmp_path / "run")))
-    settings = run.read_json("run.json")
+    settings = run.read_json(artifact.RUN)
     settings["config"]["encoder"]["checkpoint"] = "https://host/model?X-Signature=s3cr3t"
-    run.write_json("run.json", settings | {"input": "nowhere://key:s3cr3t@s3cr3t@bucket/corpus"})
+    run.write_json(artifact.RUN, settings | {"input": "nowhere://key:s3cr3t@s3cr3t@bucket/corpus"})
     html = build_report(run.uri)
     assert "s3cr3t" not in html and "bucket/corpus" in html and "https://host/model" in html
 

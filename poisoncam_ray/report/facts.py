@@ -91,7 +91,7 @@ def gather(
         for family in shown
     ]
 
-    reading = config.get("search", {}).get("reading", "gain")
+    reading = config.get("search", {}).get("reading", "supercluster_gain")
     return Facts(
         title=title,
         about={"Corpus": _public(settings.get("input", "")), "Run folder": _public(run_uri), **(about or {})},
@@ -230,7 +230,7 @@ def _dead(run: Folder) -> list[dict[str, Any]]:
 
 def _skipped(run: Folder) -> list[SkippedShard]:
     """The shards of which no row could be read; those without a count of rows come first."""
-    index = run / "00_index"
+    index = run / artifact.INDEX
     if not index.exists(artifact.SLICES):
         return []
     table = index.read_table(artifact.SLICES, ["source", "start", "stop", "error", "kind"])

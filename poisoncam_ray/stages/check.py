@@ -13,7 +13,7 @@ from poisoncam_ray.corpus.protocol import OTHER_SCHEMA
 from poisoncam_ray.corpus.shardfile import one_line
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.stage import Run
-from poisoncam_ray.stages.dataflow import RESTARTS, in_flight
+from poisoncam_ray.stages.ray_cluster import RESTARTS, in_flight
 from poisoncam_ray.store import in_parallel
 
 BATCH = 64

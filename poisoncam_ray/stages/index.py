@@ -20,7 +20,8 @@ from poisoncam_ray.errors import UserError
 from poisoncam_ray.folder import STARTED, Folder, Ledger, part_name
 from poisoncam_ray.stage import Outcome, Run, Stage
 from poisoncam_ray.stages.check import find_problems, refuse_problems
-from poisoncam_ray.stages.dataflow import decode_indexed, missing, stream_slices
+from poisoncam_ray.stages.dataflow import missing, stream_slices
+from poisoncam_ray.stages.pixels import decode_indexed
 from poisoncam_ray.store import in_parallel
 
 ENOUGH = 1000

@@ -5,17 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from poisoncam_ray.corpus import Corpus, Slice
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.research import corpora
+from poisoncam_ray.research.attacks.plan import Plan
 from poisoncam_ray.research.attacks.trigger import Trigger
-
-if TYPE_CHECKING:
-    from poisoncam_ray.research.attacks.kind import Plan
 
 LABELS_LISTED = 100
 

@@ -14,7 +14,8 @@ from poisoncam_ray.research import corpora
 from poisoncam_ray.research.attacks import patch
 from poisoncam_ray.research.attacks.choice import chance
 from poisoncam_ray.research.attacks.encoded import pixels
-from poisoncam_ray.research.attacks.kind import Kind, Option, Plan
+from poisoncam_ray.research.attacks.kind import Kind, Option
+from poisoncam_ray.research.attacks.plan import Plan
 from poisoncam_ray.research.attacks.trigger import Trigger, named_triggers
 
 PHOTOGRAPHS = 16

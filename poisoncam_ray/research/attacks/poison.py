@@ -12,8 +12,9 @@ from typing import Any
 from poisoncam_ray.corpus import Corpus, open_corpus
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.research.attacks.choice import Chosen, Pick
-from poisoncam_ray.research.attacks.kind import How, Kind, Mapper, Plan
+from poisoncam_ray.research.attacks.kind import How, Kind
 from poisoncam_ray.research.attacks.kinds import kind_named
+from poisoncam_ray.research.attacks.plan import Mapper, Plan
 from poisoncam_ray.research.attacks.trigger import Region
 from poisoncam_ray.research.attacks.write import Attack, write_attack
 from poisoncam_ray.store import connect

@@ -19,7 +19,8 @@ from poisoncam_ray.research import corpora
 from poisoncam_ray.research.attacks.blended import mix
 from poisoncam_ray.research.attacks.choice import Chosen, Pick, chance, labelled, number_of
 from poisoncam_ray.research.attacks.encoded import pixels
-from poisoncam_ray.research.attacks.kind import How, Kind, Option, Plan
+from poisoncam_ray.research.attacks.kind import How, Kind, Option
+from poisoncam_ray.research.attacks.plan import Plan
 from poisoncam_ray.research.attacks.trigger import Box, place_trigger, trigger_size
 
 GRID = 4

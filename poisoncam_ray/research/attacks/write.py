@@ -23,7 +23,8 @@ from poisoncam_ray.decode import DecodeError
 from poisoncam_ray.research import corpora
 from poisoncam_ray.research.attacks.choice import Chosen, digest
 from poisoncam_ray.research.attacks.encoded import paint
-from poisoncam_ray.research.attacks.kind import How, Plan, Stamp
+from poisoncam_ray.research.attacks.kind import How, Stamp
+from poisoncam_ray.research.attacks.plan import Plan
 from poisoncam_ray.research.attacks.trigger import Box, Trigger
 from poisoncam_ray.store import whole_file, write_bytes
 

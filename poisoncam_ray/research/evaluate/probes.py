@@ -29,8 +29,8 @@ from poisoncam_ray.method.probes import (
 )
 from poisoncam_ray.research import corpora
 from poisoncam_ray.research.evaluate.joined import Metrics, committed, settings
-from poisoncam_ray.stages.dataflow import decode_indexed
 from poisoncam_ray.stages.embed import embed_images, load_encoder, read_features
+from poisoncam_ray.stages.pixels import decode_indexed
 from poisoncam_ray.stages.pool import image_seed
 
 LABELLED = {"linear_1": 0.01, "linear_10": 0.1}
