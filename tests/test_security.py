@@ -22,7 +22,7 @@ from poisoncam_ray.config import Config
 from poisoncam_ray.corpus import DEAD, KEPT, REMOVED, Slice, open_corpus
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.folder import MANIFEST, Folder, Manifest, part_name
-from poisoncam_ray.report import build_report
+from poisoncam_ray.report import build_report, removed_csv
 from poisoncam_ray.stages.embed import load_encoder, read_features
 from poisoncam_ray.stages.index import index_slice
 from poisoncam_ray.stages.own_encoder import MAX_BYTES, read_checkpoint
@@ -319,11 +319,14 @@ def test_pickles_planted_in_the_run_folder_are_never_unpickled(tmp_path, mark):
         ),
         f"{artifact.CLEAN}/{MANIFEST}": lambda run: Manifest.read(run / artifact.CLEAN),
         f"{artifact.SCORES}/{part_name(0)}": lambda run: build_report(run.uri),
-        f"{artifact.VERDICT}/{artifact.TRIGGERS}": lambda run: build_report(run.uri),
+        f"{artifact.VERDICT}/{artifact.TRIGGERS}": lambda run: (run / artifact.VERDICT).read_table(
+            artifact.TRIGGERS
+        ),
         f"{artifact.VERDICT}/{artifact.VERDICT_FILE}": lambda run: build_report(run.uri),
         f"{artifact.CLASSIFIER}/{artifact.ROLES}": lambda run: build_report(run.uri),
         f"{artifact.CLASSIFIER}/{artifact.WHOLE_TRIGGERS}": lambda run: build_report(run.uri),
-        f"{artifact.CLEAN}/{artifact.unit_reasons(0)}": lambda run: build_report(run.uri),
+        f"{artifact.CLEAN}/{artifact.unit_reasons(0)}": removed_csv,
+        f"{artifact.INDEX}/{artifact.SLICES}": lambda run: build_report(run.uri),
         artifact.RUN: lambda run: build_report(run.uri),
     }
     fake = make_fake_run(tmp_path)
