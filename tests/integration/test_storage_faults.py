@@ -13,7 +13,8 @@ import pytest
 
 from poisoncam_ray import s3 as s3_module
 from poisoncam_ray import store
-from poisoncam_ray.corpus import open_corpus, storage
+from poisoncam_ray.corpus import open_corpus
+from poisoncam_ray.corpus.listing import list_sources
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.folder import Folder
 from tests.s3 import S3Server
@@ -85,7 +86,7 @@ class Operations:
 
     def list(self) -> None:
         assert Folder(self.objects).names() == ["corpus", "large", "small"]
-        assert [source.path for source in storage.list_sources(f"{self.objects}/corpus")] == ["a.parquet"]
+        assert [source.path for source in list_sources(f"{self.objects}/corpus")] == ["a.parquet"]
 
     def look(self) -> None:
         assert store.exists(self.objects, "small") and not store.exists(self.objects, "smaller")
@@ -180,7 +181,7 @@ def test_a_server_that_stays_away_is_named(s3, use_s3, monkeypatch):
         lambda: store.read_bytes(s3.uri("a"), "b"),
         lambda: store.write_bytes(s3.uri("a"), "b", SMALL),
         lambda: store.exists(s3.uri("a"), "b"),
-        lambda: storage.list_sources(s3.uri("a")),
+        lambda: list_sources(s3.uri("a")),
     ):
         with pytest.raises(s3_module.StoreAwayError, match=r"http://127\.0\.0\.1:9 failed for \d s"):
             operation()
@@ -207,7 +208,7 @@ def test_what_the_user_must_mend_is_one_sentence_at_once(s3, use_s3, monkeypatch
         lambda: store.read_bytes(uri, "b"),
         lambda: store.write_bytes(uri, "b", SMALL),
         lambda: store.create_once(uri, "b", SMALL),
-        lambda: storage.list_sources(uri),
+        lambda: list_sources(uri),
     ):
         try:
             with pytest.raises(UserError) as caught:
