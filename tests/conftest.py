@@ -44,7 +44,7 @@ def triggers() -> Path:
 
 @pytest.fixture(scope="session")
 def ray_cluster():
-    """A real Ray on this machine, as the stages start it."""
+    """One local Ray cluster for all tests that use Ray in this process."""
     import ray
 
     from poisoncam_ray.stages.ray_cluster import start_ray

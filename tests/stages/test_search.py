@@ -11,13 +11,13 @@ import torch
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.folder import Folder, part_name
 from poisoncam_ray.method.cam import gradcam_windows
-from poisoncam_ray.method.clusters import group_clusters
+from poisoncam_ray.method.clusters import superclusters
 from poisoncam_ray.method.encoder import build_encoder
 from poisoncam_ray.settings import load_config
 from poisoncam_ray.stages.classify import crops_of, draw_samples, families_of, with_roles
 from poisoncam_ray.stages.crops import from_png, to_png
 from poisoncam_ray.stages.pool import gather_pool, image_seed
-from poisoncam_ray.stages.search import Search, find_windows, groups_of, search_masks
+from poisoncam_ray.stages.search import Search, find_windows, search_masks, superclusters_of
 
 N, K = 300, 7
 
@@ -60,9 +60,9 @@ def test_the_pool_holds_a_bounded_random_draw_of_every_cluster(folder):
     assert pool.n_clusters == K and len(set(pool.ids.to_pylist())) == len(pool.ids)
     assert all(number(i) ** 2 % 6 == y for i, y in zip(pool.ids.to_pylist(), pool.y_P.tolist(), strict=True))
     for k in sizes:
-        everyone = sorted((image_seed(3, f"a.parquet#{i}"), i) for i in range(N) if i * i % 6 == k)
+        everything = sorted((image_seed(3, f"a.parquet#{i}"), i) for i in range(N) if i * i % 6 == k)
         drawn = [number(i) for i, y in zip(pool.ids.to_pylist(), pool.y_P.tolist(), strict=True) if y == k]
-        assert drawn == [i for _, i in everyone[:5]]
+        assert drawn == [i for _, i in everything[:5]]
 
 
 def test_the_pool_depends_on_the_seed_and_not_on_the_parts(folder, tmp_path):
@@ -79,9 +79,9 @@ def test_flip_images_are_the_nearest_and_clusters_take_turns(folder):
     by_cluster = {k: [i for i in range(N) if i * i % 6 == k] for k in range(6)}
     first, second = ([rows[turn] for rows in by_cluster.values() if len(rows) > turn] for turn in (0, 1))
     assert flip == (first + second)[:10]
-    everyone = gather_pool(folder, 1, 10_000, K)
-    assert len(everyone.flip_ids) == N
-    assert everyone.flip_y_F.tolist() == [number(i) ** 2 % 6 for i in everyone.flip_ids]
+    everything = gather_pool(folder, 1, 10_000, K)
+    assert len(everything.flip_ids) == N
+    assert everything.flip_y_F.tolist() == [number(i) ** 2 % 6 for i in everything.flip_ids]
     assert len(gather_pool(folder, 1, 1, K).flip_ids) == 1
 
 
@@ -96,7 +96,7 @@ def test_a_window_larger_than_any_image_is_not_unpacked():
 
 
 def triggers(n: int, family: int = 1) -> pa.Table:
-    """As the search leaves them, best first: window i is of shade i."""
+    """As Verdict writes them, best first: window i is of shade i."""
     crops = [to_png(torch.full((3, 2, 2), i / 255)) for i in range(n)]
     ids = [f"a#{i:03d}" for i in range(n)]
     return pa.table({"image_id": ids, "crop": crops, "family": pa.array([family] * n, pa.int32())})
@@ -144,13 +144,13 @@ def test_crops_of_a_role_and_a_single_trigger_serves_both():
     assert torch.equal(crops_of(alone, 1, "train"), crops_of(alone, 1, "validate"))
 
 
-def test_each_family_has_its_own_top_and_the_unaccused_none():
+def test_each_family_has_its_own_top_and_windows_of_no_family_none():
     parts = [triggers(4, 0), triggers(9, 2), triggers(7, 1), triggers(1, 4)]
     found = with_roles(pa.concat_tables(parts), 4, 0.25, seed=0)
     used = Counter((row["family"], row["role"]) for row in found.to_pylist() if row["role"] != "unused")
     split = {(1, "train"): 3, (1, "validate"): 1, (2, "train"): 3, (2, "validate"): 1, (4, "train"): 1}
     assert used == split and families_of(found) == [1, 2, 4]
-    # A family's windows split alike whatever stands beside it.
+    # The split of a family does not depend on the others.
     alone = with_roles(triggers(7, 1), 4, 0.25, seed=0)
     for role in ("train", "validate"):
         assert torch.equal(crops_of(found, 1, role), crops_of(alone, 1, role))
@@ -170,8 +170,8 @@ def test_negatives_leave_out_the_clusters_of_the_top_triggers(folder):
     # Cluster 4's trigger is not among the top: its images stay.
     assert {number(i) ** 2 % 6 for i in negatives} == {3, 4}
     assert {number(i) ** 2 % 6 for i in whole} == {0, 1, 3, 4}
-    everyone = sorted((image_seed(3, f"a.parquet#{i}"), f"a.parquet#{i}") for i in range(N))
-    assert whole == sorted(i for _, i in everyone[:50])
+    everything = sorted((image_seed(3, f"a.parquet#{i}"), f"a.parquet#{i}") for i in range(N))
+    assert whole == sorted(i for _, i in everything[:50])
 
 
 def test_samples_depend_on_the_seed_and_not_on_the_parts(folder, tmp_path):
@@ -189,7 +189,7 @@ def test_with_most_of_the_corpus_suspect_only_the_top_images_are_left_out(folder
     assert set(whole) - set(negatives) == {f"a.parquet#{i}" for i in (0, 1, 2, 3)}
 
 
-def test_a_budget_too_small_for_one_round_is_told_before_the_work():
+def test_a_budget_too_small_for_one_round_is_refused_before_the_work():
     config = load_config(overrides=["search.max_candidates=99", "cluster.k=50"])
     Search().check(config, None)
     with pytest.raises(UserError, match=r"search.max_candidates=99 does not allow one round.* set it to 100"):
@@ -206,12 +206,12 @@ def test_the_pool_is_the_same_when_it_is_merged_in_many_steps(folder, monkeypatc
     assert torch.equal(merged.y_P, whole.y_P)
 
 
-def test_groups_are_made_once(tmp_path):
+def test_superclusters_are_computed_once(tmp_path):
     out, c_KD = Folder(str(tmp_path)), torch.randn(40, 6, generator=torch.Generator().manual_seed(2))
-    g_K = groups_of(out, c_KD, 0)
-    assert g_K.dtype == torch.int64 and torch.equal(g_K, group_clusters(c_KD, 0))
-    assert not torch.equal(group_clusters(c_KD, 5), g_K)
-    assert torch.equal(groups_of(out, c_KD, 5), g_K)
+    supercluster_K = superclusters_of(out, c_KD, 0)
+    assert supercluster_K.dtype == torch.int64 and torch.equal(supercluster_K, superclusters(c_KD, 0))
+    assert not torch.equal(superclusters(c_KD, 5), supercluster_K)
+    assert torch.equal(superclusters_of(out, c_KD, 5), supercluster_K)
 
 
 def test_windows_are_found_by_the_configured_strategy_and_refined():
