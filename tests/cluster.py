@@ -142,7 +142,7 @@ class RayNodes:
         }
 
     def find(self, title: str) -> list[tuple[Node, psutil.Process]]:
-        """Worker processes whose title matches, with their nodes. Ray writes the running task into the title."""
+        """Worker processes whose title (the task that Ray runs there) matches, with their nodes."""
         named = {pid for pid in psutil.pids() if re.search(title, title_of(pid))}
         trees = [(node, node.tree()) for node in self.workers] if named else []
         return [(node, process) for node, tree in trees for process in tree if process.pid in named]

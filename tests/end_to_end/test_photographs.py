@@ -26,7 +26,7 @@ def test_a_backdoor_in_photographs_is_found_and_removed(photographs, triggers, r
         labels=tuple(range(10)),
     )
     (row,) = make_table(setting, load_config("tiny-cnn"), Folder(str(tmp_path)), Progress())
-    # One run. The search's own figures differ most from seed to seed. A broken search does not reach the bounds.
+    # One run. The search's own figures differ most from seed to seed; a broken search does not reach these.
     assert row["verdict"] == "poison"
     assert row["asr"] >= 0.6
     assert row["asr_never_poisoned"] <= 0.2

@@ -1,4 +1,4 @@
-"""SIGKILL in stage after stage, then the same command: the same result, and nothing finished is done again."""
+"""SIGKILL in stage after stage, then the same command: the same result, and no finished work is redone."""
 
 from __future__ import annotations
 

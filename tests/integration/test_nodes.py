@@ -1,4 +1,4 @@
-"""SIGKILL of a worker process, of the whole training group and of a worker node, in every stage of one job: it
+"""SIGKILL of a worker process, of all training workers and of a worker node, in every stage of one job: it
 ends as if undisturbed. (SIGKILL of the driver: test_kill.py.)"""
 
 from __future__ import annotations
