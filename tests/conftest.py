@@ -49,7 +49,10 @@ def ray_cluster():
 
     from poisoncam_ray.stages.ray_cluster import start_ray
 
-    start_ray()
+    with pytest.MonkeyPatch.context() as patch:
+        # By default a process reports what it counted every ten seconds.
+        patch.setenv("RAY_metrics_report_interval_ms", "2000")
+        start_ray()
     yield
     ray.shutdown()
 
