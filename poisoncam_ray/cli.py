@@ -1,4 +1,6 @@
-"""The command line: `poisoncam defend|attack|evaluate`, and what the scripts in jobs/ call.
+"""The command `defend`, and the console script `poisoncam defend|attack|evaluate`.
+
+`attack` and `evaluate` are in research/commands.py.
 
 Ray and torch are imported inside the commands, after the settings are checked: a misspelt key shows at once.
 """
@@ -30,8 +32,6 @@ InputUri = Annotated[
 OutputUri = Annotated[str | None, typer.Option("--output", help="the run folder: empty, or one to resume")]
 Preset = Annotated[str | None, typer.Option(help="named configuration: " + ", ".join(presets()))]
 ConfigFile = Annotated[str | None, typer.Option("--config", help="YAML file of settings")]
-# The names of attacks.KINDS, which is imported with the command.
-ATTACKS = "patch, blended, several, large, dynamic, natural, frequency, untargeted, spread, decoys"
 
 
 def defend(
@@ -45,13 +45,15 @@ def defend(
         float | None, typer.Option(help="stop when more than this share of the rows is broken (0.5)")
     ] = None,
     redo: Annotated[
-        str | None, typer.Option(help="do this stage of a run again, and all after it: verdict")
+        str | None,
+        typer.Option(help="do this stage of a finished run again, with all after it: verdict, classify …"),
     ] = None,
     exit_code: Annotated[
         bool, typer.Option("--exit-code", help="end with code 3 when poison was found; without it, 0")
     ] = False,
 ) -> None:
-    """Remove the poison from a corpus. Without --input: draw, poison, defend and evaluate the demo corpus."""
+    """Remove the poison from a corpus. Without --input, run the demo on a corpus that is drawn and
+    poisoned."""
     settings = list(overrides or [])
     if "" in (input, output, encoder):
         raise UserError("--input, --output or --encoder is empty: give a place, or leave it out.")
@@ -77,110 +79,6 @@ def defend(
         raise typer.Exit(FOUND_POISON)
 
 
-def attack(
-    input: Annotated[str, typer.Option(help="the clean corpus")],
-    output: Annotated[str, typer.Option(help="empty folder for corpus/, truth.parquet, attack.json")],
-    target: Annotated[
-        list[str] | None, typer.Option(help="label to poison; repeat for several attackers")
-    ] = None,
-    trigger: Annotated[
-        list[str] | None, typer.Option(help="image file or generated:SEED, one for each target")
-    ] = None,
-    kind: Annotated[str, typer.Option(help=f"which attack: {ATTACKS}")] = "patch",
-    option: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=NUMBER", help="setting of the kind: alpha=0.3; repeat")
-    ] = None,
-    width: Annotated[
-        float | None,
-        typer.Option(help="trigger width, share of the image's shorter side (50/224; large: 0.5)"),
-    ] = None,
-    share: Annotated[
-        float | None,
-        typer.Option(help="share of the target's images that is poisoned (0.5; untargeted: 0.05 of all)"),
-    ] = None,
-    region: Annotated[
-        tuple[float, float] | None, typer.Option(help="where the trigger lies, shares of each side")
-    ] = None,
-    seed: int = 0,
-    label_column: str = "label",
-    patch: Annotated[bool, typer.Option("--patch", help="patch every image: a validation set")] = False,
-) -> None:
-    """Poison a corpus as the reference attack does, or by another kind, and write down the truth."""
-    from poisoncam_ray.progress import Progress
-    from poisoncam_ray.research.attacks import patch_corpus, poison_corpus
-
-    targets, triggers, settings = target or [], trigger or [], _numbers(option or [])
-    if patch:
-        if len(targets) > 1 or len(triggers) > 1:
-            raise UserError("With --patch give one --target and at most one --trigger.")
-        label, image = (targets or [""])[0], (triggers or [""])[0]
-        made = patch_corpus(input, output, label, image, width, seed, region, kind=kind, options=settings)
-    else:
-        made = poison_corpus(
-            input, output, targets, triggers, width, share, seed, label_column, region,
-            kind=kind, options=settings,
-        )  # fmt: skip
-    console = Progress().console
-    console.print(f"{made['n_poisoned']:,} of {made['n_images']:,} images carry a trigger")
-    if made["n_decoys"]:
-        console.print(f"{made['n_decoys']:,} clean images carry a decoy")
-    console.print(f"corpus  {escape(output)}/corpus")
-    console.print(f"truth   {escape(output)}/truth.parquet")
-
-
-def evaluate(
-    run: Annotated[str, typer.Option(help="the --output of a defence")],
-    truth: Annotated[str, typer.Option(help="truth.parquet of the attack")],
-    strategy: Annotated[
-        list[str] | None,
-        typer.Option(help="compare windows by full_coverage:hard (the paper's), gradcam, random …"),
-    ] = None,
-    validation: Annotated[str | None, typer.Option(help="clean validation corpus")] = None,
-    patched: Annotated[str | None, typer.Option(help="the same, every image patched")] = None,
-    target: Annotated[
-        str | None, typer.Option(help="the attack's target label; '' for an attack without one")
-    ] = None,
-    label_column: str = "label",
-    never_poisoned: Annotated[
-        str | None, typer.Option(help="the corpus before the attack: its labels are what probes learn from")
-    ] = None,
-    retrain: Annotated[
-        bool, typer.Option("--retrain", help="train the cleaned and the never-poisoned corpus' models, too")
-    ] = False,
-    never_poisoned_run: Annotated[
-        str | None, typer.Option(help="a run on that corpus with the same settings, to take its model")
-    ] = None,
-) -> None:
-    """Measure a finished run against the attack's truth: report/metrics.json, and a section in the report."""
-    given = (validation, patched, target)
-    if given != (None, None, None) and None in given:
-        raise UserError("Give --validation, --patched and --target together, or none of them.")
-    if never_poisoned and validation is None:
-        raise UserError("--never-poisoned needs --validation, --patched and --target: what is to be probed.")
-    if (retrain or never_poisoned_run) and not never_poisoned:
-        raise UserError("--retrain needs --never-poisoned, the corpus before the attack.")
-    if never_poisoned_run and not retrain:
-        raise UserError("--never-poisoned-run is for --retrain: give that, too.")
-    from poisoncam_ray.progress import Progress
-    from poisoncam_ray.research.evaluate import OtherModels, Validation, evaluate_run
-
-    queries = Validation(validation or "", patched or "", target or "", label_column) if validation else None
-    beside = OtherModels(never_poisoned, never_poisoned_run, retrain) if never_poisoned else None
-    progress = Progress()
-    if beside:
-        from poisoncam_ray.folder import Folder
-        from poisoncam_ray.research.evaluate.joined import settings
-        from poisoncam_ray.stages.dataflow import connect
-
-        # A run that is not there is told before Ray has started.
-        settings(Folder(run))
-        connect()
-        # Ray has put a handler of its own in the place of ours.
-        end_on_signals()
-    metrics = evaluate_run(run, truth, strategy or (), queries, beside, progress)
-    progress.console.print_json(data=metrics)
-
-
 def run_defence(input_uri: str, output_uri: str, config: Config, redo: str | None = None) -> bool:
     """Check everything, start Ray, run the stages; print the counts, the verdict and the report's path.
 
@@ -199,13 +97,13 @@ def run_defence(input_uri: str, output_uri: str, config: Config, redo: str | Non
     from poisoncam_ray.progress import Progress
     from poisoncam_ray.report.words import tell
     from poisoncam_ray.runner import Runner
-    from poisoncam_ray.stages.dataflow import connect
+    from poisoncam_ray.stages.ray_cluster import start_ray
 
     began = time.monotonic()
     progress = Progress()
     runner = Runner(input_uri, output_uri, config, stages(), redo)
     if runner.pending():
-        connect()
+        start_ray()
         # Ray has put a handler of its own in the place of ours.
         end_on_signals()
     try:
@@ -236,18 +134,9 @@ def run_defence(input_uri: str, output_uri: str, config: Config, redo: str | Non
     return cleaned.removed > 0 or verdict.poison
 
 
-def _numbers(settings: list[str]) -> dict[str, float]:
-    """NAME=NUMBER, one each."""
-    numbers = {}
-    for setting in settings:
-        name, _, value = setting.partition("=")
-        try:
-            numbers[name] = float(value)
-        except ValueError as error:
-            raise UserError(f"The option {setting} is no NAME=NUMBER: write it as alpha=0.3.") from error
-    return numbers
-
-
 def main() -> None:
     """The console script."""
+    # The defence alone needs no research code.
+    from poisoncam_ray.research.commands import attack, evaluate
+
     run_program(defend, attack, evaluate)

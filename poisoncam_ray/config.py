@@ -1,7 +1,6 @@
-"""Configuration: one frozen, validated section per stage. How it is read from presets, files and the command
-line: settings.py.
+"""The configuration: one frozen, validated section for each stage. settings.py reads it.
 
-Fractions are shares of the encoder's image side unless a docstring says otherwise.
+Fractions are shares of the encoder's image side unless a comment says otherwise.
 """
 
 from __future__ import annotations
@@ -13,57 +12,62 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
 SEEDS = 2**23
-"""How many seeds there are."""
+"""Seeds are 0 … SEEDS − 1."""
 Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
 Strategy = Literal["interval", "random", "full_coverage", "sliding", "keep_only", "mixed"]
 
 
 class Section(BaseModel):
+    """One section of the configuration."""
+
     how: ClassVar[frozenset[str]] = frozenset()
-    """Keys that say how the work is done, not what comes out: free to change in a run folder."""
+    """Keys that change how the work is done and not its result. They may change while a run folder is
+    resumed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def outcome(self) -> dict[str, Any]:
-        """The keys that decide what comes out, as JSON holds them: what a folder is compared by."""
+        """The keys that decide the result, as JSON. A run folder is compared by them."""
         return self.model_dump(mode="json", exclude=set(self.how))
 
 
 class CorpusSettings(Section):
-    """What counts as a corpus row, and how many rows make one unit of work."""
+    """The input: its format, its limits, and how many rows make one slice, the unit of work."""
 
     how: ClassVar[frozenset[str]] = frozenset({"max_dead_fraction"})
 
     format: Literal["auto", "parquet", "folder", "webdataset"] = "auto"
     image_column: str | None = None
+    """The Parquet column, or the extension of a sample's image. null: the only one that holds images."""
     rows_per_slice: Count = 1024
     max_pixels: Count = 64_000_000
-    """A header that announces more pixels is a decompression bomb: dead letter, never decoded."""
+    """An image whose header announces more pixels is never decoded. Its row is dead."""
     max_bytes: Count = 128 * 2**20
+    """A larger image is never decoded. Its row is dead."""
     max_dead_fraction: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """The job stops when more than this share of the rows is broken."""
+    """The job stops when more than this share of the rows is dead."""
     skip_unreadable: bool = False
     """Go on without the shards that cannot be opened or have no image column, and count their rows as dead.
     Otherwise such shards are listed and the job stops before any work."""
 
 
 class Encoder(Section):
-    """The backbone, ours to pretrain or the user's own (`checkpoint`)."""
+    """The backbone. It is pretrained here, or read from a checkpoint."""
 
     backbone: str = "resnet_tiny_s2"
     image_size: Annotated[int, Field(ge=16, le=1024)] = 32
     patch_size: Count | None = None
     checkpoint: str | None = None
-    """URI of a safetensors or MoCo-v3-layout checkpoint: skips pretraining."""
+    """URI of your own weights (safetensors, or a MoCo-v3 checkpoint). Skips pretraining."""
 
 
 class Pretrain(Section):
-    """The threat model. `lr` is the base rate: lr × batch_size / 256 is used."""
+    """The training of the threat model. The learning rate used is lr × batch_size / 256."""
 
     how: ClassVar[frozenset[str]] = frozenset({"checkpoint_every", "max_failures"})
 
     objective: Literal["moco_v3", "simclr", "byol"] = "moco_v3"
-    """What is minimised; `temperature` means nothing to BYOL, `momentum` nothing to SimCLR."""
+    """BYOL does not use `temperature`, and SimCLR does not use `momentum`."""
     epochs: Count = 20
     batch_size: Annotated[int, Field(ge=2)] = 128
     lr: Annotated[float, Field(gt=0)] = 8e-3
@@ -74,12 +78,12 @@ class Pretrain(Section):
     hidden_dim: Count = 512
     out_dim: Count = 128
     crop_min: Fraction = 0.4
-    """The least share of an image's area that a view shows."""
+    """The smallest share of an image's area that a view shows."""
     workers: Count = 1
     shuffle_rows: Count = 65_536
-    """Rows a worker holds to shuffle from: a shard that fits is shuffled perfectly every epoch."""
+    """Rows that a worker holds in memory to shuffle."""
     checkpoint_every: Count = 100
-    """Steps between checkpoints: what a killed job loses at most."""
+    """Steps between checkpoints. A killed job loses at most so many."""
     max_failures: Annotated[int, Field(ge=0)] = 3
 
 
@@ -92,44 +96,45 @@ class Embed(Section):
 
 
 class Cluster(Section):
-    """k-means. `k` null takes 3·√N: 1,068 for the paper's 126,689 images (paper: 1000)."""
+    """k-means. k null: 3·√N, which is 1,068 for the paper's 126,689 images (the paper has 1000)."""
 
     k: Annotated[int, Field(ge=2)] | None = None
     iterations: Count = 20
     sample: Count = 250_000
-    """Rows that k-means is trained on, at most; the rest are only assigned."""
+    """The most rows that k-means is trained on. The others are only assigned."""
 
 
 class Search(Section):
-    """Cluster Activation Masking, poison score, pruning."""
+    """Cluster Activation Masking, the poison score, and the pruning of clusters."""
 
     how: ClassVar[frozenset[str]] = frozenset({"batch_size", "chunk"})
 
     strategy: Literal[Strategy, "gradcam"] = "mixed"
-    """How the window is found: a kind of masks, or the peer's Grad-CAM."""
+    """How the candidate window is found: by a kind of masks, or by PatchSearch's Grad-CAM."""
     score: Literal["hard", "margin", "distance"] = "distance"
     masks: Annotated[int, Field(ge=2)] = 128
     cell: Fraction = 0.125
     window: Fraction = 0.35
     refine: bool = True
-    """A second look with shifted windows around the first: 50 more masks an image."""
+    """Shift the window by small steps and keep the best place. Costs 50 more masks an image."""
     scales: tuple[Annotated[float, Field(gt=0, le=8)], ...] = (1.0,)
-    """Multiples of the window, about its centre, to paste and score; each image keeps the best. Triggers
-    larger or smaller than the window want more than one: each costs flip_images forwards a candidate."""
+    """Sizes of the pasted window, as multiples of `window`. Each image keeps the best. More than one size
+    finds triggers that are larger or smaller than the window; each costs flip_images forwards a candidate."""
     reading: Literal["changed", "gain", "supercluster_gain"] = "supercluster_gain"
-    """Which reading of the poison score ranks candidates; all are recorded. The paper's: changed;
-    PatchSearch's: gain of the own cluster; ours: gain of its supercluster."""
+    """The reading of the poison score that ranks candidates. The paper counts all changed images, PatchSearch
+    the net gain of the candidate's cluster; the default is the net gain of its supercluster."""
     flip_images: Count = 100
     per_cluster: Count = 2
     prune: Annotated[float, Field(gt=0, lt=1)] = 0.25
     min_live: Count = 8
-    """The search stops when no more clusters than this are live …"""
+    """The search stops when so few clusters are left."""
     max_rounds: Count = 50
+    """The search stops after so many rounds."""
     max_candidates: Count = 100_000
-    """… or after this many rounds, or when the next round would score more candidates than this in all."""
+    """The search stops before it would score more candidates than this."""
     batch_size: Count = 128
     chunk: Count = 32
-    """Candidates in one unit of work."""
+    """Candidates that one call of an actor scores."""
 
 
 class Verdict(Section):
@@ -141,24 +146,25 @@ class Verdict(Section):
 
 
 class Classify(Section):
-    """The poison classifier. The paper: 2000 steps of SGD at 0.01, batch 32, five models;
-    with AdamW, one cycle and a robust loss 150 steps did as well on photographs of 32 px."""
+    """The poison classifier. The paper trains five models by 2000 steps of SGD at 0.01; the default trains
+    three by 150 steps of AdamW with one cycle and a robust loss."""
 
     top_k: Annotated[int, Field(ge=2, le=200)] = 20
-    """Windows of each trigger family that its ensemble learns from."""
+    """The most windows of a trigger family that its ensemble learns from."""
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.25
-    """Share of the top-k triggers kept from training, to validate on."""
+    """Share of these windows that is held out for validation."""
     paste_min: Fraction = 0.18
     paste_max: Fraction = 0.40
-    """Side of a paste. The paper's 0.09 to 0.36 are for 224 px: below 6 px a paste is noise."""
+    """The side of a paste. The paper's 0.09 to 0.36 are for 224 px; at 32 px the smaller ones would be
+    noise."""
     models: Count = 3
     steps: Annotated[int, Field(ge=6)] = 150
-    """At least six: a fifth of them is warm-up, and torch divides by what a warm-up of one step has left."""
+    """At least six, because a fifth of them is warm-up and torch cannot warm up in one step."""
     batch_size: Annotated[int, Field(ge=2)] = 32
-    """Photographs a step, each seen with and without a paste."""
+    """Images a step. Each is seen with and without a paste."""
     lr: Annotated[float, Field(gt=0)] = 2e-3
     sample: Count = 20_000
-    """Corpus images that positives and negatives are drawn from, at most."""
+    """The most corpus images that positives and negatives are drawn from."""
 
     @model_validator(mode="after")
     def _sizes(self) -> Classify:
@@ -168,21 +174,21 @@ class Classify(Section):
 
 
 class Resources(Section):
-    """What each Ray actor asks for. Not part of any fingerprint: it changes a result by no more than rounding
-    (threads sum in another order; a GPU trains in bfloat16)."""
+    """What each Ray actor asks for. No fingerprint holds it, because it changes results by rounding only:
+    more threads add in another order, and a GPU trains in bfloat16."""
 
     min_actors: Count = 1
-    """Actors that Embed and Judge start with …"""
+    """Actors that Embed and Judge start with."""
     actors: Count = 1
-    """… and the most of any stage: pools grow as far as the cluster has room, or an autoscaler makes it."""
+    """The most actors of a stage. Pools grow as far as the cluster has room or an autoscaler makes room."""
     cpus_per_actor: Annotated[float, Field(gt=0)] = 1.0
     gpus_per_actor: Annotated[float, Field(ge=0)] = 0.0
-    """0.5 puts two actors on one GPU; a training worker always has a whole one where this is not 0."""
+    """0.5 puts two actors on one GPU. Where it is above 0, a training worker has a whole GPU."""
     threads_per_actor: Count | None = None
-    """Torch threads in each actor and training worker; null: the machine's cores over the actors."""
+    """Torch threads of each actor and training worker. null: the machine's cores divided by `actors`."""
     cpus_per_reader: Annotated[float, Field(gt=0)] = 0.5
     readers: Count | None = 2
-    """Reading tasks at once, each a process of its own; null: as many as the cluster has CPUs for."""
+    """Reading tasks at once, each in its own process. null: as many as the cluster has CPUs for."""
 
     @model_validator(mode="after")
     def _pool(self) -> Resources:
@@ -192,6 +198,8 @@ class Resources(Section):
 
 
 class Config(Section):
+    """The whole configuration."""
+
     seed: Seed = 0
     corpus: CorpusSettings = CorpusSettings()
     encoder: Encoder = Encoder()
@@ -229,15 +237,17 @@ class Config(Section):
 
     @property
     def window_px(self) -> int:
+        """The side of the candidate window in pixels of the encoder's image."""
         return max(1, round(self.search.window * self.encoder.image_size))
 
     @property
     def scales_px(self) -> list[int]:
-        """Sides of the windows that are pasted, each once, within 2 px and the image."""
+        """The different sides of the pasted windows in pixels, from 2 to the image's side."""
         side = self.encoder.image_size
         sizes = [min(side, max(2, round(scale * self.window_px))) for scale in self.search.scales]
         return list(dict.fromkeys(sizes))
 
     @property
     def cell_px(self) -> int:
+        """The side of a mask's cell in pixels of the encoder's image."""
         return max(1, round(self.search.cell * self.encoder.image_size))

@@ -1,4 +1,4 @@
-"""How a run ends early, and what failed on a worker, found again inside Ray's errors."""
+"""The errors of this package, and how to find them inside Ray's errors."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 
 class UserError(Exception):
-    """A mistake the user can mend: one sentence that says what to change. Exit code 2, no traceback."""
+    """A mistake that the user can mend. Its text is one sentence that says what to change. Exit code 2."""
 
 
 class LedgerError(RuntimeError):
@@ -14,26 +14,27 @@ class LedgerError(RuntimeError):
 
 
 class StoreAwayError(ConnectionError):
-    """The store failed for as long as we were willing to wait. Exit code 1, and the same command resumes."""
+    """The store did not answer within the time limit. Exit code 1; the same command resumes."""
 
 
 class StageFailedError(Exception):
-    """A stage did not end; `__cause__` says why. Exit code 1, and the same command resumes."""
+    """A stage failed; `__cause__` says why. Exit code 1; the same command resumes."""
 
 
 def origin(error: BaseException) -> BaseException:
-    """What `error` is, or what it wraps that was raised on a worker: an error of ours if one is among it."""
+    """The error that was raised on a worker, out of the errors that Ray wraps around it; one of ours if there
+    is one."""
     found = list(_within(error))
     for inner in found:
-        # Ray's own class for a failed task also inherits from the class of what failed in it.
+        # Ray's class for a failed task also inherits from the class of the error inside it.
         if isinstance(inner, UserError | LedgerError) and not hasattr(inner, "cause"):
-            # Ray Data writes advice of its own below the sentence.
+            # Ray Data adds advice below the sentence.
             return inner if inner is error else type(inner)(str(inner).partition("\n")[0])
     return found[-1]
 
 
 def _within(error: object) -> Iterator[BaseException]:
-    """`error` and what hangs on it: the cause of a failed task, the failures of a training's workers."""
+    """The error and the errors inside it: the cause of a failed task, the failures of training workers."""
     if isinstance(error, BaseException):
         yield error
         for inner in getattr(error, "worker_failures", {}).values():

@@ -1,4 +1,4 @@
-"""What an artifact was made from, as one short text, and how two such things differ."""
+"""A hash of what an artifact was made from, and the differences between two such trees."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 
 def fingerprint(parts: Mapping[str, Any]) -> str:
-    """Hex SHA-256 of canonical JSON: equal for equal content, whatever the order of keys."""
+    """The SHA-256 of canonical JSON, in hex. The order of keys does not matter."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """Readable differences of two JSON trees: `search.window: 0.35 then, 0.3 now`."""
+    """The differences of two JSON trees, for people: `search.window: 0.35 then, 0.3 now`."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         keys = sorted(set(old) | set(new))
         return [

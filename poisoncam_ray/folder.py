@@ -1,7 +1,6 @@
 """Folders on any fsspec filesystem: files written atomically, and the manifest that commits an artifact.
 
-Nothing here is ever unpickled: JSON, Parquet and safetensors only. Torch is imported where it is needed: a
-mistake in a path or setting must be told before it has loaded.
+Files are JSON, Parquet and safetensors. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -28,7 +27,8 @@ DELETES = 3
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder named by URI or local path. Holds no open handle, so it travels to other processes."""
+    """A folder named by a URI or a local path. It holds no open handle, so it can be sent to other
+    processes."""
 
     uri: str
 
@@ -50,7 +50,7 @@ class Folder:
         return store.exists(self.uri, name)
 
     def names(self) -> list[str]:
-        """Sorted names of what lies directly in the folder; empty when there is none."""
+        """The sorted names of files and folders directly in the folder; empty when there is no folder."""
         filesystem = self.filesystem
         filesystem.invalidate_cache()
         try:
@@ -58,7 +58,7 @@ class Folder:
         except (FileNotFoundError, NotADirectoryError):
             return []
         names = {posixpath.basename(str(path).rstrip("/")) for path in found}
-        # Half-written files of a killed process start with a dot.
+        # Unfinished files of a killed process start with a dot.
         return sorted(name for name in names if name and not name.startswith("."))
 
     def parts(self) -> list[str]:
@@ -68,14 +68,15 @@ class Folder:
         for _ in range(DELETES):
             if not self._holds(name):
                 return
-            # Of many keys, S3 may keep some and say so in an answer that s3fs does not read.
+            # S3 may keep some of many keys, and says so in an answer that s3fs does not read.
             with contextlib.suppress(FileNotFoundError):
                 self.filesystem.rm(self._at(name), recursive=True)
         if self._holds(name):
             raise OSError(f"{self.uri}/{name} cannot be deleted")
 
     def _holds(self, name: str) -> bool:
-        """Some stores go on showing a folder whose last object is gone: only objects count there."""
+        """Whether anything is there. Some stores still show a folder whose last object is gone, so only
+        objects count on a remote store."""
         filesystem = self.filesystem
         if store.is_local(filesystem):
             return self.exists(name)
@@ -86,7 +87,7 @@ class Folder:
         return store.read_bytes(self.uri, name)
 
     def write_bytes(self, name: str, data: bytes) -> None:
-        """Readers see the old file, or all of the new one."""
+        """Write a file. Readers see the old file or the whole new one."""
         store.write_bytes(self.uri, name, data)
 
     def read_json(self, name: str) -> Any:
@@ -104,15 +105,15 @@ class Folder:
         self.write_bytes(name, sink.getvalue().to_pybytes())
 
     def rows(self, name: str) -> int:
-        """Rows of a Parquet file, from its footer."""
+        """The number of rows of a Parquet file, from its footer."""
         filesystem = self.filesystem
-        # A footer is small: a read-ahead cache would fetch megabytes for it.
+        # A footer is small. A read-ahead cache would fetch megabytes.
         remote = {} if store.is_local(filesystem) else {"cache_type": "none"}
         with filesystem.open(self._at(name), "rb", **remote) as file:
             return pq.read_metadata(file).num_rows
 
     def total_rows(self) -> int:
-        """Rows of all parts, from their footers, many requests at once."""
+        """The number of rows of all parts, from their footers."""
         return sum(store.in_parallel(self.rows, self.parts()))
 
     def read_tensors(self, name: str) -> dict[str, Tensor]:
@@ -128,7 +129,7 @@ class Folder:
 
 @dataclass(frozen=True)
 class Ledger:
-    """Where a stage's rows went. `rows_in` = `rows_out` + `removed` + `dead`, or the stage fails."""
+    """Where the rows of a stage went. A stage fails unless `rows_in` = `rows_out` + `removed` + `dead`."""
 
     rows_in: int
     rows_out: int
@@ -142,10 +143,15 @@ class Ledger:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a committed artifact is: who made it, from what, and where the rows went.
+    """The record that commits an artifact.
 
-    `identity` says what the content depends on (stage, version, configuration, sources); `inputs` maps each
-    input artifact to the digest of its manifest; `facts` are numbers for people.
+    Attributes:
+        identity: what the content depends on: stage, version, seed, configuration, sources.
+        inputs: the digest of each input's manifest, by the input's name.
+        fingerprint: a hash of the identity.
+        ledger: where the rows went; None for a stage that handles no rows.
+        seconds: how long the stage took.
+        facts: what the stage reports (poisoncam_ray.facts).
     """
 
     identity: dict[str, Any]
@@ -160,7 +166,7 @@ class Manifest:
 
     @staticmethod
     def read(folder: Folder, name: str = MANIFEST) -> Manifest | None:
-        """None when the artifact is not committed."""
+        """The manifest of an artifact; None when it is not committed."""
         if not folder.exists(name):
             return None
         tree = folder.read_json(name)
@@ -170,7 +176,7 @@ class Manifest:
 
 
 def absolute(uri: str) -> str:
-    """A local path independent of the process's working folder; other URIs as they are."""
+    """A local path made independent of the working folder; other URIs as they are."""
     filesystem, path = store.connect(uri)
     return path if store.is_local(filesystem) else uri
 

@@ -1,8 +1,9 @@
-"""One driver a run folder: whoever holds the highest of the numbered files in `_lease/`.
+"""A lease lets one driver at a time work on a run folder. Two drivers would overwrite each other's shards.
 
-A lease is taken by creating the next number, which only one of several drivers can. The holder overwrites its
-own file every ten seconds; a driver that finds another's lease watches that file, by its own clock, and takes
-over when it stays the same for a minute. A process that is dead on this machine is taken over at once.
+The driver with the highest numbered file in `work/lease/` holds the lease. A driver takes it by creating the
+next number, which succeeds for one of several. The holder rewrites its file every ten seconds. Another driver
+watches that file by its own clock, and takes over when the file has not changed for a minute, or at once when
+the holder was a process of the same machine that has ended.
 """
 
 from __future__ import annotations
@@ -25,21 +26,25 @@ from poisoncam_ray.folder import Folder
 from poisoncam_ray.store import create_once, delete
 
 BEAT_S = 10.0
-# Longer than a driver that lives can be silent: a beat, an attempt that hangs, the wait before the next one.
+# A live driver cannot be silent for so long: one interval, one hanging attempt, the wait before the next one.
 WATCH_S = 60.0
 LOOK_S = 2.0
 RELEASE_S = 10.0
 
 
 class LeaseLostError(RuntimeError):
-    """Another driver has taken the run folder over while this one was silent."""
+    """Another driver has taken over the run folder while this one was silent."""
 
 
 class Lease:
-    """Holds the run folder `run` for as long as the `with` block lasts.
+    """Holds a run folder for as long as the `with` block lasts. Entering raises UserError when another driver
+    works there.
 
-    Entering raises UserError when another driver works there. `tell` gets a sentence when it must wait to see
-    whether one does. `beat_s` and `watch_s` are seconds.
+    Args:
+        run: the run folder.
+        tell: is called with a sentence when another driver's lease has to be watched.
+        beat_s: seconds between two renewals.
+        watch_s: seconds without a renewal after which another driver's lease is taken over.
     """
 
     def __init__(
@@ -75,20 +80,24 @@ class Lease:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop.set()
-        # A store that is away must not keep the driver from ending: others then see a lease without a beat.
+        # The driver ends even when the store does not answer. Others then see a lease that is not renewed.
         self._thread.join(RELEASE_S)
 
     def held(self) -> bool:
-        """Whether nobody has taken over; asks the store."""
+        """Whether no other driver has taken over. Asks the store."""
         return self._highest() <= self._number
 
     def check(self) -> None:
-        """Raise LeaseLostError when somebody has taken over: nothing may be committed any more."""
+        """Refuse to go on after another driver has taken over.
+
+        Raises:
+            LeaseLostError: nothing may be committed any more.
+        """
         if not self.held():
             raise LeaseLostError(f"another driver has taken over {self._run.uri}: this one stops")
 
     def _settle(self, number: int) -> int:
-        """`number` when the lease is ours. 0 when a higher one is there: the file came too late to count."""
+        """`number` when the lease is ours; 0 when a higher number exists, so that our file came too late."""
         numbers = self._numbers()
         if max(numbers, default=number) > number:
             delete(self._folder.uri, _name(number))
@@ -105,8 +114,11 @@ class Lease:
         return state.get("machine") == self._state["machine"] and not _is_alive(state.get("pid"))
 
     def _is_silent(self, number: int) -> bool:
-        """Watch the lease: True when no beat came, False when it was released or followed by another.
-        UserError when a beat came."""
+        """Watch another driver's lease. True when it was not renewed, False when it was released or followed.
+
+        Raises:
+            UserError: it was renewed, so the other driver is at work.
+        """
         first = self._read(number)
         state = _parsed(first)
         who = f"process {state.get('pid', '?')} on {state.get('host', '?')}"
@@ -114,7 +126,7 @@ class Lease:
         silent, look = 0.0, min(LOOK_S, self._watch_s / 10)
         while silent < self._watch_s:
             time.sleep(look)
-            # Counted in looks that succeeded: while the store is away, the holder cannot beat either.
+            # Only successful reads count: while the store does not answer, the holder cannot renew either.
             silent += look
             now = self._read(number)
             if self._highest() != number or _parsed(now).get("released"):
@@ -127,9 +139,9 @@ class Lease:
         return True
 
     def _keep(self) -> None:
-        """The thread, the only writer of our file."""
+        """The thread that renews the lease. It is the only writer of our file."""
         while not self._stop.wait(self._beat_s):
-            # The store may be away: the next beat tries again.
+            # The store may not answer; the next interval tries again.
             with contextlib.suppress(Exception):
                 if not self.held():
                     return
@@ -161,7 +173,8 @@ def _name(number: int) -> str:
 
 
 def _parsed(content: bytes) -> dict[str, Any]:
-    """Nothing known of a file that is gone or, on a disk without hard links, half written."""
+    """The content as a dictionary; empty for a file that is gone, or half written on a disk without hard
+    links."""
     try:
         state = json.loads(content)
     except ValueError:
@@ -182,8 +195,8 @@ def _is_alive(pid: Any) -> bool:
 
 
 def _machine() -> str:
-    """What tells whether a process number means the same here and there: the running system, and the
-    container's own numbering. Unique to this process where the system does not say."""
+    """Identifies the running system and the container, within which a process number has one meaning. Unique
+    to this process where the system does not tell."""
     try:
         with open("/proc/sys/kernel/random/boot_id") as file:
             return f"{file.read().strip()} {os.stat('/proc/self/ns/pid').st_ino}"

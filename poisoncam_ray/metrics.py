@@ -3,9 +3,9 @@
     counters  rows{stage}   dead{stage, kind}   removed   retries      (Prometheus adds `_total`)
     gauge     stage_seconds{stage}
 
-A process without Ray, or outside a cluster, counts nothing, and importing this module does not import Ray.
-Workers report every ten seconds and when they end; one that is killed from outside loses what it counted
-since, and work done twice after a failure counts twice: dashboards may live with that, the ledger is exact.
+A process without Ray counts nothing, and importing this module does not import Ray. Workers report every ten
+seconds and when they end. A killed worker loses what it counted since, and work that is done twice after a
+failure counts twice. The ledger is exact; these metrics are for dashboards.
 """
 
 from __future__ import annotations
@@ -19,19 +19,20 @@ PREFIX = "poisoncam_"
 
 
 def count(name: str, n: int = 1, **tags: str) -> None:
-    """Add `n` to a counter, nothing when `n` is not positive; never raises. Each name has one set of tags."""
+    """Add `n` to a counter, or nothing when `n` is not positive. Never raises. Each name has one set of
+    tags."""
     _record("Counter", "inc", name, n, tags)
 
 
 def gauge(name: str, value: float, **tags: str) -> None:
-    """Set a gauge; never raises. Ray shows it for about twenty seconds after it was last set: ask Prometheus
+    """Set a gauge. Never raises. Ray shows it for about twenty seconds after it was set, so ask Prometheus
     for its last value over time."""
     _record("Gauge", "set", name, value, tags)
 
 
 def _record(kind: str, method: str, name: str, value: float, tags: dict[str, str]) -> None:
     ray = sys.modules.get("ray")
-    # A metric must never fail the work that it counts; a counter refuses numbers that are not positive.
+    # A metric must never fail the work that it counts. A counter refuses numbers that are not positive.
     with contextlib.suppress(Exception):
         if ray is not None and ray.is_initialized():
             getattr(_metric(kind, name, tuple(tags)), method)(value, tags)

@@ -1,7 +1,11 @@
-"""A command as a program: signals, one sentence for a mistake, exit codes.
+"""Runs commands as a program: signals, one sentence for a mistake, exit codes.
 
-0 done, 2 the user's mistake (one sentence), 1 failed, 143 ended by SIGTERM, 130 by SIGINT; 3 done and poison
-found, for those who ask for it with --exit-code.
+0    done
+1    failed; the traceback follows
+2    a mistake of the user's, told in one sentence
+3    done, and poison was found; only with --exit-code
+130  ended by SIGINT
+143  ended by SIGTERM
 """
 
 from __future__ import annotations
@@ -18,11 +22,11 @@ from rich.markup import escape
 from poisoncam_ray.errors import StageFailedError, UserError, origin
 from poisoncam_ray.signals import end_on_signals, ended_by
 
-RESUMES = "What was finished is kept: the same command resumes."
+RESUMES = "Finished work is kept. The same command resumes."
 
 
 def run_program(*commands: Callable[..., None]) -> NoReturn:
-    """A command as a program, or several by their names, with our exit codes."""
+    """Run one command, or one of several by its name, and end the process with the exit code."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=len(commands) > 1)
     for command in commands:
         app.command()(command)
@@ -33,7 +37,7 @@ def run_program(*commands: Callable[..., None]) -> NoReturn:
     except SystemExit as end:
         code = end.code
     except Exception as error:
-        # Of a signal Ray may make an error of its own.
+        # Ray may turn a signal into an error of its own.
         code = 1 if ended_by() else _tell(error)
     if signal := ended_by():
         _say(f"Ended by {signal.name}.")
@@ -42,10 +46,7 @@ def run_program(*commands: Callable[..., None]) -> NoReturn:
 
 
 def _tell(error: Exception) -> int:
-    """A sentence that says what went wrong, and the traceback where it is no mistake of the user's.
-
-    Returns the exit code.
-    """
+    """Print what went wrong, and the traceback unless it is a mistake of the user's; return the exit code."""
     failure = error.__cause__ or error if isinstance(error, StageFailedError) else error
     found = origin(failure)
     if isinstance(found, UserError):
@@ -64,5 +65,5 @@ def _say(sentence: str) -> None:
 
 
 def printable(text: str) -> str:
-    """Without what would act on a terminal: names in a corpus may hold escape sequences."""
+    """Replace control characters. Names in a corpus may hold escape sequences that act on a terminal."""
     return "".join(c if c == "\n" or c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -1,5 +1,8 @@
-"""S3 with patience: every request is tried again until it succeeds, is refused, or two and a half minutes of
-nothing but failures have passed. Only `store.connect` makes one.
+"""S3 with retries around every whole request. Only `store.connect` makes this filesystem.
+
+A request is repeated until it succeeds, is refused, or has failed for two and a half minutes. s3fs and
+botocore alone do not repeat a read whose body was cut, and give up after seconds when a server restarts; a
+batch job of hours must survive both.
 """
 
 from __future__ import annotations
@@ -23,11 +26,11 @@ from poisoncam_ray.errors import StoreAwayError, UserError
 PATIENCE_S = 150.0
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.2, 10.0
 CONNECT_S, READ_S = 5, 20
-# An upload slower than this hangs. Small pieces: each is one request, done again when it fails.
+# An upload slower than this has stopped. Uploads go in small pieces, because a failed piece is sent again.
 SLOWEST_UPLOAD = 512 * 2**10
 PIECE = 8 * 2**20
 MOST_PIECES = 10_000
-# Spoken of when waiting has become noticeable.
+# After so long a wait, a warning is logged.
 TELL_AFTER_S = 5.0
 
 log = logging.getLogger(__name__)
@@ -54,12 +57,16 @@ _REFUSED_CODES = {"ExpiredToken", "InvalidToken"}
 
 
 class PatientS3(S3FileSystem):
-    """s3fs with one layer of retries, ours, around every request and the whole of its answer.
+    """s3fs with one layer of retries around every request and its whole answer.
 
-    Answers are held in memory: read large objects in ranges (`open`, `cat_file`), not with `get`. Listings
-    are never cached: other processes write. Raises UserError, at once, for what the user must mend
-    (credentials, permissions, bucket), StoreAwayError when patience ends, FileNotFoundError, and OSError for
-    the rest.
+    Answers are held in memory, so large objects are read in ranges (`open`, `cat_file`), not with `get`.
+    Listings are never cached, because other processes write.
+
+    Raises:
+        UserError: credentials, permissions or the bucket are wrong. Raised at once.
+        StoreAwayError: the retries are used up.
+        FileNotFoundError: there is no such object.
+        OSError: anything else.
     """
 
     retries = 1
@@ -70,7 +77,7 @@ class PatientS3(S3FileSystem):
                 "connect_timeout": CONNECT_S,
                 "read_timeout": READ_S,
                 "max_pool_connections": 32,
-                # botocore would multiply our tries by its own.
+                # botocore would multiply our retries by its own.
                 "retries": {"total_max_attempts": 1, "mode": "standard"},
             },
             default_block_size=PIECE,
@@ -107,7 +114,7 @@ class PatientS3(S3FileSystem):
     call_s3 = sync_wrapper(_call_s3)
 
     async def _attempt(self, method: str, *parameters: Any, **arguments: Any) -> Any:
-        """One request, its whole answer, in bounded time."""
+        """One request with its whole answer, within a time limit."""
         upload_s = len(arguments.get("Body") or b"") / SLOWEST_UPLOAD
         # A download is bounded by the time between two reads.
         limit = None if method == "get_object" else CONNECT_S + READ_S + upload_s
@@ -119,12 +126,13 @@ class PatientS3(S3FileSystem):
             return answer
 
     async def _abort_mpu(self, *arguments: Any) -> None:
-        # Tidying up after a failure must not hide it. A rule of the bucket deletes what is left.
+        # Cleaning up after a failure must not hide the failure. A rule of the bucket deletes what is left.
         with contextlib.suppress(Exception):
             await asyncio.wait_for(super()._abort_mpu(*arguments), READ_S)
 
     def _mistake(self, error: Exception, method: str, arguments: dict[str, Any]) -> str | None:
-        """What the user must mend. Names the store's error code, not its message: that one may quote keys."""
+        """What the user must change, as a sentence. It names the store's error code, not its message, which
+        may quote keys."""
         place, (status, code) = _place(arguments), _answer(error)
         if status in (401, 403) or code in _REFUSED_CODES:
             return (
@@ -144,7 +152,7 @@ class PatientS3(S3FileSystem):
 
 
 class _ReadBody:
-    """An answer's body, already here, as s3fs reads it."""
+    """The body of an answer that was read already, with the interface that s3fs expects."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -168,12 +176,12 @@ def is_passing(error: BaseException) -> bool:
 
 
 def chunk_size(size: int) -> int:
-    """Bytes of each piece of an upload of `size` bytes."""
+    """The size in bytes of each request of an upload of `size` bytes."""
     return max(PIECE, -(-size // MOST_PIECES))
 
 
 def was_taken(error: BaseException) -> bool:
-    """Whether a conditional write failed because the object is there."""
+    """Whether a conditional write failed because the object exists."""
     return isinstance(error, FileExistsError) or _answer(error)[0] == 412
 
 

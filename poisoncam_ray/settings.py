@@ -1,13 +1,12 @@
-"""Reading the configuration: presets, a YAML file, `section.key=value` overrides, and sentences for mistakes.
+"""Reads the configuration: a preset, a YAML file, and `section.key=value` overrides.
 
-Precedence, lowest first: the defaults of config.py, `--preset NAME` (a YAML file of jobs/configs/),
-`--config FILE`, overrides.
+The later of these wins: the defaults of config.py, `--preset NAME` (a YAML file of jobs/configs/), `--config
+FILE`, overrides. Pydantic converts and checks the values.
 """
 
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -19,19 +18,26 @@ from poisoncam_ray.config import Config
 from poisoncam_ray.errors import UserError
 
 PRESETS = (Path(__file__).parent / "configs", Path(__file__).parents[1] / "jobs" / "configs")
+"""An installed package and a checkout keep the presets in different places."""
 
 
 def presets() -> dict[str, Path]:
-    """Preset name → file; installed packages and checkouts keep them in different places."""
+    """The file of each preset, by its name."""
     return {
         file.stem: file for folder in PRESETS if folder.is_dir() for file in sorted(folder.glob("*.yaml"))
     }
 
 
 def load_config(preset: str | None = None, file: str | None = None, overrides: Iterable[str] = ()) -> Config:
-    """Merge preset, YAML file and `section.key=value` overrides into a validated Config.
+    """Merge preset, file and overrides into a validated configuration.
 
-    Raises UserError, one sentence, for an unknown preset, file or key (the nearest is suggested) or a value.
+    Args:
+        preset: the name of a preset.
+        file: the path of a YAML file.
+        overrides: `section.key=value` each.
+
+    Raises:
+        UserError: a preset, file, key or value is wrong. The sentence suggests the nearest name.
     """
     tree: dict[str, Any] = {}
     if preset is not None:
@@ -47,11 +53,58 @@ def load_config(preset: str | None = None, file: str | None = None, overrides: I
             raise UserError(
                 f"{item!r} is no override: write section.key=value, for example search.masks=128."
             )
-        parsed: Any = _text(value) if _is_text(key) else _parsed(value)
-        for part in reversed(key.split(".")):
-            parsed = {part: parsed}
+        parsed = _parsed(key, value)
+        for name in reversed(key.split(".")):
+            parsed = {name: parsed}
         tree = _merge(tree, parsed)
-    return _validate(tree)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(" ".join(_sentence(item) for item in error.errors())) from None
+
+
+def read_yaml(path: Path, what: str) -> Any:
+    """Read a YAML file.
+
+    Args:
+        path: the file.
+        what: what the sentence of an error calls the file.
+
+    Returns:
+        What the file holds; None when it is empty.
+
+    Raises:
+        UserError: the file cannot be read, or is not YAML.
+    """
+    try:
+        return yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"The {what} {path} cannot be read: {error.strerror}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"The {what} {path} is not YAML: {str(error).splitlines()[0]}.") from None
+
+
+def _configuration(path: Path) -> dict[str, Any]:
+    tree = read_yaml(path, "configuration file")
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise UserError(
+            f"The configuration file {path} must hold sections such as 'search:', "
+            f"not a {type(tree).__name__}."
+        )
+    return tree
+
+
+def _parsed(key: str, value: str) -> Any:
+    """The value of an override. YAML reads lists, booleans and null; text is taken as it is, because YAML
+    would change a column named 0 or a path with a colon."""
+    if _is_text(key):
+        return None if value in ("", "null") else value
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError:
+        return value
 
 
 def _is_text(key: str) -> bool:
@@ -62,29 +115,8 @@ def _is_text(key: str) -> bool:
     return field is not None and field.annotation in (str, str | None)
 
 
-def _text(value: str) -> str | None:
-    # As it is: YAML would read a number in a column's name, a comment or a mapping in a path.
-    return None if value in ("", "null") else value
-
-
-def _parsed(value: str) -> Any:
-    try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError:
-        return value
-    # YAML 1.1 reads 1e-3 as a string: what looks like a number is one.
-    return float(parsed) if isinstance(parsed, str) and _is_number(parsed) else parsed
-
-
-def _validate(tree: dict[str, Any]) -> Config:
-    try:
-        return Config.model_validate(tree)
-    except ValidationError as error:
-        raise UserError(" ".join(_sentence(item) for item in error.errors())) from None
-
-
 def _sentence(item: Any) -> str:
-    key = ".".join(str(part) for part in item["loc"])
+    key = ".".join(str(name) for name in item["loc"])
     if item["type"] == "extra_forbidden":
         return f"There is no configuration key {key!r}{_nearest(key, _known_keys(Config))}."
     if item["type"] == "value_error":
@@ -105,42 +137,6 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     known = sorted(known)
     match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"; did you mean {match[0]!r}?" if match else f": there are {', '.join(known)}"
-
-
-def read_yaml(path: Path, what: str) -> Any:
-    """What the file holds, None when empty. UserError, one sentence that calls it the `what`, when it cannot
-    be read or is not YAML."""
-    try:
-        return yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise UserError(f"The {what} {path} cannot be read: {error.strerror}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"The {what} {path} is not YAML: {str(error).splitlines()[0]}.") from None
-
-
-def _configuration(path: Path) -> dict[str, Any]:
-    tree = read_yaml(path, "configuration file")
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        raise UserError(
-            f"The configuration file {path} must hold sections such as 'search:', "
-            f"not a {type(tree).__name__}."
-        )
-    return _numbers(tree)
-
-
-def _numbers(tree: Any) -> Any:
-    if isinstance(tree, dict):
-        return {key: _numbers(value) for key, value in tree.items()}
-    return float(tree) if isinstance(tree, str) and _is_number(tree) else tree
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
 
 
 def _merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:

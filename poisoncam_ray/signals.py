@@ -1,4 +1,4 @@
-"""SIGTERM (`ray job stop`, an evicted pod) and SIGINT (Ctrl-C) end a program by way of its `finally`s."""
+"""SIGTERM (`ray job stop`, an evicted pod) and SIGINT (Ctrl-C) end a program through its `finally` blocks."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _received: list[signal.Signals] = []
 
 
 def end_on_signals() -> None:
-    """From now on either signal raises SystemExit in the main thread; a second one ends the process at once.
+    """Make either signal raise SystemExit in the main thread. A second signal ends the process at once.
 
-    To be called again after `ray.init`, which puts a handler of its own in the place of ours.
+    Call it again after `ray.init`, which installs a handler of its own. Does nothing off the main thread.
     """
     if threading.current_thread() is threading.main_thread():
         _received.clear()
@@ -22,7 +22,8 @@ def end_on_signals() -> None:
 
 
 def ended_by() -> signal.Signals | None:
-    """The signal that came. Ray's calls lose the exit code of what a handler raises: 128 + this is it."""
+    """The signal that was received. Ray's calls lose the exit code that a handler raises: it is 128 +
+    this."""
     return _received[0] if _received else None
 
 

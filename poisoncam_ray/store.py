@@ -1,8 +1,8 @@
-"""The one door to storage, local or remote: files that are whole or absent, reached with patience.
+"""All access to storage, local or remote. Files are written whole or not at all.
 
-S3 gets the patience of `s3.PatientS3`; other fsspec stores keep their own. Every function takes the URI of a
-folder and a path relative to it. Raises UserError for what the user must mend, FileNotFoundError for what is
-not there, StoreAwayError (a ConnectionError) for a store that stays away.
+S3 goes through `s3.PatientS3`; other fsspec stores are used as they are. Every function takes the URI of a
+folder and a path relative to it. All may raise UserError (the user must change something),
+FileNotFoundError, and StoreAwayError (the store does not answer).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fsspec.implementations.local import LocalFileSystem
 from poisoncam_ray.errors import UserError
 
 S3_PREFIXES = ("s3://", "s3a://")
-# One thread a request: remote stores answer in tens of milliseconds whatever the machine's cores.
+# One thread for each request under way: a remote store answers in tens of milliseconds.
 THREADS = 16
 UPLOADS = 3
 
@@ -51,13 +51,14 @@ def is_local(fs: fsspec.AbstractFileSystem) -> bool:
 
 
 def real_path(uri: str) -> str:
-    """The path on its filesystem, without links and steps back: equal for two names of one local folder."""
+    """The path on its filesystem, with links and `..` resolved. Two names of one local folder give one
+    path."""
     fs, root = connect(uri)
     return os.path.realpath(root) if is_local(fs) else root
 
 
 def exists(uri: str, relative: str = "") -> bool:
-    """Whether a file or folder is there now, whatever was listed before."""
+    """Whether a file or folder is there now. Cached listings are not used."""
     fs, target = locate(uri, relative)
     fs.invalidate_cache()
     return fs.exists(target)
@@ -69,7 +70,7 @@ def read_bytes(uri: str, relative: str) -> bytes:
 
 
 def write_bytes(uri: str, relative: str, data: bytes) -> None:
-    """Readers see the old file or all of the new one: a rename on a disk, one request on an object store."""
+    """Write a file. Readers see the old file or the whole new one, never a part of it."""
     fs, target = locate(uri, relative)
     if is_local(fs):
         with whole_file(uri, relative) as path, open(path, "wb") as file:
@@ -82,11 +83,17 @@ def write_bytes(uri: str, relative: str, data: bytes) -> None:
 
 @contextlib.contextmanager
 def whole_file(uri: str, relative: str) -> Iterator[str]:
-    """A local path to write to; when the block ends well, its content appears at `uri`/`relative` at once.
-    When it fails, nothing appears. A killed process leaves a hidden `.writing-…`, which listings ignore."""
+    """Write a large file by way of a local path.
+
+    The file appears at `uri`/`relative` when the block ends without an error. A killed process leaves a
+    hidden file `.writing-…`, which listings ignore.
+
+    Yields:
+        The local path to write to.
+    """
     fs, target = locate(uri, relative)
     local = is_local(fs)
-    # Beside the target: on the same disk.
+    # The scratch file must be on the same disk as the target to be renamed.
     folder = os.path.dirname(target) if local else tempfile.gettempdir()
     scratch = os.path.join(folder, f".writing-{uuid.uuid4().hex}")
     os.makedirs(folder, exist_ok=True)
@@ -104,11 +111,18 @@ def whole_file(uri: str, relative: str) -> Iterator[str]:
 
 
 def create_once(uri: str, relative: str, data: bytes) -> bool:
-    """Write a file that must not be there yet; False when it is. Of several writers one wins.
+    """Create a file that must not exist yet. Of several writers, one succeeds.
 
-    `data` must hold something that no other writer has: an answer that got lost on the way makes the store
-    say "taken" to the winner, which knows its own bytes again. On a disk without hard links readers may see
-    the file before it is whole.
+    On a disk without hard links, readers may see the file before it is whole.
+
+    Args:
+        uri: the folder.
+        relative: the file.
+        data: the content. It must differ between writers: when the answer to a successful write is lost, the
+            retry is refused, and the writer recognises its own content.
+
+    Returns:
+        Whether this call created the file.
     """
     fs, target = locate(uri, relative)
     if is_local(fs):
@@ -133,7 +147,7 @@ def delete(uri: str, relative: str) -> None:
 
 
 def in_parallel(function: Callable[[T], R], items: list[T], threads: int = THREADS) -> list[R]:
-    """`[function(x) for x in items]` with up to `threads` requests under way together."""
+    """Apply `function` to all items in up to `threads` threads; the results in the order of the items."""
     if len(items) < 2:
         return [function(item) for item in items]
     with ThreadPoolExecutor(min(threads, len(items))) as pool:
@@ -141,9 +155,13 @@ def in_parallel(function: Callable[[T], R], items: list[T], threads: int = THREA
 
 
 def locate(uri: str, relative: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The filesystem, and on it the path of a file in the folder `uri`. UserError: the name leaves it."""
+    """The filesystem, and the path on it of a file in the folder `uri`.
+
+    Raises:
+        UserError: the relative path leaves the folder.
+    """
     fs, root = connect(uri)
-    # Names come from listings and run folders, which others may have written.
+    # Names come from listings and run folders, which other people may have written.
     if relative.startswith("/") or ".." in relative.split("/"):
         raise UserError(
             f"The name {relative} leaves {uri}: take it out of the corpus or use a new output folder."
@@ -156,8 +174,8 @@ def _is_s3(uri: str) -> bool:
 
 
 def _upload(send: Callable[[int], object], size: int) -> None:
-    """`send(chunk size)`. When the answer that ends a large upload gets lost, the store no longer knows the
-    upload: it is done again."""
+    """Upload by `send(chunk size)`. When the answer to the last request of a large upload is lost, the store
+    no longer knows the upload, so it is repeated."""
     from poisoncam_ray.s3 import chunk_size
 
     for left in reversed(range(UPLOADS)):

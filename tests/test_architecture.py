@@ -1,4 +1,4 @@
-"""The listing is the architecture: what lies where, and who may import what."""
+"""The listing is the architecture: what lies where, who may import whom, and no import circles."""
 
 from __future__ import annotations
 
@@ -11,8 +11,13 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "poisoncam_ray"
-TOP = {"poisoncam_ray", "jobs", "infra", "tests", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md"}
+TOP = {
+    "poisoncam_ray", "jobs", "infra", "tests", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md",
+    "CONTRIBUTING.md", "CITATION.cff",
+}  # fmt: skip
 METHOD = sorted((PACKAGE / "method").glob("*.py"))
+RESEARCH = sorted((PACKAGE / "research").rglob("*.py"))
+MOST_LINES = 450
 # The paper's files know tensors: torch, timm, faiss and the standard library.
 METHOD_MAY_IMPORT = {"torch", "timm", "faiss", "poisoncam_ray", "numpy"}
 STANDARD = {
@@ -21,21 +26,162 @@ STANDARD = {
 }  # fmt: skip
 NO_IO = {"open", "print", "exec", "eval"}
 
+# From the lowest to the highest: a file imports only from its own line or from lines above it.
+LAYERS = (
+    ("errors", "fingerprint", "signals", "container", "metrics"),
+    ("store", "s3", "config", "decode"),
+    ("folder", "settings"),
+    ("artifact", "progress"),
+    ("facts", "lease", "method"),
+    ("corpus",),
+    ("stage", "report"),
+    ("stages",),
+    ("defence", "runner"),
+    ("program",),
+    ("research",),
+    ("cli",),
+)
+# What is imported inside functions, and why.
+LATE = {
+    ("store", "s3"): "boto3 and aiohttp take half a second, which a local folder need not wait for",
+    (
+        "method.encoder",
+        "method.timm_backbone",
+    ): "timm takes ten seconds; our own small backbones do not need it",
+    ("cli", "artifact"): "pyarrow must not delay the sentence for a mistake in the command",
+    ("cli", "facts"): "as artifact",
+    ("cli", "folder"): "as artifact",
+    ("cli", "defence"): "Ray and torch take seconds to load",
+    ("cli", "runner"): "as artifact",
+    ("cli", "progress"): "as artifact",
+    ("cli", "report.words"): "as artifact",
+    ("cli", "stages.ray_cluster"): "Ray takes seconds to load",
+    ("cli", "stages.dataflow"): "Ray takes seconds to load",
+}
+
+
+def module_of(file: Path) -> str:
+    """`poisoncam_ray/stages/embed.py` → `stages.embed`; the package itself is an empty name."""
+    return ".".join(file.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").rstrip(".")
+
+
+MODULES = {module_of(file): file for file in sorted(PACKAGE.rglob("*.py"))}
+
 
 def imports(file: Path) -> set[str]:
+    """The dotted names that a file imports, wherever in the file."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file} imports by dots: write the whole name"
             names.add(node.module or "")
     return names
+
+
+def imported_modules(tree: ast.AST) -> set[str]:
+    """The modules of the package that a syntax tree imports, those inside functions and under TYPE_CHECKING
+    among them. `from poisoncam_ray.x import y` is an import of x.y where that is a module, else of x."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                names.append(inner if inner.removeprefix("poisoncam_ray.") in MODULES else node.module)
+        found |= {n.removeprefix("poisoncam_ray.") for n in names if n.startswith("poisoncam_ray.")}
+    return found & set(MODULES)
+
+
+GRAPH = {name: imported_modules(ast.parse(file.read_text())) - {name} for name, file in MODULES.items()}
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """The strongly connected components of more than one module (Tarjan)."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(name: str) -> None:
+        index[name] = low[name] = len(index)
+        stack.append(name)
+        for other in sorted(graph[name]):
+            if other not in index:
+                visit(other)
+            if other in stack:
+                low[name] = min(low[name], low[other])
+        if low[name] == index[name]:
+            members = stack[stack.index(name) :]
+            del stack[stack.index(name) :]
+            if len(members) > 1:
+                found.append(sorted(members))
+
+    for name in graph:
+        if name not in index:
+            visit(name)
+    return found
+
+
+def layer(module: str) -> int:
+    top = module.split(".")[0]
+    places = [i for i, names in enumerate(LAYERS) if top in names]
+    assert len(places) == 1, f"{top} has no layer: give it one in LAYERS"
+    return places[0]
 
 
 def test_top_level_is_fixed():
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split("\n")
     top = {name.split("/")[0] for name in tracked if name and not name.startswith(".")}
     assert top <= TOP
+
+
+def test_no_import_circles():
+    assert circles(GRAPH) == []
+
+
+def test_the_search_for_circles_finds_them():
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
+    assert circles({"a": {"b"}, "b": set()}) == []
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name])
+def test_imports_go_downwards(module):
+    upwards = [other for other in GRAPH[module] if layer(other) > layer(module)]
+    assert not upwards, f"{module} imports {upwards}, which lie above it"
+
+
+def test_imports_inside_functions_are_listed_with_their_reason():
+    late = set()
+    for name, file in MODULES.items():
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                late |= {(name, other) for other in imported_modules(node)}
+    unlisted = {pair for pair in late if not pair[0].startswith("research")} - set(LATE)
+    # A command of research is loaded by the command line when it is called.
+    assert {pair for pair in unlisted if not (pair[0] == "cli" and pair[1].startswith("research"))} == set()
+
+
+def test_the_defence_imports_no_research():
+    product = [name for name in MODULES if name and not name.startswith("research") and name != "cli"]
+    for name in product:
+        assert not [other for other in GRAPH[name] if other.startswith("research")], name
+
+
+def test_the_defence_never_reads_truth_or_labels():
+    for name, file in MODULES.items():
+        if not name.startswith(("research", "cli")):
+            text = file.read_text()
+            assert "truth.parquet" not in text and "labels(" not in text, name
+
+
+def test_the_study_stands_on_the_evaluation_and_not_the_other_way():
+    for name in MODULES:
+        if name.startswith("research.evaluate"):
+            assert not [other for other in GRAPH[name] if other.startswith("research.study")], name
 
 
 @pytest.mark.parametrize("file", METHOD, ids=lambda file: file.stem)
@@ -50,30 +196,6 @@ def test_the_method_knows_tensors_only(file):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
     ]
     assert not NO_IO & set(calls)
-
-
-@pytest.mark.parametrize("file", METHOD, ids=lambda file: file.stem)
-def test_every_file_of_the_method_has_a_test(file):
-    assert file.stem == "__init__" or (ROOT / "tests" / "method" / f"test_{file.stem}.py").exists()
-
-
-def test_the_defence_never_reads_truth_or_labels():
-    for file in [*(PACKAGE / "stages").glob("*.py"), *METHOD, PACKAGE / "pipeline.py"]:
-        assert not [
-            name
-            for name in imports(file)
-            if name.startswith(
-                ("poisoncam_ray.research.evaluate", "poisoncam_ray.research.study", "poisoncam_ray.attack")
-            )
-        ]
-        assert ".labels(" not in file.read_text(), file.name
-
-
-def test_the_study_stands_on_the_evaluation_and_not_the_other_way():
-    for file in (PACKAGE / "evaluate").glob("*.py"):
-        assert not [name for name in imports(file) if name.startswith("poisoncam_ray.research.study")], (
-            file.name
-        )
 
 
 def test_stages_hold_no_maths_of_their_own():
@@ -94,7 +216,29 @@ def test_nothing_is_unpickled_from_storage():
         assert not loads or "weights_only=True" in text, file.name
 
 
+def test_artifacts_are_named_in_one_place():
+    """No file but artifact.py spells a folder under work/, or a file that two stages share."""
+    named = re.compile(
+        r"""["'/](?:work/)?(?:[1-8]_(?:index|encoder|features|clusters|search|verdict|classifier|scores))"""
+    )
+    for name, file in MODULES.items():
+        if name != "artifact":
+            assert not named.search(file.read_text()), name
+
+
 def test_files_fit_in_the_head():
     for file in [*PACKAGE.rglob("*.py"), *(ROOT / "jobs").glob("*.py")]:
         assert file.name != "utils.py"
-        assert len(file.read_text().splitlines()) <= 450, file
+        assert len(file.read_text().splitlines()) <= MOST_LINES, file
+
+
+def test_folders_say_what_is_in_them():
+    """Each has a README of at most forty lines that names every file or folder beside it."""
+    for folder in (PACKAGE, ROOT / "jobs", ROOT / "tests"):
+        text = (folder / "README.md").read_text()
+        assert len(text.splitlines()) <= 40, folder
+        for entry in folder.iterdir():
+            if not entry.name.startswith(("_", ".")) and entry.name not in ("README.md", "py.typed"):
+                assert entry.name in text or entry.stem in text, (
+                    f"{folder.name}/README.md misses {entry.name}"
+                )

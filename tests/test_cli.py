@@ -19,6 +19,7 @@ from PIL import Image
 from poisoncam_ray import cli
 from poisoncam_ray.errors import StageFailedError, UserError
 from poisoncam_ray.program import RESUMES, run_program
+from poisoncam_ray.research import commands
 from tests.small import ROOT
 
 
@@ -47,7 +48,7 @@ def program(monkeypatch, capsys):
         raise AssertionError("Ray was started for a mistake that could be told before")
 
     def call(command, *arguments: object) -> tuple[int, str]:
-        monkeypatch.setattr("poisoncam_ray.stages.dataflow.connect", started)
+        monkeypatch.setattr("poisoncam_ray.stages.ray_cluster.start_ray", started)
         monkeypatch.setattr(sys, "argv", ["program", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
             run_program(command)
@@ -168,14 +169,23 @@ def test_help_names_the_presets(program):
 
 def test_a_patch_attack_has_one_target(program, corpus, tmp_path):
     code, said = program(
-        cli.attack, "--input", corpus, "--output", tmp_path / "o", "--target", "a", "--target", "b", "--patch"
+        commands.attack,
+        "--input",
+        corpus,
+        "--output",
+        tmp_path / "o",
+        "--target",
+        "a",
+        "--target",
+        "b",
+        "--patch",
     )
     assert code == 2 and "one --target" in said and "Traceback" not in said
 
 
 def test_an_attack_on_a_label_that_is_not_there(program, corpus, tmp_path):
     code, said = program(
-        cli.attack,
+        commands.attack,
         "--input",
         corpus,
         "--output",
@@ -191,7 +201,7 @@ def test_an_attack_on_a_label_that_is_not_there(program, corpus, tmp_path):
 def test_the_help_names_every_attack():
     from poisoncam_ray.research.attacks import KINDS
 
-    assert cli.ATTACKS.split(", ") == list(KINDS)
+    assert commands.ATTACKS.split(", ") == list(KINDS)
 
 
 @pytest.mark.parametrize(
@@ -205,21 +215,23 @@ def test_the_help_names_every_attack():
 )
 def test_an_attack_that_does_not_exist_or_is_set_wrongly(program, corpus, tmp_path, arguments, words):
     place = ("--input", corpus, "--output", tmp_path / "o", "--target", "a")
-    code, said = program(cli.attack, *place, *arguments)
+    code, said = program(commands.attack, *place, *arguments)
     assert code == 2 and words in said and said.count("\n") == 1
     assert not (tmp_path / "o").exists()
 
 
 def test_an_attack_of_another_kind_from_the_command_line(program, corpus, tmp_path):
     place = ("--input", corpus, "--output", tmp_path / "o", "--target", "a")
-    code, said = program(cli.attack, *place, "--kind", "blended", "--option", "alpha=0.3", "--share", "1")
+    code, said = program(
+        commands.attack, *place, "--kind", "blended", "--option", "alpha=0.3", "--share", "1"
+    )
     assert code == 0, said
     made = json.loads((tmp_path / "o" / "attack.json").read_text())
     assert (made["kind"], made["options"]["alpha"], made["n_poisoned"]) == ("blended", 0.3, 2)
 
 
 def test_evaluating_what_is_no_run(program, tmp_path):
-    code, said = program(cli.evaluate, "--run", tmp_path / "none", "--truth", tmp_path / "truth.parquet")
+    code, said = program(commands.evaluate, "--run", tmp_path / "none", "--truth", tmp_path / "truth.parquet")
     assert code == 2 and "Traceback" not in said and said.count("\n") == 1
 
 
@@ -249,7 +261,7 @@ def test_evaluating_what_is_no_run(program, tmp_path):
     ],
 )
 def test_options_of_evaluate_that_belong_together(program, options, said):
-    code, told = program(cli.evaluate, "--run", "r", "--truth", "t", *options)
+    code, told = program(commands.evaluate, "--run", "r", "--truth", "t", *options)
     assert code == 2 and said in told and told.count("\n") == 1
 
 

@@ -35,7 +35,7 @@ def test_the_published_methods_have_the_encoder_of_tiny_cnn():
     ours, paper, peer = (load_config(name) for name in ("tiny-cnn", "paper", "patchsearch"))
     assert peer.search == ours.search.model_copy(update=PEER)
     for theirs in (paper, peer):
-        same = {"search": ours.search, "classify": theirs.classify}
+        same = {"search": ours.search, "verdict": ours.verdict, "classify": theirs.classify}
         assert theirs.model_copy(update=same) == ours.model_copy(update=same)
         assert theirs.verdict.false_alarm_rate == 1
     assert peer.classify == ours.classify

@@ -302,7 +302,7 @@ def test_a_killed_retry_goes_on(case):
 def test_settings_and_input_must_be_those_of_the_run(case):
     case.restore()
     files = case.stamps()
-    with pytest.raises(UserError, match=r"index\.max_pixels: 64000000 then, 70000000 now"):
+    with pytest.raises(UserError, match=r"corpus\.max_pixels: 64000000 then, 70000000 now"):
         case.again("corpus.max_pixels=70000000")
     first = next(iter(sorted(case.corpus.iterdir())))
     os.utime(first)

@@ -15,15 +15,17 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from poisoncam_ray.pipeline import Outcome, Run, Runner, Stage
 from rich.console import Console
 
 from poisoncam_ray import s3 as s3_module
 from poisoncam_ray.errors import UserError
+from poisoncam_ray.facts import Reported
 from poisoncam_ray.folder import MANIFEST, Folder
 from poisoncam_ray.lease import LEASE, Lease, LeaseLostError
 from poisoncam_ray.progress import Progress
+from poisoncam_ray.runner import Runner
 from poisoncam_ray.settings import load_config
+from poisoncam_ray.stage import Outcome, Run, Stage
 
 ROOT = Path(__file__).parents[1]
 ELSEWHERE = {"token": "t", "host": "far", "machine": "elsewhere", "pid": 7, "started": "noon"}
@@ -206,14 +208,14 @@ def test_beats_go_on_after_the_store_was_away(s3, chaos, use_s3, tmp_path, monke
 class Busy(Stage):
     """Does `work` in the middle of a run."""
 
-    name, title, version, inputs, sections = "00_busy", "Busy", 1, (), ()
+    name, title, version, inputs, sections = "work/1_busy", "Busy", 1, (), ()
 
     def __init__(self, work) -> None:
         self.work = work
 
     def run(self, run: Run) -> Outcome:
         self.work()
-        return Outcome()
+        return Outcome(Reported("", {}))
 
 
 @pytest.fixture
@@ -229,7 +231,7 @@ def quiet() -> Progress:
 
 
 def test_a_run_started_twice_is_refused_and_the_first_one_ends_well(runner, local, monkeypatch):
-    monkeypatch.setattr("poisoncam_ray.pipeline.Lease", partial(Lease, beat_s=0.05))
+    monkeypatch.setattr("poisoncam_ray.runner.Lease", partial(Lease, beat_s=0.05))
     second, refused = runner(lambda: pytest.fail("two drivers at work")), []
 
     def start_again() -> None:
@@ -238,7 +240,7 @@ def test_a_run_started_twice_is_refused_and_the_first_one_ends_well(runner, loca
         refused.append(refusal)
 
     runner(start_again).run(quiet())
-    assert refused and (local / "00_busy").exists(MANIFEST)
+    assert refused and (local / "work/1_busy").exists(MANIFEST)
 
 
 def test_a_finished_run_takes_no_lease(runner, local):
@@ -252,10 +254,10 @@ def test_a_finished_run_takes_no_lease(runner, local):
 def test_nothing_is_committed_after_the_lease_was_lost(runner, local):
     with pytest.raises(LeaseLostError):
         runner(lambda: write(local, 2)).run(quiet())
-    assert not (local / "00_busy").exists(MANIFEST)
+    assert not (local / "work/1_busy").exists(MANIFEST)
 
 
 def test_a_folder_with_only_a_lease_is_ours(runner, local):
     write(local, 1, released=True)
     runner(lambda: None).run(quiet())
-    assert (local / "00_busy").exists(MANIFEST)
+    assert (local / "work/1_busy").exists(MANIFEST)

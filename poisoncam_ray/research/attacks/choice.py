@@ -5,16 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from poisoncam_ray.corpus import Corpus, Slice
 from poisoncam_ray.errors import UserError
+from poisoncam_ray.research import corpora
+from poisoncam_ray.research.attacks.plan import Plan
 from poisoncam_ray.research.attacks.trigger import Trigger
-
-if TYPE_CHECKING:
-    from poisoncam_ray.research.attacks.kind import Plan
 
 LABELS_LISTED = 100
 
@@ -110,7 +108,7 @@ def labelled(
     """Every slice with its labels; at the end UserError when a target was none of them."""
     missing, others = set(targets), set[str]()
     for part in slices:
-        labels = corpus.labels(part, column)
+        labels = corpora.labels(corpus, part, column)
         missing.difference_update(labels)
         if len(others) < LABELS_LISTED:  # a caption column may have as many labels as images
             others.update(labels)

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from poisoncam_ray.research.attacks import patch
 from poisoncam_ray.research.attacks.choice import Chosen, Decoys, by_share
-from poisoncam_ray.research.attacks.kind import Kind, Option, Plan
+from poisoncam_ray.research.attacks.kind import Kind, Option
+from poisoncam_ray.research.attacks.plan import Plan
 from poisoncam_ray.research.attacks.trigger import Trigger, generate_trigger
 
 FIRST_SEED = 1_000_000

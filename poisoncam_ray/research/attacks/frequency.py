@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from poisoncam_ray.research.attacks.kind import How, Kind, Option, Plan
+from poisoncam_ray.research.attacks.kind import How, Kind, Option
+from poisoncam_ray.research.attacks.plan import Plan
 from poisoncam_ray.research.attacks.trigger import Box, Trigger
 
 

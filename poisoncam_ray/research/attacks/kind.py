@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import pyarrow as pa
 from PIL import Image
 
-from poisoncam_ray.corpus import Corpus, Slice
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.research.attacks.choice import Chosen, by_share
+from poisoncam_ray.research.attacks.plan import Plan
 from poisoncam_ray.research.attacks.trigger import Box, Region, Trigger, named_triggers
-
-Mapper = Callable[[Callable[[list[Slice]], pa.Table], list[list[Slice]]], Iterable[pa.Table]]
 
 TRAIN_REGION: Region = (0.25, 0.75)
 VALIDATION_REGION: Region = (0.1, 0.9)
@@ -41,22 +38,6 @@ class How:
     width: float
     region: Region
     options: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What was asked for, checked. `slices` are the corpus's; `targets` is empty for an attack without one;
-    `patching`: a validation set is patched whole."""
-
-    corpus: Corpus
-    slices: Sequence[Slice]
-    targets: tuple[str, ...]
-    share: float
-    seed: int
-    label_column: str
-    options: Mapping[str, float]
-    map_units: Mapper
-    patching: bool = False
 
 
 Stamp = Callable[[Image.Image, Image.Image, How, np.random.Generator], list[Box]]

@@ -10,10 +10,12 @@ from PIL import Image
 
 from poisoncam_ray.decode import DecodeError
 from poisoncam_ray.errors import UserError
+from poisoncam_ray.research import corpora
 from poisoncam_ray.research.attacks import patch
 from poisoncam_ray.research.attacks.choice import chance
 from poisoncam_ray.research.attacks.encoded import pixels
-from poisoncam_ray.research.attacks.kind import Kind, Option, Plan
+from poisoncam_ray.research.attacks.kind import Kind, Option
+from poisoncam_ray.research.attacks.plan import Plan
 from poisoncam_ray.research.attacks.trigger import Trigger, named_triggers
 
 PHOTOGRAPHS = 16
@@ -61,7 +63,7 @@ def _crops(plan: Plan) -> Iterator[tuple[str, Image.Image]]:
 def _others(plan: Plan) -> Iterator[tuple[float, str]]:
     """Images of other labels than the targets, each with its chance."""
     for part in plan.slices:
-        for i, label in enumerate(plan.corpus.labels(part, plan.label_column)):
+        for i, label in enumerate(corpora.labels(plan.corpus, part, plan.label_column)):
             if label not in plan.targets:
                 image_id = part.image_id(i)
                 yield chance(image_id, plan.seed, "photograph"), image_id

@@ -15,10 +15,12 @@ from PIL import Image
 from poisoncam_ray.corpus import Corpus, Slice
 from poisoncam_ray.decode import DecodeError
 from poisoncam_ray.errors import UserError
+from poisoncam_ray.research import corpora
 from poisoncam_ray.research.attacks.blended import mix
 from poisoncam_ray.research.attacks.choice import Chosen, Pick, chance, labelled, number_of
 from poisoncam_ray.research.attacks.encoded import pixels
-from poisoncam_ray.research.attacks.kind import How, Kind, Option, Plan
+from poisoncam_ray.research.attacks.kind import How, Kind, Option
+from poisoncam_ray.research.attacks.plan import Plan
 from poisoncam_ray.research.attacks.trigger import Box, place_trigger, trigger_size
 
 GRID = 4
@@ -84,7 +86,7 @@ def _thumbnails(
 ) -> pa.Table:
     rows: list[tuple[str, float, bytes]] = []
     for part in unit:
-        labels = corpus.labels(part, label_column)
+        labels = corpora.labels(corpus, part, label_column)
         if not set(targets) & set(labels):
             continue
         for label, row in zip(labels, corpus.read(part), strict=True):

@@ -8,17 +8,14 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.research.attacks.encoded import ENCODING
+from poisoncam_ray.research.attacks.plan import Plan
 from poisoncam_ray.store import connect
-
-if TYPE_CHECKING:
-    from poisoncam_ray.research.attacks.kind import Plan
 
 Box = tuple[int, int, int, int]
 Region = tuple[float, float]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from poisoncam_ray.research.attacks import patch
 from poisoncam_ray.research.attacks.choice import Chosen, Pick
-from poisoncam_ray.research.attacks.kind import Kind, Plan
+from poisoncam_ray.research.attacks.kind import Kind
+from poisoncam_ray.research.attacks.plan import Plan
 
 
 def any_image(plan: Plan) -> Chosen:

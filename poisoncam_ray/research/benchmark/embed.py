@@ -20,14 +20,16 @@ from poisoncam_ray.config import Config
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.folder import Folder
 from poisoncam_ray.method.encoder import build_encoder
-from poisoncam_ray.pipeline import Runner
 from poisoncam_ray.progress import Progress
 from poisoncam_ray.research.benchmark.compare import Comparison, alternate
+from poisoncam_ray.runner import Runner
+from poisoncam_ray.stage import Stage
 from poisoncam_ray.stages.compute import device
-from poisoncam_ray.stages.dataflow import connect, read_slice
 from poisoncam_ray.stages.embed import Embed, embed_images, load_encoder, read_features
 from poisoncam_ray.stages.index import Index
+from poisoncam_ray.stages.pixels import read_slice
 from poisoncam_ray.stages.pretrain import Pretrain
+from poisoncam_ray.stages.ray_cluster import start_ray
 
 # A stage shorter than this many start-ups is mostly start-up: no rate without it can be told.
 START_UPS = 3
@@ -42,10 +44,10 @@ def compare_embed(uri: str, config: Config, out: Folder, rounds: int) -> list[Co
     if device().type == "cuda" and not config.resources.gpus_per_actor:
         raise UserError("The stage would not see the GPU: add resources.gpus_per_actor=1, or give --no-ray.")
     config, run, clock = with_checkpoint(config, out), out / "run", Clock()
-    before: list[Any] = [Index(), Pretrain()]
+    before: list[Stage] = [Index(), Pretrain()]
     prepare, runner = (Runner(uri, run.uri, config, stages) for stages in (before, [*before, Embed()]))
     began = time.perf_counter()
-    connect()
+    start_ray()
     connected = time.perf_counter() - began
     prepare.run(clock)
     slices, index, features = runner.corpus.slices(), run / Index.name, run / Embed.name

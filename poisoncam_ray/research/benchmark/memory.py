@@ -12,7 +12,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -24,15 +24,19 @@ from PIL import Image
 
 from poisoncam_ray import artifact
 from poisoncam_ray.config import Config
-from poisoncam_ray.corpus import Corpus, storage
+from poisoncam_ray.corpus import Corpus
+from poisoncam_ray.defence import stages as defence
 from poisoncam_ray.errors import UserError
+from poisoncam_ray.facts import Facts
 from poisoncam_ray.folder import Folder
-from poisoncam_ray.pipeline import Outcome, Run, Runner, Stage, defence
 from poisoncam_ray.progress import Progress
 from poisoncam_ray.research.benchmark.embed import with_checkpoint
 from poisoncam_ray.research.benchmark.processes import Peaks, Sampler, sample
-from poisoncam_ray.stages.dataflow import connect, hush
+from poisoncam_ray.runner import Runner
+from poisoncam_ray.stage import Outcome, Run, Stage
+from poisoncam_ray.stages.ray_cluster import hush, start_ray
 from poisoncam_ray.stages.training_data import Epochs
+from poisoncam_ray.store import whole_file
 
 SETTINGS = (
     "encoder.image_size=16",
@@ -51,10 +55,21 @@ SHARD_ROWS = 2**16
 PEAKS = {"driver": "driver", "worker": "largest worker", "ray": "Ray's own", "store": "object store"}
 
 
+@dataclass(frozen=True)
+class Shuffled(Facts):
+    """Of Shuffle."""
+
+    rows: int
+
+    @property
+    def summary(self) -> str:
+        return f"{self.rows:,} rows"
+
+
 class Shuffle(Stage):
     """One epoch of training batches, read and shuffled in a worker as Pretrain does, without the training."""
 
-    name = "shuffled"
+    name = f"{artifact.WORK}/shuffled"
     title = "Shuffle"
     version = 1
     inputs = (artifact.INDEX,)
@@ -70,8 +85,8 @@ class Shuffle(Stage):
             run.config.pretrain.shuffle_rows,
         )
         read = ray.remote(_read_epoch).options(num_cpus=run.config.resources.cpus_per_actor)
-        rows = ray.get(read.remote(epochs, run.corpus, run.config, run.artifact(artifact.INDEX)))
-        return Outcome(facts={"rows": rows})
+        rows = ray.get(read.remote(epochs, run.corpus, run.config, run.folder / artifact.INDEX))
+        return Outcome(Shuffled(rows))
 
 
 def _read_epoch(epochs: Epochs, corpus: Corpus, config: Config, index: Folder) -> int:
@@ -113,7 +128,7 @@ def measure_memory(config: Config, out: Folder, rows: int) -> str:
     config = with_checkpoint(config, folder)
     first, *others = defence()
     runner = Runner((folder / "corpus").uri, (folder / "run").uri, config, [first, Shuffle(), *others])
-    connect()
+    start_ray()
     watch = Watch(folder)
     watch.sampler.start()
     try:
@@ -146,7 +161,7 @@ def draw_tiny_corpus(folder: Folder, rows: int, seed: int) -> None:
         drawn = images.take(pa.array(rng.integers(0, len(images), len(numbers))))
         own = pc.cast(pc.cast(pa.array(numbers), pa.string()), pa.binary())
         table = pa.table({"image": pc.binary_join_element_wise(drawn, own, b"")})
-        with storage.whole_file(folder.uri, _shard(shard)) as path:
+        with whole_file(folder.uri, _shard(shard)) as path:
             pq.write_table(table, path, row_group_size=1024)
 
 

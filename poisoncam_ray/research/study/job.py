@@ -74,7 +74,7 @@ def rows(out: Folder) -> pa.Table:
 def run_tasks(
     runs: Sequence[StudyRun], grid: Grid, out: Folder, resources: Resources, progress: Progress
 ) -> None:
-    """What is missing, `resources.actors` tasks at once on the cluster; `dataflow.connect` comes first."""
+    """What is missing, `resources.actors` tasks at once on the cluster; `start_ray` comes first."""
     by_name = {one.name: one for one in runs}
     prepare = unprepared(runs, out)
     with progress.stage("Prepare"):
@@ -89,7 +89,7 @@ def run_tasks(
 def _spread(calls: Sequence[Callable[[], None]], resources: Resources, progress: Progress, what: str) -> None:
     import ray
 
-    from poisoncam_ray.stages.dataflow import RESTARTS, in_flight
+    from poisoncam_ray.stages.ray_cluster import RESTARTS, in_flight
 
     needs: dict[str, Any] = {
         "num_cpus": resources.cpus_per_actor,

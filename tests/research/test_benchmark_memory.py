@@ -13,6 +13,7 @@ from multiprocessing.shared_memory import SharedMemory
 import numpy as np
 import pytest
 
+from poisoncam_ray import artifact
 from poisoncam_ray.corpus import open_corpus
 from poisoncam_ray.decode import decode
 from poisoncam_ray.errors import UserError
@@ -109,13 +110,13 @@ def test_stages_measured_before_a_kill_stay(tmp_path):
 def test_the_table_tells_growth():
     def measured(rows: int, driver: float) -> dict:
         at = {"stage": "Index", "seconds": 1.0, "driver": driver, "worker": 100.0, "ray": 70.0, "store": 0.0}
-        files = {"00_index/part-*.parquet": {"files": rows // 10, "bytes": 50 * rows}}
+        files = {"work/1_index/part-*.parquet": {"files": rows // 10, "bytes": 50 * rows}}
         return {"rows": rows, "stages": [at], "files": files}
 
     lines = markdown([measured(1000, 200.0), measured(16_000, 210.0)]).splitlines()
     assert "| 16,000 | Index | 1 | 210 | 100 | 70 | 0 |" in lines
     assert "| Index | 1.05 | 1.00 | 1.00 | – |" in lines
-    assert "| 00_index/part-*.parquet | 1,600 | 800,000 | 50.00 |" in lines
+    assert "| work/1_index/part-*.parquet | 1,600 | 800,000 | 50.00 |" in lines
 
 
 def test_every_stage_is_measured(tmp_path):
@@ -127,12 +128,14 @@ def test_every_stage_is_measured(tmp_path):
     assert measured[0]["rows"] == 300
     before, after = (
         ["Index", "Shuffle", "Pretrain", "Embed"],
-        ["Search", "Classify", "Judge", "Clean", "Report"],
+        ["Search", "Verdict", "Classify", "Judge", "Clean", "Report"],
     )
     titles = [*before, "Cluster", *after]
     assert [at["stage"] for at in measured[0]["stages"]] == titles
     assert all(at["driver"] > 0 for at in measured[0]["stages"])
-    assert measured[0]["files"]["00_index/part-*.parquet"]["files"] == 1
+    assert measured[0]["files"]["work/1_index/part-*.parquet"]["files"] == 1
     assert (tmp_path / "memory.md").read_text() in ran.stdout
-    shuffled = Folder(str(tmp_path / "rows-300" / "run" / "shuffled")).read_json("_manifest.json")
+    shuffled = Folder(str(tmp_path / "rows-300" / "run" / artifact.WORK / "shuffled")).read_json(
+        "_manifest.json"
+    )
     assert shuffled["facts"]["rows"] == 9 * 32

@@ -10,12 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from poisoncam_ray import demo
 from poisoncam_ray.config import Config
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.folder import Folder
 from poisoncam_ray.method.encoder import build_encoder
 from poisoncam_ray.method.ssl import MoCoV3
+from poisoncam_ray.research import demo
 from poisoncam_ray.research.benchmark.compare import COLUMNS, Comparison, alternate, markdown
 from poisoncam_ray.research.benchmark.measure import Sizes, draw_long_corpus, first_images, measure
 from poisoncam_ray.research.benchmark.search import batched, candidates, one_at_a_time
