@@ -66,7 +66,8 @@ def probe_models(
 def train_on_cleaned(run_uri: str, progress: Progress) -> Folder:
     """The run folder of a model trained on what the defence left."""
     run = Folder(run_uri)
-    cleaned = committed(run, artifact.CLEAN_ROWS)
+    committed(run, artifact.CLEAN)
+    cleaned = run / artifact.CLEAN_ROWS
     config = own_pretraining(settings(run))
     return _run(cleaned.uri, run / MODELS / "cleaned", config, defence()[:TRAIN], progress)
 
@@ -92,7 +93,7 @@ def labelled_features(
 def encoder_file(run: Folder) -> str:
     """Where the encoder that a run has trained is, as `encoder.checkpoint` asks for it. Raises UserError when
     the run has not got that far."""
-    return f"{committed(run, artifact.ENCODER).uri}/model.safetensors"
+    return f"{committed(run, artifact.ENCODER).uri}/{artifact.WEIGHTS}"
 
 
 def own_pretraining(config: Config) -> Config:
