@@ -66,8 +66,8 @@ def poison_corpus(
         poison_rate.
 
     Raises:
-        UserError: a value is out of range, an option, label or trigger does not exist, or the output folder is
-            not empty.
+        UserError: a value is out of range, an option, label or trigger does not exist, or the output folder
+            is not empty.
     """
     chosen_kind = kind_named(kind)
     least, most = chosen_kind.targets
@@ -115,8 +115,8 @@ def patch_corpus(
         input_uri: the clean validation corpus.
         output_uri: an empty folder.
         target: the attack's target label; "" for an untargeted attack, and only there.
-        trigger: an image file or "generated:<seed>"; "": as `poison_corpus` makes it. A natural trigger is the
-            file under triggers/ that `poison_corpus` wrote.
+        trigger: an image file or "generated:<seed>"; "": as `poison_corpus` makes it. A natural trigger is
+            the file under triggers/ that `poison_corpus` wrote.
         width: as in `poison_corpus`.
         seed: as in `poison_corpus`.
         region: as in `poison_corpus`.

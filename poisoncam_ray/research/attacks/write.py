@@ -1,7 +1,7 @@
 """Writes the attacked corpus, unit by unit, and the truth about it.
 
-Boxes are integer [x0, y0, x1, y1) in stored pixels. Every choice depends on the seed and the image's id alone,
-not on the order or the grouping of the work.
+Boxes are integer [x0, y0, x1, y1) in stored pixels. Every choice depends on the seed and the image's id
+alone, not on the order or the grouping of the work.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ TRUTH = pa.schema(
         "decoy": pa.bool_(),
     }
 )
-"""x0 … y1 are the first of `boxes`, -1 where there is none. `trigger`, `target` and `kind` are "" for an image
-without a trigger. A decoy is not poisoned."""
+"""x0 … y1 are the first of `boxes`, -1 where there is none. `trigger`, `target` and `kind` are "" for an
+image without a trigger. A decoy is not poisoned."""
 
 
 @dataclass(frozen=True)
