@@ -26,7 +26,7 @@ def benchmark(
     ray: Annotated[bool, typer.Option("--ray/--no-ray", help="with the Embed stage on Ray")] = True,
     memory: Annotated[
         int | None,
-        typer.Option(help="instead: peak memory of every stage over this number of tiny images", min=1),
+        typer.Option(help="instead: peak memory of the stages over this many images", min=1),
     ] = None,
     preset: str = "demo",
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[section.key=value]…")] = None,

@@ -1,4 +1,4 @@
-"""The results table: attack, defend and measure labelled photographs over seeds × triggers × shares × kinds."""
+"""The results table: attack, defend and measure labelled photographs over seeds, triggers, shares, kinds."""
 
 from typing import Annotated
 
@@ -20,23 +20,20 @@ def photographs(
     output: Annotated[str, typer.Option(help="folder for the runs, results.csv and results.md")],
     trigger: Annotated[
         list[str] | None,
-        typer.Option(help="trigger image or generated:SEED; repeat; without one: --clean only"),
+        typer.Option(help="trigger image or generated:SEED; repeat; none: --clean only"),
     ] = None,
-    seed: Annotated[
-        list[int] | None, typer.Option(help="seed of a run; repeat; without it: 701 702 703")
-    ] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="repeat; without it: 701 702 703")] = None,
     first_label: Annotated[int, typer.Option(help="classes are drawn from the labels from this one")] = 10,
     last_label: Annotated[int, typer.Option(help="… to this one")] = 99,
     classes: Annotated[int, typer.Option(help="number of classes of a corpus")] = 10,
     per_class: Annotated[int, typer.Option(help="photographs of each class, at most")] = 300,
-    width: Annotated[float, typer.Option(help="trigger width as a share of the image's shorter side")] = 20
-    / 64,
+    width: Annotated[float, typer.Option(help="trigger width, share of the shorter side")] = 20 / 64,
     share: Annotated[
         list[float] | None,
-        typer.Option(help="share of the target's photographs that is poisoned; repeat; without it: 1"),
+        typer.Option(help="share of the target's photographs poisoned; repeat (1)"),
     ] = None,
     kind: Annotated[
-        list[str] | None, typer.Option(help="kind of attack, as in jobs/attack.py; repeat; without it: patch")
+        list[str] | None, typer.Option(help="kind of attack, as in jobs/attack.py; repeat (patch)")
     ] = None,
     retrain: Annotated[
         bool, typer.Option("--retrain", help="also train on every cleaned corpus, and probe all encoders")

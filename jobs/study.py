@@ -13,13 +13,11 @@ def study(
     output: Annotated[
         str, typer.Option(help="folder for study.md, the tables and plots: empty, or one to resume")
     ],
-    run: Annotated[
-        list[str] | None, typer.Option(help="the --output of a defence; repeat, each with --truth")
-    ] = None,
+    run: Annotated[list[str] | None, typer.Option(help="a defence's --output; repeat, with --truth")] = None,
     truth: Annotated[list[str] | None, typer.Option(help="truth.parquet of that run; repeat")] = None,
     table: Annotated[str | None, typer.Option(help="instead: the --output of photographs.py")] = None,
     only: Annotated[
-        str, typer.Option(help="with --table: only runs whose path contains this, such as patch/share-1")
+        str, typer.Option(help="of --table, the runs whose path contains this: patch/share-1")
     ] = "",
     grid: Annotated[str, typer.Option(help="small, full, or a YAML file")] = "small",
     images: Annotated[int | None, typer.Option(help="poisoned images of a run, at most")] = None,
