@@ -60,7 +60,7 @@ def photographs(
     from poisoncam_ray.progress import Progress
     from poisoncam_ray.research.evaluate.corpora import check_labelled
     from poisoncam_ray.research.evaluate.table import Setting, make_table
-    from poisoncam_ray.stages.dataflow import connect
+    from poisoncam_ray.stages.ray_cluster import start_ray
 
     labels = tuple(range(first_label, last_label + 1))
     setting = Setting(
@@ -81,7 +81,7 @@ def photographs(
     )
     for uri in (train, validation):
         check_labelled(uri)
-    connect()
+    start_ray()
     # Ray has put a handler of its own in the place of ours.
     end_on_signals()
     make_table(setting, config, Folder(absolute(output)), Progress())

@@ -49,9 +49,9 @@ def study(
     out, progress = Folder(absolute(output)), Progress()
     begin(runs, chosen, out)
     if unmeasured(runs, chosen, out):
-        from poisoncam_ray.stages.dataflow import connect
+        from poisoncam_ray.stages.ray_cluster import start_ray
 
-        connect()
+        start_ray()
         # Ray has put a handler of its own in the place of ours.
         end_on_signals()
         resources = Resources(actors=workers, cpus_per_actor=cpus, gpus_per_actor=gpus)

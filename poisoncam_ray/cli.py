@@ -97,13 +97,13 @@ def run_defence(input_uri: str, output_uri: str, config: Config, redo: str | Non
     from poisoncam_ray.progress import Progress
     from poisoncam_ray.report.words import tell
     from poisoncam_ray.runner import Runner
-    from poisoncam_ray.stages.dataflow import connect
+    from poisoncam_ray.stages.ray_cluster import start_ray
 
     began = time.monotonic()
     progress = Progress()
     runner = Runner(input_uri, output_uri, config, stages(), redo)
     if runner.pending():
-        connect()
+        start_ray()
         # Ray has put a handler of its own in the place of ours.
         end_on_signals()
     try:

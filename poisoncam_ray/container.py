@@ -1,7 +1,7 @@
-"""What an image file announces, read by hand before a decoder sees it, and the file without its metadata.
+"""The container of an image file: what the file announces, and the file without its metadata.
 
-Only the parts that make pixels are handed on. EXIF, ICC profiles, text and thumbnails are never parsed: in
-them a small file can hide minutes of work or gigabytes.
+A small file can hide gigabytes, or minutes of work, in EXIF, ICC profiles, text and thumbnails. They are
+therefore never parsed: a decoder gets only the segments that make pixels.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-# Far above what encoders write: a file of more parts than this costs more time than its pixels do.
-MAX_PARTS = 65_536
+MAX_SEGMENTS = 65_536
+"""Segments or chunks of a file: far more than encoders write. With more, they cost more time than the
+pixels."""
 MAX_SCANS = 100
+"""Scans of a JPEG file: far more than encoders write. Each costs a pass over the whole image."""
 _PNG_KEPT = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"))
 _EOI, _SOS, _JFIF, _ADOBE = 0xD9, 0xDA, 0xE0, 0xEE
 _TABLES = frozenset((0xC4, 0xCC, 0xDB, 0xDC, 0xDD))
@@ -24,8 +26,12 @@ _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
 
 
 class DecodeError(Exception):
-    """Bytes that give no image. `kind`: empty, undecodable, truncated, bomb (too many pixels, bytes or parts)
-    or zero_size; `str(error)` is the reason in words."""
+    """Bytes that give no image.
+
+    Attributes:
+        kind: empty, undecodable, truncated, bomb (too many pixels, bytes or segments) or zero_size.
+        message: the reason in words.
+    """
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(kind, message)
@@ -38,8 +44,15 @@ class DecodeError(Exception):
 
 @dataclass(frozen=True)
 class Container:
-    """`format`: JPEG, PNG or WEBP; `width`, `height`: pixels, as announced; `pixels`: the file without
-    metadata (a WebP file as it is: nothing in it is parsed that is not asked for)."""
+    """What an image file announces.
+
+    Attributes:
+        format: JPEG, PNG or WEBP.
+        width: in pixels, as announced.
+        height: in pixels, as announced.
+        pixels: the file without its metadata; a WebP file unchanged, because its decoder parses no metadata
+            unless it is asked to.
+    """
 
     format: str
     width: int
@@ -48,8 +61,16 @@ class Container:
 
 
 def read_container(data: bytes) -> Container:
-    """Raises DecodeError for other formats, too many parts, or a header that lies elsewhere than it must;
-    struct.error or IndexError for one that ends early."""
+    """Read the container of an image file.
+
+    Args:
+        data: the file.
+
+    Raises:
+        DecodeError: another format, too many segments, or no header where there must be one.
+        struct.error: the header ends early.
+        IndexError: the header ends early.
+    """
     if data.startswith(PNG_MAGIC):
         return _png(data)
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
@@ -65,7 +86,7 @@ def _png(data: bytes) -> Container:
         raise DecodeError("undecodable", "a PNG file whose first chunk is no header")
     kept = [PNG_MAGIC]
     for start, end in _counted(_png_chunks(data), "chunks"):
-        # A chunk that reaches past the end is left for the decoder to complain about.
+        # The decoder reports a chunk that reaches past the end.
         if data[start + 4 : start + 8] in _PNG_KEPT or end > len(data):
             kept.append(data[start:end])
     return Container("PNG", width, height, b"".join(kept))
@@ -102,7 +123,8 @@ def _jpeg(data: bytes) -> Container:
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
-    """Entropy-coded data and junk between segments are stepped over, as libjpeg does."""
+    """Start and end of each segment. Entropy-coded data and junk between segments are skipped, as by
+    libjpeg."""
     position = 2
     while match := _MARKER.search(data, position):
         start = match.start()
@@ -143,8 +165,8 @@ def _webp_size(data: bytes) -> tuple[int, int]:
     raise DecodeError("undecodable", "a WebP file without an image")
 
 
-def _counted(parts: Iterator[tuple[int, int]], what: str) -> Iterator[tuple[int, int]]:
-    for number, part in enumerate(parts):
-        if number == MAX_PARTS:
-            raise DecodeError("bomb", f"more than {MAX_PARTS} {what}")
-        yield part
+def _counted(segments: Iterator[tuple[int, int]], what: str) -> Iterator[tuple[int, int]]:
+    for number, segment in enumerate(segments):
+        if number == MAX_SEGMENTS:
+            raise DecodeError("bomb", f"more than {MAX_SEGMENTS} {what}")
+        yield segment

@@ -1,10 +1,8 @@
-"""Image bytes to pixels: any JPEG, PNG or WebP to the encoder's uint8 square, or one DecodeError.
+"""Image bytes to pixels: a JPEG, PNG or WebP becomes the encoder's uint8 square, or raises DecodeError.
 
-C channels (RGB), S side of the square, H W stored height and width.
-
-Stored pixels are what counts: the EXIF orientation is not applied, as in most training loaders, so boxes in
-stored pixels (the attack's truth) map to the square by resize and crop alone. Nothing here touches Pillow's
-global switches, so the functions are safe in threads and beside other users of Pillow.
+The EXIF orientation is not applied, as in most training loaders. A box in stored pixels therefore maps to the
+square by resize and crop alone. No function sets Pillow's global switches, so all are safe in threads and
+beside other users of Pillow.
 """
 
 from __future__ import annotations
@@ -20,6 +18,7 @@ from poisoncam_ray.container import PNG_MAGIC, DecodeError, read_container
 __all__ = ["MAX_BYTES", "DecodeError", "decode", "header"]
 
 MAX_BYTES = 128 * 2**20
+"""Default limit of an image, in bytes."""
 _WHITE = (255, 255, 255, 255)
 _PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
     "JPEG": JpegImagePlugin.JpegImageFile,
@@ -29,25 +28,46 @@ _PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
 
 
 def header(data: bytes, max_pixels: int, max_bytes: int = MAX_BYTES) -> tuple[int, int, str]:
-    """Stored width and height in pixels and the format (JPEG, PNG or WEBP), without decoding pixels.
+    """Read what an image announces, without decoding its pixels.
 
-    Raises DecodeError for bytes that are no such image, or one of more than `max_pixels` pixels.
+    Args:
+        data: the stored bytes.
+        max_pixels: limit of width × height.
+        max_bytes: limit of the length of `data`.
+
+    Returns:
+        Stored width and height in pixels, and the format: JPEG, PNG or WEBP.
+
+    Raises:
+        DecodeError: the bytes are no such image, or exceed a limit.
     """
     image = _open(data, max_pixels, max_bytes)
     return image.size[0], image.size[1], str(image.format)
 
 
 def decode(data: bytes, image_size: int, max_pixels: int, max_bytes: int = MAX_BYTES) -> np.ndarray:
-    """The image as a uint8 array (3, image_size, image_size), RGB, 0–255.
+    """Decode an image, scale its shorter side to `image_size` and crop the centre.
 
-    The shorter side becomes `image_size` (bilinear, antialiased) and the centre is cropped; both happen in
-    one resampling of the centre square, so a sliver of an image never becomes a huge one on the way.
-    Transparent pixels show white, 16-bit greys are scaled to 8 bits, CMYK and palettes become RGB, of an
-    animation the first frame counts. Raises DecodeError, and nothing else, whatever the bytes.
+    One bilinear, antialiased resampling of the centre square does both, so that a long, narrow image never
+    becomes a huge one on the way. Transparent pixels become white, 16-bit greys are scaled to 8 bits, CMYK
+    and palettes become RGB. Of an animation the first frame is taken.
+
+    Args:
+        data: the stored bytes.
+        image_size: side of the square, in pixels.
+        max_pixels: limit of the stored width × height.
+        max_bytes: limit of the length of `data`.
+
+    Returns:
+        A uint8 array (3, image_size, image_size), RGB, 0 … 255.
+
+    Raises:
+        DecodeError: the bytes give no image. Nothing else is raised, whatever the bytes.
     """
     image = _open(data, max_pixels, max_bytes)
     try:
-        # libjpeg can halve while decoding; twice the target leaves the last halving to the filter.
+        # libjpeg can scale down while decoding; down to twice the target only, so that the filter does the
+        # rest.
         image.draft(image.mode, (2 * image_size, 2 * image_size))
         image.load()
         width, height = image.size
@@ -70,7 +90,7 @@ def _open(data: bytes, max_pixels: int, max_bytes: int) -> ImageFile.ImageFile:
     if len(data) > max_bytes:
         raise DecodeError("bomb", f"{len(data)} bytes, more than the limit of {max_bytes}")
     try:
-        # Sizes are read by hand first: opening a WebP already allocates its canvas.
+        # The size is checked first: opening a WebP already allocates its canvas.
         container = read_container(data)
         _check_size(container.width, container.height, max_pixels)
         image = _PLUGINS[container.format](io.BytesIO(container.pixels))
@@ -109,7 +129,7 @@ def _translate(error: Exception, data: bytes) -> DecodeError:
     words = str(error) or type(error).__name__
     if isinstance(error, Image.DecompressionBombError):
         return DecodeError("bomb", words)
-    # struct.error and IndexError come from a header shorter than its own format demands.
+    # A header that is too short for its format raises struct.error or IndexError.
     early = isinstance(error, EOFError | struct.error | IndexError) or "truncated" in words.lower()
     early = early or (data.startswith(PNG_MAGIC) and b"IEND" not in data)
     return DecodeError("truncated" if early else "undecodable", words)

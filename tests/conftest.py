@@ -32,15 +32,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Give every test its kind, by its folder and fixtures, so that -m can choose; unit where none applies."""
+    """Give every test its kind, by its folder and fixtures; unit where none applies.
+
+    Tests that start Ray wait more than they compute, so the unit tests run beside them in another process
+    (pytest-xdist). Those that start Ray share one process and its clusters; those with an S3 server too.
+    """
     for item in items:
         folders = item.path.relative_to(Path(__file__).parent).parts
         used = {FIXTURES[name] for name in getattr(item, "fixturenames", ()) if name in FIXTURES}
         used |= {"e2e"} if "end_to_end" in folders else {"cluster"} if "integration" in folders else set()
         for kind in used:
             item.add_marker(kind)
-        if not any(item.get_closest_marker(kind) for kind in KINDS):
+        kinds = [kind for kind in KINDS if item.get_closest_marker(kind)]
+        if not kinds:
             item.add_marker("unit")
+        else:
+            item.add_marker(pytest.mark.xdist_group("s3" if kinds == ["s3"] else "ray"))
+    # The longest work first: a worker takes a whole group.
+    items.sort(key=lambda item: item.get_closest_marker("unit") is not None)
     if config.getoption("--quick"):
         slow = [item for item in items if not item.get_closest_marker("unit")]
         config.hook.pytest_deselected(items=slow)
@@ -71,9 +80,9 @@ def ray_cluster():
     """A real Ray on this machine, as the stages start it."""
     import ray
 
-    from poisoncam_ray.stages.dataflow import connect
+    from poisoncam_ray.stages.ray_cluster import start_ray
 
-    connect()
+    start_ray()
     yield
     ray.shutdown()
 

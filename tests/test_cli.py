@@ -48,7 +48,7 @@ def program(monkeypatch, capsys):
         raise AssertionError("Ray was started for a mistake that could be told before")
 
     def call(command, *arguments: object) -> tuple[int, str]:
-        monkeypatch.setattr("poisoncam_ray.stages.dataflow.connect", started)
+        monkeypatch.setattr("poisoncam_ray.stages.ray_cluster.start_ray", started)
         monkeypatch.setattr(sys, "argv", ["program", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
             run_program(command)

@@ -82,7 +82,7 @@ def test_the_search_finds_what_it_looks_for(source):
 
 def test_a_local_cluster_is_started_without_a_dashboard():
     """Ray's dashboard can start jobs: who reaches it runs code. Clusters that are joined have their own."""
-    tree = ast.parse((ROOT / "poisoncam_ray" / "stages" / "dataflow.py").read_text())
+    tree = ast.parse((ROOT / "poisoncam_ray" / "stages" / "ray_cluster.py").read_text())
     options = [
         {ast.literal_eval(k): v for k, v in zip(node.keys, node.values, strict=True) if k}
         for node in ast.walk(tree)

@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from poisoncam_ray.corpus.shards import cut
 
 from poisoncam_ray.corpus import FolderCorpus, ParquetCorpus, Problem, open_corpus
 from poisoncam_ray.corpus.parquet import _rows_of
-from poisoncam_ray.corpus.shards import cut
 from poisoncam_ray.errors import UserError
 
 

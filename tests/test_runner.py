@@ -302,10 +302,10 @@ def test_an_artifact_made_anew_makes_what_came_from_it_refused(corpus, out, comm
     replace(manifest, seconds=manifest.seconds + 1).write(folder)
     if not committed:
         (out / "work/2_second" / MANIFEST).unlink()
-    with pytest.raises(
-        UserError, match="work/2_second was made from another work/1_first than lies there now.*--redo second"
-    ):
+    with pytest.raises(UserError) as caught:
         run(corpus, out)
+    assert "work/2_second was made from another work/1_first than lies there now" in str(caught.value)
+    assert "--redo second" in str(caught.value)
 
 
 def test_a_stage_may_read_committed_artifacts_only(corpus, out):

@@ -1,34 +1,25 @@
-"""Corpora of images on any fsspec URL: Parquet shards, WebDataset tars or image folders, original bytes
-untouched.
+"""Corpora of images on any fsspec URL: Parquet shards, WebDataset shards or image folders.
 
-`open_corpus` gives a small picklable object; all kinds have the same methods: sources, check, slices, units,
-read, fetch, labels, split, rewrite.
+`open_corpus` opens one. `protocol.Corpus` says what every format can do.
 """
 
 from __future__ import annotations
 
-from poisoncam_ray.corpus import storage
 from poisoncam_ray.corpus.columns import find_image_column
 from poisoncam_ray.corpus.folder import FolderCorpus
+from poisoncam_ray.corpus.listing import (
+    IMAGE_SUFFIXES,
+    PARQUET_SUFFIXES,
+    is_file,
+    list_sources,
+    refuse_escaping_links,
+)
 from poisoncam_ray.corpus.parquet import ParquetCorpus
-from poisoncam_ray.corpus.shardfile import Problem
-from poisoncam_ray.corpus.storage import IMAGE_SUFFIXES, PARQUET_SUFFIXES, Row, Slice, Source
+from poisoncam_ray.corpus.protocol import DEAD, KEPT, REMOVED, Corpus, Problem, Row, Slice, Source
 from poisoncam_ray.corpus.webdataset import TAR_SUFFIXES, WebDatasetCorpus
 from poisoncam_ray.errors import UserError
 
-__all__ = [
-    "Corpus",
-    "FolderCorpus",
-    "ParquetCorpus",
-    "Problem",
-    "Row",
-    "Slice",
-    "Source",
-    "WebDatasetCorpus",
-    "open_corpus",
-]
-
-Corpus = ParquetCorpus | FolderCorpus | WebDatasetCorpus
+__all__ = ["DEAD", "KEPT", "REMOVED", "Corpus", "Problem", "Row", "Slice", "Source", "open_corpus"]
 
 FORMATS = ("auto", "parquet", "folder", "webdataset")
 _PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -37,18 +28,29 @@ _PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 def open_corpus(
     uri: str, format: str = "auto", image_column: str | None = None, rows_per_slice: int = 1024
 ) -> Corpus:
-    """Open the corpus at `uri`, a folder (any depth) or one Parquet or tar file.
+    """Open a corpus.
 
-    `format` is auto, parquet, folder or webdataset. `image_column`: the Parquet column (default: the only
-    binary or struct{bytes, path} one), or the extension of a sample's image (default: the only member that is
-    a JPEG, PNG or WebP). Raises UserError when there is nothing there, the format or image column cannot be
-    told, no shard can be read, tars are compressed, or a link leaves an image folder.
+    Args:
+        uri: a folder, whose files may lie at any depth, or one Parquet or tar file.
+        format: auto, parquet, folder or webdataset.
+        image_column: of Parquet shards the column that holds the images, by default the only one that is
+            binary or struct{bytes, path}; of WebDataset shards the extension of the member that holds a
+            sample's image, by default the only member that is a JPEG, PNG or WebP. Not used for image
+            folders.
+        rows_per_slice: rows of a slice, at most.
+
+    Returns:
+        The corpus. It holds no open handle.
+
+    Raises:
+        UserError: there is nothing at `uri`, the format or the image column cannot be told, no Parquet shard
+            can be read, tars are compressed, or a link leads out of an image folder.
     """
     if format not in FORMATS:
         raise UserError(f"The corpus format {format} is not known: use one of {', '.join(FORMATS)}.")
     if rows_per_slice < 1:
         raise UserError(f"rows_per_slice is {rows_per_slice}: use 1 or more.")
-    paths = [s.path for s in storage.list_sources(uri)]
+    paths = [s.path for s in list_sources(uri)]
     shards, tars, images = (
         [p for p in paths if p.lower().endswith(suffixes)]
         for suffixes in (PARQUET_SUFFIXES, TAR_SUFFIXES, IMAGE_SUFFIXES)
@@ -68,17 +70,17 @@ def open_corpus(
         folder_uri, only = _place(uri)
         extension = (image_column or "").removeprefix(".").lower()
         return WebDatasetCorpus(folder_uri, extension, rows_per_slice, only)
-    if storage.is_file(uri):
+    if is_file(uri):
         raise UserError(f"{uri} is a single file: give the folder that holds the images.")
     if not images:
         raise UserError(f"There are no images in {uri}: give a folder with JPEG, PNG or WebP files.")
-    storage.refuse_escaping_links(uri, images)
+    refuse_escaping_links(uri, images)
     return FolderCorpus(uri, rows_per_slice)
 
 
 def _place(uri: str) -> tuple[str, str]:
     """The folder, and the file's name when `uri` is one file."""
-    if not storage.is_file(uri):
+    if not is_file(uri):
         return uri, ""
     folder, _, only = uri.rpartition("/")
     return folder or ".", only

@@ -6,16 +6,16 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
+from poisoncam_ray.corpus.parquet_shard import Shard, open_shard
 from poisoncam_ray.corpus.shardfile import UnreadableError
-from poisoncam_ray.corpus.shards import Shard, open_shard
 from poisoncam_ray.errors import UserError
 
-# Shards opened, at most, to find the image column.
+# So many shards are opened, at most, to find the image column.
 _LOOKED_AT = 100
 
 
 class NoImageColumnError(UserError):
-    """A shard without the image column; `reason` in words, without a full stop."""
+    """A shard has no image column. `reason` and `advice`: in words, without a full stop."""
 
     def __init__(self, reason: str, advice: str) -> None:
         super().__init__(reason, advice)
@@ -26,9 +26,19 @@ class NoImageColumnError(UserError):
 
 
 def find_image_column(uri: str, paths: Sequence[str], asked: str | None) -> str:
-    """The image column: `asked` when given and fit, or the only one there is, by the first of the shards
-    `uri`/`paths` that can be read, has rows and has such a column. Raises UserError that names the
-    candidates when there is none among the first hundred."""
+    """Find the image column by the first shard that can be read, has rows and has such a column.
+
+    Args:
+        uri: the corpus.
+        paths: its shards.
+        asked: the column that the user named; None to take the only one that can hold images.
+
+    Returns:
+        The column's name.
+
+    Raises:
+        UserError: several columns may hold images, or none of the first shards has a column that can.
+    """
     mistake: UserError | None = None
     looked = 0
     for path in paths:
@@ -67,7 +77,7 @@ def _candidates(shard: Shard) -> list[str]:
 
 
 def column_fault(shard: Shard, name: str) -> str | None:
-    """What is wrong with the image column `name` of the shard, in words; None when nothing is."""
+    """What is wrong with the image column `name` of the shard, in words; None if nothing is."""
     names = shard.schema.names
     # A shard in which every image is null may have lost the column's type.
     if name in _candidates(shard) or (name in names and pa.types.is_null(shard.schema.field(name).type)):
@@ -76,7 +86,7 @@ def column_fault(shard: Shard, name: str) -> str | None:
 
 
 def check_image_column(shard: Shard, name: str) -> None:
-    """Raise NoImageColumnError when the column `name` cannot hold the shard's images."""
+    """Raise NoImageColumnError if the column `name` cannot hold the shard's images."""
     wrong = column_fault(shard, name)
     if wrong is None:
         return
@@ -86,7 +96,7 @@ def check_image_column(shard: Shard, name: str) -> None:
 
 
 def is_image_type(kind: pa.DataType) -> bool:
-    """Binary, or a struct with a binary field `bytes`."""
+    """Whether a column of this type can hold images: binary, or a struct with a binary field `bytes`."""
     if pa.types.is_struct(kind):
         i = kind.get_field_index("bytes")
         return i >= 0 and _is_binary(kind.field(i).type)

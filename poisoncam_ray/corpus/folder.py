@@ -1,4 +1,4 @@
-"""An image folder as a corpus: one file is one image, its relative path the image id.
+"""An image folder as a corpus: one file is one image, and its relative path is the image id.
 
 Files that are no images (captions, metadata) are neither read nor copied.
 """
@@ -9,35 +9,50 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
-from poisoncam_ray.corpus import storage
-from poisoncam_ray.corpus.shardfile import Problem, UnreadableError, for_good, reason_of, refuse_climbing
-from poisoncam_ray.corpus.storage import IMAGE_MAX, IMAGE_SUFFIXES, Row, Slice, Source
+from poisoncam_ray.corpus.listing import (
+    IMAGE_MAX,
+    IMAGE_SUFFIXES,
+    list_sources,
+    refuse_escaping_links,
+    refuse_same_place,
+)
+from poisoncam_ray.corpus.protocol import KEPT, REMOVED, Problem, Row, Slice, Source
+from poisoncam_ray.corpus.shardfile import UnreadableError, for_good, reason_of, refuse_climbing
 from poisoncam_ray.errors import UserError
+from poisoncam_ray.store import connect, in_parallel, is_local, write_bytes
 
-# Files in memory at once while reading or copying.
-_CHUNK = 64
+FILES_AT_ONCE = 64
+"""Files in memory at once while reading or copying."""
 
 
 @dataclass(frozen=True)
 class FolderCorpus:
-    """Images under `uri`, any depth. Holds no open handle; made by `open_corpus`."""
+    """Images under `uri`, at any depth. `protocol.Corpus` says what the methods promise.
+
+    Attributes:
+        uri: the folder.
+        rows_per_slice: images of a slice, at most.
+    """
+
+    sharded: ClassVar[bool] = False
 
     uri: str
     rows_per_slice: int = 1024
 
     def sources(self) -> list[Source]:
-        """All image files, sorted by path. UserError: there are none, or a link leaves the folder."""
-        found = [s for s in storage.list_sources(self.uri) if s.path.lower().endswith(IMAGE_SUFFIXES)]
+        """All image files, sorted by path."""
+        found = [s for s in list_sources(self.uri) if s.path.lower().endswith(IMAGE_SUFFIXES)]
         if not found:
             raise UserError(f"There are no images in {self.uri}: give a folder with JPEG, PNG or WebP files.")
-        storage.refuse_escaping_links(self.uri, (s.path for s in found))
+        refuse_escaping_links(self.uri, (s.path for s in found))
         return found
 
     def check(self, source: Source) -> Problem | None:
-        """None: an image file is a row, and what is wrong with it costs that row alone."""
+        """None: an image file is one row, and what is wrong with it costs that row alone."""
         return None
 
     def slices(self, sources: Sequence[Source] | None = None) -> list[Slice]:
@@ -48,17 +63,16 @@ class FolderCorpus:
         return [Slice(i, ".", a, a + len(f), f) for i, (a, f) in enumerate(zip(starts, runs, strict=True))]
 
     def units(self, slices: Sequence[Slice] | None = None) -> list[list[Slice]]:
-        """What one writing task handles: one slice."""
+        """Each slice alone."""
         return [[s] for s in (self.slices() if slices is None else slices)]
 
-    def read(self, part: Slice, whole: bool = False) -> Iterator[Row]:
-        """Every image of the slice once, in order; a few dozen in memory. One that cannot be read for good is
-        a dead row with an `error`. `whole` changes nothing. UserError when a file is gone."""
-        files = part.files or ()
-        for first in range(0, len(files), _CHUNK):
-            chunk = files[first : first + _CHUNK]
+    def read(self, slice_: Slice, whole: bool = False) -> Iterator[Row]:
+        """The slice's images, `FILES_AT_ONCE` in memory. `whole` changes nothing."""
+        files = slice_.files or ()
+        for first in range(0, len(files), FILES_AT_ONCE):
+            chunk = files[first : first + FILES_AT_ONCE]
             for row, (name, found) in enumerate(
-                zip(chunk, self._stored(chunk), strict=True), part.start + first
+                zip(chunk, self._stored(chunk), strict=True), slice_.start + first
             ):
                 if isinstance(found, UnreadableError):
                     yield Row(row, name, None, (found.kind, found.reason))
@@ -66,8 +80,7 @@ class FolderCorpus:
                     yield Row(row, name, found)
 
     def fetch(self, image_ids: Sequence[str]) -> list[bytes]:
-        """The bytes of these images, in the order asked. Raises UserError for one that is gone or cannot be
-        read."""
+        """The bytes of these images, in the order asked."""
         stored = []
         for found in self._stored(image_ids):
             if isinstance(found, UnreadableError):
@@ -75,9 +88,29 @@ class FolderCorpus:
             stored.append(found)
         return stored
 
+    def split(
+        self,
+        unit: Sequence[Slice],
+        fate_N: Sequence[int] | np.ndarray,
+        kept_uri: str,
+        removed_uri: str,
+        sha256: Mapping[str, str] | None = None,
+    ) -> tuple[int, int]:
+        """Copy the files, byte for byte, under the same paths. An image whose digest is not that in `sha256`
+        raises UserError. Images that an earlier call with other fates wrote stay where they are."""
+        files, fates = files_of(unit), np.asarray(fate_N)
+        if len(files) != len(fates):
+            raise ValueError(f"{len(fates)} fates for {len(files)} images")
+        kept = [f for f, fate in zip(files, fates, strict=True) if fate == KEPT]
+        removed = [f for f, fate in zip(files, fates, strict=True) if fate == REMOVED]
+        refuse_same_place(self.uri, kept_uri, removed_uri)
+        self._copy(kept, kept_uri, sha256)
+        self._copy(removed, removed_uri, sha256)
+        return len(kept), len(removed)
+
     def _stored(self, image_ids: Sequence[str]) -> Iterable[bytes | UnreadableError]:
-        fs, root = storage.connect(self.uri)
-        local = storage.is_local(fs)
+        fs, root = connect(self.uri)
+        local = is_local(fs)
 
         def get(image_id: str) -> bytes | UnreadableError:
             refuse_climbing(image_id)
@@ -90,7 +123,7 @@ class FolderCorpus:
                 if size is not None and size > IMAGE_MAX:
                     why = f"{size} bytes, more than the limit of {IMAGE_MAX}"
                     return UnreadableError(f"The image {image_id}", why, "bomb")
-                # Of a range S3 is not asked for the size once more; one of nothing is refused.
+                # With a range s3fs does not ask for the size again; S3 refuses the range of an empty object.
                 return fs.cat_file(path, start=0, end=size) if size else fs.cat_file(path)
             except FileNotFoundError as error:
                 raise UserError(
@@ -102,66 +135,27 @@ class FolderCorpus:
                 raise
 
         ids = list(image_ids)
-        return map(get, ids) if local else storage.in_parallel(get, ids)
+        return map(get, ids) if local else in_parallel(get, ids)
 
-    def labels(self, part: Slice, column: str = "") -> list[str]:
-        """The parent folder's name of each image, "" at the top; `column` is not used."""
-        return ["/".join(f.split("/")[:-1]).rsplit("/", 1)[-1] for f in part.files or ()]
-
-    def split(
-        self,
-        unit: Sequence[Slice],
-        fate_N: Sequence[int] | np.ndarray,
-        kept_uri: str,
-        removed_uri: str,
-        sha256: Mapping[str, str] | None = None,
-    ) -> tuple[int, int]:
-        """Copy kept images (fate 0) to `kept_uri` and removed ones (1) to `removed_uri`, byte for byte under
-        the same paths; 2 (dead) goes nowhere.
-
-        `sha256`, by image id, in hex: UserError for an image whose bytes have another. Returns (kept,
-        removed)."""
-        files, fates = _files(unit), np.asarray(fate_N)
-        if len(files) != len(fates):
-            raise ValueError(f"{len(fates)} fates for {len(files)} images")
-        kept = [f for f, fate in zip(files, fates, strict=True) if fate == 0]
-        removed = [f for f, fate in zip(files, fates, strict=True) if fate == 1]
-        storage.refuse_same_place(self.uri, kept_uri, removed_uri)
-        self._copy(kept, {}, kept_uri, sha256)
-        self._copy(removed, {}, removed_uri, sha256)
-        return len(kept), len(removed)
-
-    def rewrite(self, unit: Sequence[Slice], replacements: Mapping[str, bytes], out_uri: str) -> None:
-        """Copy the unit to `out_uri`, same paths, with the bytes of some images replaced."""
-        files = _files(unit)
-        if unknown := set(replacements) - set(files):
-            raise ValueError(f"no such images in this unit: {sorted(unknown)[:3]}")
-        storage.refuse_same_place(self.uri, out_uri)
-        self._copy(files, replacements, out_uri)
-
-    def _copy(
-        self,
-        files: list[str],
-        replacements: Mapping[str, bytes],
-        out_uri: str,
-        sha256: Mapping[str, str] | None = None,
-    ) -> None:
-        for first in range(0, len(files), _CHUNK):
-            chunk = files[first : first + _CHUNK]
-            stored = dict(zip(chunk, self.fetch(chunk), strict=True))
-            for name, data in stored.items():
+    def _copy(self, files: list[str], out_uri: str, sha256: Mapping[str, str] | None) -> None:
+        for first in range(0, len(files), FILES_AT_ONCE):
+            chunk = files[first : first + FILES_AT_ONCE]
+            stored = list(zip(chunk, self.fetch(chunk), strict=True))
+            for name, data in stored:
                 if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256[name]:
                     raise UserError(
                         f"The image {name} changed since it was indexed: use a new output folder."
                     )
-            storage.in_parallel(
-                lambda pair: storage.write_bytes(out_uri, *pair),
-                [(f, replacements.get(f, stored[f])) for f in chunk],
-            )
+            in_parallel(lambda pair: write_bytes(out_uri, *pair), stored)
 
 
-def _files(unit: Sequence[Slice]) -> list[str]:
-    files = [f for part in unit for f in part.files or ()]
+def files_of(unit: Sequence[Slice]) -> list[str]:
+    """The paths of a unit's images, in order.
+
+    Raises:
+        UserError: a path leads out of the corpus.
+    """
+    files = [f for slice_ in unit for f in slice_.files or ()]
     for name in files:
         refuse_climbing(name)
     return files

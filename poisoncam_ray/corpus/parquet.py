@@ -1,5 +1,7 @@
-"""Parquet shards as a corpus: a row is an image, "<shard>#<row>" its id, so ids are unique whatever the
-user's own keys are. The image column is binary or struct{bytes, path} (the Hugging Face layout).
+"""Parquet shards as a corpus: a row is an image, and "<shard>#<row>" is its id.
+
+Ids are unique whatever the user's own keys are. The image column is binary or struct{bytes, path} (the
+Hugging Face layout).
 """
 
 from __future__ import annotations
@@ -7,19 +9,28 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
 
-from poisoncam_ray.corpus import storage
 from poisoncam_ray.corpus.columns import column_fault, image_values
-from poisoncam_ray.corpus.shardfile import (
+from poisoncam_ray.corpus.listing import PARQUET_SUFFIXES, refuse_same_place
+from poisoncam_ray.corpus.parquet_shard import Batch, Shard, cut, open_shard, open_writer
+from poisoncam_ray.corpus.protocol import (
+    DEAD,
+    KEPT,
     OTHER_SCHEMA,
+    REMOVED,
     UNREADABLE_SHARD,
     Problem,
+    Row,
+    Slice,
+    Source,
+)
+from poisoncam_ray.corpus.shardfile import (
     UnreadableError,
     by_shard,
-    copy_whole,
     dead_rows,
     fetch_by_shard,
     list_shards,
@@ -28,18 +39,25 @@ from poisoncam_ray.corpus.shardfile import (
     refuse_climbing,
     version_of,
 )
-from poisoncam_ray.corpus.shards import Piece, Shard, cut, open_shard, open_writer
-from poisoncam_ray.corpus.storage import PARQUET_SUFFIXES, Row, Slice, Source
 from poisoncam_ray.errors import UserError
+from poisoncam_ray.store import delete, in_parallel
 
-# Shards read at once in random access: each may hold a row group in memory.
+# Shards that `fetch` reads at once: each may hold a batch of a row group in memory.
 _FETCHES = 4
 
 
 @dataclass(frozen=True)
 class ParquetCorpus:
-    """Shards under `uri`, any depth (only the file `only` when it is set). Holds no open handle; made by
-    `open_corpus`."""
+    """Shards under `uri`, at any depth. `protocol.Corpus` says what the methods promise.
+
+    Attributes:
+        uri: the folder.
+        image_column: the column that holds the images.
+        rows_per_slice: rows of a slice, at most.
+        only: the corpus's only shard; "" for all.
+    """
+
+    sharded: ClassVar[bool] = True
 
     uri: str
     image_column: str
@@ -51,73 +69,42 @@ class ParquetCorpus:
         return list_shards(self.uri, self.only, PARQUET_SUFFIXES)
 
     def check(self, source: Source) -> Problem | None:
-        """Read the shard's footer and nothing else.
-
-        Args:
-            source: The shard as listed.
-
-        Returns:
-            Why none of its rows can be read: it has no readable footer, or its image column is missing or of
-            another type. None when there is no such reason. Other columns may differ between shards.
-
-        Raises:
-            UserError: The shard is gone or changed since it was listed, or a column has the name of one that
-                results need.
-        """
+        """Read the shard's footer and nothing else. A problem is a footer that cannot be read, or an image
+        column that is missing or of another type. Other columns may differ between shards."""
         return self._footer(source)[1]
 
     def slices(self, sources: Sequence[Source] | None = None) -> list[Slice]:
-        """Runs of about `rows_per_slice` rows that end at row groups where those are small enough; an empty
-        shard gives one empty slice. Reads every footer. A shard without a readable footer gives one dead
-        row; all rows of a shard without the image column are dead. UserError: no shard gives a row."""
-        shards = storage.in_parallel(self._scan, list(self.sources() if sources is None else sources))
-        flat = [part for parts in shards for part in parts]
+        """Runs of rows that end at row groups, where these are small enough. Reads every footer. A shard
+        without a readable footer gives one dead row; all rows of a shard without the image column are
+        dead."""
+        shards = in_parallel(self._scan, list(self.sources() if sources is None else sources))
+        flat = [slice_ for slices in shards for slice_ in slices]
         refuse_all_dead(self.uri, flat, "Parquet")
-        return [replace(part, index=i) for i, part in enumerate(flat)]
+        return [replace(slice_, index=i) for i, slice_ in enumerate(flat)]
 
     def units(self, slices: Sequence[Slice] | None = None) -> list[list[Slice]]:
-        """What one writing task handles: all slices of a shard."""
+        """All slices of each shard."""
         return by_shard(self.slices() if slices is None else slices)
 
-    def read(self, part: Slice, whole: bool = False) -> Iterator[Row]:
-        """Every row of the slice once, in order; memory is bounded by a row group. A dead row has an `error`:
-        what cannot be read and the rest of its row group. `whole` demands that all columns can be read, not
-        the image alone. UserError when the shard is gone or changed."""
-        if part.error is not None:
-            yield from dead_rows(part)
+    def read(self, slice_: Slice, whole: bool = False) -> Iterator[Row]:
+        """The rows, a batch of a row group in memory. Damage makes the rest of its row group dead. `whole`
+        reads all columns."""
+        if slice_.error is not None:
+            yield from dead_rows(slice_)
             return
+        source, start, stop = slice_.source, slice_.start, slice_.stop
         try:
-            with open_shard(self.uri, part.source, part.version) as shard:
-                _check_rows(shard, part.stop)
-                for piece in shard.pieces(part.start, part.stop, None if whole else self._columns(shard)):
-                    first, stop = max(part.start, piece.first), min(part.stop, piece.first + piece.rows)
-                    yield from self._rows(part.source, range(first, stop), piece)
-        except UnreadableError as error:  # on opening: later damage comes as a piece
-            yield from self._rows(part.source, range(part.start, part.stop), Piece(0, 0, error=error))
+            with open_shard(self.uri, source, slice_.version) as shard:
+                _check_rows(shard, stop)
+                for batch in shard.batches(start, stop, None if whole else self._columns(shard)):
+                    rows = range(max(start, batch.first), min(stop, batch.first + batch.rows))
+                    yield from self._rows(source, rows, batch)
+        except UnreadableError as error:  # on opening: later damage comes as a batch
+            yield from self._rows(source, range(start, stop), Batch(0, 0, error=error))
 
     def fetch(self, image_ids: Sequence[str]) -> list[bytes]:
-        """The bytes of these images, in the order asked; each row group is read once. UserError for a shard
-        that changed so that a row is gone or null."""
+        """The bytes of these images, in the order asked. Each row group is read once."""
         return fetch_by_shard(image_ids, self._fetch_rows, _FETCHES)
-
-    def labels(self, part: Slice, column: str) -> list[str]:
-        """The column's values as strings ("" for null or dead), one a row of the slice. UserError: no such
-        column."""
-        if part.error is not None:
-            return [""] * (part.stop - part.start)
-        found = [""] * (part.stop - part.start)
-        with open_shard(self.uri, part.source, part.version) as shard:
-            names = shard.schema.names
-            if column not in names:
-                raise UserError(
-                    f"There is no column {column} in {part.source}: use one of {', '.join(names)}."
-                )
-            for piece in shard.pieces(part.start, part.stop, [column]):
-                values = [] if piece.error else piece.whole().column(0).to_pylist()
-                for row, value in enumerate(values, piece.first):
-                    if part.start <= row < part.stop and value is not None:
-                        found[row - part.start] = str(value)
-        return found
 
     def split(
         self,
@@ -127,20 +114,17 @@ class ParquetCorpus:
         removed_uri: str,
         sha256: Mapping[str, str] | None = None,
     ) -> tuple[int, int]:
-        """Write the shard's kept rows (fate 0) to `kept_uri` and its removed rows (1) to `removed_uri`, under
-        the same path; 2 (dead) goes nowhere.
-
-        Values, schema, metadata, column order, row groups and codec stay. Kept is written even when empty
-        (not for a shard that cannot be read at all), removed only when not. Row groups that are wholly dead
-        are not read; UserError when another row cannot be. `sha256` is not used: the shard's version tells of
-        a change. Returns (kept, removed)."""
+        """Write the kept and the removed rows as shards with the same path, values, schema, metadata, column
+        order, row groups and codec. Row groups that are wholly dead are not read. `sha256` is not used."""
         source, fates = unit[0].source, np.asarray(fate_N)
         refuse_climbing(source)
-        kept, removed = int((fates == 0).sum()), int((fates == 1).sum())
-        storage.refuse_same_place(self.uri, kept_uri, removed_uri)
+        if len(fates) != unit[-1].stop:
+            raise ValueError(f"{len(fates)} fates for {unit[-1].stop} rows")
+        kept, removed = int((fates == KEPT).sum()), int((fates == REMOVED).sum())
+        refuse_same_place(self.uri, kept_uri, removed_uri)
         if unit[0].error is not None:
-            storage.delete(kept_uri, source)
-            storage.delete(removed_uri, source)
+            delete(kept_uri, source)
+            delete(removed_uri, source)
             return 0, 0
         with contextlib.ExitStack() as stack:
             shard = stack.enter_context(open_shard(self.uri, source, unit[0].version))
@@ -149,37 +133,18 @@ class ParquetCorpus:
             write_removed = stack.enter_context(open_writer(shard, removed_uri)) if removed else None
             row = 0
             for group, n in enumerate(shard.group_rows):
-                living = np.flatnonzero(fates[row : row + n] != 2)
+                living = np.flatnonzero(fates[row : row + n] != DEAD)
                 row += n
                 if not len(living):
                     continue
                 table = shard.table(group, int(living[-1]) + 1)
                 fate = fates[row - n : row][: len(table)]
-                write_kept(_rows_of(table, fate == 0))
-                if write_removed and (fate == 1).any():
-                    write_removed(_rows_of(table, fate == 1))
+                write_kept(_rows_of(table, fate == KEPT))
+                if write_removed and (fate == REMOVED).any():
+                    write_removed(_rows_of(table, fate == REMOVED))
         if not removed:
-            storage.delete(removed_uri, source)
+            delete(removed_uri, source)
         return kept, removed
-
-    def rewrite(self, unit: Sequence[Slice], replacements: Mapping[str, bytes], out_uri: str) -> None:
-        """Write the shard to `out_uri`, same path and layout, with the bytes of some images replaced."""
-        storage.refuse_same_place(self.uri, out_uri)
-        source = unit[0].source
-        new = {
-            int(i.rpartition("#")[2]): d for i, d in replacements.items() if i.rpartition("#")[0] == source
-        }
-        if unit[0].error is not None:
-            copy_whole(self.uri, unit[0], out_uri)
-            return
-        with open_shard(self.uri, source, unit[0].version) as shard:
-            if len(new) != len(replacements) or any(r >= shard.n_rows for r in new):
-                raise ValueError(f"some of {len(replacements)} replacements are no rows of {source}")
-            with open_writer(shard, out_uri) as write:
-                row = 0
-                for group, n in enumerate(shard.group_rows):
-                    write(self._replace(shard.table(group, n), row, new))
-                    row += n
 
     def _scan(self, source: Source) -> list[Slice]:
         """The shard's slices, not numbered yet."""
@@ -191,8 +156,8 @@ class ParquetCorpus:
         ]
 
     def _footer(self, source: Source) -> tuple[list[int], Problem | None]:
-        """The rows of each row group, and why none of them can be read. A shard without a readable footer
-        counts as one row."""
+        """How many rows each row group has, and why none of them can be read. A shard without a readable
+        footer counts as one row."""
         try:
             with open_shard(self.uri, source.path, version_of(source)) as shard:
                 group_rows, names = shard.group_rows, shard.schema.names
@@ -208,14 +173,14 @@ class ParquetCorpus:
         name = self.image_column
         return [f"{name}.bytes" if pa.types.is_struct(shard.schema.field(name).type) else name]
 
-    def _rows(self, source: str, rows: range, piece: Piece) -> Iterator[Row]:
-        if piece.error:
-            fault = "unreadable", piece.error.reason
+    def _rows(self, source: str, rows: range, batch: Batch) -> Iterator[Row]:
+        if batch.error:
+            fault = "unreadable", batch.error.reason
             yield from (Row(row, f"{source}#{row}", None, fault) for row in rows)
             return
-        batch = piece.whole()
-        values = image_values(batch.column(batch.schema.names.index(self.image_column)))
-        yield from (Row(row, f"{source}#{row}", values[row - piece.first].as_py()) for row in rows)
+        read = batch.values()
+        values = image_values(read.column(read.schema.names.index(self.image_column)))
+        yield from (Row(row, f"{source}#{row}", values[row - batch.first].as_py()) for row in rows)
 
     def _fetch_rows(self, source: str, rows: set[int]) -> dict[str, bytes]:
         found: dict[str, bytes] = {}
@@ -227,35 +192,17 @@ class ParquetCorpus:
                 first += n
                 if not here:
                     continue
-                for piece in shard.pieces(here[0], here[-1] + 1, self._columns(shard)):
-                    if inside := [r for r in here if piece.first <= r < piece.first + piece.rows]:
-                        values = image_values(piece.whole().column(0))
-                        found.update({f"{source}#{r}": values[r - piece.first].as_py() for r in inside})
+                for batch in shard.batches(here[0], here[-1] + 1, self._columns(shard)):
+                    if inside := [r for r in here if batch.first <= r < batch.first + batch.rows]:
+                        values = image_values(batch.values().column(0))
+                        found.update({f"{source}#{r}": values[r - batch.first].as_py() for r in inside})
         if nulls := [i for i, data in found.items() if data is None]:
             raise UserError(f"The image {nulls[0]} is null: index the corpus again if it changed.")
         return found
 
-    def _replace(self, table: pa.Table, first_row: int, new: Mapping[int, bytes]) -> pa.Table:
-        here = {r - first_row: d for r, d in new.items() if first_row <= r < first_row + len(table)}
-        if not here:
-            return table
-        index = table.column_names.index(self.image_column)
-        field = table.schema.field(index)
-        chunks, start = [], 0
-        for chunk in table.column(index).chunks:
-            values = chunk.to_pylist()
-            for row, data in here.items():
-                if start <= row < start + len(values):
-                    old = values[row - start]
-                    nested = pa.types.is_struct(field.type)
-                    values[row - start] = {**(old or {}), "bytes": data} if nested else data
-            chunks.append(pa.array(values, type=field.type))
-            start += len(values)
-        return table.set_column(index, field, pa.chunked_array(chunks, type=field.type))
-
 
 def _rows_of(table: pa.Table, wanted_N: np.ndarray) -> pa.Table:
-    """Rows of the table as runs of neighbours: Arrow has no filter for views of strings."""
+    """The wanted rows, taken as runs of neighbours: Arrow has no filter for views of strings."""
     edges = np.flatnonzero(np.diff(wanted_N, prepend=False, append=False))
     runs = [table.slice(start, stop - start) for start, stop in edges.reshape(-1, 2).tolist()]
     return pa.concat_tables(runs) if runs else table.slice(0, 0)

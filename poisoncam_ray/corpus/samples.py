@@ -1,29 +1,34 @@
-"""WebDataset's samples in a tar shard: the members of one key, which lie next to each other."""
+"""The samples of a WebDataset shard: runs of neighbouring members with one key."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from poisoncam_ray.corpus.shardfile import UNREADABLE_SHARD
-from poisoncam_ray.corpus.storage import IMAGE_MAX, IMAGE_SUFFIXES
+from poisoncam_ray.corpus.listing import IMAGE_MAX, IMAGE_SUFFIXES
+from poisoncam_ray.corpus.protocol import UNREADABLE_SHARD
 from poisoncam_ray.corpus.tar import Member, Reader, TarError, walk
 
 Fault = tuple[str, str]
+"""(kind, message) of a sample that has no image."""
 REST = ": this row stands for the rest of the shard"
 _MEMBERS_MAX = 1000
-# RFC 1740, appendix B.
+# How a file that macOS writes beside another begins: AppleDouble, RFC 1740, appendix B.
 _APPLE_DOUBLE = bytes.fromhex("00051607")
-# A larger label is none.
-_LABEL_MAX = 2**20
 
 
 @dataclass
 class Sample:
-    """Adjacent members of one key, from byte `start` of the shard. `fault`, (kind, message), makes it dead:
-    no_image, several_images, unsafe_member, duplicate_key, bomb, or unreadable_shard for all that follows
-    the point from which the shard cannot be followed."""
+    """Neighbouring members of one key.
+
+    Attributes:
+        key: the key; None if the shard cannot be followed from here and the next name is not known.
+        start: byte of the shard at which the first member begins.
+        members: the members, in order.
+        fault: why the sample is dead: its kind is no_image, several_images, unsafe_member, duplicate_key,
+            bomb, or unreadable_shard where the sample stands for the rest of a damaged shard. None if it is
+            not dead.
+    """
 
     key: str | None
     start: int
@@ -31,12 +36,12 @@ class Sample:
     fault: Fault | None = None
 
     def image(self, extension: str) -> Member:
-        """The only image of a sample without fault."""
+        """The image of a sample that has no fault. `extension` is that of `samples`."""
         return next(m for m in self.members if is_image(m, extension))
 
 
 def numbered(members: Iterable[Member]) -> Iterator[tuple[int | None, Member]]:
-    """Members with the number of their sample, counted from 0; None for what belongs to no sample."""
+    """Each member with the number of its sample, counted from 0; None for a member of no sample."""
     row, key = -1, None
     for member in members:
         if member.key is None:
@@ -48,10 +53,19 @@ def numbered(members: Iterable[Member]) -> Iterator[tuple[int | None, Member]]:
 
 
 def samples(file: Reader, start: int, stop: int, size: int, extension: str) -> Iterator[Sample]:
-    """The samples in bytes [start, stop) of a shard of `size` bytes, in order; see `walk`. `extension` names
-    the member that holds the image, "" takes the only one that looks like an image.
+    """Find the samples between two bytes of a shard, from its headers.
 
-    Where the shard is damaged the last sample stands for the rest, with the sample that may lack members."""
+    Args:
+        file: the shard.
+        start: byte at which the first sample begins.
+        stop: byte at which the last sample ends, or `size` to go on to the end mark.
+        size: size of the shard in bytes.
+        extension: extension of the member that holds the image; "" for the only JPEG, PNG or WebP.
+
+    Yields:
+        The samples, in order. Where the shard is damaged, the last one stands for all that follows. It takes
+        the place of the sample that the damage cut, which may lack members.
+    """
     current: Sample | None = None
     number = -1
     try:
@@ -78,43 +92,20 @@ def samples(file: Reader, start: int, stop: int, size: int, extension: str) -> I
 
 
 def key_of(damage: TarError) -> str | None:
-    """The key of the member that was cut, if its name is known."""
+    """The key of the member that was cut; None if its name is not known."""
     return None if damage.name is None else Member(damage.name, "file", 0, 0, 0, 0).key
 
 
 def shown(text: str) -> str:
-    """A name from the archive, fit for a terminal and for UTF-8."""
+    """A name from the archive, made safe for a terminal and for UTF-8."""
     return text.encode("unicode_escape").decode()[:200]
 
 
 def is_image(member: Member, extension: str) -> bool:
+    """Whether the member holds the sample's image, by its extension."""
     if extension:
         return member.extension == extension
     return f".{member.extension}".endswith(IMAGE_SUFFIXES)
-
-
-def label(file: Reader, sample: Sample, name: str) -> str | None:
-    """The text of the member `name`, or that field of the JSON member; for "label" also the member `cls`.
-    None when there is no such thing."""
-    by_extension = {m.extension: m for m in sample.members}
-    for extension in (name, "cls") if name == "label" else (name,):
-        if (member := by_extension.get(extension)) and member.size <= _LABEL_MAX:
-            return _content(file, member).decode("utf-8", "replace").strip()
-    member = by_extension.get("json")
-    if member is None or member.size > _LABEL_MAX:
-        return None
-    try:
-        fields = json.loads(_content(file, member))
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(fields, dict) or name not in fields:
-        return None
-    return "" if fields[name] is None else str(fields[name])
-
-
-def _content(file: Reader, member: Member) -> bytes:
-    file.seek(member.data)
-    return file.read(member.size)
 
 
 def _is_apple_double(file: Reader, member: Member) -> bool:
@@ -136,7 +127,7 @@ def _fault(sample: Sample, extension: str, file: Reader) -> Fault | None:
         why = "its name leaves the folder" if named else "it is no ordinary file"
         return "unsafe_member", f"{shown(unsafe[0].name)}: {why}"
     if disguised := [m for m in sample.members if m.beside and not _is_apple_double(file, m)]:
-        # Some readers would take it for an image, and nobody has looked at it.
+        # Some readers would take it for an image, and it is not examined as one here.
         return "unsafe_member", f"{shown(disguised[0].name)}: hidden, and not what macOS writes beside a file"
     if len(set(names)) < len(names):
         return "duplicate_key", f"a member of {key} occurs twice"

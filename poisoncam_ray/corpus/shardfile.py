@@ -1,7 +1,7 @@
-"""Opening shards: the version that was listed and no other; the store's troubles kept apart from damage.
+"""Opening and copying shards, with damage to a file kept apart from trouble with the store.
 
-A shard that is damaged, or that this machine may never read, costs its own rows (`UnreadableError`). A store
-that does not answer costs nobody's rows: its exception passes through and the job can be resumed.
+A shard that is damaged, or that this machine may never read, raises `UnreadableError`: its rows are dead. A
+store that does not answer raises its own exception: no row is dead, and the job can be resumed.
 """
 
 from __future__ import annotations
@@ -12,43 +12,29 @@ import io
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from poisoncam_ray.corpus import storage
-from poisoncam_ray.corpus.storage import Row, Slice, Source
+from poisoncam_ray.corpus.listing import list_sources, source_of
+from poisoncam_ray.corpus.protocol import UNREADABLE_SHARD, Row, Slice, Source
 from poisoncam_ray.errors import UserError
+from poisoncam_ray.store import connect, in_parallel, is_local, whole_file
 
-# Local errors that another try would meet again. EMFILE, ENOMEM, ESTALE and the like are not of this kind.
+# Errors of a local disk that another try would meet again. EMFILE, ENOMEM, ESTALE and the like may pass.
 _FOR_GOOD = {errno.EACCES, errno.EPERM, errno.EISDIR, errno.EIO}
-_PIECE = 2**20
-UNREADABLE_SHARD = "unreadable_shard"
-OTHER_SCHEMA = "other_schema"
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Why none of the rows of the shard `source` can be read.
-
-    Attributes:
-        source: The shard's path relative to the corpus, as listed.
-        rows: How many rows the shard has, by its footer; None when they cannot be counted.
-        kind: `UNREADABLE_SHARD` or `OTHER_SCHEMA`, as the dead letter says it.
-        reason: In words, on one printable line, without a full stop.
-    """
-
-    source: str
-    rows: int | None
-    kind: str
-    reason: str
+_COPIED_AT_ONCE = 2**20
 
 
 class UnreadableError(UserError):
-    """A shard or image that cannot be read, now or later; `reason` in words, without a full stop; `kind`:
-    what the dead letter calls it."""
+    """A shard or image that cannot be read, now or later.
+
+    Attributes:
+        what: what cannot be read, as the sentence for the user begins.
+        reason: in words, without a full stop.
+        kind: what its dead rows call the error.
+    """
 
     def __init__(self, what: str, reason: str, kind: str = "unreadable") -> None:
-        super().__init__(what, reason, kind)  # all of them, so that it can travel between processes
+        super().__init__(what, reason, kind)  # pickle calls the class with these
         self.what, self.reason, self.kind = what, reason, kind
 
     def __str__(self) -> str:
@@ -56,24 +42,36 @@ class UnreadableError(UserError):
 
 
 def reason_of(error: BaseException) -> str:
-    """What the error says, on one line fit for a terminal: a parser may quote the file."""
+    """What the error says, on one line that is safe on a terminal: a parser may quote the file."""
     return one_line(str(error)).rstrip(".") or type(error).__name__
 
 
 def one_line(text: str) -> str:
-    """The first 300 characters of `text` on one line, without what would act on a terminal."""
+    """The first 300 characters of `text` on one line, with "?" for control characters."""
     return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))[:300]
 
 
 def for_good(error: Exception, local: bool) -> bool:
-    """Whether the store's error is one of this file alone and will stay. On a remote store every error, a
-    refusal included (credentials expire), is the store's."""
+    """Whether the file itself is the cause of an error that will stay.
+
+    Args:
+        error: what reading the file raised.
+        local: whether the file lies on a local disk. On a remote store every error is the store's, a refusal
+            included, because credentials expire.
+    """
     return local and isinstance(error, OSError) and error.errno in _FOR_GOOD
 
 
 class ShardFile(io.RawIOBase):
-    """An open shard. `trouble` is the exception, if any, with which the store failed a read: what a parser
-    says after that is no proof of damage."""
+    """An open shard.
+
+    Attributes:
+        handle: the file as fsspec opened it.
+        source: the shard as it was found on opening.
+        local: whether it lies on a local disk.
+        trouble: the exception with which the store failed a read, if any. An error that a parser raises after
+            that is no proof of damage.
+    """
 
     def __init__(self, handle: Any, source: Source, local: bool) -> None:
         self.handle, self.source, self.local = handle, source, local
@@ -102,28 +100,37 @@ class ShardFile(io.RawIOBase):
 
 
 def refuse_climbing(name: str) -> None:
-    """Raise UserError for a name that leads out of the corpus: others may write the folder slices lie in."""
+    """Raise UserError for a name that leads out of the corpus. Slices come from the run folder, which others
+    may have written."""
     if ".." in name.split("/"):
         raise UserError(f"The name {name!r} leaves the corpus: use a new output folder.")
 
 
 @contextlib.contextmanager
 def open_file(uri: str, source: str, version: str | None, **remote: Any) -> Iterator[ShardFile]:
-    """Open `uri`/`source`; `remote` are options for stores that are not a local disk.
+    """Open a shard.
 
-    Raises UserError when it is gone or is not the `version` that was listed, UnreadableError when this file
-    alone refuses to be read, and the store's exception otherwise.
+    Args:
+        uri: the corpus.
+        source: the shard's path in it.
+        version: the version that was listed (`version_of`); None for whichever is there.
+        **remote: options of fsspec's `open` for stores that are not a local disk.
+
+    Raises:
+        UserError: the shard is gone or is not that version.
+        UnreadableError: the file itself cannot be read.
+        Exception: the store's own, when it does not answer.
     """
     refuse_climbing(source)
-    fs, root = storage.connect(uri)
-    local, path = storage.is_local(fs), f"{root}/{source}"
+    fs, root = connect(uri)
+    local, path = is_local(fs), f"{root}/{source}"
     with contextlib.ExitStack() as stack:
         try:
             if local and os.path.exists(path) and not os.path.isfile(path):
                 raise UnreadableError(f"Shard {source}", "it is no ordinary file")
             handle = stack.enter_context(fs.open(path, "rb", **({} if local else remote)))
             info = {} if local else getattr(handle, "details", None) or fs.info(path)
-            found = storage.source_of(fs, source, path, info)
+            found = source_of(fs, source, path, info)
         except FileNotFoundError as error:
             raise UserError(
                 f"The shard {source} is gone from {uri}: restore it, or use a new output folder."
@@ -141,44 +148,55 @@ def open_file(uri: str, source: str, version: str | None, **remote: Any) -> Iter
 
 
 def version_of(source: Source) -> str:
-    """Size and tag as one string, for `Slice.version`."""
+    """Size and tag in one string, for `Slice.version`."""
     return f"{source.size} {source.tag}"
 
 
 def list_shards(uri: str, only: str, suffixes: tuple[str, ...]) -> list[Source]:
-    """All shards with these suffixes, sorted by path; only the file `only` when it is set."""
-    found = storage.list_sources(f"{uri}/{only}" if only else uri)
+    """All shards under `uri` with these suffixes, sorted by path; only the file `only` when it is not ""."""
+    found = list_sources(f"{uri}/{only}" if only else uri)
     return [s for s in found if s.path.lower().endswith(suffixes)]
 
 
 def by_shard(slices: Sequence[Slice]) -> list[list[Slice]]:
+    """The slices in one list for each shard, in order."""
     grouped: dict[str, list[Slice]] = defaultdict(list)
-    for part in slices:
-        grouped[part.source].append(part)
+    for slice_ in slices:
+        grouped[slice_.source].append(slice_)
     return list(grouped.values())
 
 
-def dead_rows(part: Slice) -> Iterator[Row]:
-    """The rows of a slice whose `error` is set: all of them dead."""
-    fault = part.kind or UNREADABLE_SHARD, part.error or ""
-    for i in range(part.stop - part.start):
-        yield Row(part.start + i, part.image_id(i), None, fault)
+def dead_rows(slice_: Slice) -> Iterator[Row]:
+    """The rows of a slice whose `error` is set: all are dead."""
+    fault = slice_.kind or UNREADABLE_SHARD, slice_.error or ""
+    for i in range(slice_.stop - slice_.start):
+        yield Row(slice_.start + i, slice_.image_id(i), None, fault)
 
 
 def refuse_all_dead(uri: str, slices: Sequence[Slice], kind: str) -> None:
-    """Raise UserError when no shard gives a row: all are broken or empty."""
-    if any(part.stop > part.start and part.error is None for part in slices):
+    """Raise UserError when no shard gives a row, because all are broken or empty.
+
+    Args:
+        uri: the corpus.
+        slices: all its slices.
+        kind: what the message calls the shards: Parquet or Tar.
+    """
+    if any(s.stop > s.start and s.error is None for s in slices):
         return
-    if broken := next((part for part in slices if part.error is not None), None):
+    if broken := next((s for s in slices if s.error is not None), None):
         raise UnreadableError(f"{kind} shard {broken.source}", broken.error or "")
     raise UserError(f"The {kind} files in {uri} hold no rows: give a corpus that has images.")
 
 
 def copy_range(file: BinaryIO | ShardFile, start: int, stop: int, sink: BinaryIO) -> None:
-    """Append bytes [start, stop) of `file` to `sink`. Raises UserError when the file ends before."""
+    """Append bytes [start, stop) of `file` to `sink`.
+
+    Raises:
+        UserError: the file ends before `stop`.
+    """
     file.seek(start)
     while start < stop:
-        data = file.read(min(_PIECE, stop - start))
+        data = file.read(min(_COPIED_AT_ONCE, stop - start))
         if not data:
             raise UserError(f"A shard became shorter ({start} bytes) while it was read: index again.")
         sink.write(data)
@@ -187,16 +205,16 @@ def copy_range(file: BinaryIO | ShardFile, start: int, stop: int, sink: BinaryIO
 
 @contextlib.contextmanager
 def open_sink(uri: str, source: str) -> Iterator[BinaryIO]:
-    """A file to write that appears at `uri`/`source` when the block ends well."""
-    with storage.whole_file(uri, source) as path, open(path, "wb") as sink:
+    """A file to write. It appears at `uri`/`source` when the block ends without an exception."""
+    with whole_file(uri, source) as path, open(path, "wb") as sink:
         yield sink
 
 
-def copy_whole(uri: str, part: Slice, out_uri: str) -> None:
-    """Copy the slice's shard as it lies to `out_uri`, same path."""
+def copy_whole(uri: str, slice_: Slice, out_uri: str) -> None:
+    """Copy the slice's shard, byte for byte, to the same path under `out_uri`."""
     with (
-        open_file(uri, part.source, part.version) as file,
-        open_sink(out_uri, part.source) as sink,
+        open_file(uri, slice_.source, slice_.version) as file,
+        open_sink(out_uri, slice_.source) as sink,
     ):
         copy_range(file, 0, file.source.size, sink)
 
@@ -204,11 +222,20 @@ def copy_whole(uri: str, part: Slice, out_uri: str) -> None:
 def fetch_by_shard(
     image_ids: Sequence[str], fetch_rows: Callable[[str, set[int]], dict[str, bytes]], at_once: int
 ) -> list[bytes]:
-    """The bytes of "<shard>#<row>" images in the order asked, by one call a shard, `at_once` together."""
+    """Fetch images of shards, each shard once.
+
+    Args:
+        image_ids: ids "<shard>#<row>".
+        fetch_rows: gives the images of one shard, by id, from its path and the numbers of the rows.
+        at_once: shards that are open at the same time.
+
+    Returns:
+        The bytes, in the order of `image_ids`.
+    """
     wanted: dict[str, set[int]] = defaultdict(set)
     for image_id in image_ids:
         source, _, row = image_id.rpartition("#")
         wanted[source].add(int(row))
-    pairs = storage.in_parallel(lambda item: fetch_rows(*item), list(wanted.items()), at_once)
-    found = {image_id: data for part in pairs for image_id, data in part.items()}
+    pairs = in_parallel(lambda item: fetch_rows(*item), list(wanted.items()), at_once)
+    found = {image_id: data for of_shard in pairs for image_id, data in of_shard.items()}
     return [found[i] for i in image_ids]

@@ -1,7 +1,7 @@
-"""Tar archives as byte ranges: headers are parsed, nothing is unpacked, members are copied as they lie.
+"""Tar archives as byte ranges: only headers are parsed, and nothing is unpacked.
 
-Only what every reader understands alike passes: where two programs could see two archives (two names for one
-member, a size that hides data, data after the end mark), the archive counts as damaged from there on.
+An archive counts as damaged from the point at which two programs could read it differently: a member with two
+names, a size that hides data, data after the end mark.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from typing import Protocol
 
 BLOCK = 512
 END = bytes(2 * BLOCK)
-# Extended headers hold names and times: a few hundred bytes. Padding after the end mark: mostly under 10 KiB.
+"""The end mark."""
+# Extended headers hold names and times, a few hundred bytes.
 _EXTENDED_MAX = 2**20
+# The padding after the end mark is mostly under 10 KiB.
 _TAIL_MAX = 2**20
 _NAME_MAX = 4096
 _FILES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
@@ -30,16 +32,19 @@ _EMPTY = (
 _PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
 _EXTENDED = (*_PAX, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 APPLE = "._"
+"""How the name of a file begins that macOS writes beside another."""
 _CLIMBS = re.compile(r"^$|^[/\\]|^[A-Za-z]:[/\\]|(^|[/\\])\.\.([/\\]|$)|\0")
 
 
 class Reader(Protocol):
+    """What is read of an open archive."""
+
     def read(self, size: int, /) -> bytes: ...
     def seek(self, offset: int, /) -> int: ...
 
 
 class TarError(Exception):
-    """The archive cannot be followed from byte `offset` on; `name` is that of the member cut, if known."""
+    """The archive cannot be followed from byte `offset` on. `name`: of the member that was cut, if known."""
 
     def __init__(self, offset: int, reason: str, name: str | None = None) -> None:
         super().__init__(f"{reason} at byte {offset}")
@@ -48,8 +53,16 @@ class TarError(Exception):
 
 @dataclass(frozen=True)
 class Member:
-    """A member: bytes [start, stop) with all its headers and padding, [data, data + size) its content.
-    `kind` is file, folder, global (a header for all that follows) or other (never to be written out)."""
+    """One member of an archive.
+
+    Attributes:
+        name: its path.
+        kind: file, folder, global (a header for all that follows) or other (a link, a device, a sparse file).
+        start: byte at which its first header begins.
+        data: byte at which its content begins.
+        size: of the content, in bytes.
+        stop: byte after its padding.
+    """
 
     name: str
     kind: str
@@ -60,13 +73,13 @@ class Member:
 
     @property
     def safe(self) -> bool:
-        """An ordinary file or folder whose name stays inside the folder it is unpacked in."""
+        """Whether it is an ordinary file or folder whose name stays inside the folder it is unpacked in."""
         return self.kind == "global" or (self.kind in ("file", "folder") and not _CLIMBS.search(self.name))
 
     @property
     def key(self) -> str | None:
-        """The sample it belongs to: folder, and base name up to its first dot. None for what belongs to
-        none: folders and global headers."""
+        """The key of its sample: the name up to the first dot of the base name. None for folders and global
+        headers, which belong to no sample."""
         return None if self.kind in ("folder", "global") and self.safe else split_name(self.name)[0]
 
     @property
@@ -81,8 +94,16 @@ class Member:
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Key and extension; hidden files (which WebDataset ignores) have no extension. What macOS writes beside
-    a file, `._` before its name, is of that file's key."""
+    """Split a member's name into key and extension.
+
+    Args:
+        name: the name.
+
+    Returns:
+        The name up to the first dot of its base name, and what follows that dot in lower case. A hidden file,
+        which WebDataset ignores, has its whole name as key and no extension. A file that macOS wrote beside
+        another has the other's key and no extension.
+    """
     folder, slash, base = name.rpartition("/")
     beside = base.startswith(APPLE)
     stem, dot, extension = base.removeprefix(APPLE).partition(".")
@@ -92,8 +113,20 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def walk(file: Reader, start: int, stop: int, size: int) -> Iterator[Member]:
-    """The members that begin in [start, stop) of an archive of `size` bytes, in order; `stop` lies between
-    two members, or is `size` to go on to the end mark. Reads headers only. Raises TarError."""
+    """Find the members between two bytes of an archive, from its headers.
+
+    Args:
+        file: the archive.
+        start: byte at which the first member begins.
+        stop: byte at which the last member ends, or `size` to go on to the end mark.
+        size: size of the archive in bytes.
+
+    Yields:
+        The members, in order.
+
+    Raises:
+        TarError: the archive is damaged.
+    """
     at = start
     while at < stop or stop == size:
         member = _member(file, at, size)
@@ -103,19 +136,11 @@ def walk(file: Reader, start: int, stop: int, size: int) -> Iterator[Member]:
         at = member.stop
 
 
-def renewed(file: Reader, member: Member, data: bytes) -> bytes:
-    """The member with other content: new headers (mode, owner and time as before), content, padding."""
-    info = _parse(_read(file, member.data - BLOCK, BLOCK), member.start)
-    info.name, info.size, info.type = member.name, len(data), tarfile.REGTYPE
-    head = info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
-    return head + data + bytes(-len(data) % BLOCK)
-
-
 def _member(file: Reader, start: int, size: int) -> Member | None:
     """The member at `start`; None at the end mark."""
     at, seen = start, dict[bytes, bytes]()
     while True:
-        block = _read(file, at, BLOCK)
+        block = read_at(file, at, BLOCK)
         if len(block) < BLOCK:
             cut = block or at > start
             raise TarError(start, "the file ends early" if cut else "the end mark is missing")
@@ -124,7 +149,7 @@ def _member(file: Reader, start: int, size: int) -> Member | None:
                 raise TarError(start, "an extended header without its member")
             _check_tail(file, at + BLOCK, size)
             return None
-        info = _parse(block, start)
+        info = parse_header(block, start)
         if info.size < 0:
             raise TarError(start, "a member of negative size")
         if info.type not in _EXTENDED:
@@ -132,7 +157,7 @@ def _member(file: Reader, start: int, size: int) -> Member | None:
         kind = tarfile.XHDTYPE if info.type in _PAX else info.type
         if kind in seen or sum(map(len, seen.values())) + info.size > _EXTENDED_MAX:
             raise TarError(start, "too many or too large extended headers")
-        seen[kind] = _read(file, at + BLOCK, info.size)
+        seen[kind] = read_at(file, at + BLOCK, info.size)
         at = _padded(at + BLOCK + info.size)
         if at > size:
             raise TarError(start, "the file ends early")
@@ -166,7 +191,7 @@ def _finish(
     if kind == "global":
         if length > _EXTENDED_MAX:
             raise TarError(start, "a global header too large")
-        shared = _records(_read(file, data, length), start)
+        shared = _records(read_at(file, data, length), start)
         if any(k in (b"path", b"linkpath", b"size") or k.startswith(b"GNU.sparse") for k in shared):
             raise TarError(start, "a global header that renames or resizes what follows")
     if info.type in _EMPTY and length:
@@ -193,7 +218,7 @@ def _kind(info: tarfile.TarInfo) -> str:
 def _after_sparse_headers(file: Reader, block: bytes, at: int, start: int) -> int:
     more = block[482]
     while more:
-        block = _read(file, at, BLOCK)
+        block = read_at(file, at, BLOCK)
         if len(block) < BLOCK:
             raise TarError(start, "the file ends early")
         more, at = block[504], at + BLOCK
@@ -201,12 +226,21 @@ def _after_sparse_headers(file: Reader, block: bytes, at: int, start: int) -> in
 
 
 def _check_tail(file: Reader, at: int, size: int) -> None:
-    """Some readers go on after the end mark: what lies there must be padding."""
-    if size - at > _TAIL_MAX or any(_read(file, at, max(0, size - at))):
+    """Raise TarError if anything but padding follows the end mark: some readers go on behind it."""
+    if size - at > _TAIL_MAX or any(read_at(file, at, max(0, size - at))):
         raise TarError(at, "data after the end mark")
 
 
-def _parse(block: bytes, start: int) -> tarfile.TarInfo:
+def parse_header(block: bytes, start: int) -> tarfile.TarInfo:
+    """Parse the header of one block.
+
+    Args:
+        block: the block.
+        start: byte at which its member begins.
+
+    Raises:
+        TarError: it is no header.
+    """
     try:
         return tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except (tarfile.HeaderError, ValueError) as error:
@@ -215,7 +249,7 @@ def _parse(block: bytes, start: int) -> tarfile.TarInfo:
 
 
 def _records(body: bytes, start: int) -> dict[bytes, bytes]:
-    """pax records, "<length> <key>=<value>\\n"."""
+    """Parse pax records, "<length> <key>=<value>\\n"."""
     found, at = {}, 0
     while at < len(body):
         space = body.find(b" ", at, at + 20)
@@ -234,7 +268,8 @@ def _number(digits: bytes, start: int) -> int:
     return int(digits)
 
 
-def _read(file: Reader, at: int, size: int) -> bytes:
+def read_at(file: Reader, at: int, size: int) -> bytes:
+    """Read `size` bytes from byte `at` on; fewer at the end of the file."""
     file.seek(at)
     return file.read(size)
 

@@ -1,7 +1,7 @@
-"""WebDataset tar shards as a corpus: a sample is a row, "<shard>#<row>" its image id.
+"""WebDataset tar shards as a corpus: a sample is a row, and "<shard>#<row>" is its image id.
 
-Rows are runs of adjacent members with one key. A key that comes back later in its shard makes all its runs
-dead: no reader would agree on what belongs together. Folder entries go to the kept shard as they are.
+A sample is a run of neighbouring members with one key. If a key comes back later in its shard, all samples of
+that key are dead: readers do not agree on what belongs together. Entries of folders go to the kept shard.
 """
 
 from __future__ import annotations
@@ -12,14 +12,23 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any, ClassVar
 
 import numpy as np
 
-from poisoncam_ray.corpus import storage
-from poisoncam_ray.corpus.samples import REST, Fault, Sample, label, numbered, samples, shown
-from poisoncam_ray.corpus.shardfile import (
+from poisoncam_ray.corpus.listing import refuse_same_place
+from poisoncam_ray.corpus.protocol import (
+    DEAD,
+    KEPT,
+    REMOVED,
     UNREADABLE_SHARD,
     Problem,
+    Row,
+    Slice,
+    Source,
+)
+from poisoncam_ray.corpus.samples import REST, Fault, Sample, numbered, samples, shown
+from poisoncam_ray.corpus.shardfile import (
     ShardFile,
     UnreadableError,
     by_shard,
@@ -34,23 +43,31 @@ from poisoncam_ray.corpus.shardfile import (
     refuse_climbing,
     version_of,
 )
-from poisoncam_ray.corpus.storage import Row, Slice, Source
-from poisoncam_ray.corpus.tar import END, Member, TarError, renewed, walk
+from poisoncam_ray.corpus.tar import END, Member, TarError, walk
 from poisoncam_ray.errors import UserError
+from poisoncam_ray.store import delete, in_parallel
 
 TAR_SUFFIXES = (".tar",)
-# Headers lie between the images: reading on is faster than a request for each, up to images of some MB.
-_REMOTE = {"cache_type": "readahead", "block_size": 2**22}
-# Of a check: a few headers.
-_REMOTE_START = {"cache_type": "readahead", "block_size": 2**16}
+# For remote stores. Headers lie between the images: reading on is faster than one request for each header,
+# for images of up to some MB.
+READAHEAD: dict[str, Any] = {"cache_type": "readahead", "block_size": 2**22}
+# A check reads a few headers.
+_READAHEAD_START: dict[str, Any] = {"cache_type": "readahead", "block_size": 2**16}
 _FETCHES = 4
 
 
 @dataclass(frozen=True)
 class WebDatasetCorpus:
-    """Tar shards under `uri`, any depth (only the file `only` when it is set). `extension` names the member
-    that holds the image; "" takes the only one that is a JPEG, PNG or WebP. Holds no open handle; made by
-    `open_corpus`."""
+    """Tar shards under `uri`, at any depth. `protocol.Corpus` says what the methods promise.
+
+    Attributes:
+        uri: the folder.
+        extension: extension of the member that holds the image; "" for the only JPEG, PNG or WebP.
+        rows_per_slice: samples of a slice, at most.
+        only: the corpus's only shard; "" for all.
+    """
+
+    sharded: ClassVar[bool] = True
 
     uri: str
     extension: str = ""
@@ -62,20 +79,10 @@ class WebDatasetCorpus:
         return list_shards(self.uri, self.only, TAR_SUFFIXES)
 
     def check(self, source: Source) -> Problem | None:
-        """Read the headers of the shard's first sample and nothing else.
-
-        Args:
-            source: The shard as listed.
-
-        Returns:
-            Why nothing in the shard can be read: it cannot be opened, or is damaged before its first sample
-            ends. None when there is no such reason: later damage costs the rows after it.
-
-        Raises:
-            UserError: The shard is gone or changed since it was listed.
-        """
+        """Read the headers of the shard's first sample and nothing else. A problem is a shard that cannot be
+        opened or is damaged before its first sample ends; later damage costs the rows after it."""
         try:
-            with open_file(self.uri, source.path, version_of(source), **_REMOTE_START) as file:
+            with open_file(self.uri, source.path, version_of(source), **_READAHEAD_START) as file:
                 size = file.source.size
                 first = next(samples(file, 0, size, size, self.extension), None)
         except UnreadableError as error:
@@ -85,60 +92,42 @@ class WebDatasetCorpus:
         return Problem(source.path, None, UNREADABLE_SHARD, first.fault[1].removesuffix(REST))
 
     def slices(self, sources: Sequence[Source] | None = None) -> list[Slice]:
-        """Runs of `rows_per_slice` samples. Reads every header once (on a remote store: nearly every byte);
-        a few dozen bytes a sample are held, of sixteen shards at a time.
-        A shard in which nothing can be read gives one dead row. UserError: no shard gives a row."""
-        shards = storage.in_parallel(self._scan, list(self.sources() if sources is None else sources))
-        flat = [part for parts in shards for part in parts]
+        """Runs of samples. Reads every header once (on a remote store: nearly every byte), and holds a few
+        dozen bytes for each sample of sixteen shards at a time. A shard in which nothing can be read gives
+        one dead row."""
+        shards = in_parallel(self._scan, list(self.sources() if sources is None else sources))
+        flat = [slice_ for slices in shards for slice_ in slices]
         refuse_all_dead(self.uri, flat, "Tar")
-        return [replace(part, index=i) for i, part in enumerate(flat)]
+        return [replace(slice_, index=i) for i, slice_ in enumerate(flat)]
 
     def units(self, slices: Sequence[Slice] | None = None) -> list[list[Slice]]:
-        """What one writing task handles: all slices of a shard."""
+        """All slices of each shard."""
         return by_shard(self.slices() if slices is None else slices)
 
-    def read(self, part: Slice, whole: bool = False) -> Iterator[Row]:
-        """Every sample of the slice once, in order, one image in memory; a dead row has an `error`. `whole`
-        changes nothing: all members of a sample are found before its image is read. UserError when the shard
-        is gone or changed."""
-        if part.error is not None:
-            yield from dead_rows(part)
+    def read(self, slice_: Slice, whole: bool = False) -> Iterator[Row]:
+        """The samples, one image in memory. `whole` changes nothing: all members of a sample are found before
+        its image is read."""
+        if slice_.error is not None:
+            yield from dead_rows(slice_)
             return
-        row = part.start
-        with open_file(self.uri, part.source, part.version, **_REMOTE) as file:
+        source, row = slice_.source, slice_.start
+        with open_file(self.uri, source, slice_.version, **READAHEAD) as file:
             try:
-                for sample in self._samples(file, part):
+                for sample in self.samples(file, slice_):
                     data, fault = self._image(file, sample)
-                    yield Row(row, f"{part.source}#{row}", data, fault)
+                    yield Row(row, f"{source}#{row}", data, fault)
                     row += 1
             except UnreadableError as error:
-                for dead in range(row, part.stop):
-                    yield Row(dead, f"{part.source}#{dead}", None, ("unreadable", error.reason))
+                for dead in range(row, slice_.stop):
+                    yield Row(dead, f"{source}#{dead}", None, ("unreadable", error.reason))
                 return
-        if row != part.stop:
-            raise UserError(f"The shard {part.source} changed since it was indexed: index again.")
+        if row != slice_.stop:
+            raise UserError(f"The shard {source} changed since it was indexed: index again.")
 
     def fetch(self, image_ids: Sequence[str]) -> list[bytes]:
         """The bytes of these images, in the order asked. The first call that needs a shard reads its headers;
-        where its samples lie is remembered by the process. UserError for an image that is gone."""
+        the process remembers where its samples lie."""
         return fetch_by_shard(image_ids, self._fetch_rows, _FETCHES)
-
-    def labels(self, part: Slice, column: str) -> list[str]:
-        """One label a row: the text of the member `column` (0001.cls: cls), or that field of the JSON member;
-        "label" also takes cls. "" where there is none. UserError when no sample of the slice has one."""
-        if part.error is not None:
-            return [""] * (part.stop - part.start)
-        with open_file(self.uri, part.source, part.version, **_REMOTE) as file:
-            found, seen = [], set[str]()
-            for sample in self._samples(file, part):
-                seen.update(m.extension for m in sample.members)
-                found.append(None if sample.fault else label(file, sample, column))
-        if seen and all(value is None for value in found):
-            raise UserError(
-                f"No sample of {part.source} has a member {column} or a JSON field of that name: "
-                f"its members are {shown(', '.join(sorted(seen)))}."
-            )
-        return ["" if value is None else value for value in found]
 
     def split(
         self,
@@ -148,61 +137,35 @@ class WebDatasetCorpus:
         removed_uri: str,
         sha256: Mapping[str, str] | None = None,
     ) -> tuple[int, int]:
-        """Copy the members of kept samples (fate 0) to `kept_uri` and of removed ones (1) to `removed_uri`,
-        byte for byte, headers included, under the shard's path; 2 (dead) goes nowhere.
-
-        A shard that loses nothing is copied as it lies. Kept is written even when empty (not for a shard that
-        cannot be read at all), removed only when not. `sha256` is not used: the shard's version tells of a
-        change. Returns (kept, removed)."""
+        """Copy the members of the kept and the removed samples, byte for byte, headers included. A shard that
+        loses no sample is copied whole, with what no sample holds. `sha256` is not used."""
         source, fates = unit[0].source, np.asarray(fate_N)
         refuse_climbing(source)
         if len(fates) != unit[-1].stop:
             raise ValueError(f"{len(fates)} fates for {unit[-1].stop} samples")
-        removed = int((fates == 1).sum())
-        storage.refuse_same_place(self.uri, kept_uri, removed_uri)
+        removed = int((fates == REMOVED).sum())
+        refuse_same_place(self.uri, kept_uri, removed_uri)
         if not removed:
-            storage.delete(removed_uri, source)
+            delete(removed_uri, source)
         if unit[0].error is not None:
-            storage.delete(kept_uri, source)
+            delete(kept_uri, source)
             return 0, 0
-        if not fates.any():
+        if (fates == KEPT).all():
             copy_whole(self.uri, unit[0], kept_uri)
             return len(fates), 0
         return self._split(unit[0], fates, kept_uri, removed_uri if removed else None)
 
-    def rewrite(self, unit: Sequence[Slice], replacements: Mapping[str, bytes], out_uri: str) -> None:
-        """Copy the shard to `out_uri`, same path, with the bytes of some images replaced; all else stays byte
-        for byte, damage included."""
-        storage.refuse_same_place(self.uri, out_uri)
-        source = unit[0].source
-        rows = {i.rpartition("#")[2]: i for i in replacements if i.rpartition("#")[0] == source}
-        if len(rows) != len(replacements) or any(int(r) >= unit[-1].stop for r in rows):
-            raise ValueError(f"some of {len(replacements)} replacements are no rows of {source}")
-        if not replacements:
-            copy_whole(self.uri, unit[0], out_uri)
-            return
-        with (
-            open_file(self.uri, source, unit[0].version, **_REMOTE) as file,
-            open_sink(out_uri, source) as sink,
-        ):
-            at = 0
-            for part in unit:
-                for row, sample in enumerate(self._samples(file, part), part.start):
-                    if (image_id := rows.get(str(row))) is None:
-                        continue
-                    if sample.fault:
-                        raise ValueError(f"{image_id} has no image to replace")
-                    image = sample.image(self.extension)
-                    copy_range(file, at, image.start, sink)
-                    sink.write(renewed(file, image, replacements[image_id]))
-                    at = image.stop
-            copy_range(file, at, file.source.size, sink)
+    def samples(self, file: ShardFile, slice_: Slice) -> Iterator[Sample]:
+        """The samples of a slice, in order.
 
-    def _samples(self, file: ShardFile, part: Slice) -> Iterator[Sample]:
-        twins = set(part.twins or ())
+        Args:
+            file: the slice's shard, open.
+            slice_: the slice.
+        """
+        twins = set(slice_.twins or ())
         size = file.source.size
-        start, stop = part.span or (0, size)
-        for row, sample in enumerate(samples(file, start, stop, size, self.extension), part.start):
+        start, stop = slice_.span or (0, size)
+        for row, sample in enumerate(samples(file, start, stop, size, self.extension), slice_.start):
             if row in twins and (sample.fault or ("",))[0] not in (UNREADABLE_SHARD, "unsafe_member"):
                 sample.fault = "duplicate_key", f"{shown(sample.key or '')} occurs again in the shard"
             yield sample
@@ -226,17 +189,17 @@ class WebDatasetCorpus:
             starts, twins, error = np.empty(0, np.int64), np.empty(0, np.int64), unreadable.reason
         if error is not None:
             return [Slice(0, source.path, 0, 1, version=version, error=error, kind=UNREADABLE_SHARD)]
-        parts = []
+        slices = []
         for first in range(0, max(len(starts), 1), self.rows_per_slice):
             stop = min(first + self.rows_per_slice, len(starts))
             begin = int(starts[first]) if first else 0
             end = int(starts[stop]) if stop < len(starts) else source.size
             here = tuple(twins[(twins >= first) & (twins < stop)].tolist())
-            parts.append(Slice(0, source.path, first, stop, version=version, span=(begin, end), twins=here))
-        return parts
+            slices.append(Slice(0, source.path, first, stop, version=version, span=(begin, end), twins=here))
+        return slices
 
     def _fetch_rows(self, source: str, rows: set[int]) -> dict[str, bytes]:
-        with open_file(self.uri, source, None, **_REMOTE) as file:
+        with open_file(self.uri, source, None, **READAHEAD) as file:
             version, size = version_of(file.source), file.source.size
             starts, _, _ = _layout(self.uri, source, version, self.extension)
             found: dict[str, bytes] = {}
@@ -251,14 +214,16 @@ class WebDatasetCorpus:
         return found
 
     def _split(
-        self, part: Slice, fates: np.ndarray, kept_uri: str, removed_uri: str | None
+        self, slice_: Slice, fates: np.ndarray, kept_uri: str, removed_uri: str | None
     ) -> tuple[int, int]:
-        written: dict[int, set[int]] = {0: set(), 1: set()}
+        """Split the whole shard of `slice_`."""
+        source = slice_.source
+        written: dict[int, set[int]] = {KEPT: set(), REMOVED: set()}
         with contextlib.ExitStack() as stack:
-            file = stack.enter_context(open_file(self.uri, part.source, part.version, **_REMOTE))
-            sinks = {0: stack.enter_context(open_sink(kept_uri, part.source))}
+            file = stack.enter_context(open_file(self.uri, source, slice_.version, **READAHEAD))
+            sinks = {KEPT: stack.enter_context(open_sink(kept_uri, source))}
             if removed_uri is not None:
-                sinks[1] = stack.enter_context(open_sink(removed_uri, part.source))
+                sinks[REMOVED] = stack.enter_context(open_sink(removed_uri, source))
             for fate, row, member in _fated(file, fates):
                 if fate in sinks:
                     copy_range(file, member.start, member.stop, sinks[fate])
@@ -266,35 +231,36 @@ class WebDatasetCorpus:
                         written[fate].add(row)
             for sink in sinks.values():
                 sink.write(END)
-            counts = len(written[0]), len(written[1])
-            if counts != (int((fates == 0).sum()), int((fates == 1).sum())):
-                raise UserError(f"The shard {part.source} changed since it was indexed: index again.")
+            counts = len(written[KEPT]), len(written[REMOVED])
+            if counts != (int((fates == KEPT).sum()), int((fates == REMOVED).sum())):
+                raise UserError(f"The shard {source} changed since it was indexed: index again.")
         return counts
 
 
 def _fated(file: ShardFile, fates: np.ndarray) -> Iterator[tuple[int, int | None, Member]]:
-    """Every member with its sample's fate. Global headers go to both shards, folders to the kept one."""
+    """Every member with its sample's fate and row. Global headers go to both shards, folders to the kept
+    one."""
     size = file.source.size
-    with contextlib.suppress(TarError):  # what follows has no rows but a dead one
+    with contextlib.suppress(TarError):  # what follows is one dead row
         for row, member in numbered(walk(file, 0, size, size)):
             if row is not None:
-                yield int(fates[row]) if row < len(fates) else 2, row, member
+                yield int(fates[row]) if row < len(fates) else DEAD, row, member
                 continue
-            yield 0, None, member
+            yield KEPT, None, member
             if member.kind == "global":
-                yield 1, None, member
+                yield REMOVED, None, member
 
 
 @lru_cache(maxsize=64)
 def _layout(uri: str, source: str, version: str, extension: str) -> tuple[np.ndarray, np.ndarray, str | None]:
-    """Of one version of a shard: where each row starts, rows whose key occurs again, and why nothing in it
-    can be read (None: something can)."""
+    """Of one version of a shard: the byte at which each row starts, the rows whose key occurs again, and why
+    nothing in it can be read (None if something can)."""
     starts, keys, fault = array("q"), array("Q"), None
-    with open_file(uri, source, version, **_REMOTE) as file:
+    with open_file(uri, source, version, **READAHEAD) as file:
         for sample in samples(file, 0, file.source.size, file.source.size, extension):
             starts.append(sample.start)
             fault = sample.fault
-            # A rest of unknown key is like no other.
+            # A row for the rest of a damaged shard may have no key: its place makes it unlike the others.
             name = f"#{sample.start}" if sample.key is None else f"={sample.key}"
             digest = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest()
             keys.append(int.from_bytes(digest, "little"))

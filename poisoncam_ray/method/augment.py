@@ -1,10 +1,11 @@
-"""The two views of pretraining, for a whole batch at once and with every image's own random parameters.
+"""The two random views of self-supervised pretraining, for a whole batch of images at once.
 
-B images, C = 3 colours, H × W pixels in, h × w pixels out. Colours are float in [0, 1]. Random numbers come
-from the CPU generator passed in and move to the images' device.
+Every image has its own random parameters. Everything linear is a small matrix: a crop without rotation is
+separable, so crop, resize and flip are one matrix for the rows and one for the columns; blur likewise; all
+colour jitter is one affine map of RGB. Random numbers are drawn from the CPU generator passed in and moved to
+the images' device.
 
-Everything linear is a small matrix: a crop without rotation is separable, so crop, resize and flip are one
-matrix for the rows and one for the columns; blur likewise; all colour jitter is one affine map of RGB.
+B images   C = 3 colours, float in [0, 1]   H × W pixels in   h × w pixels out   T tries at a crop size
 """
 
 import math
@@ -13,16 +14,22 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-# RGB → luma and two colour differences (NTSC's YIQ), in which a hue change is a rotation.
+# RGB to luma and two colour differences (NTSC's YIQ), in which a change of hue is a rotation.
 TO_YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
 FROM_YIQ = torch.linalg.inv(TO_YIQ)
-BLUR_SIGMA, BLUR_AT = (0.1, 2.0), 224  # all three papers' range in pixels, for images of this side
+# Standard deviation of the blur in pixels, and the image side it is meant for: the same in all three papers.
+BLUR_SIGMA, BLUR_AT = (0.1, 2.0), 224
 
 
 @dataclass(frozen=True)
 class View:
-    """How one view is drawn after its crop. `jitter`: strengths of brightness, contrast, saturation and hue
-    (color_jitter); `blur_p`, `solarize_p`: probabilities."""
+    """How one view is drawn after its crop.
+
+    Attributes:
+        jitter: strengths of brightness, contrast, saturation and hue, see color_jitter.
+        blur_p: probability of a Gaussian blur.
+        solarize_p: probability of solarisation.
+    """
 
     jitter: tuple[float, float, float, float]
     blur_p: float
@@ -30,10 +37,10 @@ class View:
 
 
 Recipe = tuple[View, View]
-# BYOL's pair (arXiv 2006.07733 §B), MoCo-v3's too (arXiv 2104.02057 §A): view 1 is always blurred,
-# view 2 seldom but solarised at times.
+# BYOL (arXiv 2006.07733 §B) and MoCo-v3 (arXiv 2104.02057 §A): view 1 is always blurred; view 2 is seldom
+# blurred and sometimes solarised.
 ASYMMETRIC: Recipe = (View((0.4, 0.4, 0.2, 0.1), 1.0, 0.0), View((0.4, 0.4, 0.2, 0.1), 0.1, 0.2))
-# SimCLR's (arXiv 2002.05709 §A, jitter of strength 1): both views alike, with stronger colours.
+# SimCLR (arXiv 2002.05709 §A, jitter of strength 1): both views are drawn in the same way.
 SYMMETRIC: Recipe = (View((0.8, 0.8, 0.8, 0.2), 0.5, 0.0),) * 2
 
 
@@ -44,8 +51,18 @@ def two_views(
     out_size: int | None = None,
     recipe: Recipe = ASYMMETRIC,
 ) -> tuple[Tensor, Tensor]:
-    """Two views of every image, one by each half of the recipe. `crop`: (min, max) share of the area kept;
-    `out_size`: side in pixels."""
+    """Draw two random views of every image.
+
+    Args:
+        x_BCHW: images, float in [0, 1].
+        crop: least and greatest share of the image's area that a view shows, each in (0, 1].
+        generator: CPU generator of all random numbers.
+        out_size: side of the views in pixels; None keeps H × W.
+        recipe: how the first and the second view are drawn.
+
+    Returns:
+        v1_BChw and v2_BChw, float in [0, 1].
+    """
     v1_BChw = _view(x_BCHW, crop, generator, out_size, recipe[0])
     v2_BChw = _view(x_BCHW, crop, generator, out_size, recipe[1])
     return v1_BChw, v2_BChw
@@ -60,7 +77,7 @@ def _view(
 ) -> Tensor:
     v_BChw = random_resized_crop(x_BCHW, crop, generator, out_size)
     v_BChw = color_jitter(v_BChw, generator, *how.jitter, p=0.8, gray_p=0.2)
-    # Blur belongs to the scene, not to the pixel: 0.1–2 px at 224 px are 0.01–0.3 px at 32 px.
+    # The blur scales with the image: 0.1 to 2 px at 224 px are 0.01 to 0.3 px at 32 px.
     scale = v_BChw.shape[-1] / BLUR_AT
     v_BChw = gaussian_blur(v_BChw, generator, (BLUR_SIGMA[0] * scale, BLUR_SIGMA[1] * scale), how.blur_p)
     return solarize(v_BChw, generator, how.solarize_p)
@@ -74,10 +91,20 @@ def random_resized_crop(
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
     flip_p: float = 0.5,
 ) -> Tensor:
-    """Crop a random box, resize it to out_size × out_size (default: H × W) and flip half the images.
+    """Crop a random box from every image, resize it, and mirror some of the images.
 
-    `scale`: share of the area; `ratio`: width over height. The resize is bilinear with antialiasing: where
-    a crop shrinks, the triangle filter widens with it.
+    The resize is bilinear with antialiasing: where a crop shrinks, the triangle filter widens with it.
+
+    Args:
+        x_BCHW: images, float.
+        scale: least and greatest share of the image's area, each in (0, 1].
+        generator: CPU generator.
+        out_size: side of the result in pixels; None keeps H × W.
+        ratio: least and greatest width over height of the box.
+        flip_p: probability of a horizontal flip.
+
+    Returns:
+        v_BChw.
     """
     B, _, H, W = x_BCHW.shape
     w_B, h_B = _crop_sizes(B, W, H, scale, ratio, generator)
@@ -93,7 +120,7 @@ def random_resized_crop(
 def _crop_sizes(
     B: int, W: int, H: int, scale: tuple[float, float], ratio: tuple[float, float], generator: Generator
 ) -> tuple[Tensor, Tensor]:
-    """Widths and heights in pixels: the first of ten tries that fits in the image, else all of it."""
+    """Widths and heights in pixels: the first of ten tries that fits into the image, else the whole image."""
     area_BT = torch.empty(B, 10).uniform_(*scale, generator=generator) * W * H
     log_ratio_BT = torch.empty(B, 10).uniform_(math.log(ratio[0]), math.log(ratio[1]), generator=generator)
     w_BT = (area_BT * log_ratio_BT.exp()).sqrt()
@@ -107,7 +134,10 @@ def _crop_sizes(
 
 
 def _resize_matrix(start_B: Tensor, length_B: Tensor, n_in: int, n_out: int) -> Tensor:
-    """Row j holds output pixel j's weights over the input pixels: [start, start + length) → n_out pixels."""
+    """Resize the interval [start, start + length) of n_in pixels to n_out pixels.
+
+    Row j of the matrix holds the weights of the input pixels in output pixel j.
+    """
     step_B11 = (length_B / n_out).view(-1, 1, 1)
     centre_Bj1 = start_B.view(-1, 1, 1) + (torch.arange(n_out).view(1, -1, 1) + 0.5) * step_B11 - 0.5
     distance_Bji = (torch.arange(n_in) - centre_Bj1).abs()
@@ -131,11 +161,24 @@ def color_jitter(
     p: float = 1.0,
     gray_p: float = 0.0,
 ) -> Tensor:
-    """Brightness, contrast and saturation by a factor within 1 ± the given strength, hue by ± `hue` turns,
-    each image with probability `p`; then all colour removed with probability `gray_p`. Clamped to [0, 1].
+    """Change brightness, contrast, saturation and hue of every image at random.
 
-    Luma Y and colour difference C become b·(c·Y + (1 − c)·mean Y) and b·c·s·rotate(C): in this form the
-    four jitters commute, so the random order that torchvision draws has nothing left to decide.
+    With factors b, c, s and a hue angle, luma Y becomes b·(c·Y + (1 − c)·mean Y) and the colour difference C
+    becomes b·c·s·rotate(C). In this form the four changes commute, so no random order is drawn, unlike in
+    torchvision.
+
+    Args:
+        x_BCHW: images, float in [0, 1].
+        generator: CPU generator.
+        brightness: b is uniform in 1 ± brightness.
+        contrast: c is uniform in 1 ± contrast.
+        saturation: s is uniform in 1 ± saturation.
+        hue: the angle is uniform in ± hue turns.
+        p: probability that an image is changed.
+        gray_p: probability that an image loses all colour, whether it is changed or not.
+
+    Returns:
+        x_BCHW, clamped to [0, 1].
     """
     B = len(x_BCHW)
     factor_4B = torch.rand(4, B, generator=generator) * 2 - 1
@@ -156,13 +199,23 @@ def color_jitter(
 
 
 def gaussian_blur(x_BCHW: Tensor, generator: Generator, sigma: tuple[float, float], p: float = 1.0) -> Tensor:
-    """Blur each image with probability `p` by its own standard deviation, uniform in `sigma` (pixels)."""
+    """Blur some of the images, each by its own standard deviation.
+
+    Args:
+        x_BCHW: images, float in [0, 1].
+        generator: CPU generator.
+        sigma: least and greatest standard deviation in pixels; drawn uniformly between them.
+        p: probability that an image is blurred.
+
+    Returns:
+        x_BCHW, clamped to [0, 1].
+    """
     B, _, H, W = x_BCHW.shape
     sigma_B = torch.empty(B).uniform_(*sigma, generator=generator)
     chosen_B = torch.rand(B, generator=generator) < p
-    # A hundredth of a pixel is no blur at all: the neighbours' weights are zero in float32.
+    # A standard deviation of 0.01 px is no blur: the neighbours' weights are zero in float32.
     sigma_B = torch.where(chosen_B, sigma_B, 0.01)
-    # Weights that add up to 1 but for rounding can leave [0, 1] by 1e-7.
+    # The weights add up to 1 only up to rounding, so the result can leave [0, 1] by 1e-7.
     return _separable(x_BCHW, _blur_matrix(sigma_B, H), _blur_matrix(sigma_B, W)).clamp_(0, 1)
 
 
@@ -173,6 +226,12 @@ def _blur_matrix(sigma_B: Tensor, n: int) -> Tensor:
 
 
 def solarize(x_BCHW: Tensor, generator: Generator, p: float) -> Tensor:
-    """Invert the bright half of the colours (x ≥ 0.5) of each image with probability `p`."""
+    """Invert the bright colours (x ≥ 0.5) of each image with probability p.
+
+    Args:
+        x_BCHW: images, float in [0, 1].
+        generator: CPU generator.
+        p: probability, 0 to 1.
+    """
     chosen_B111 = (torch.rand(len(x_BCHW), generator=generator) < p).view(-1, 1, 1, 1).to(x_BCHW.device)
     return torch.where(chosen_B111 & (x_BCHW >= 0.5), 1 - x_BCHW, x_BCHW)

@@ -1,14 +1,13 @@
-"""Where to cut the poison classifier's logits, from data that the defence has.
+"""The poison classifier (PoisonCAM, arXiv 2312.07955): find in every image what the search found in a few.
 
-h  logits of held-out pastes, V of them        G  points of the search grid
-l  logits of the corpus, N of them
+The search's best windows ("crops") are pasted into images of the corpus, and an ensemble of small networks
+learns to tell pasted images from others. `choose_threshold` then cuts the ensemble's logits between the
+corpus's clean images and images with held-out crops.
 
-The poison classifier: finds in every image what the search found in a few (PoisonCAM, arXiv 2312.07955).
-
-x        images, uint8 or float in [0, 1]      B, N, V  images in a batch, in a corpus, held out
-t, crops candidate triggers cut out by the     M        crops
-         search, uint8                         w        a crop's side in pixels
-C, H, W  channels, height, width               E        twice B: a batch's positives and negatives
+x images, uint8 or float in [0, 1]   crops, t windows cut out by the search
+B images of a batch   N images of the corpus   V images with held-out crops   M crops
+E = 2B positives and negatives of a batch   C channels   H = W image side   w a crop's side
+l logits of the corpus   h logits of held-out pastes   G points of the grid of thresholds
 """
 
 from collections.abc import Sequence
@@ -21,74 +20,20 @@ from poisoncam_ray.method.augment import color_jitter, gaussian_blur, random_res
 from poisoncam_ray.method.encoder import build_encoder
 from poisoncam_ray.method.geometry import paste, paste_resized, random_places
 
-# --- threshold ---
-
-# A twentieth of the searched range smooths single images away and still resolves the gap between two modes.
+# Sides of a paste as shares of the image side: the paper pastes at 20 to 80 of 224 pixels.
+PASTE_SIZE = (20 / 224, 80 / 224)
+# Exponent of generalised cross entropy, the value its authors use (arXiv 1805.07836).
+Q = 0.7
+# Share of the searched range: smooths single images away and still resolves the gap between two modes.
 SMOOTHING = 0.05
 
 
-def choose_threshold(
-    held_out_logit_V: Tensor, corpus_logit_N: Tensor, n_crops: int = 1, least_recall: float = 0.98
-) -> dict[str, float]:
-    """Above which logit an image counts as poisoned, and what speaks for it.
-
-    The corpus's own logits have a mode of clean images and, if it is poisoned, one of poisoned images where
-    the held-out pastes lie. The threshold is the low end of the gap between them: where the corpus is
-    thinnest from its median to the logit that `least_recall` of a held-out crop's pastes exceed. Of `n_crops`
-    held-out crops (paste v carries crop v mod n_crops) the median one sets that logit: the search errs on
-    some crops, and those look clean. Pastes no higher than the corpus's median mean a classifier that
-    learned nothing: it shall flag nothing, also when rounding moves a logit. corpus_logit_N: a random sample
-    of the whole corpus; without its suspicious images their mode is missing.
-
-    Facts: threshold_logit; recall, share of the median crop's pastes above the threshold; flagged_share of
-    the corpus above it; unsure_share of the corpus within one logit of it (near 0 where the cut is clear);
-    auc of pastes against the corpus. Raises ValueError without logits of both kinds.
-    """
-    if len(held_out_logit_V) == 0 or len(corpus_logit_N) == 0:
-        raise ValueError("A threshold needs the logits of held-out pastes and of the corpus.")
-    h_V, l_N = held_out_logit_V.double().cpu(), corpus_logit_N.double().cpu()
-    by_crop = [h_V[crop::n_crops] for crop in range(min(n_crops, len(h_V)))]
-    low, high = float(l_N.median()), median(float(torch.quantile(h, 1 - least_recall)) for h in by_crop)
-    threshold = _thinnest(l_N, low, high) if high > low else float(l_N.max()) + 1
-    return {
-        "threshold_logit": threshold,
-        "recall": median(float((h > threshold).double().mean()) for h in by_crop),
-        "flagged_share": float((l_N > threshold).double().mean()),
-        "unsure_share": float(((l_N - threshold).abs() < 1).double().mean()),
-        "auc": _auc(h_V, l_N),
-    }
-
-
-def _thinnest(l_N: Tensor, low: float, high: float) -> float:
-    """The least point of [low, high] where a Gaussian-smoothed count of l is within one image of its minimum.
-
-    The low end of the gap, for its cost is bounded by that image and poison that looks weaker than the
-    pastes is still found: in ten measured ensembles this raised the lowest recall and cost 0.01 % of the
-    clean images.
-    """
-    grid_G = torch.linspace(low, high, 201, dtype=l_N.dtype)
-    width = SMOOTHING * (high - low)
-    count_G = torch.stack([torch.exp(-0.5 * ((l_N - g) / width) ** 2).sum() for g in grid_G])
-    return float(grid_G[count_G <= count_G.min() + 1][0])
-
-
-def _auc(h_V: Tensor, l_N: Tensor) -> float:
-    """Share of (paste, corpus image) pairs in the right order, ties counting half."""
-    l_N = l_N.sort().values
-    below_V = torch.searchsorted(l_N, h_V) + torch.searchsorted(l_N, h_V, right=True)
-    return float(below_V.double().mean()) / (2 * len(l_N))
-
-
-# --- classifier ---
-
-# The paper pastes at 20 to 80 of 224 pixels.
-PASTE_SIZE = (20 / 224, 80 / 224)
-# Generalised cross entropy (Zhang & Sabuncu, arXiv 1805.07836): 0 is cross entropy, 1 the absolute error.
-Q = 0.7
-
-
 class PoisonClassifier(nn.Module):
-    """A residual network of four basic blocks and one logit: logit_B, above 0 for poison."""
+    """A residual network of four basic blocks with one logit, above 0 for poison.
+
+    Args:
+        image_size: side of the input in pixels.
+    """
 
     def __init__(self, image_size: int):
         super().__init__()
@@ -96,20 +41,90 @@ class PoisonClassifier(nn.Module):
         self.head = nn.Linear(self.encoder.dim, 1)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
+        """logit_B of images x_BCHW, float in [0, 1]."""
         return self.head(self.encoder(x_BCHW))[:, 0]
+
+
+def train_classifier(
+    x_NCHW: Tensor,
+    crops_MCww: Tensor,
+    seed: int,
+    steps: int = 150,
+    batch: int = 32,
+    learning_rate: float = 2e-3,
+    paste_size: tuple[float, float] = PASTE_SIZE,
+) -> PoisonClassifier:
+    """Train one member of the ensemble; the same arguments give the same weights.
+
+    Some poison may be left among the images; robust_loss limits the harm of such wrong labels.
+
+    Args:
+        x_NCHW: uint8, a sample of the corpus without the images that the search suspects.
+        crops_MCww: uint8, the best windows.
+        seed: of the weights and of all draws.
+        steps: of AdamW with a one-cycle learning rate.
+        batch: images per step, each shown with and without a crop.
+        learning_rate: the highest in the cycle.
+        paste_size: least and greatest side of a paste, as shares of the image side. A paste of few pixels
+            shows nothing, so small images need larger shares than the paper's.
+
+    Returns:
+        The network in evaluation mode.
+
+    Raises:
+        ValueError: there is no image or no crop.
+    """
+    if len(x_NCHW) == 0 or len(crops_MCww) == 0:
+        raise ValueError("The poison classifier needs at least one image and one crop to learn from.")
+    device = x_NCHW.device
+    generator = Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = PoisonClassifier(x_NCHW.shape[-1]).to(device)
+    # Convolutions are faster in this layout, on CPUs and on tensor cores.
+    model = model.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.2)
+    crops_MCww = crops_MCww.float() / 255
+    model.train()
+    for _ in range(steps):
+        index_B = torch.randint(len(x_NCHW), (batch,), generator=generator).to(device)
+        x_ECHW, target_E = make_training_batch(
+            x_NCHW[index_B].float() / 255, crops_MCww, paste_size, generator
+        )
+        optimizer.zero_grad(set_to_none=True)
+        robust_loss(model(x_ECHW), target_E).backward()
+        optimizer.step()
+        schedule.step()
+    return model.eval()
 
 
 def make_training_batch(
     x_BCHW: Tensor, crops_MCww: Tensor, paste_size: tuple[float, float], generator: Generator
 ) -> tuple[Tensor, Tensor]:
-    """Both faces of every image: x_ECHW with the first B carrying a crop, and their target_E of 1 and 0."""
+    """Make a positive and a negative example of every image.
+
+    A positive has a crop pasted in. Of the negatives about half have a window of another image of the batch
+    pasted at the same place and size, and the others nothing.
+
+    Args:
+        x_BCHW: images, float in [0, 1].
+        crops_MCww: crops, float in [0, 1].
+        paste_size: least and greatest side of a paste, as shares of the image side.
+        generator: CPU generator.
+
+    Returns:
+        x_ECHW: the positives, then the negatives, augmented.
+        target_E: 1.0 for the former, 0.0 for the latter.
+    """
     B, side = len(x_BCHW), x_BCHW.shape[-1]
     device = x_BCHW.device
     x_BCHW = random_resized_crop(x_BCHW, (0.5, 1.0), generator)
-    # Cut mildly here and at the end: half a trigger is still one, an image that lost its paste a wrong label.
+    # Mild crops here and at the end: half a trigger is still a trigger, but an image that has lost its paste
+    # is a wrong label.
     crop_B = torch.randint(len(crops_MCww), (B,), generator=generator).to(device)
     t_BCww = random_resized_crop(crops_MCww[crop_B], (0.7, 1.0), generator, flip_p=0.0)
-    # A negative carries a window of another photograph: the paste's own edges and blur tell nothing then.
+    # Windows of other images in the negatives, so that the edges and the blur of a paste tell nothing.
     share = (crops_MCww.shape[-1] / side) ** 2
     other_BCww = random_resized_crop(
         x_BCHW.roll(1, 0), (share / 2, share * 2), generator, out_size=t_BCww.shape[-1]
@@ -129,59 +144,35 @@ def make_training_batch(
     return x_ECHW, torch.arange(2 * B, device=device).lt(B).float()
 
 
-def train_classifier(
-    x_NCHW: Tensor,
-    crops_MCww: Tensor,
-    seed: int,
-    steps: int = 150,
-    batch: int = 32,
-    learning_rate: float = 2e-3,
-    paste_size: tuple[float, float] = PASTE_SIZE,
-) -> PoisonClassifier:
-    """One member of the ensemble, in evaluation mode; the same arguments give the same weights.
-
-    x_NCHW: uint8, a sample of the corpus without the images that the search found poisonous. What poison is
-    left in it is met by a loss that gives up on examples it cannot fit. crops_MCww: uint8, the best
-    candidates. batch: photographs a step, each seen with and without a crop. paste_size: the smallest and
-    the largest side of a paste as shares of the image's; a paste of few pixels shows nothing, so images of
-    32 to 64 px do better from 0.18.
-    Raises ValueError when there are no images or no crops.
-    """
-    if len(x_NCHW) == 0 or len(crops_MCww) == 0:
-        raise ValueError("The poison classifier needs at least one image and one crop to learn from.")
-    device = x_NCHW.device
-    generator = Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = PoisonClassifier(x_NCHW.shape[-1]).to(device)
-    # A quarter less time a step on a CPU, and what tensor cores want.
-    model = model.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.2)
-    crops_MCww = crops_MCww.float() / 255
-    model.train()
-    for _ in range(steps):
-        index_B = torch.randint(len(x_NCHW), (batch,), generator=generator).to(device)
-        x_ECHW, target_E = make_training_batch(
-            x_NCHW[index_B].float() / 255, crops_MCww, paste_size, generator
-        )
-        optimizer.zero_grad(set_to_none=True)
-        robust_loss(model(x_ECHW), target_E).backward()
-        optimizer.step()
-        schedule.step()
-    return model.eval()
-
-
 def robust_loss(logit_E: Tensor, target_E: Tensor) -> Tensor:
-    """Generalised cross entropy, (1 − p^Q) / Q with p the probability of the target: an example that
-    contradicts what all others say (unknown poison among the negatives, a wrong crop) has little pull."""
+    """Generalised cross entropy (arXiv 1805.07836), (1 − p^Q) / Q with p the probability of the target.
+
+    Q → 0 is cross entropy, Q = 1 the absolute error. An example with a wrong label, such as poison among the
+    negatives or a crop without a trigger, has a small gradient.
+
+    Args:
+        logit_E: of the classifier.
+        target_E: 0 or 1.
+
+    Returns:
+        A scalar, the mean over the examples.
+    """
     log_p_E = nn.functional.logsigmoid(torch.where(target_E > 0.5, logit_E, -logit_E))
     return ((1 - (Q * log_p_E).exp()) / Q).mean()
 
 
 @torch.no_grad()
 def poison_logit(models: Sequence[nn.Module], x_NCHW: Tensor, batch: int = 512) -> Tensor:
-    """The ensemble's mean logit_N for uint8 images; `batch` bounds memory and changes nothing else."""
+    """The mean logit of the ensemble for each image.
+
+    Args:
+        models: PoisonClassifiers in evaluation mode.
+        x_NCHW: images, uint8.
+        batch: images at once; bounds memory and does not change the result.
+
+    Returns:
+        logit_N.
+    """
     logit_N = torch.empty(len(x_NCHW), device=x_NCHW.device)
     for start in range(0, len(x_NCHW), batch):
         x_BCHW = x_NCHW[start : start + batch].float() / 255
@@ -190,8 +181,17 @@ def poison_logit(models: Sequence[nn.Module], x_NCHW: Tensor, batch: int = 512) 
 
 
 def held_out_pastes(x_NCHW: Tensor, crops_MCww: Tensor, n: int, seed: int) -> Tensor:
-    """Images as an attacker would leave them, for choose_threshold: x_VCHW uint8, held-out crop v mod M
-    pasted at its own size at a random place of image v of a random sample of n."""
+    """Make images as an attacker would, with held-out crops, for choose_threshold.
+
+    Args:
+        x_NCHW: images, uint8.
+        crops_MCww: crops that the classifier was not trained on, uint8.
+        n: images to make, V.
+        seed: of the images and places.
+
+    Returns:
+        x_VCHW, uint8: random images of x_NCHW; image v has crop v mod M at its own size at a random place.
+    """
     generator = Generator().manual_seed(seed)
     index_V = torch.randint(len(x_NCHW), (n,), generator=generator)
     seed_1 = torch.randint(2**31, (1,), generator=generator)
@@ -199,3 +199,63 @@ def held_out_pastes(x_NCHW: Tensor, crops_MCww: Tensor, n: int, seed: int) -> Te
     box_V4 = random_places(seed_1, torch.arange(n), height, width, x_NCHW.shape[-2], x_NCHW.shape[-1])[0]
     t_VCww = crops_MCww[torch.arange(n) % len(crops_MCww)]
     return paste(x_NCHW[index_V.to(x_NCHW.device)], t_VCww, box_V4.to(x_NCHW.device))
+
+
+def choose_threshold(
+    held_out_logit_V: Tensor, corpus_logit_N: Tensor, n_crops: int = 1, min_recall: float = 0.98
+) -> dict[str, float]:
+    """Choose the logit above which an image counts as poisoned.
+
+    The logits of the corpus have a mode of clean images and, in a poisoned corpus, a second mode where the
+    held-out pastes lie. The threshold is the low end of the gap between them: where the corpus is thinnest
+    between its median and the logit that a share of `min_recall` of a crop's pastes exceed. The median crop
+    decides, because the search errs on some crops, whose pastes look clean. If the pastes lie no higher than
+    the corpus's median, the classifier has learned nothing; the threshold is then one above the greatest
+    logit, so that nothing is flagged, even after rounding.
+
+    Args:
+        held_out_logit_V: logits of held_out_pastes; paste v carries crop v mod n_crops.
+        corpus_logit_N: logits of a random sample of the whole corpus, suspected images included.
+        n_crops: held-out crops, at least 1.
+        min_recall: share of a crop's pastes, in (0, 1).
+
+    Returns:
+        threshold_logit; recall, the share of the median crop's pastes above it; flagged_share, the share of
+        the corpus above it; unsure_share, the share of the corpus within one logit of it, near 0 for a clear
+        cut; auc, of the pastes against the corpus.
+
+    Raises:
+        ValueError: one of the two has no logit.
+    """
+    if len(held_out_logit_V) == 0 or len(corpus_logit_N) == 0:
+        raise ValueError("A threshold needs the logits of held-out pastes and of the corpus.")
+    h_V, l_N = held_out_logit_V.double().cpu(), corpus_logit_N.double().cpu()
+    by_crop = [h_V[crop::n_crops] for crop in range(min(n_crops, len(h_V)))]
+    low, high = float(l_N.median()), median(float(torch.quantile(h, 1 - min_recall)) for h in by_crop)
+    threshold = _thinnest(l_N, low, high) if high > low else float(l_N.max()) + 1
+    return {
+        "threshold_logit": threshold,
+        "recall": median(float((h > threshold).double().mean()) for h in by_crop),
+        "flagged_share": float((l_N > threshold).double().mean()),
+        "unsure_share": float(((l_N - threshold).abs() < 1).double().mean()),
+        "auc": _auc(h_V, l_N),
+    }
+
+
+def _thinnest(l_N: Tensor, low: float, high: float) -> float:
+    """The lowest point of [low, high] where a Gaussian-smoothed count of the logits is near its minimum.
+
+    Near means within one image. The lowest such point, because it also finds poison that scores lower than
+    the pastes, and costs at most that one image.
+    """
+    grid_G = torch.linspace(low, high, 201, dtype=l_N.dtype)
+    width = SMOOTHING * (high - low)
+    count_G = torch.stack([torch.exp(-0.5 * ((l_N - g) / width) ** 2).sum() for g in grid_G])
+    return float(grid_G[count_G <= count_G.min() + 1][0])
+
+
+def _auc(h_V: Tensor, l_N: Tensor) -> float:
+    """The share of pairs of a paste and a corpus image in the right order; ties count half."""
+    l_N = l_N.sort().values
+    below_V = torch.searchsorted(l_N, h_V) + torch.searchsorted(l_N, h_V, right=True)
+    return float(below_V.double().mean()) / (2 * len(l_N))

@@ -1,12 +1,9 @@
-"""k-means over the corpus's features.
+"""Clusters of the corpus's features by k-means, and superclusters: clusters that lie together.
 
-N features   K clusters   D feature dimensions
-f_ND features   c_KD centroids   y_N assignments, 0 … K−1
+The search treats each cluster as one kind of image. A backdoor usually fills several neighbouring clusters,
+so flips are also counted by supercluster.
 
-Clusters that lie together are one place: a backdoor fills many small clusters, and a trigger moves images
-into any of them.
-
-K clusters   G groups   D feature dimensions   F flip-test images   N candidates
+N features f_ND   K clusters with centroids c_KD   D feature dimensions   y_N assignments, 0 … K−1
 """
 
 import math
@@ -16,19 +13,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# --- kmeans ---
-
-# Bounds the N × K distance table held at once: 2²⁴ float32 are 64 MiB.
+# Bounds the N × K distances that are held at once: 2²⁴ float32 are 64 MiB.
 DISTANCES_AT_ONCE = 1 << 24
+# A backdoor fills several small clusters that lie together; one supercluster should hold them.
+CLUSTERS_PER_SUPERCLUSTER = 8
+# Centroids are few: k-means over them converges well before this.
+SUPERCLUSTER_ITERATIONS = 30
 
 
 def auto_k(n: int, factor: float = 3) -> int:
-    """How many clusters for n images: `factor`·√n, at least 2 and at most a quarter of n.
+    """Choose the number of clusters for a corpus.
 
-    K must be several times the number of natural categories, so that poison gets clusters of its own;
-    the factor 3 gives 1068 for the 126,689 images of the paper's ImageNet-100, which uses 1000.
+    It must be several times the number of natural categories, so that poison gets clusters of its own. The
+    default factor gives 1068 for the 126,689 images of the paper's ImageNet-100; the paper uses 1000. See
+    jobs/results/constants.md.
 
-    Raises ValueError below two images.
+    Args:
+        n: images, at least 2.
+        factor: clusters per √n.
+
+    Returns:
+        factor · √n, rounded, at least 2 and at most a quarter of n.
+
+    Raises:
+        ValueError: n is below 2.
     """
     if n < 2:
         raise ValueError(f"clustering needs at least 2 images, got {n}")
@@ -36,14 +44,23 @@ def auto_k(n: int, factor: float = 3) -> int:
 
 
 def kmeans(f_ND: Tensor, k: int, iterations: int, seed: int) -> Tensor:
-    """Lloyd's algorithm from `k` random features; returns float32 c_KD on the device of `f_ND`.
+    """Run Lloyd's algorithm from k features chosen at random.
 
-    The same features, k, iterations and seed give the same centroids. Every returned centroid is finite and
-    owns at least one feature: clusters that run empty are re-seeded by splitting large ones while the
-    algorithm runs, and what is still empty at the end (fewer distinct features than k) is left out, so
-    K ≤ k.
+    The same arguments give the same centroids. While the algorithm runs, empty clusters are re-seeded by
+    splitting large ones; what is still empty at the end (fewer distinct features than k) is left out.
 
-    Raises ValueError when k is not in 1 … N or a feature is not finite.
+    Args:
+        f_ND: features, any float type.
+        k: clusters, 1 … N.
+        iterations: of Lloyd's algorithm.
+        seed: of the initial centroids.
+
+    Returns:
+        c_KD, float32, on the device of f_ND, with K ≤ k. Each centroid is finite and is the nearest one of at
+        least one feature.
+
+    Raises:
+        ValueError: k is not in 1 … N, or a feature is not finite.
     """
     n, dim = f_ND.shape
     if not 1 <= k <= n:
@@ -61,9 +78,15 @@ def kmeans(f_ND: Tensor, k: int, iterations: int, seed: int) -> Tensor:
 
 
 def assign(f_ND: Tensor, c_KD: Tensor) -> tuple[Tensor, Tensor]:
-    """The nearest centroid of each feature: (y_N int64, Euclidean distance_N float32).
+    """Find the nearest centroid of each feature, in bounded memory.
 
-    Ties go to the lowest index. Memory is bounded however many features come.
+    Args:
+        f_ND: features.
+        c_KD: centroids.
+
+    Returns:
+        y_N, int64: the nearest centroid; among equals the lowest index.
+        distance_N, float32: the Euclidean distance to it.
     """
     rows = max(1, DISTANCES_AT_ONCE // len(c_KD))
     nearest = [distances(part_ND, c_KD).min(dim=1) for part_ND in f_ND.split(rows)]
@@ -71,15 +94,9 @@ def assign(f_ND: Tensor, c_KD: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def distances(f_ND: Tensor, c_KD: Tensor) -> Tensor:
-    """Euclidean distances d_NK, float32; always by matrix product, whatever N."""
+    """Euclidean distances d_NK, float32. The mode is fixed, because torch would choose another formula for
+    small inputs."""
     return torch.cdist(f_ND.float(), c_KD.float(), compute_mode="use_mm_for_euclid_dist")
-
-
-# --- groups ---
-
-CLUSTERS_PER_SUPERCLUSTER = 8
-"""A backdoor fills many small clusters, which lie together. See the table of constants."""
-SUPERCLUSTER_ITERATIONS = 30
 
 
 def superclusters(c_KD: Tensor, seed: int) -> Tensor:

@@ -1,13 +1,10 @@
-"""A residual network small enough to pretrain on two cores: four basic blocks, 16 to 128 channels.
+"""The encoder under suspicion: a backbone without a head, from pixels in [0, 1] to one feature per image.
 
-Written here and not taken from timm: importing timm costs every worker process of a cluster ten seconds of
-CPU, more than this network needs for thousands of images.
+The backbone is a small residual network of our own (`resnet_tiny`), a small ViT (`vit_tiny_convstem`), or any
+ViT or ResNet of timm. `resnet_tiny` is written here because timm is slow to import, and every worker process
+of a cluster would pay for it.
 
-B images   C channels   H, W pixels or cells   D feature dimensions
-
-The encoder under suspicion: a backbone without a head, from [0, 1] pixels to one feature per image.
-
-B images, C channels (3 at the input), H × W pixels or cells, T tokens, D feature dimensions.
+B images   C channels (3 at the input)   H, W pixels or cells   T patch tokens   D feature dimensions
 """
 
 from typing import Any
@@ -16,73 +13,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# --- resnet_tiny ---
-
-WIDTHS = (16, 32, 64, 128)
-
-
-class BasicBlock(nn.Module):
-    """Two 3 × 3 convolutions beside a shortcut (ResNet, arXiv 1512.03385)."""
-
-    def __init__(self, n_in: int, n_out: int, stride: int):
-        super().__init__()
-        self.conv1 = nn.Conv2d(n_in, n_out, 3, stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(n_out)
-        self.conv2 = nn.Conv2d(n_out, n_out, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(n_out)
-        self.shortcut = nn.Sequential()
-        if stride > 1 or n_in != n_out:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(n_in, n_out, 1, stride, bias=False), nn.BatchNorm2d(n_out)
-            )
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        y_BCHW = F.relu(self.bn1(self.conv1(x_BCHW)))
-        return F.relu(self.bn2(self.conv2(y_BCHW)) + self.shortcut(x_BCHW))
-
-
-class ResNetTiny(nn.Module):
-    """`stem_stride` 1 keeps all of a 32 px image's detail; 2 takes a third of the time. Either way the last
-    map has an eighth of the image's side, so that a window's place can still be told."""
-
-    def __init__(self, stem_stride: int):
-        super().__init__()
-        self.num_features = WIDTHS[-1]
-        self.conv1 = nn.Conv2d(3, WIDTHS[0], 3, stem_stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(WIDTHS[0])
-        self.layer1 = BasicBlock(16, 16, 1)
-        self.layer2 = BasicBlock(16, 32, 2)
-        self.layer3 = BasicBlock(32, 64, 2)
-        self.layer4 = BasicBlock(64, 128, 2 // stem_stride)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x_BCHW))
-
-    def forward_features(self, x_BCHW: Tensor) -> Tensor:
-        """The last map, B × 128 × H/8 × W/8."""
-        x_BCHW = F.relu(self.bn1(self.conv1(x_BCHW)))
-        return self.layer4(self.layer3(self.layer2(self.layer1(x_BCHW))))
-
-    def forward_head(self, map_BCHW: Tensor, pre_logits: bool = True) -> Tensor:
-        """The map's mean, f_BD."""
-        return map_BCHW.mean((2, 3))
-
-
-# --- encoder ---
-
+# The names of ResNetTiny and the strides of their stems.
 TINY = {"resnet_tiny": 1, "resnet_tiny_s2": 2}
 OURS = (*TINY, "vit_tiny_convstem")
+WIDTHS = (16, 32, 64, 128)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Encoder(nn.Module):
-    """A backbone with its normalisation inside, so that every caller works in [0, 1] pixels.
+    """A backbone with its normalisation inside, so that every caller works with pixels in [0, 1].
 
-    `dim`: feature dimensions; `image_size`: side of the square input in pixels; `patch_size`: pixels, None
-    for a convolutional network.
+    Args:
+        backbone: a ResNetTiny, or a ViT or ResNet with timm's interface, without a head.
+        image_size: side of the square input in pixels.
+
+    Attributes:
+        dim: feature dimensions.
+        patch_size: side of a patch in pixels; None for a convolutional network.
     """
 
     pixel_mean: Tensor
@@ -95,31 +42,37 @@ class Encoder(nn.Module):
         self.image_size = image_size
         self.is_vit = hasattr(backbone, "patch_embed")
         self.patch_size: int | None = backbone.patch_embed.patch_size[0] if self.is_vit else None
-        # Constants, not weights: a checkpoint need not (and a user's own does not) carry them.
+        # Not persistent: these are constants, which other people's checkpoints do not carry.
         self.register_buffer("pixel_mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Pooled feature f_BD before any head or projector; x_BCHW is float in [0, 1]."""
+        """The pooled feature f_BD of images x_BCHW, float in [0, 1]."""
         tokens = self.backbone.forward_features((x_BCHW - self.pixel_mean) / self.pixel_std)
         return self.backbone.forward_head(tokens, pre_logits=True)
 
     def embed(self, x_BCHW: Tensor) -> Tensor:
-        """f_BD on the unit sphere: what is clustered (backbone features, no projector)."""
+        """The feature f_BD of images x_BCHW, float in [0, 1], with length 1. Clusters are made of these."""
         return F.normalize(self(x_BCHW), dim=1)
 
     def feature_map(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """(f_BD, map_BCHW): the last spatial layer that the feature depends on, and the feature as a function
-        of it, for `torch.autograd.grad(g(f_BD), map_BCHW)`; no gradient flows below the map.
+        """The feature, and the last spatial layer it depends on, for gradients of one by the other.
 
-        ResNet: the last stage's output. ViT: the patch tokens entering the last block's attention, as a grid;
-        later ones do not reach a class token.
+        The map is a leaf of the graph: `torch.autograd.grad(g(f_BD), map_BCHW)` works, and no gradient flows
+        below the map. In a ResNet it is the output of the last stage. In a ViT it is the grid of patch tokens
+        that enters the attention of the last block, since later tokens do not reach a class token.
+
+        Args:
+            x_BCHW: images, float in [0, 1].
+
+        Returns:
+            f_BD, not normalised, and map_BCHW.
         """
         vit = self.is_vit
         layer = self.backbone.blocks[-1].norm1 if vit else self.backbone.layer4
         maps: list[Tensor] = []
 
-        # The hook puts its own leaf into the forward pass, so that the feature hangs on the map it returns.
+        # The hook replaces the layer's output by a new leaf, on which the feature then depends.
         def cut_here(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
             if not vit:
                 maps.append(out.detach().requires_grad_())
@@ -142,19 +95,24 @@ class Encoder(nn.Module):
 def build_encoder(
     name: str, image_size: int, patch_size: int | None = None, frozen_patch: bool = True
 ) -> Encoder:
-    """A fresh encoder for image_size × image_size pixels.
+    """Make an untrained encoder. Weights are drawn from torch's global generator.
 
-    `name`: any timm ViT or ResNet, or one of ours: "resnet_tiny" (four basic blocks, 16–128 channels, for
-    32–64 px), "resnet_tiny_s2" (the same behind a stride-2 stem, a third of the time a step),
-    "vit_tiny_convstem" (4 layers, 128 wide, 4 heads, 8 px patches). `patch_size`: pixels, ViTs only; None
-    keeps the model's own. `frozen_patch`: MoCo-v3's fix for unstable ViT training (arXiv 2104.02057 §4.2), a
-    random patch projection that is never trained; convolutional stems train regardless. Weights are drawn
-    from torch's global generator. ValueError names what to change.
+    Args:
+        name: any ViT or ResNet of timm, or "resnet_tiny" (four basic blocks of 16 to 128 channels, for images
+            of 32 to 64 px), "resnet_tiny_s2" (the same with a stem of stride 2, faster), or
+            "vit_tiny_convstem" (4 layers, 128 wide, 4 heads, patches of 8 px).
+        image_size: side of the square input in pixels.
+        patch_size: side of a ViT's patches in pixels; None keeps the model's own.
+        frozen_patch: never train the patch projection of a ViT, MoCo-v3's remedy for unstable training
+            (arXiv 2104.02057 §4.2). A convolutional stem is trained in any case.
+
+    Raises:
+        ValueError: the name is unknown, or the sizes do not fit it; the message says what to change.
     """
     if name in TINY:
         backbone: nn.Module = ResNetTiny(stem_stride=TINY[name])
     else:
-        # timm takes ten seconds to import: only those who use it wait for it.
+        # Imported only where it is needed, because timm is slow to import.
         from poisoncam_ray.method import timm_backbone
 
         if name == "vit_tiny_convstem":
@@ -166,25 +124,73 @@ def build_encoder(
     return Encoder(backbone, image_size)
 
 
-def encoder_state_from(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The backbone's own weights, under timm's names, out of a pretraining checkpoint's state dict.
+class ResNetTiny(nn.Module):
+    """A residual network of four basic blocks (ResNet, arXiv 1512.03385), small enough to train on two cores.
 
-    Knows MoCo-v3's layout (`module.base_encoder.`, else `module.momentum_encoder.`), `backbone.` (ours and
-    other libraries'), and a plain model; projector, predictor and classifier weights are left behind.
-    Applying it twice changes nothing.
+    The side of its last map is an eighth of the image's, which is fine enough to locate a window.
+
+    Args:
+        stem_stride: 1 keeps all detail of an image of 32 px; 2 is faster.
     """
-    names = {key.removeprefix("module."): value for key, value in state.items()}
-    for prefix in ("base_encoder.", "momentum_encoder.", "encoder.backbone.", "backbone."):
-        inside = {key.removeprefix(prefix): value for key, value in names.items() if key.startswith(prefix)}
-        if inside:
-            names = inside
-            break
-    heads = ("head.", "fc.", "projector.", "predictor.", "projection_head.", "prediction_head.")
-    return {key: value for key, value in names.items() if not key.startswith(heads)}
+
+    def __init__(self, stem_stride: int):
+        super().__init__()
+        self.num_features = WIDTHS[-1]
+        self.conv1 = nn.Conv2d(3, WIDTHS[0], 3, stem_stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(WIDTHS[0])
+        self.layer1 = BasicBlock(16, 16, 1)
+        self.layer2 = BasicBlock(16, 32, 2)
+        self.layer3 = BasicBlock(32, 64, 2)
+        self.layer4 = BasicBlock(64, 128, 2 // stem_stride)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """The feature f_BD of normalised images."""
+        return self.forward_head(self.forward_features(x_BCHW))
+
+    def forward_features(self, x_BCHW: Tensor) -> Tensor:
+        """The last map, B × 128 × H/8 × W/8."""
+        x_BCHW = F.relu(self.bn1(self.conv1(x_BCHW)))
+        return self.layer4(self.layer3(self.layer2(self.layer1(x_BCHW))))
+
+    def forward_head(self, map_BCHW: Tensor, pre_logits: bool = True) -> Tensor:
+        """The mean of the map, f_BD. `pre_logits` is part of timm's interface and is not used."""
+        return map_BCHW.mean((2, 3))
+
+
+class BasicBlock(nn.Module):
+    """Two 3 × 3 convolutions with a shortcut beside them."""
+
+    def __init__(self, n_in: int, n_out: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(n_in, n_out, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(n_out)
+        self.conv2 = nn.Conv2d(n_out, n_out, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(n_out)
+        self.shortcut = nn.Sequential()
+        if stride > 1 or n_in != n_out:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(n_in, n_out, 1, stride, bias=False), nn.BatchNorm2d(n_out)
+            )
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        y_BCHW = F.relu(self.bn1(self.conv1(x_BCHW)))
+        return F.relu(self.bn2(self.conv2(y_BCHW)) + self.shortcut(x_BCHW))
 
 
 def load_encoder_state(encoder: Encoder, state: dict[str, Tensor]) -> None:
-    """Load any layout that encoder_state_from knows; ValueError names what is missing, extra or misshapen."""
+    """Load a checkpoint of any layout that encoder_state_from knows.
+
+    Args:
+        encoder: gets the weights.
+        state: the checkpoint's state dict.
+
+    Raises:
+        ValueError: weights are missing, unexpected or of another shape; the message names them, and the
+            encoder is unchanged.
+    """
     theirs, ours = encoder_state_from(state), encoder.backbone.state_dict()
     # Older ResNet checkpoints lack these counters, which do not change what the network computes.
     optional = {key for key in ours if key.endswith("num_batches_tracked")}
@@ -205,3 +211,25 @@ def load_encoder_state(encoder: Encoder, state: dict[str, Tensor]) -> None:
         )
         raise ValueError(f"The checkpoint does not fit the backbone, change one of them: {found}.")
     encoder.backbone.load_state_dict(theirs, strict=False)
+
+
+def encoder_state_from(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Extract the backbone's weights from the state dict of a pretraining checkpoint.
+
+    Known layouts: MoCo-v3's (`module.base_encoder.`, otherwise `module.momentum_encoder.`), `backbone.` (ours
+    and other libraries'), and a plain model. Applied to its own result it changes nothing.
+
+    Args:
+        state: the state dict of a checkpoint.
+
+    Returns:
+        The weights by timm's names, without those of projectors, predictors and classifiers.
+    """
+    names = {key.removeprefix("module."): value for key, value in state.items()}
+    for prefix in ("base_encoder.", "momentum_encoder.", "encoder.backbone.", "backbone."):
+        inside = {key.removeprefix(prefix): value for key, value in names.items() if key.startswith(prefix)}
+        if inside:
+            names = inside
+            break
+    heads = ("head.", "fc.", "projector.", "predictor.", "projection_head.", "prediction_head.")
+    return {key: value for key, value in names.items() if not key.startswith(heads)}

@@ -1,6 +1,7 @@
 """The masks of Cluster Activation Masking (arXiv 2312.07955): which pixels of an image stay visible.
 
-B masks   H = W image side   G cells on a side   all m_BHW are float32 in 0 … 1: 1 visible, 0 hidden
+B masks   H = W = S image side   G cells along a side   A groups of M masks   P window places along a side
+All masks m_BHW are float32 in 0 … 1: 1 is visible, 0 is hidden.
 """
 
 import math
@@ -12,28 +13,37 @@ from torch import Tensor
 
 Strategy = Literal["interval", "random", "full_coverage", "sliding", "keep_only", "mixed"]
 
-# Full coverage: this many masks together hide every cell exactly once, so each hides a quarter of the image.
+# Full coverage: so many masks together hide every cell exactly once, and each hides a quarter of the image.
 GROUP = 4
 
 
 def make_masks(
     strategy: Strategy, n_masks: int, image_size: int, cell: int, window: int, generator: torch.Generator
 ) -> Tensor:
-    """Masks m_BHW of a square image, on the CPU.
+    """Make the masks of a strategy.
 
-    interval       every cell draws its visibility from U(0, 1); bilinear between cells
-    random         half of the cells hidden, drawn anew for each mask
-    full_coverage  each GROUP of masks hides every cell exactly once (`n_masks` a multiple of GROUP)
-    sliding        one window hidden; its places form a regular grid over the image
-    keep_only      one window visible at the same places
-    mixed          half interval, half keep_only: two kinds of evidence that err on different images
+    interval       the visibility of every cell is drawn from U(0, 1); bilinear between cells
+    random         half of the cells are hidden, drawn anew for each mask
+    full_coverage  each group of four masks hides every cell exactly once (the paper's)
+    sliding        one window is hidden; its places form a regular grid over the image
+    keep_only      one window is visible, at the same places
+    mixed          half interval, half keep_only: they fail on different images
 
-    `cell` and `window` are sides in pixels, 1 … `image_size`; the first three read only `cell`, `sliding` and
-    `keep_only` only `window`. B = `n_masks`, except where windows take part: their number is the largest
-    square number of different places that fits into `n_masks` (for `mixed`: into half of it, and there are
-    as many interval masks).
+    Args:
+        strategy: one of these.
+        n_masks: the most masks; at least 2 for mixed, a multiple of 4 for full_coverage.
+        image_size: side of the image in pixels.
+        cell: side of a cell in pixels, 1 … image_size; used by interval, random, full_coverage and mixed.
+        window: side of the window in pixels, 1 … image_size; used by sliding, keep_only and mixed.
+        generator: CPU generator; sliding and keep_only draw nothing.
 
-    Raises ValueError for an unknown strategy or sizes out of range.
+    Returns:
+        m_BHW on the CPU. B is n_masks for the first three strategies. For sliding and keep_only it is the
+        largest square number of different places that is at most n_masks; for mixed that of n_masks // 2,
+        and as many interval masks before them.
+
+    Raises:
+        ValueError: the strategy is unknown, or a number is out of range.
     """
     least = 2 if strategy == "mixed" else 1
     if n_masks < least:
@@ -63,38 +73,52 @@ def make_masks(
 
 
 def keep_only(strategy: Strategy, n: int) -> Tensor:
-    """keep_B, bool: which of the strategy's `n` masks show what matters, rather than hide it."""
+    """Tell which masks of a strategy show what matters, rather than hide it.
+
+    Args:
+        strategy: of make_masks.
+        n: how many masks make_masks returned.
+
+    Returns:
+        keep_B, bool.
+    """
     if strategy == "mixed":
         return torch.arange(n) >= n // 2
     return torch.full((n,), strategy == "keep_only")
 
 
 def _full_coverage(n_masks: int, cells: int, generator: torch.Generator) -> Tensor:
+    """The cells' visibility, v_BGG."""
     if n_masks % GROUP:
         raise ValueError(f"full_coverage masks come in groups of {GROUP}: {n_masks} is not a multiple")
-    # A random deal of the cells to the group's masks, in equal hands (one more where they do not divide).
-    hand_AGG = _shuffled_places(n_masks // GROUP, cells, generator) % GROUP
-    hidden_AMGG = hand_AGG[:, None] == torch.arange(GROUP)[:, None, None]
+    # Each cell belongs to one mask of its group, at random; the masks get equally many cells, up to one.
+    mask_AGG = _shuffled_places(n_masks // GROUP, cells, generator) % GROUP
+    hidden_AMGG = mask_AGG[:, None] == torch.arange(GROUP)[:, None, None]
     return (~hidden_AMGG).float().flatten(0, 1)
 
 
 def _shuffled_places(n: int, cells: int, generator: torch.Generator) -> Tensor:
-    """n independent random permutations of 0 … cells² − 1, laid out as grids."""
+    """n independent random permutations of 0 … cells² − 1, as grids of cells."""
     return torch.rand(n, cells**2, generator=generator).argsort(dim=1).view(n, cells, cells)
 
 
 def _blocks(v_BGG: Tensor, cell: int, image_size: int) -> Tensor:
+    """Cells as squares of pixels; the last row and column are cut at the image's border."""
     m_BHW = v_BGG.repeat_interleave(cell, dim=1).repeat_interleave(cell, dim=2)
     return m_BHW[:, :image_size, :image_size].contiguous()
 
 
 def _smooth(v_BGG: Tensor, image_size: int) -> Tensor:
+    """Cells interpolated bilinearly to pixels."""
     size = (image_size, image_size)
     return F.interpolate(v_BGG[:, None], size, mode="bilinear", align_corners=False)[:, 0]
 
 
 def _windows(n_masks: int, image_size: int, window: int) -> Tensor:
-    """1 inside one window, 0 elsewhere, for a grid of places that reaches every border."""
+    """1 inside one window and 0 elsewhere, for a regular grid of places that reaches every border.
+
+    Fewer than four masks give a single place, the top left corner.
+    """
     per_side = min(math.isqrt(n_masks), image_size - window + 1)
     starts_P = torch.linspace(0, image_size - window, per_side).round().long()
     pixel_S = torch.arange(image_size)

@@ -1,14 +1,11 @@
-"""What an encoder has learned, without training anything more: a weighted k-nearest-neighbour probe.
+"""What an encoder has learned, measured by classifiers on its frozen features.
 
-f, bank, q  L2-normalised features                   D  feature dimensions
-N           labelled images in the bank              M  queries
-y           class labels, int64 in [0, n_classes)
+`knn_predict` is the weighted k-nearest-neighbour probe of Instance Discrimination (arXiv 1805.01978 §3.4);
+`linear_predict` is multinomial logistic regression on a few labelled features. `accuracy`, `attack_success`
+and `false_positives` count their predictions.
 
-What an encoder has learned, by a linear classifier on a few labelled features.
-
-f, q   features, any length                    D  feature dimensions
-N      labelled images (n: of one class)       M  queries
-y      class labels, int64 in [0, n_classes)   C  classes
+N labelled images (n of one class)   M queries   B queries at once   k neighbours   C classes
+D feature dimensions   f, bank, q features   y, labels classes, int64 in 0 … C−1
 """
 
 from __future__ import annotations
@@ -17,10 +14,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-# --- probe ---
-
-# Wu et al. 2018 (Instance Discrimination), section 3.4: votes weigh exp(similarity / 0.07).
+# Instance Discrimination: a neighbour's vote weighs exp(similarity / 0.07).
 TEMPERATURE = 0.07
+# Half the squared weights against the summed loss: the default of scikit-learn's LogisticRegression (C = 1).
+# Without it the weights grow without bound where a few images are separable.
+PENALTY = 1.0
+ITERATIONS = 200
+# Dimensions that hardly vary carry noise only, which a division by their standard deviation would amplify.
+MIN_DEVIATION = 1e-4
 
 
 def knn_predict(
@@ -32,11 +33,22 @@ def knn_predict(
     n_classes: int | None = None,
     batch: int = 1024,
 ) -> Tensor:
-    """The class of every query by the votes of its k most similar bank images; y_M int64.
+    """Predict the class of every query by the votes of its most similar labelled features.
 
-    k: clipped to the size of the bank. n_classes: largest label + 1 when not given. batch: queries at a
-    time, which bounds memory to batch × N similarities and does not change the answer. Equal votes go to
-    the lowest class. Raises ValueError for an empty bank or labels that do not match it.
+    Args:
+        bank_ND: labelled features, L2-normalised.
+        labels_N: their classes.
+        q_MD: queries, L2-normalised.
+        k: neighbours that vote, at least 1; at most N of them exist.
+        temperature: above 0; a vote weighs exp(cosine similarity / temperature).
+        n_classes: C; the largest label + 1 if None.
+        batch: queries at once; bounds memory to batch × N similarities and does not change the result.
+
+    Returns:
+        y_M, int64; among equal votes the lowest class.
+
+    Raises:
+        ValueError: the bank is empty or does not match its labels, or k or temperature is out of range.
     """
     if len(bank_ND) == 0 or len(bank_ND) != len(labels_N):
         raise ValueError(f"The bank has {len(bank_ND)} features and {len(labels_N)} labels.")
@@ -48,52 +60,27 @@ def knn_predict(
     for start in range(0, len(q_MD), batch):
         similarity_BN = q_MD[start : start + batch] @ bank_ND.T
         top_Bk, index_Bk = similarity_BN.topk(k, dim=1)
-        # Only ratios of votes count; the nearest one's weight of 1 keeps exp from overflowing.
+        # Only ratios of votes matter. Relative to the nearest neighbour, exp cannot overflow.
         weight_Bk = ((top_Bk - top_Bk[:, :1]) / temperature).exp()
-        vote_BY = torch.zeros(len(top_Bk), n_classes, device=q_MD.device, dtype=weight_Bk.dtype)
-        vote_BY.scatter_add_(1, labels_N[index_Bk], weight_Bk)
-        y_M[start : start + batch] = vote_BY.argmax(dim=1)
+        vote_BC = torch.zeros(len(top_Bk), n_classes, device=q_MD.device, dtype=weight_Bk.dtype)
+        vote_BC.scatter_add_(1, labels_N[index_Bk], weight_Bk)
+        y_M[start : start + batch] = vote_BC.argmax(dim=1)
     return y_M
 
 
-def accuracy(predicted_M: Tensor, y_M: Tensor) -> float:
-    """Share of queries whose class was predicted right, 0 to 1; ValueError without queries."""
-    if len(y_M) == 0 or len(predicted_M) != len(y_M):
-        raise ValueError(f"There are {len(predicted_M)} predictions for {len(y_M)} labels.")
-    return float((predicted_M == y_M).double().mean())
-
-
-def attack_success(predicted_M: Tensor, y_M: Tensor, target: int) -> float:
-    """Share of patched images of other classes that are predicted as the target (ASR), 0 to 1.
-
-    predicted_M: predictions for images with the trigger pasted in. ValueError when all are the target's own.
-    """
-    other_M = y_M != target
-    if not bool(other_M.any()):
-        raise ValueError("Attack success needs images of classes other than the target.")
-    return float((predicted_M[other_M] == target).double().mean())
-
-
-def false_positives(predicted_M: Tensor, y_M: Tensor, target: int) -> int:
-    """How many images of other classes are predicted as the target."""
-    return int(((y_M != target) & (predicted_M == target)).sum())
-
-
-# --- linear_probe ---
-
-# What scikit-learn's LogisticRegression does by default (C = 1): half the squared weights beside the summed
-# loss. Without it the weights of a handful of separable images grow without end.
-PENALTY = 1.0
-ITERATIONS = 200
-# Dimensions that hardly vary say nothing, and dividing by their spread would only blow up noise.
-LEAST_SPREAD = 1e-4
-
-
 def choose_labelled(draw_N: Tensor, y_N: Tensor, share: float) -> Tensor:
-    """Rows (ascending) of a stratified sample: of each class the share (0, 1] with the lowest draws, at least
-    one image; equal draws in order of rows.
+    """Choose a stratified sample: of each class the images with the lowest draws, at least one.
 
-    Raises ValueError for a share out of range or draws that do not match the labels.
+    Args:
+        draw_N: a random number for each image; equal draws keep the order of rows.
+        y_N: the class of each image.
+        share: of each class, in (0, 1].
+
+    Returns:
+        The chosen rows, int64, ascending.
+
+    Raises:
+        ValueError: the share is out of range, or the draws do not match the labels.
     """
     if not 0 < share <= 1 or len(draw_N) != len(y_N):
         raise ValueError(f"a share of {share} of {len(y_N)} labels with {len(draw_N)} draws")
@@ -113,21 +100,32 @@ def linear_predict(
     penalty: float = PENALTY,
     iterations: int = ITERATIONS,
 ) -> Tensor:
-    """The class of every query by multinomial logistic regression on the labelled features; y_M int64.
+    """Predict the class of every query by multinomial logistic regression on the labelled features.
 
-    Features and queries are L2-normalised, then standardised by the labelled features' mean and spread, each
-    dimension for itself. The loss is convex and its minimum is approached by full-batch L-BFGS from zero
-    weights: no random draw, the same answer for the same features. Equal logits go to the lowest class.
-    penalty: weight of half the squared weights against the summed cross entropy.
+    Features and queries are L2-normalised and then standardised by the mean and standard deviation of the
+    labelled features in each dimension. Full-batch L-BFGS minimises the convex loss from zero weights;
+    nothing is drawn at random.
 
-    Raises ValueError without labelled features, or for labels that do not match them.
+    Args:
+        f_ND: labelled features, of any length.
+        y_N: their classes.
+        q_MD: queries, of any length.
+        n_classes: C.
+        penalty: weight of half the squared weights against the summed cross entropy.
+        iterations: of L-BFGS, at most.
+
+    Returns:
+        y_M, int64; among equal logits the lowest class.
+
+    Raises:
+        ValueError: there is no labelled feature, or the labels do not match.
     """
     if len(f_ND) == 0 or len(f_ND) != len(y_N):
         raise ValueError(f"There are {len(f_ND)} labelled features and {len(y_N)} labels.")
     f_ND, q_MD = (normalize(side.double(), dim=1) for side in (f_ND, q_MD))
     mean_D = f_ND.mean(dim=0)
-    spread_D = f_ND.std(dim=0, unbiased=False).clamp(min=LEAST_SPREAD)
-    f_ND, q_MD = (f_ND - mean_D) / spread_D, (q_MD - mean_D) / spread_D
+    deviation_D = f_ND.std(dim=0, unbiased=False).clamp(min=MIN_DEVIATION)
+    f_ND, q_MD = (f_ND - mean_D) / deviation_D, (q_MD - mean_D) / deviation_D
     w_DC = torch.zeros(f_ND.shape[1], n_classes, dtype=f_ND.dtype, device=f_ND.device, requires_grad=True)
     b_C = torch.zeros(n_classes, dtype=f_ND.dtype, device=f_ND.device, requires_grad=True)
     optimizer = torch.optim.LBFGS([w_DC, b_C], max_iter=iterations, line_search_fn="strong_wolfe")
@@ -141,3 +139,39 @@ def linear_predict(
     with torch.enable_grad():
         optimizer.step(loss)
     return (q_MD @ w_DC + b_C).detach().argmax(dim=1)
+
+
+def accuracy(predicted_M: Tensor, y_M: Tensor) -> float:
+    """The share of queries whose class is predicted right, 0 … 1.
+
+    Raises:
+        ValueError: there is no query, or the predictions do not match the labels.
+    """
+    if len(y_M) == 0 or len(predicted_M) != len(y_M):
+        raise ValueError(f"There are {len(predicted_M)} predictions for {len(y_M)} labels.")
+    return float((predicted_M == y_M).double().mean())
+
+
+def attack_success(predicted_M: Tensor, y_M: Tensor, target: int) -> float:
+    """The attack success rate (ASR): the share of patched images of other classes predicted as the target.
+
+    Args:
+        predicted_M: predictions for images with the trigger pasted in.
+        y_M: their true classes.
+        target: the class that the attacker wants.
+
+    Returns:
+        0 … 1.
+
+    Raises:
+        ValueError: all images are of the target class.
+    """
+    other_M = y_M != target
+    if not bool(other_M.any()):
+        raise ValueError("Attack success needs images of classes other than the target.")
+    return float((predicted_M[other_M] == target).double().mean())
+
+
+def false_positives(predicted_M: Tensor, y_M: Tensor, target: int) -> int:
+    """The number of images of other classes that are predicted as the target."""
+    return int(((y_M != target) & (predicted_M == target)).sum())

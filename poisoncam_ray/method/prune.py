@@ -1,7 +1,10 @@
-"""The heuristic search's rules (PoisonCAM, arXiv 2312.07955): whom to score next, whom to drop, when to stop.
+"""The rules of the heuristic search (PoisonCAM, arXiv 2312.07955): which images to score next, which clusters
+to drop, when to stop.
 
-N images of the corpus   K clusters   P picked images
-Nothing here embeds or draws: the same assignments, seed and scores give the same search.
+In every round some images of each live cluster are scored, and the clusters whose best images scored lowest
+are dropped. Nothing here runs the encoder: the same assignments, seed and scores give the same search.
+
+N images of the corpus   K clusters   P images picked in one round
 """
 
 import math
@@ -13,10 +16,17 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class SearchRules:
-    """per_cluster: images scored per live cluster and round (the paper's s = 2)
-    drop: share of the live clusters dropped after a round (the paper's r = 0.25), 0 … 1
-    min_live: the search ends when this few clusters are left
-    max_rounds, max_candidates: the search ends when it has run or scored this many (None: no bound)
+    """The settings of a search.
+
+    Attributes:
+        per_cluster: images scored per live cluster and round, at least 1 (the paper's s = 2).
+        drop: share of the live clusters dropped after a round, 0 … 1 (the paper's r = 0.25).
+        min_live: the search ends when so few clusters are live, at least 1.
+        max_rounds: the search ends after so many rounds; None for no bound.
+        max_candidates: the search ends after so many scored images; None for no bound.
+
+    Raises:
+        ValueError: a number is out of range.
     """
 
     per_cluster: int = 2
@@ -32,8 +42,14 @@ class SearchRules:
 
 @dataclass(frozen=True)
 class SearchState:
-    """Between rounds: the live clusters (ascending), every cluster's best score so far (−inf: none yet),
-    rounds done and candidates scored. All that a search needs to go on after it was cut off."""
+    """The search between two rounds: everything that is needed to resume it.
+
+    Attributes:
+        live: the live clusters, ascending.
+        best: the best score of each cluster so far; −inf before the first.
+        round: rounds done.
+        scored: candidates scored.
+    """
 
     live: tuple[int, ...]
     best: tuple[float, ...]
@@ -42,14 +58,26 @@ class SearchState:
 
 
 def start(y_N: Tensor, n_clusters: int) -> SearchState:
-    """Before the first round: every cluster that holds an image is live."""
+    """The state before the first round: every cluster that holds an image is live.
+
+    Args:
+        y_N: the cluster of each image.
+        n_clusters: K.
+    """
     return SearchState(tuple(y_N.unique(sorted=True).tolist()), (-math.inf,) * n_clusters)
 
 
 def turns(y_N: Tensor, seed: int) -> Tensor:
-    """turn_N: each image's place, from 0, in a random order of its cluster's images.
+    """Draw a random order of the images of each cluster, once for the whole search.
 
-    Drawing the order once makes every round's picks a pure function of the round's number.
+    The picks of a round are then a pure function of its number.
+
+    Args:
+        y_N: the cluster of each image.
+        seed: of the order.
+
+    Returns:
+        turn_N, int64: the place of each image in the order of its cluster, from 0.
     """
     generator = torch.Generator().manual_seed(seed)
     order_N = torch.randperm(len(y_N), generator=generator)
@@ -62,10 +90,19 @@ def turns(y_N: Tensor, seed: int) -> Tensor:
 
 
 def picks(state: SearchState, rules: SearchRules, y_N: Tensor, turn_N: Tensor) -> Tensor:
-    """i_P: the images to score this round, the next `per_cluster` of every live cluster, by cluster and turn.
+    """Choose the images to score in this round: the next `per_cluster` of every live cluster.
 
-    Exhausted clusters give fewer. The candidate budget cuts the last turns first, so that a short round
-    still touches every live cluster if it can.
+    A cluster with fewer images left gives fewer. If the budget of candidates is short, the last turns are cut
+    first, so that as many clusters as possible are still scored.
+
+    Args:
+        state: before the round.
+        rules: of the search.
+        y_N: the cluster of each image.
+        turn_N: of `turns`.
+
+    Returns:
+        i_P, int64, ordered by cluster and turn.
     """
     first = state.round * rules.per_cluster
     due_N = (
@@ -79,32 +116,20 @@ def picks(state: SearchState, rules: SearchRules, y_N: Tensor, turn_N: Tensor) -
 
 
 def _by(major_P: Tensor, minor_P: Tensor) -> Tensor:
+    """The order by the first key, then by the second."""
     minor_order_P = minor_P.argsort(stable=True)
     return minor_order_P[major_P[minor_order_P].argsort(stable=True)]
 
 
-def prune(best_K: tuple[float, ...], live: tuple[int, ...], drop: float, min_live: int) -> tuple[int, ...]:
-    """The live clusters without the floor(drop · n) of lowest best score, at least one, while more than
-    `min_live` remain (a share that rounds to nothing must not stop the search by accident).
-
-    Among equal scores the higher cluster number goes first.
-    """
-    n_dropped = min(max(1, math.floor(drop * len(live))), max(0, len(live) - min_live))
-    ranked = sorted(live, key=lambda k: (-best_K[k], k))
-    return tuple(sorted(ranked[: len(live) - n_dropped]))
-
-
-def most_rounds(n_clusters: int, rules: SearchRules) -> int:
-    """No search over so many clusters runs longer; at least 1."""
-    rounds, live = 0, n_clusters
-    while live > rules.min_live and (rules.max_rounds is None or rounds < rules.max_rounds):
-        live -= min(max(1, math.floor(rules.drop * live)), live - rules.min_live)
-        rounds += 1
-    return max(1, rounds)
-
-
 def advance(state: SearchState, rules: SearchRules, cluster_P: Tensor, score_P: Tensor) -> SearchState:
-    """The state after a round whose picks, of clusters `cluster_P`, scored `score_P`."""
+    """The state after a round.
+
+    Args:
+        state: before the round.
+        rules: of the search.
+        cluster_P: the clusters of the picked images.
+        score_P: their scores.
+    """
     best_K = torch.tensor(state.best, dtype=torch.float64)
     best_K = best_K.scatter_reduce(0, cluster_P.long().cpu(), score_P.double().cpu(), reduce="amax")
     best = tuple(best_K.tolist())
@@ -112,8 +137,37 @@ def advance(state: SearchState, rules: SearchRules, cluster_P: Tensor, score_P: 
     return replace(state, live=live, best=best, round=state.round + 1, scored=state.scored + len(score_P))
 
 
+def prune(best_K: tuple[float, ...], live: tuple[int, ...], drop: float, min_live: int) -> tuple[int, ...]:
+    """Drop the live clusters with the lowest best scores: floor(drop · n) of n, but at least one.
+
+    At least one, because a share that rounds to 0 would never end the search. Among equal scores the higher
+    cluster number is dropped first.
+
+    Args:
+        best_K: the best score of each cluster.
+        live: the live clusters.
+        drop: share to drop, 0 … 1.
+        min_live: so many clusters are never dropped.
+
+    Returns:
+        The remaining clusters, ascending.
+    """
+    n_dropped = min(max(1, math.floor(drop * len(live))), max(0, len(live) - min_live))
+    ranked = sorted(live, key=lambda k: (-best_K[k], k))
+    return tuple(sorted(ranked[: len(live) - n_dropped]))
+
+
 def reason_to_stop(state: SearchState, rules: SearchRules, n_picks: int) -> str | None:
-    """Why the search is over before a round that would score `n_picks` images, or None to go on."""
+    """Decide whether the search ends before the next round.
+
+    Args:
+        state: before the round.
+        rules: of the search.
+        n_picks: how many images the round would score.
+
+    Returns:
+        The reason, as a sentence for the log; None to go on.
+    """
     if rules.max_rounds is not None and state.round >= rules.max_rounds:
         return f"{state.round} rounds done, the most allowed"
     if rules.max_candidates is not None and state.scored >= rules.max_candidates:
@@ -123,3 +177,17 @@ def reason_to_stop(state: SearchState, rules: SearchRules, n_picks: int) -> str 
     if n_picks == 0:
         return "every image of the live clusters is scored"
     return None
+
+
+def most_rounds(n_clusters: int, rules: SearchRules) -> int:
+    """The most rounds that a search over so many clusters can run, at least 1.
+
+    Args:
+        n_clusters: live clusters before the first round.
+        rules: of the search.
+    """
+    rounds, live = 0, n_clusters
+    while live > rules.min_live and (rules.max_rounds is None or rounds < rules.max_rounds):
+        live -= min(max(1, math.floor(rules.drop * live)), live - rules.min_live)
+        rounds += 1
+    return max(1, rounds)

@@ -1,6 +1,8 @@
-"""Backbones by their timm names, and a small ViT with a convolutional stem built from timm's parts.
+"""Backbones by their timm names, and a small ViT with a convolutional stem, built from timm's modules.
 
-T tokens   D feature dimensions
+A file of its own because timm is slow to import: only encoders that need it import this file.
+
+T patch tokens   D feature dimensions
 """
 
 import difflib
@@ -15,8 +17,11 @@ from torch import nn
 
 
 class ConvStem(PatchEmbed):
-    """Three stride-2 convolutions to 8 px patches in place of one large projection: what lets a small ViT
-    train within minutes ("Early convolutions help transformers see better", arXiv 2106.14881)."""
+    """Three convolutions of stride 2 to patches of 8 px, in place of one large projection.
+
+    With such a stem a small ViT trains faster ("Early convolutions help transformers see better", arXiv
+    2106.14881).
+    """
 
     def __init__(self, in_chans: int = 3, embed_dim: int = 128, **kwargs: Any) -> None:
         super().__init__(in_chans=in_chans, embed_dim=embed_dim, **kwargs)
@@ -32,7 +37,15 @@ class ConvStem(PatchEmbed):
 
 
 def vit_tiny_convstem(image_size: int, patch_size: int | None) -> nn.Module:
-    """4 layers, 128 wide, 4 heads, 8 px patches. ValueError for any other patch."""
+    """A ViT of 4 layers, 128 wide, with 4 heads, patches of 8 px and a convolutional stem.
+
+    Args:
+        image_size: side of the input in pixels, a multiple of 8.
+        patch_size: 8 or None.
+
+    Raises:
+        ValueError: another patch size, or an image side that is no multiple of it.
+    """
     if patch_size not in (None, 8):
         raise ValueError(f"vit_tiny_convstem has 8 px patches, not {patch_size}: leave patch_size out.")
     vit = VisionTransformer(
@@ -45,7 +58,19 @@ def vit_tiny_convstem(image_size: int, patch_size: int | None) -> nn.Module:
 def from_timm(
     name: str, image_size: int, patch_size: int | None, frozen_patch: bool, ours: tuple[str, ...]
 ) -> nn.Module:
-    """Any timm ViT or ResNet, untrained, without a head. ValueErrors name what to change."""
+    """Any ViT or ResNet of timm, untrained, without a head.
+
+    Args:
+        name: of the model in timm.
+        image_size: side of the input in pixels.
+        patch_size: side of a ViT's patches in pixels; None keeps the model's own.
+        frozen_patch: never train the patch projection of a ViT.
+        ours: further names to suggest for an unknown one.
+
+    Raises:
+        ValueError: the model is unknown, of another kind, or the sizes do not fit; the message says what to
+            change.
+    """
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, [*ours, *timm.list_models(["vit*", "deit*", "resnet*"])], n=1)
         raise ValueError(f"Unknown backbone '{name}'" + (f": did you mean '{near[0]}'?" if near else "."))
@@ -63,8 +88,19 @@ def from_timm(
 
 
 def prepared(vit: Any, image_size: int, frozen_patch: bool) -> nn.Module:
-    """A ViT as MoCo-v3 trains it: fixed positions and, if asked, a random patch projection that is never
-    trained (arXiv 2104.02057 §4.2). ValueError when the patch does not divide the image."""
+    """Prepare a ViT as MoCo-v3 trains it (arXiv 2104.02057 §4.2).
+
+    Args:
+        vit: gets fixed positions, in place.
+        image_size: side of the input in pixels.
+        frozen_patch: keep the random patch projection and never train it.
+
+    Returns:
+        The same ViT.
+
+    Raises:
+        ValueError: the patch does not divide the image.
+    """
     patch = vit.patch_embed.patch_size[0]
     if image_size % patch:
         raise ValueError(
@@ -79,7 +115,7 @@ def prepared(vit: Any, image_size: int, frozen_patch: bool) -> nn.Module:
 
 
 def _fix_positions(vit: Any) -> None:
-    """MoCo-v3's fixed 2-D sine-cosine position embedding; the class token's position is zero."""
+    """Set MoCo-v3's fixed 2-D sine-cosine position embedding; the position of the class token is zero."""
     grid = list(vit.patch_embed.grid_size)
     table_TD = build_sincos2d_pos_embed(grid, dim=vit.embed_dim, interleave_sin_cos=False)
     with torch.no_grad():

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from poisoncam_ray import artifact
 from poisoncam_ray.artifact import Verdict
-from poisoncam_ray.corpus.shardfile import OTHER_SCHEMA
+from poisoncam_ray.corpus.protocol import OTHER_SCHEMA
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.folder import Folder, Ledger, Manifest
 from poisoncam_ray.report.model import Facts, Fetcher, SkippedShard, Suspect, Thumb, Trigger

@@ -124,11 +124,11 @@ def evaluate(
     if beside:
         from poisoncam_ray.folder import Folder
         from poisoncam_ray.research.evaluate.joined import settings
-        from poisoncam_ray.stages.dataflow import connect
+        from poisoncam_ray.stages.ray_cluster import start_ray
 
         # A run that does not exist is reported before Ray has started.
         settings(Folder(run))
-        connect()
+        start_ray()
         # Ray has put a handler of its own in the place of ours.
         end_on_signals()
     metrics = evaluate_run(run, truth, strategy or (), queries, beside, progress)

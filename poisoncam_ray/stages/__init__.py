@@ -1,4 +1,4 @@
-"""The stages of the defence: the cluster over artifacts. The maths is in method/.
+"""The stages of the defence: work on a Ray cluster, from artifacts to artifacts. The maths is in method/.
 
-Nothing is imported here: a worker process loads the one stage it works for.
+Nothing is imported here: a worker process loads only the stage that it works for.
 """

@@ -1,4 +1,4 @@
-"""Chunks of work over actors that come and go with the cluster's nodes."""
+"""Chunks of work on a group of actors, whose nodes may join and leave the cluster meanwhile."""
 
 from __future__ import annotations
 
@@ -13,29 +13,49 @@ from ray.exceptions import ActorDiedError, RayActorError
 
 @dataclass(frozen=True)
 class ActorGroup:
-    """Actors of one kind, and what all of them are made of.
+    """Actors of one class, and the arguments of their constructor.
 
-    Ray lets go of what it put into the object store for an actor (everything of more than 100 KB) when the
-    actor stands, and cannot start it again when its node is lost (ray-project/ray#53727, Ray 2.60): these
-    references hold it as long as the group lives.
+    Ray puts arguments of more than 100 KB into its object store and releases them once the actor is up. An
+    actor whose node is lost can then not be started again (ray-project/ray#53727, Ray 2.60). The references
+    held here keep the arguments for as long as the group exists.
+
+    Attributes:
+        actors: the actors. Their class has the methods `ready()` and `work(chunk)`.
+        arguments: references to the constructor's arguments.
     """
 
     actors: list[ActorHandle]
-    given: list[ray.ObjectRef]
+    arguments: list[ray.ObjectRef]
 
     @classmethod
     def start(cls, actor: Any, n: int, *arguments: Any) -> ActorGroup:
-        """`n` actors `actor.remote(*arguments)`; each argument travels once to every node."""
-        given = [ray.put(argument) for argument in arguments]
-        return cls([actor.remote(*given) for _ in range(n)], given)
+        """Start a group.
+
+        Args:
+            actor: the remote class, with its options.
+            n: the number of actors.
+            arguments: of the constructor. Each is sent once to every node.
+        """
+        references = [ray.put(argument) for argument in arguments]
+        return cls([actor.remote(*references) for _ in range(n)], references)
 
 
-def spread(group: ActorGroup, chunks: list[Any]) -> Iterator[Any]:
-    """`actor.work(chunk)` of every chunk, results as they come, one chunk under way in an actor.
+def run_on(group: ActorGroup, chunks: list[Any]) -> Iterator[Any]:
+    """Call `work(chunk)` for every chunk; each actor has one chunk at a time.
 
-    An actor gets work when it stands: neither one that still waits for a node nor one whose node is gone
-    holds a chunk back. A lost actor's chunk goes to the next one free. Raises RayActorError when every actor
-    has died for good (its `max_restarts`), and what `work` raises.
+    An actor gets its first chunk when it is up: an actor that waits for a node, or whose node is gone, holds
+    no chunk. The chunk of a lost actor goes to the next free actor.
+
+    Args:
+        group: the actors.
+        chunks: the arguments of `work`.
+
+    Yields:
+        What `work` returns, in the order in which the calls end.
+
+    Raises:
+        RayActorError: every actor has died more often than its `max_restarts` allows.
+        RayTaskError: `work` raised an exception.
     """
     left, free = list(reversed(chunks)), list[ActorHandle]()
     starting: dict[ray.ObjectRef, ActorHandle] = {actor.ready.remote(): actor for actor in group.actors}

@@ -1,4 +1,5 @@
-"""Every shard is opened before any work, on the cluster: what cannot be used is told together, in seconds."""
+"""Open every shard of a corpus on the cluster before any work, and name together those that cannot be
+used."""
 
 from __future__ import annotations
 
@@ -7,16 +8,18 @@ from functools import partial
 
 import ray
 
-from poisoncam_ray.corpus import Corpus, FolderCorpus, Problem, Source
-from poisoncam_ray.corpus.shardfile import OTHER_SCHEMA, one_line
+from poisoncam_ray.corpus import Corpus, Problem, Source
+from poisoncam_ray.corpus.protocol import OTHER_SCHEMA
+from poisoncam_ray.corpus.shardfile import one_line
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.stage import Run
-from poisoncam_ray.stages.dataflow import RESTARTS, in_flight
+from poisoncam_ray.stages.ray_cluster import RESTARTS, in_flight
 from poisoncam_ray.store import in_parallel
 
-# Shards of one task, which opens several at once.
 BATCH = 64
+"""Shards of one task, which opens several at once."""
 BATCHES_WAITING = 64
+"""Tasks in flight, where the configuration sets no number of readers."""
 SHARDS_SHOWN = 20
 
 
@@ -24,17 +27,17 @@ def find_problems(run: Run, sources: Sequence[Source]) -> list[Problem]:
     """Open every shard, in Ray tasks over batches of shards.
 
     Args:
-        run: The run, whose corpus is checked.
-        sources: All shards of the corpus, as listed.
+        run: the run, whose corpus is checked.
+        sources: all shards of the corpus, as listed.
 
     Returns:
         The shards of which no row can be read, sorted by path.
 
     Raises:
-        UserError: A shard is gone or changed since it was listed.
-        OSError: The store does not answer. That says nothing about the shards.
+        UserError: a shard is gone or changed since it was listed.
+        OSError: the store does not answer. That says nothing about the shards.
     """
-    if isinstance(run.corpus, FolderCorpus):
+    if not run.corpus.sharded:
         # Each file is one row, which Index reads in any case.
         return []
     resources = run.config.resources
@@ -57,9 +60,9 @@ def refuse_problems(uri: str, problems: Sequence[Problem], n_shards: int) -> Non
     """Raise UserError that names the first `SHARDS_SHOWN` shards with their reasons, if there are any.
 
     Args:
-        uri: The corpus.
-        problems: The shards that cannot be used, sorted by path.
-        n_shards: How many shards the corpus has.
+        uri: the corpus.
+        problems: the shards that cannot be used, sorted by path.
+        n_shards: how many shards the corpus has.
     """
     if not problems:
         return

@@ -1,7 +1,7 @@
-"""Classify: of each trigger family an ensemble trained on pastes of its top windows, and a threshold from
-data the defence has. Without evidence of poison there is nothing to train.
+"""Classify: for each trigger family an ensemble trained on pastes of its best windows, and a threshold chosen
+without labels. Without evidence of poison nothing is trained.
 
-N images   V held-out pastes   M crops   A families   C channels   H = W image side   w a crop's side
+N images   V held-out pastes   M crops   C channels   H = W image side   h, w a window's sides
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from poisoncam_ray.method.localise import whole_triggers
 from poisoncam_ray.stage import Outcome, Run, Stage
 from poisoncam_ray.stages.compute import device, set_up
 from poisoncam_ray.stages.crops import from_png, to_png
-from poisoncam_ray.stages.dataflow import RESTARTS, Pixels, fetch_images, in_flight
 from poisoncam_ray.stages.ensembles import load_models
+from poisoncam_ray.stages.pixels import Pixels, fetch_images
 from poisoncam_ray.stages.pool import assignments
+from poisoncam_ray.stages.ray_cluster import RESTARTS, in_flight
 
 ROLE_NAMES = ("train", "validate")
 MOST_UNSURE = 0.03
-"""A family is only erased when its classifier leaves so little of the corpus in doubt, within one logit of
-its threshold. Of triggers at most 0.002 was in doubt, of benign looks taken for a family 0.04 to 0.26
-(photographs, the demo)."""
+"""A family is erased only if at most this share of the corpus lies within one logit of its threshold: between
+the shares seen of triggers and of benign windows that were taken for a family."""
 VALIDATION_PASTES = 1000
-LOOKED_AT = 50
-"""Best windows of a family that its whole trigger is read from. Of 20 some looks came together on too few."""
+WINDOWS_PER_PICTURE = 50
+"""Best windows of a family that its trigger pictures are made from: fewer leave rare views of it out."""
 
 
 class Classify(Stage):
@@ -66,10 +66,10 @@ class Classify(Stage):
         numbers = families_of(triggers)
         crops = {family: [crops_of(triggers, family, role) for role in ROLE_NAMES] for family in numbers}
         reused, chosen = self._train(run, negatives, whole, crops)
-        run.out.write_table(artifact.WHOLE_TRIGGERS, _pictures(run, triggers, numbers))
+        run.out.write_table(artifact.WHOLE_TRIGGERS, _picture_families(run, triggers, numbers))
         for figures in chosen.values():
             figures["erased"] = sure_enough(figures["unsure_share"], found.false_alarm_rate)
-        # One figure of each kind at the top: the family that came out worst.
+        # At the top level: the figures of the family with the lowest recall.
         least = min(chosen.values(), key=lambda figures: figures["recall"])
         run.out.write_json(artifact.VALIDATION, least | {"trained": True, "families": chosen})
         in_doubt = [int(family) for family, figures in chosen.items() if not figures["erased"]]
@@ -79,11 +79,21 @@ class Classify(Stage):
     def _train(
         self, run: Run, negatives: list[str], whole: list[str], crops: dict[int, list[Tensor]]
     ) -> tuple[int, dict[str, dict[str, Any]]]:
-        """How many models lay there already, and what was found on validation, by family."""
+        """Train the models that are missing, then choose each family's threshold.
+
+        Args:
+            run: the run.
+            negatives: ids of the images that pastes are trained against.
+            whole: ids of the images, drawn from the whole corpus, that the threshold is chosen on.
+            crops: crops of each family, one tensor for each of ROLE_NAMES.
+
+        Returns:
+            How many models an earlier attempt had trained, and the validation figures by family.
+        """
         settings, resources = run.config.classify, run.config.resources
         every = [(family, i) for family in crops for i in range(settings.models)]
         todo = [(family, i) for family, i in every if not run.out.exists(artifact.model_name(family, i))]
-        # On a worker node: the driver's may be a small one.
+        # Fetched on a worker node: the driver's node may be a small one.
         fetch = ray.remote(fetch_images).options(num_cpus=resources.cpus_per_reader, max_retries=RESTARTS)
         images = fetch.remote(run.corpus, run.config, negatives)
         needs: dict[str, Any] = {
@@ -91,15 +101,15 @@ class Classify(Stage):
             "num_gpus": resources.gpus_per_actor,
             "max_retries": RESTARTS,
         }
-        task = ray.remote(_train).options(**needs)
+        train = ray.remote(train_model).options(**needs)
         calls = (
-            partial(task.remote, family, i, run.config, images, crops[family][0], run.out)
+            partial(train.remote, family, i, run.config, images, crops[family][0], run.out)
             for family, i in todo
         )
-        # As many at once as there are actors elsewhere: each takes its share of the machine's threads.
+        # As many at once as other stages have actors: each uses its share of the machine's threads.
         for done, _ in enumerate(in_flight(calls, resources.actors), start=1):
             run.progress.update(f"{done} of {len(todo)} models")
-        validate = ray.remote(_validate).options(**needs)
+        validate = ray.remote(validate_family).options(**needs)
         whole_images = fetch.remote(run.corpus, run.config, whole)
         chosen = {
             str(family): ray.get(
@@ -110,11 +120,15 @@ class Classify(Stage):
         return len(every) - len(todo), chosen
 
 
-def _pictures(run: Run, triggers: pa.Table, families: list[int]) -> pa.Table:
-    """family, picture: what each family's trigger looks like, read from the images of its best windows."""
-    look = ray.remote(_look).options(num_cpus=run.config.resources.cpus_per_reader, max_retries=RESTARTS)
-    windows = [triggers.filter(pc.equal(triggers["family"], family))[:LOOKED_AT] for family in families]
-    found = ray.get([look.remote(run.corpus, run.config, table) for table in windows])
+def _picture_families(run: Run, triggers: pa.Table, families: list[int]) -> pa.Table:
+    """Pictures of each family's whole trigger (WHOLE_TRIGGER_SCHEMA), from the images of its best windows."""
+    task = ray.remote(picture_trigger).options(
+        num_cpus=run.config.resources.cpus_per_reader, max_retries=RESTARTS
+    )
+    windows = [
+        triggers.filter(pc.equal(triggers["family"], family))[:WINDOWS_PER_PICTURE] for family in families
+    ]
+    found = ray.get([task.remote(run.corpus, run.config, table) for table in windows])
     rows = [(family, data) for family, pictures in zip(families, found, strict=True) for data in pictures]
     return pa.table(
         {
@@ -125,19 +139,32 @@ def _pictures(run: Run, triggers: pa.Table, families: list[int]) -> pa.Table:
 
 
 def sure_enough(unsure_share: float, false_alarm_rate: float) -> bool:
-    """Whether a family is erased, by the share of the corpus that its classifier leaves in doubt."""
-    # Whoever asks for no evidence asks for no proof here either.
+    """Whether a family is erased.
+
+    Args:
+        unsure_share: the share of the corpus within one logit of the family's threshold.
+        false_alarm_rate: of the verdict; at 1 no evidence was asked for, and every family is erased.
+    """
     return unsure_share <= MOST_UNSURE or false_alarm_rate >= 1
 
 
 def families_of(triggers: pa.Table) -> list[int]:
-    """Those with windows to train on, from 1."""
+    """The numbers of the families that have windows to train on, ascending from 1."""
     return sorted(set(triggers.filter(pc.not_equal(triggers["role"], "unused"))["family"].to_pylist()))
 
 
 def with_roles(triggers: pa.Table, top_k: int, held_out: float, seed: int) -> pa.Table:
-    """The triggers with a `role`: of each family's best `top_k` a random share is held out to validate on,
-    the others train; the rest is unused, and so is what belongs to no family."""
+    """Append the column `role` to the triggers.
+
+    Args:
+        triggers: the triggers, best first.
+        top_k: windows of each family that are used.
+        held_out: the share of them that validates; the others train.
+        seed: draws the windows that validate.
+
+    Returns:
+        The triggers with role train, validate, or unused: windows below the top, or of no family.
+    """
     roles = ["unused"] * len(triggers)
     family_of = triggers["family"].to_pylist()
     for family in sorted(set(family_of) - {0}):
@@ -152,7 +179,7 @@ def with_roles(triggers: pa.Table, top_k: int, held_out: float, seed: int) -> pa
 
 
 def crops_of(triggers: pa.Table, family: int, role: str) -> Tensor:
-    """t_MCww uint8; a single trigger must serve both roles."""
+    """The family's crops of that role, t_MCww uint8. A family's only window has both roles."""
     ours = triggers.filter(pc.equal(triggers["family"], family))
     rows = ours.filter(pc.equal(ours["role"], role))
     t_MCww = same_size([from_png(data) for data in (rows if len(rows) else ours[:1])["crop"].to_pylist()])
@@ -160,11 +187,17 @@ def crops_of(triggers: pa.Table, family: int, role: str) -> Tensor:
 
 
 def draw_samples(clusters: Folder, triggers: pa.Table, most: int) -> tuple[list[str], list[str]]:
-    """Two seeded random samples of at most `most` image ids: (negatives, whole).
+    """Draw two random samples of image ids by the seed of their `draw` column.
 
-    `whole` is drawn from the whole corpus, as the threshold wants it. `negatives` leaves out the top
-    triggers' clusters: what the search itself found poisonous must be no negative example. When that leaves
-    too few, only the top images themselves are left out.
+    Args:
+        clusters: the artifact of Cluster.
+        triggers: the triggers with their roles.
+        most: ids of each sample, at most.
+
+    Returns:
+        (negatives, whole). `whole` is drawn from the whole corpus. `negatives` is drawn from the clusters
+        without a used trigger, since the others may hold poison; when that leaves too few images,
+        `negatives` is `whole` without the images of used triggers.
     """
     top = triggers.filter(pc.not_equal(triggers["role"], "unused"))
     bad_clusters = pa.array(sorted(set(top["cluster"].to_pylist())), pa.int32())
@@ -183,24 +216,26 @@ def draw_samples(clusters: Folder, triggers: pa.Table, most: int) -> tuple[list[
 
 
 def _first(earlier: pa.Table | None, table: pa.Table, most: int) -> pa.Table:
-    """The `most` rows of lowest draw of both."""
+    """The `most` rows of lowest `draw` of both tables."""
     both = table if earlier is None else pa.concat_tables([earlier, table])
     return both.sort_by([("draw", "ascending"), ("image_id", "ascending")]).slice(0, most)
 
 
 def tensor(x_NCHW: Pixels) -> Tensor:
-    """On this process's device; a copy, because Ray's shared memory may not be written to."""
+    """A copy on this process's device: Ray's shared memory is read-only."""
     return torch.from_numpy(x_NCHW.copy()).to(device())
 
 
-def _look(corpus: Corpus, config: Config, windows: pa.Table) -> list[bytes]:
+def picture_trigger(corpus: Corpus, config: Config, windows: pa.Table) -> list[bytes]:
+    """The task for one family: pictures of its whole trigger as PNG, from the images of `windows`."""
     set_up(config.resources)
     pixels = fetch_images(corpus, config, windows["image_id"].to_pylist())
     box_N4 = torch.tensor([windows[side].to_pylist() for side in SIDES]).T
     return [to_png(t_Chw) for t_Chw in whole_triggers(torch.from_numpy(pixels).float() / 255, box_N4)]
 
 
-def _train(family: int, i: int, config: Config, x_NCHW: Pixels, crops_MCww: Tensor, out: Folder) -> None:
+def train_model(family: int, i: int, config: Config, x_NCHW: Pixels, crops_MCww: Tensor, out: Folder) -> None:
+    """The task for model `i` of one family: train it on pastes of the crops, and write its weights."""
     set_up(config.resources)
     settings = config.classify
     model = train_classifier(
@@ -215,7 +250,7 @@ def _train(family: int, i: int, config: Config, x_NCHW: Pixels, crops_MCww: Tens
     out.write_tensors(artifact.model_name(family, i), {key: t.cpu() for key, t in model.state_dict().items()})
 
 
-def _validate(
+def validate_family(
     family: int,
     config: Config,
     negative_NCHW: Pixels,
@@ -223,6 +258,19 @@ def _validate(
     crops_MCww: Tensor,
     out: Folder,
 ) -> dict[str, Any]:
+    """The task for one family: choose its threshold.
+
+    Args:
+        family: the family's number.
+        config: the configuration.
+        negative_NCHW: images that held-out crops are pasted into.
+        whole_NCHW: images drawn from the whole corpus.
+        crops_MCww: the held-out crops, uint8.
+        out: the artifact of Classify, which holds the family's models.
+
+    Returns:
+        The family's entry in validation.json.
+    """
     set_up(config.resources, processes=1)
     models = load_models(config, out, family)
     x_NCHW, n = tensor(negative_NCHW), min(VALIDATION_PASTES, 4 * len(negative_NCHW))

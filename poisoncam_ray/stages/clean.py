@@ -1,4 +1,7 @@
-"""Clean: the corpus without what was flagged, the removed rows beside it, and the proof that none is lost."""
+"""Clean: write the corpus without the flagged rows, write the removed rows, and check that no row is lost.
+
+N rows of a unit
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,15 @@ import pyarrow as pa
 import ray
 
 from poisoncam_ray import artifact, facts, metrics
-from poisoncam_ray.corpus import Corpus, Slice
+from poisoncam_ray.corpus import DEAD, KEPT, REMOVED, Corpus, Slice
 from poisoncam_ray.errors import LedgerError
 from poisoncam_ray.folder import Folder, Ledger, part_name
 from poisoncam_ray.stage import Outcome, Run, Stage
-from poisoncam_ray.stages.dataflow import RESTARTS, digest_columns, in_flight
+from poisoncam_ray.stages.pixels import digest_columns
+from poisoncam_ray.stages.ray_cluster import RESTARTS, in_flight
 from poisoncam_ray.store import in_parallel
 
-KEPT, REMOVED, DEAD = 0, 1, 2
+# Units that run or wait in the cluster at once.
 UNITS_WAITING = 256
 
 
@@ -42,7 +46,7 @@ class Clean(Stage):
         names = [artifact.unit_name(number) for number in range(len(units))]
         counts = in_parallel(run.out.read_json, names)
         kept, removed, dead = (sum(count[key] for count in counts) for key in ("kept", "removed", "dead"))
-        rows = sum(piece.stop - piece.start for unit in units for piece in unit)
+        rows = sum(slice_.stop - slice_.start for unit in units for slice_ in unit)
         indexed = run.manifest(artifact.INDEX).ledger
         if indexed is None or dead != indexed.dead:
             raise LedgerError(f"{dead} rows have no score, which is not the number that died at indexing")
@@ -51,9 +55,9 @@ class Clean(Stage):
 
 
 def write_unit(number: int, unit: list[Slice], corpus: Corpus, run: Folder) -> None:
-    """Split one shard, or one slice of a folder, by the fates of its rows.
+    """Split one unit (a shard, or a slice of an image folder) by the fates of its rows.
 
-    The unit's marker, written last, commits it.
+    Writes the unit's kept and removed rows, the reasons, and at last the marker that commits the unit.
 
     Args:
         number: the unit's number.
@@ -66,15 +70,15 @@ def write_unit(number: int, unit: list[Slice], corpus: Corpus, run: Folder) -> N
     """
     index, scores, out = run / artifact.INDEX, run / artifact.SCORES, run / artifact.CLEAN
     first = unit[0].start
-    fate_N = np.full(sum(piece.stop - piece.start for piece in unit), DEAD, np.int8)
+    fate_N = np.full(sum(slice_.stop - slice_.start for slice_ in unit), DEAD, np.int8)
     sha256: dict[str, str] = {}
     removed_rows: list[dict[str, Any]] = []
-    for piece in unit:
-        wanted = ["image_id", "source", "row", *digest_columns(piece)]
-        rows = index.read_table(part_name(piece.index), wanted).to_pylist()
-        scored = scores.read_table(part_name(piece.index)).to_pylist()
+    for slice_ in unit:
+        wanted = ["image_id", "source", "row", *digest_columns(slice_)]
+        rows = index.read_table(part_name(slice_.index), wanted).to_pylist()
+        scored = scores.read_table(part_name(slice_.index)).to_pylist()
         if [row["image_id"] for row in rows] != [row["image_id"] for row in scored]:
-            raise LedgerError(f"the scores of slice {piece.index} are not those of its indexed rows")
+            raise LedgerError(f"the scores of slice {slice_.index} are not those of its indexed rows")
         for row, score in zip(rows, scored, strict=True):
             if "sha256" in row:
                 sha256[row["image_id"]] = row["sha256"]

@@ -1,4 +1,7 @@
-"""Cluster: k-means on a bounded sample of the features, then every image's assignment."""
+"""Cluster: k-means on a bounded sample of the features, then the nearest centroid of every image.
+
+N images   K clusters   D feature dimensions
+"""
 
 from __future__ import annotations
 
@@ -18,11 +21,13 @@ from poisoncam_ray.folder import Folder, Ledger, part_name
 from poisoncam_ray.method.clusters import assign, auto_k, kmeans
 from poisoncam_ray.stage import Outcome, Run, Stage
 from poisoncam_ray.stages.compute import set_up
-from poisoncam_ray.stages.dataflow import RESTARTS, fill_parts, stream_slices
+from poisoncam_ray.stages.dataflow import fill_parts, stream_slices
 from poisoncam_ray.stages.embed import read_features
 from poisoncam_ray.stages.pool import PARTS_AT_ONCE, image_seed
+from poisoncam_ray.stages.ray_cluster import RESTARTS
 from poisoncam_ray.store import in_parallel
 
+# Parts that k-means reads at most, however large the corpus.
 PARTS_READ = 4096
 
 
@@ -49,28 +54,34 @@ class Cluster(Stage):
             )
         features = run.folder / artifact.FEATURES
         if not run.out.exists(artifact.CENTROIDS):
-            job = ray.remote(_train).options(
+            task = ray.remote(fit_centroids).options(
                 num_cpus=run.config.resources.cpus_per_actor, num_gpus=0, max_retries=RESTARTS
             )
-            sizes = job.remote(
+            fitted = task.remote(
                 features, run.out, chosen, k, settings.iterations, run.config.seed, run.config.resources
             )
-            ray.get(sizes)
-        work = partial(_assign_slice, features=features, out=run.out, seed=run.config.seed)
+            ray.get(fitted)
+        work = partial(assign_slice, features=features, out=run.out, seed=run.config.seed)
         done = fill_parts(run, lambda todo: stream_slices(run, todo, work))
         said = facts.Clustered(len(read_centroids(run.out)), done.reused)
         return Outcome(said, Ledger(sum(rows), done.rows))
 
 
 def read_centroids(folder: Folder) -> torch.Tensor:
-    """c_KD, float32."""
+    """The centroids c_KD, float32."""
     return folder.read_tensors(artifact.CENTROIDS)["centroids_KD"]
 
 
 def sample_parts(rows: list[int], most: int, seed: int) -> list[tuple[str, int]]:
-    """Which parts to train on and how many rows of each: an equal share of every part, `most` rows in all.
+    """Choose the rows that k-means is fitted to: the same share of every part.
 
-    Of a corpus with more than PARTS_READ parts, so many are drawn: k-means must not read it all.
+    Args:
+        rows: rows of each part.
+        most: rows of the sample, at most; every part that is read gives at least one.
+        seed: draws PARTS_READ of the parts, where there are more.
+
+    Returns:
+        Names of the parts, and how many rows to take of each.
     """
     filled = [i for i, n in enumerate(rows) if n]
     if len(filled) > PARTS_READ:
@@ -80,7 +91,7 @@ def sample_parts(rows: list[int], most: int, seed: int) -> list[tuple[str, int]]
     return [(part_name(i), int(rows[i] * share) or 1) for i in filled]
 
 
-def _train(
+def fit_centroids(
     features: Folder,
     out: Folder,
     parts: list[tuple[str, int]],
@@ -89,26 +100,27 @@ def _train(
     seed: int,
     resources: Resources,
 ) -> None:
+    """The task on a worker: k-means on the sample `parts`, and its centroids written to `out`."""
     set_up(resources, processes=1)
     c_KD = kmeans(read_sample(features, parts, seed), k, iterations, seed)
     out.write_tensors(artifact.CENTROIDS, {"centroids_KD": c_KD})
 
 
 def read_sample(features: Folder, parts: list[tuple[str, int]], seed: int) -> torch.Tensor:
-    """f_ND: of each part so many rows, drawn by seed; `parts` as `sample_parts` gives them."""
+    """f_ND of a sample that `sample_parts` has chosen; the seed draws the rows within each part."""
     generator = torch.Generator().manual_seed(seed)
     sample = []
     for first in range(0, len(parts), PARTS_AT_ONCE):
         some = parts[first : first + PARTS_AT_ONCE]
-        for (_, n), (_, f_ND) in zip(
-            some, in_parallel(lambda part: read_features(features, part[0]), some), strict=True
-        ):
+        tables = in_parallel(lambda part: read_features(features, part[0]), some)
+        for (_, n), (_, f_ND) in zip(some, tables, strict=True):
             sample.append(f_ND[torch.randperm(len(f_ND), generator=generator)[:n].sort().values])
     return torch.cat(sample)
 
 
-def _assign_slice(piece: Slice, features: Folder, out: Folder, seed: int) -> dict[str, Any]:
-    ids, f_ND = read_features(features, part_name(piece.index))
+def assign_slice(slice_: Slice, features: Folder, out: Folder, seed: int) -> dict[str, Any]:
+    """The task on a slice: the nearest centroid of each image, written as the slice's part."""
+    ids, f_ND = read_features(features, part_name(slice_.index))
     y_N, distance_N = assign(f_ND, read_centroids(out))
     columns = {
         "image_id": ids,
@@ -116,6 +128,6 @@ def _assign_slice(piece: Slice, features: Folder, out: Folder, seed: int) -> dic
         "distance": distance_N.numpy(),
         "draw": [image_seed(seed, image_id) for image_id in ids],
     }
-    out.write_table(part_name(piece.index), pa.table(columns, schema=artifact.CLUSTER_SCHEMA))
+    out.write_table(part_name(slice_.index), pa.table(columns, schema=artifact.CLUSTER_SCHEMA))
     metrics.count("rows", len(ids), stage=Cluster.title)
-    return {"index": piece.index}
+    return {"index": slice_.index}

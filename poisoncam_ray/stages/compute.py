@@ -1,4 +1,4 @@
-"""Torch in a worker process: which device, how many threads, what becomes of freed memory."""
+"""Torch in a worker process: its device, its threads, and what happens to freed memory."""
 
 from __future__ import annotations
 
@@ -10,36 +10,42 @@ import torch
 from poisoncam_ray.config import Resources
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-"""Of glibc's malloc.h."""
-KEPT = 2**30
-"""Bytes of free memory from which on a process hands some back to the system."""
+"""Options of mallopt, from glibc's malloc.h."""
+FREED_MEMORY_KEPT = 2**30
+"""In bytes: a process that holds more freed memory returns some to the system."""
 
 
 def device() -> torch.device:
-    """Asked of torch, never of Ray, which also schedules GPUs that are not there."""
+    """The device of this process, as torch sees it: Ray's own count may include GPUs that do not exist."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def set_up(resources: Resources, processes: int | None = None) -> None:
-    """Make this process a worker, one of `processes` on its machine (of all actors, when not known)."""
+    """Set the threads and the allocator of a worker process.
+
+    Args:
+        resources: the configured resources.
+        processes: the number of worker processes on this machine; None: the number of actors.
+    """
     set_threads(resources, processes)
     keep_freed_memory()
 
 
 def set_threads(resources: Resources, processes: int | None) -> None:
-    """Ray gives workers one OpenMP thread; share the machine's cores among the processes that work on it. Not
-    by how many nodes live: more threads add floats in another order."""
+    """Share the machine's cores among its worker processes. Ray's default is one OpenMP thread a worker.
+
+    The number does not follow the number of live nodes: sums of floats differ with the number of threads.
+    """
     share = len(os.sched_getaffinity(0)) // (processes or resources.actors)
     torch.set_num_threads(resources.threads_per_actor or max(1, share))
 
 
 def keep_freed_memory() -> None:
-    """Let malloc hand what torch frees to torch's next buffer.
+    """Let malloc reuse the memory that torch frees.
 
-    As it comes, it gives large buffers back to Linux at once, which then clears every page of the next one:
-    a third of the CPU time of a search (jobs/benchmark.py: 1.5 times the rate). Without effect where there is
-    no glibc.
+    By default malloc returns large buffers to Linux at once, and Linux clears every page of the next one.
+    Does nothing where there is no glibc.
     """
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
         mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, KEPT)
+        mallopt(M_TRIM_THRESHOLD, FREED_MEMORY_KEPT)

@@ -1,4 +1,7 @@
-"""Embed: the L2-normalised backbone feature of every indexed image."""
+"""Embed: the L2-normalised backbone feature of every indexed image.
+
+N images   B images of a batch   D feature dimensions   C channels   H = W image side
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,8 @@ from poisoncam_ray.folder import Folder, Ledger, part_name
 from poisoncam_ray.method.encoder import Encoder, build_encoder
 from poisoncam_ray.stage import Outcome, Run, Stage
 from poisoncam_ray.stages.compute import device, set_up
-from poisoncam_ray.stages.dataflow import Pixels, fill_parts, stream_images
+from poisoncam_ray.stages.dataflow import fill_parts, stream_images
+from poisoncam_ray.stages.pixels import Pixels
 
 
 class Embed(Stage):
@@ -31,7 +35,7 @@ class Embed(Stage):
 
 
 class EmbedSlice:
-    """Holds the encoder in an actor and writes one part a slice."""
+    """The actor: holds the encoder, and writes the features of one slice at a time."""
 
     def __init__(self, config: Config, encoder: Folder, out: Folder) -> None:
         set_up(config.resources)
@@ -45,13 +49,13 @@ class EmbedSlice:
 
 
 def write_encoder(config: Config, encoder: Encoder, folder: Folder) -> None:
-    """The weights and what is needed to build the encoder again: what `load_encoder` reads."""
+    """Write the weights and the settings that build the encoder: what `load_encoder` reads."""
     folder.write_tensors(artifact.WEIGHTS, {key: t.cpu() for key, t in encoder.state_dict().items()})
     folder.write_json(artifact.ENCODER_CONFIG, config.encoder.model_dump() | {"dim": encoder.dim})
 
 
 def load_encoder(folder: Folder) -> Encoder:
-    """The committed encoder, at rest on this process's device."""
+    """The committed encoder in evaluation mode, on this process's device."""
     made = folder.read_json(artifact.ENCODER_CONFIG)
     encoder = build_encoder(made["backbone"], made["image_size"], made["patch_size"])
     encoder.load_state_dict(folder.read_tensors(artifact.WEIGHTS))
@@ -60,12 +64,22 @@ def load_encoder(folder: Folder) -> Encoder:
 
 @torch.inference_mode()
 def embed_images(encoder: Encoder, x_NCHW: Tensor, batch_size: int) -> Tensor:
-    """f_ND float32 on the CPU, unit length, of uint8 images."""
-    parts = [encoder.embed(x_BCHW.to(device()).float() / 255).cpu() for x_BCHW in x_NCHW.split(batch_size)]
-    return torch.cat(parts) if len(x_NCHW) else torch.empty(0, encoder.dim)
+    """Embed images in batches.
+
+    Args:
+        encoder: the encoder, on this process's device.
+        x_NCHW: uint8 images.
+        batch_size: images of a batch.
+
+    Returns:
+        f_ND, float32 on the CPU, of unit length.
+    """
+    f_BD = [encoder.embed(x_BCHW.to(device()).float() / 255).cpu() for x_BCHW in x_NCHW.split(batch_size)]
+    return torch.cat(f_BD) if len(x_NCHW) else torch.empty(0, encoder.dim)
 
 
 def feature_table(ids: list[str], f_ND: Tensor) -> pa.Table:
+    """A part of the artifact: image_id, feature (float16)."""
     values = pa.array(f_ND.numpy().astype(np.float16).reshape(-1))
     features = pa.FixedSizeListArray.from_arrays(values, f_ND.shape[1])
     return pa.table({"image_id": pa.array(ids, pa.string()), "feature": features})

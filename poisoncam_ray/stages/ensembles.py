@@ -1,7 +1,8 @@
-"""What Classify leaves and Judge uses: of each trigger family to be erased its models, its threshold, and
-pictures of its trigger.
+"""The ensembles that Classify trains and Judge uses: models, threshold and trigger pictures of each trigger
+family that is to be erased.
 
-N images   A families   M images that one flags   C channels   H = W image side   h, w a picture's sides
+N images   A families   M images flagged by one family   C channels   H = W image side
+h, w a picture's sides
 """
 
 from __future__ import annotations
@@ -22,18 +23,27 @@ from poisoncam_ray.stages.crops import from_png
 
 @dataclass(frozen=True)
 class Ensembles:
-    """The committed classifiers, ready to judge: of each family to be erased its models and its threshold,
-    a logit, and pictures of its trigger (t_Chw float, each of its own size)."""
+    """The committed classifiers.
+
+    Attributes:
+        families: the models and the threshold (a logit) of each family that is to be erased.
+        pictures: pictures of each family's trigger, t_Chw, floats in [0, 1], of any size.
+    """
 
     families: dict[int, tuple[list[nn.Module], float]]
     pictures: dict[int, list[Tensor]]
 
     def judge(self, x_NCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """(p_N, flagged_AN bool) on the CPU, of uint8 images: above 0.5 is poison, by at least one of the A
-        families, in the order of `families`.
+        """Score images.
 
-        Logits are read from the threshold, which may lie where a plain sigmoid no longer tells one image
-        from another. Without families p is 0.
+        Logits are measured from the threshold: it may lie where a sigmoid is saturated.
+
+        Args:
+            x_NCHW: uint8 images.
+
+        Returns:
+            p_N, the highest probability of poison over the families (0 without families), and flagged_AN, the
+            families with a probability above 0.5, in the order of `families`. Both on the CPU.
         """
         if not self.families:
             return torch.zeros(len(x_NCHW)), torch.zeros(0, len(x_NCHW), dtype=torch.bool)
@@ -45,46 +55,55 @@ class Ensembles:
         return p_AN.amax(dim=0), p_AN > 0.5
 
     def locate(self, x_NCHW: Tensor, flagged_AN: Tensor) -> tuple[Tensor, Tensor]:
-        """(family_N, box_N4) on the CPU: whose trigger is on each image, and where; 0 and all -1 for images
-        that none flags.
+        """Find the trigger on each flagged image.
 
-        Of families that flag the same image it is the one whose pictures look most like a place of it: where
-        several triggers of one kind lie in a corpus an ensemble takes others' for its own, by logits that
+        When several families flag an image, the one whose pictures correlate best with a place in it is
+        chosen: an ensemble may also flag similar triggers of other families, and the logits of two ensembles
         cannot be compared.
+
+        Args:
+            x_NCHW: uint8 images.
+            flagged_AN: which families flag each image, from `judge`.
+
+        Returns:
+            family_N and box_N4, the trigger's family and place in each image; 0 and -1 where no family flags
+            the image. Both on the CPU.
         """
         family_N = torch.zeros(len(x_NCHW), dtype=torch.int64)
         box_N4 = torch.full((len(x_NCHW), 4), -1, dtype=torch.int64)
-        most_N = torch.full((len(x_NCHW),), -torch.inf)
+        best_N = torch.full((len(x_NCHW),), -torch.inf)
         for family, flagged_N in zip(self.families, flagged_AN, strict=True):
             i_M = flagged_N.nonzero()[:, 0]
             if len(i_M):
                 pictures = [t_Chw.to(device()) for t_Chw in self.pictures[family]]
                 found = locate(x_NCHW[i_M].to(device()).float() / 255, pictures)
-                box_M4, like_M = (part.cpu() for part in found)
-                better_M = like_M > most_N[i_M]
+                box_M4, ncc_M = (tensor.cpu() for tensor in found)
+                better_M = ncc_M > best_N[i_M]
                 i_M = i_M[better_M]
-                family_N[i_M], box_N4[i_M], most_N[i_M] = family, box_M4[better_M], like_M[better_M]
+                family_N[i_M], box_N4[i_M], best_N[i_M] = family, box_M4[better_M], ncc_M[better_M]
         return family_N, box_N4
 
 
-def load_models(config: Config, out: Folder, family: int) -> list[nn.Module]:
+def load_models(config: Config, classifier: Folder, family: int) -> list[nn.Module]:
+    """The committed models of one family in evaluation mode, on this process's device."""
     models: list[nn.Module] = []
     for i in range(config.classify.models):
         model = PoisonClassifier(config.encoder.image_size)
-        model.load_state_dict(out.read_tensors(artifact.model_name(family, i)))
+        model.load_state_dict(classifier.read_tensors(artifact.model_name(family, i)))
         models.append(model.to(device()).eval())
     return models
 
 
-def load_ensembles(config: Config, out: Folder) -> Ensembles:
-    chosen = out.read_json(artifact.VALIDATION)["families"]
-    models = {
-        int(family): (load_models(config, out, int(family)), facts["threshold_logit"])
-        for family, facts in chosen.items()
-        if facts["erased"]
+def load_ensembles(config: Config, classifier: Folder) -> Ensembles:
+    """The ensembles of the families that are to be erased, from the artifact of Classify."""
+    validation = classifier.read_json(artifact.VALIDATION)["families"]
+    families = {
+        int(family): (load_models(config, classifier, int(family)), figures["threshold_logit"])
+        for family, figures in validation.items()
+        if figures["erased"]
     }
-    shown: dict[int, list[Tensor]] = {family: [] for family in models}
-    for row in out.read_table(artifact.WHOLE_TRIGGERS).to_pylist() if models else ():
-        if row["family"] in shown:
-            shown[row["family"]].append(from_png(row["picture"]))
-    return Ensembles(models, shown)
+    pictures: dict[int, list[Tensor]] = {family: [] for family in families}
+    for row in classifier.read_table(artifact.WHOLE_TRIGGERS).to_pylist() if families else ():
+        if row["family"] in pictures:
+            pictures[row["family"]].append(from_png(row["picture"]))
+    return Ensembles(families, pictures)

@@ -1,4 +1,4 @@
-"""Index: give every row an id, prove that it decodes, count what does not. The ledger starts here."""
+"""Index: list every row of the corpus, with an id and a digest if its image decodes, as dead otherwise."""
 
 from __future__ import annotations
 
@@ -20,12 +20,14 @@ from poisoncam_ray.errors import UserError
 from poisoncam_ray.folder import STARTED, Folder, Ledger, part_name
 from poisoncam_ray.stage import Outcome, Run, Stage
 from poisoncam_ray.stages.check import find_problems, refuse_problems
-from poisoncam_ray.stages.dataflow import decode_indexed, missing, stream_slices
+from poisoncam_ray.stages.dataflow import missing, stream_slices
+from poisoncam_ray.stages.pixels import decode_indexed
 from poisoncam_ray.store import in_parallel
 
-# So many rows must be seen before a share of them says something about the corpus.
 ENOUGH = 1000
+"""So many rows must be read before the share of dead ones stops the run."""
 KINDS_SHOWN = 3
+"""Kinds of errors that the message names."""
 
 
 class Index(Stage):
@@ -53,7 +55,7 @@ class Index(Stage):
             alive_S[row["index"]] = row["alive"]
             alive, died = alive + row["alive"], died + row["dead"]
             refuse_mostly_dead(alive, died, limit, dead_folder)
-        rows = sum(piece.stop - piece.start for piece in slices)
+        rows = sum(slice_.stop - slice_.start for slice_ in slices)
         if alive == 0:
             raise UserError(
                 f"None of the {rows} rows of {run.corpus.uri} holds an image that decodes: "
@@ -61,7 +63,7 @@ class Index(Stage):
             )
         refuse_mostly_dead(alive, died, limit, dead_folder, enough=1)
         run.out.write_table(artifact.SLICES, slice_table(slices, alive_S.tolist()))
-        skipped = len({piece.source for piece in slices if piece.error is not None})
+        skipped = len({slice_.source for slice_ in slices if slice_.error is not None})
         said = facts.Indexed(alive, died, len(slices), len(slices) - len(todo), skipped)
         return Outcome(said, Ledger(rows, alive, dead=died))
 
@@ -77,7 +79,12 @@ class Index(Stage):
 
 
 def refuse_other_cut(index: Folder, slices: list[Slice]) -> None:
-    """UserError when the artifact was begun with other slices: its parts would be those of other rows."""
+    """Raise UserError if the artifact was begun with other slices: its parts belong to other rows.
+
+    Args:
+        index: the artifact.
+        slices: the slices as they are cut now.
+    """
     if index.exists(artifact.SLICES) and not same_cut(index.read_table(artifact.SLICES), slice_table(slices)):
         raise UserError(
             f"A file of the corpus became readable or unreadable since {index.uri} was begun, and its rows "
@@ -88,22 +95,40 @@ def refuse_other_cut(index: Folder, slices: list[Slice]) -> None:
 def committed_rows(
     slices: list[Slice], todo: list[Slice], out: Folder, dead: Folder
 ) -> tuple[NDArray[np.int64], int]:
-    """alive_S, the indexed rows of each slice (0 for those in `todo`), and the dead rows of all."""
+    """Count the rows of the slices whose parts are committed.
+
+    Args:
+        slices: all slices; S of them.
+        todo: the slices without a part.
+        out: the artifact.
+        dead: the folder of the dead rows.
+
+    Returns:
+        alive_S, the indexed rows of each slice (0 for those in `todo`), and the number of dead rows.
+    """
     alive_S = np.zeros(len(slices), np.int64)
-    done = sorted({piece.index for piece in slices} - {piece.index for piece in todo})
+    done = sorted({slice_.index for slice_ in slices} - {slice_.index for slice_ in todo})
     names = [part_name(i) for i in done]
     alive_S[done] = in_parallel(out.rows, names)
-    # A dead part is written only where rows died, before the slice's own part commits it.
+    # The dead rows of a slice are written first; its own part, written after them, commits both.
     return alive_S, sum(in_parallel(dead.rows, sorted(set(dead.parts()) & set(names))))
 
 
 def refuse_mostly_dead(alive: int, died: int, limit: float, dead: Folder, enough: int = ENOUGH) -> None:
-    """UserError when more than the share `limit` of at least `enough` rows is dead."""
+    """Raise UserError if too many rows are dead.
+
+    Args:
+        alive: rows indexed so far.
+        died: dead rows so far.
+        limit: the share of dead rows that is allowed, 0 … 1.
+        dead: the folder of the dead rows.
+        enough: with fewer rows than this nothing is refused.
+    """
     seen = alive + died
     if seen < enough or died <= limit * seen:
         return
     errors = in_parallel(lambda name: dead.read_table(name, ["error"])["error"].to_pylist(), dead.parts())
-    kinds = Counter(kind for part in errors for kind in part).most_common(KINDS_SHOWN)
+    kinds = Counter(kind for kinds in errors for kind in kinds).most_common(KINDS_SHOWN)
     said = ", ".join(f"{n:,} {kind}" for kind, n in kinds)
     raise UserError(
         f"{died:,} of the {seen:,} rows read are broken ({said}; all are listed in {dead.uri}), more than "
@@ -111,30 +136,47 @@ def refuse_mostly_dead(alive: int, died: int, limit: float, dead: Folder, enough
     )
 
 
-def index_slice(piece: Slice, corpus: Corpus, config: Config, out: Folder, dead: Folder) -> dict[str, Any]:
-    """Index one slice: rows that decode into its part, the others into the dead letter."""
+def index_slice(slice_: Slice, corpus: Corpus, config: Config, out: Folder, dead: Folder) -> dict[str, Any]:
+    """Index one slice. Its part holds the rows that decode and commits the slice; the other rows are dead.
+
+    Args:
+        slice_: the slice.
+        corpus: the corpus.
+        config: the configuration, with the limits of an image.
+        out: the folder for the part.
+        dead: the folder for the dead rows of the slice.
+
+    Returns:
+        The slice's `index`, and how many of its rows are `alive` and `dead`.
+    """
     alive_rows: list[dict[str, Any]] = []
     dead_rows: list[dict[str, Any]] = []
-    for row in corpus.read(piece, whole=True):
-        place: dict[str, Any] = {"image_id": row.image_id, "source": piece.source, "row": row.row}
+    for row in corpus.read(slice_, whole=True):
+        place: dict[str, Any] = {"image_id": row.image_id, "source": slice_.source, "row": row.row}
         try:
             alive_rows.append(place | examine(row, config))
         except DecodeError as error:
             dead_rows.append(place | {"stage": Index.title, "error": error.kind, "message": str(error)})
     if dead_rows:
-        dead.write_table(part_name(piece.index), pa.Table.from_pylist(dead_rows, schema=artifact.DEAD_SCHEMA))
+        dead.write_table(
+            part_name(slice_.index), pa.Table.from_pylist(dead_rows, schema=artifact.DEAD_SCHEMA)
+        )
     else:
         # An earlier try that did not end may have left one.
-        dead.delete(part_name(piece.index))
-    out.write_table(part_name(piece.index), pa.Table.from_pylist(alive_rows, schema=artifact.INDEX_SCHEMA))
+        dead.delete(part_name(slice_.index))
+    out.write_table(part_name(slice_.index), pa.Table.from_pylist(alive_rows, schema=artifact.INDEX_SCHEMA))
     metrics.count("rows", len(alive_rows), stage=Index.title)
     for kind, n in Counter(row["error"] for row in dead_rows).items():
         metrics.count("dead", n, stage=Index.title, kind=kind)
-    return {"index": piece.index, "alive": len(alive_rows), "dead": len(dead_rows)}
+    return {"index": slice_.index, "alive": len(alive_rows), "dead": len(dead_rows)}
 
 
 def examine(row: Row, config: Config) -> dict[str, Any]:
-    """What the index says of the image's bytes. Raises DecodeError for a row that gives no image."""
+    """The digest, size and length that the index holds of a row.
+
+    Raises:
+        DecodeError: the row has no image that decodes.
+    """
     if row.error:
         raise DecodeError(*row.error)
     data = row.data or b""

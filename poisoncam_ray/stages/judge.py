@@ -1,5 +1,8 @@
-"""Judge: the score of every indexed image by the ensembles, one for each trigger family, and where the
-trigger is on the images to be removed."""
+"""Judge: score every indexed image with the ensembles, one for each trigger family, and locate the trigger on
+the images that are to be removed.
+
+N images   A families   C channels   H = W image side   box_N4 integer [x0, y0, x1, y1)
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,9 @@ from poisoncam_ray.folder import Folder, Ledger, part_name
 from poisoncam_ray.method.geometry import unmap_box
 from poisoncam_ray.stage import Outcome, Run, Stage
 from poisoncam_ray.stages.compute import set_up
-from poisoncam_ray.stages.dataflow import Pixels, fill_parts, stream_images
+from poisoncam_ray.stages.dataflow import fill_parts, stream_images
 from poisoncam_ray.stages.ensembles import load_ensembles
+from poisoncam_ray.stages.pixels import Pixels
 from poisoncam_ray.store import in_parallel
 
 
@@ -41,7 +45,7 @@ def _count_flagged(out: Folder, name: str) -> int:
 
 
 class JudgeSlice:
-    """Holds the ensembles in an actor and writes one part a slice."""
+    """The actor: holds the ensembles, and writes the scores of one slice at a time."""
 
     def __init__(self, config: Config, index: Folder, classifier: Folder, out: Folder) -> None:
         set_up(config.resources)
@@ -51,8 +55,8 @@ class JudgeSlice:
     def __call__(self, index: int, ids: list[str], x_NCHW: Pixels) -> dict[str, int]:
         p_N, flagged_AN = self.ensembles.judge(torch.from_numpy(x_NCHW))
         family_N, box_N4 = self.ensembles.locate(torch.from_numpy(x_NCHW), flagged_AN)
-        stored = self.index.read_table(part_name(index), ["width", "height"])
-        width_N, height_N = (torch.tensor(stored[name].to_pylist()) for name in stored.column_names)
+        sizes = self.index.read_table(part_name(index), ["width", "height"])
+        width_N, height_N = (torch.tensor(sizes[name].to_pylist()) for name in sizes.column_names)
         stored_N4 = unmap_box(box_N4, width_N, height_N, self.side).numpy()
         kept_N = (family_N == 0).numpy()
         columns = {

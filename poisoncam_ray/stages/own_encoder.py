@@ -1,4 +1,4 @@
-"""Bring your own encoder: a checkpoint of the user's own pretraining takes the place of stage 1."""
+"""A user's own encoder: a checkpoint that is used instead of pretraining."""
 
 from __future__ import annotations
 
@@ -21,10 +21,15 @@ from poisoncam_ray.stages.embed import write_encoder
 from poisoncam_ray.store import connect
 
 MAX_BYTES = 8 * 2**30
+"""Of a checkpoint."""
 
 
 def check_encoder(config: Config) -> None:
-    """UserError when the backbone cannot be built, or the checkpoint cannot be taken over."""
+    """Check the encoder's settings, and read the checkpoint if there is one.
+
+    Raises:
+        UserError: the backbone cannot be built, or the checkpoint cannot be used.
+    """
     if config.encoder.checkpoint:
         own_encoder(config.encoder.checkpoint, config)
         return
@@ -36,18 +41,34 @@ def check_encoder(config: Config) -> None:
 
 
 def checkpoint_sha256(uri: str) -> str:
-    """Of its bytes, in hex: another file at the same address is another encoder. UserError when it cannot be
-    read."""
+    """The digest of the checkpoint's bytes, in hex.
+
+    Raises:
+        UserError: the checkpoint cannot be read.
+    """
     return hashlib.sha256(_read(uri)).hexdigest()
 
 
 def import_encoder(uri: str, config: Config, out: Folder) -> None:
-    """Read the checkpoint into the encoder's artifact."""
+    """Write the checkpoint's encoder as the artifact of Pretrain.
+
+    Args:
+        uri: the checkpoint.
+        config: the configuration, whose backbone the checkpoint must fit.
+        out: the artifact's folder. Nothing is written when the checkpoint is refused.
+
+    Raises:
+        UserError: the checkpoint is missing, unsafe, or does not fit the backbone.
+    """
     write_encoder(config, own_encoder(uri, config), out)
 
 
 def own_encoder(uri: str, config: Config) -> Encoder:
-    """UserError when the checkpoint is missing, unsafe, or does not fit the backbone."""
+    """The configured backbone with the weights of the checkpoint.
+
+    Raises:
+        UserError: the checkpoint is missing, unsafe, or does not fit the backbone.
+    """
     made, state = config.encoder, read_checkpoint(uri)
     try:
         encoder = build_encoder(made.backbone, made.image_size, made.patch_size)
@@ -58,9 +79,11 @@ def own_encoder(uri: str, config: Config) -> Encoder:
 
 
 def read_checkpoint(uri: str) -> dict[str, Tensor]:
-    """The state dict of a safetensors file, or of a torch file that holds tensors only (weights_only).
+    """Read a state dict from a safetensors file, or from a torch file that holds only tensors.
 
-    UserError: it cannot be read, is larger than MAX_BYTES, packed, or holds anything else.
+    Raises:
+        UserError: the file cannot be read, exceeds MAX_BYTES, is compressed, or holds anything else.
+        StoreAwayError: the store does not answer.
     """
     data = _read(uri)
     if not uri.endswith(".safetensors"):
@@ -103,8 +126,8 @@ def _read(uri: str) -> bytes:
 
 
 def _refuse_packed(uri: str, data: bytes) -> None:
-    """torch.save stores, never compresses: a file that would unpack to more than itself is a bomb."""
-    # What torch takes for an archive; anything else it reads as a bare pickle, of tensors only.
+    """Raise UserError for a compressed archive, which may unpack to any size. torch.save never compresses."""
+    # Without this signature torch reads the file as a bare pickle of tensors, which is not compressed.
     if not data.startswith(b"PK\x03\x04"):
         return
     try:
@@ -120,7 +143,7 @@ def _refuse_packed(uri: str, data: bytes) -> None:
 
 
 def _is_weight(name: Any, value: Any) -> bool:
-    """Sparse and meta tensors can claim any shape without holding a byte."""
+    """Whether it is a named, dense tensor: a sparse or meta tensor can have any shape and hold no data."""
     return (
         isinstance(name, str)
         and isinstance(value, Tensor)

@@ -1,5 +1,5 @@
-"""What Search and Classify draw from: a bounded part of every cluster, in a random order that depends on the
-seed and the ids alone.
+"""The images that Search and Classify draw from: a bounded number from every cluster, in a random order that
+depends only on the seed and the image ids.
 
 P images of the pool   K clusters
 """
@@ -18,15 +18,23 @@ from torch import Tensor
 from poisoncam_ray.folder import Folder
 from poisoncam_ray.store import in_parallel
 
+# Parts that are read at once.
 PARTS_AT_ONCE = 64
-# Sorting so many rows at once costs less than sorting part by part.
+# Rows that are sorted at once: cheaper than to sort part by part.
 ROWS_AT_ONCE = 2**18
 
 
 @dataclass(frozen=True)
 class Pool:
-    """What the search draws from: of each cluster the first images in a seeded random order (P in all), and
-    the flip-test images (F) and their clusters, the nearest of their centroids, spread over clusters."""
+    """The images that the search draws from.
+
+    Attributes:
+        ids: P image ids, the first of each cluster in a seeded random order.
+        y_P: their clusters.
+        flip_ids: F ids of the flip-test images, the nearest to their centroids, from all clusters in turn.
+        flip_y_F: their clusters.
+        n_clusters: K.
+    """
 
     ids: pa.ChunkedArray
     y_P: Tensor
@@ -36,7 +44,7 @@ class Pool:
 
 
 def image_seed(seed: int, image_id: str) -> int:
-    """A 63-bit number of (seed, image): random places that no batching and no order of work can change."""
+    """A 63-bit random number that depends only on the seed and the image id, not on the order of work."""
     digest = hashlib.blake2b(f"{seed}:{image_id}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
@@ -49,28 +57,36 @@ def assignments(clusters: Folder) -> Iterator[pa.Table]:
 
 
 def gather_pool(clusters: Folder, per_cluster: int, n_flip: int, n_clusters: int) -> Pool:
-    """One pass over the assignments; in memory are at most twice `per_cluster` + n_flip / K rows of each
-    cluster, and the rows at hand."""
+    """Choose the images of the search in one pass over the assignments.
+
+    Memory holds at most 2 · (per_cluster + n_flip / K) rows of each cluster, and the rows just read.
+
+    Args:
+        clusters: the artifact of Cluster.
+        per_cluster: images of each cluster, at most.
+        n_flip: flip-test images, at most.
+        n_clusters: K.
+    """
     near = -(-n_flip // n_clusters)
-    kept: list[pa.Table] = []
+    unmerged: list[pa.Table] = []
     drawn = nearest = None
-    fresh = 0
+    n_unmerged = 0
 
     def merge() -> tuple[pa.Table, pa.Table]:
-        everything = pa.concat_tables([t for t in (drawn, *kept) if t is not None])
-        close = pa.concat_tables([t for t in (nearest, *kept) if t is not None])
+        everything = pa.concat_tables([t for t in (drawn, *unmerged) if t is not None])
+        close = pa.concat_tables([t for t in (nearest, *unmerged) if t is not None])
         return lowest_of_each(everything, "draw", per_cluster), lowest_of_each(close, "distance", near)
 
     for table in assignments(clusters):
-        kept.append(table)
-        fresh += len(table)
-        if fresh >= max(ROWS_AT_ONCE, 0 if drawn is None else len(drawn)):
+        unmerged.append(table)
+        n_unmerged += len(table)
+        if n_unmerged >= max(ROWS_AT_ONCE, 0 if drawn is None else len(drawn)):
             drawn, nearest = merge()
-            kept, fresh = [], 0
-    if kept or drawn is None:
+            unmerged, n_unmerged = [], 0
+    if unmerged or drawn is None:
         drawn, nearest = merge()
     assert drawn is not None and nearest is not None
-    # The nearest of every cluster first, then the second nearest …: clusters take turns.
+    # The nearest image of every cluster comes first, then the second nearest of every cluster, and so on.
     turns = np.argsort(_place_in_cluster(nearest), kind="stable")[:n_flip]
     y_P = torch.from_numpy(drawn["cluster"].to_numpy().astype(np.int64))
     flip = nearest.take(pa.array(turns))
@@ -79,12 +95,13 @@ def gather_pool(clusters: Folder, per_cluster: int, n_flip: int, n_clusters: int
 
 
 def lowest_of_each(table: pa.Table, key: str, most: int) -> pa.Table:
-    """Of every cluster the `most` rows of lowest `key` (ties by id), ordered by cluster, key and id."""
+    """The `most` rows of lowest `key` of every cluster (ties by id), sorted by cluster, key and id."""
     order = [("cluster", "ascending"), (key, "ascending"), ("image_id", "ascending")]
     ranked = table.sort_by(order)
     return ranked.filter(pa.array(_place_in_cluster(ranked) < most))
 
 
 def _place_in_cluster(ranked: pa.Table) -> np.ndarray:
+    """The number of rows of the same cluster before each row."""
     y_N = ranked["cluster"].to_numpy()
     return np.arange(len(y_N)) - np.searchsorted(y_N, y_N)

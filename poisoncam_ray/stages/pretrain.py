@@ -1,8 +1,10 @@
-"""Pretrain: the threat model, MoCo-v3, SimCLR or BYOL on the suspicious corpus itself, on Ray Train.
+"""Pretrain: train the threat model (MoCo-v3, SimCLR or BYOL) on the suspicious corpus, with Ray Train.
 
-Every random draw is a pure function of (seed, step, rank), so a checkpoint holds tensors and a step number
-and the resumed training is the undisturbed one. Checkpoints are ours (safetensors and JSON): nothing that
-comes from storage is unpickled.
+Every random draw depends only on (seed, step, rank). So a checkpoint needs no state but tensors and the step,
+and a resumed training equals one that was not interrupted. Checkpoints are safetensors and JSON: nothing that
+is read from storage is unpickled.
+
+B images of a batch, of one rank   C channels   H = W image side
 """
 
 from __future__ import annotations
@@ -35,12 +37,13 @@ from poisoncam_ray.method.encoder import Encoder, build_encoder
 from poisoncam_ray.method.ssl import OBJECTIVES, Objective, gather_rows, learning_rate_at, momentum_at
 from poisoncam_ray.stage import Outcome, Run, Stage
 from poisoncam_ray.stages.compute import set_up
-from poisoncam_ray.stages.dataflow import hush
 from poisoncam_ray.stages.embed import write_encoder
 from poisoncam_ray.stages.own_encoder import check_encoder, checkpoint_sha256, import_encoder
+from poisoncam_ray.stages.ray_cluster import hush
 from poisoncam_ray.stages.training_data import Epochs, drawn_by
 
 STATE = "state.json"
+OPTIMIZER = "optimizer.safetensors"
 WATCH_EVERY_S = 3
 
 
@@ -53,7 +56,7 @@ class Pretrain(Stage):
 
     def check(self, config: Config, rows: int | None) -> None:
         if rows is None:
-            # A checkpoint is read for that, whole: once is enough.
+            # Reads the whole checkpoint: only at the start, not again when the rows are known.
             check_encoder(config)
         elif rows < config.pretrain.batch_size and not config.encoder.checkpoint:
             raise UserError(
@@ -72,7 +75,7 @@ class Pretrain(Stage):
             return Outcome(facts.Pretrained(encoder.backbone, checkpoint=encoder.checkpoint))
         job = Job(run.config, run.corpus, run.folder / artifact.INDEX, run.out, run.slice_rows())
         resumed = latest_checkpoint(run.out)
-        # The history is written after the encoder, so it says that training is over.
+        # The history is written last, after the encoder.
         if not run.out.exists(artifact.HISTORY):
             _fit(job, run)
         last = run.out.read_json(artifact.HISTORY)[-1]
@@ -89,7 +92,13 @@ class Pretrain(Stage):
 
 @dataclass(frozen=True)
 class Job:
-    """All that a training worker needs; small, so that it travels."""
+    """What a training worker needs. Small, since it is sent to every worker.
+
+    Attributes:
+        index: the artifact of Index.
+        out: the artifact of Pretrain.
+        slice_rows: indexed rows of each slice.
+    """
 
     config: Config
     corpus: Corpus
@@ -99,11 +108,13 @@ class Job:
 
     @property
     def epochs(self) -> Epochs:
+        """The order of the training's batches."""
         p = self.config.pretrain
         return Epochs(self.slice_rows, p.epochs, p.batch_size, p.workers, self.config.seed, p.shuffle_rows)
 
 
 def _fit(job: Job, run: Run) -> None:
+    """Train on the cluster until the encoder and the history are written."""
     settings, resources = run.config.pretrain, run.config.resources
     gpu = resources.gpus_per_actor > 0
     name = f"poisoncam-train-{uuid.uuid4().hex[:8]}"
@@ -115,10 +126,10 @@ def _fit(job: Job, run: Run) -> None:
             use_gpu=gpu,
             resources_per_worker={"CPU": resources.cpus_per_actor, "GPU": 1 if gpu else 0},
         ),
-        # A finished run of the same name would train nothing; our own checkpoints carry the state.
+        # A new name each time: Ray Train would take up a finished run of the same name and train nothing.
         run_config=RunConfig(
             name=name,
-            # Ray Train's own notes: our checkpoints go to the run folder by our own door.
+            # For Ray Train's own files; our checkpoints go to the run folder.
             storage_path=tempfile.gettempdir(),
             failure_config=FailureConfig(max_failures=settings.max_failures),
         ),
@@ -131,7 +142,7 @@ def _fit(job: Job, run: Run) -> None:
         except BaseException as error:
             training.set_exception(error)
 
-    # In the main thread fit() would take over what Ctrl-C does, for good; a daemon never holds the exit up.
+    # Not in the main thread, where fit() replaces the handler of Ctrl-C. A daemon does not delay the exit.
     Thread(target=fit, daemon=True).start()
     try:
         _watch(run, training)
@@ -141,7 +152,7 @@ def _fit(job: Job, run: Run) -> None:
 
 
 def _watch(run: Run, training: Future[Any]) -> None:
-    """Ray's fit() says nothing until it ends; rank 0 leaves its progress in the run folder."""
+    """Show the progress that rank 0 writes into the run folder, until the training ends."""
     while not wait([training], timeout=WATCH_EVERY_S).done:
         if run.out.exists(artifact.TRAINING_PROGRESS):
             at = run.out.read_json(artifact.TRAINING_PROGRESS)
@@ -149,23 +160,27 @@ def _watch(run: Run, training: Future[Any]) -> None:
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    """One rank of the training. Rank 0 writes checkpoints, history and at last the encoder."""
+    """Train as one rank, on a Ray Train worker. Rank 0 writes checkpoints, then encoder, then history.
+
+    Args:
+        config: {"job": Job}.
+    """
     job: Job = config["job"]
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     settings, epochs = job.config.pretrain, job.epochs
     hush()
     set_up(job.config.resources, processes=max(1, context.get_local_world_size()))
-    # Late in training, denormal numbers slow a CPU down many times over.
+    # Late in training, denormal numbers make a CPU many times slower.
     torch.set_flush_denormal(True)
     device = ray.train.torch.get_device()
-    # Weights first, on every rank alike, before anything else draws from the global generator.
+    # Every rank draws the same initial weights: nothing else has used the global generator yet.
     torch.manual_seed(job.config.seed)
     made = job.config.encoder
     encoder = build_encoder(made.backbone, made.image_size, made.patch_size)
     objective = OBJECTIVES[settings.objective]
     model = objective(encoder, settings.hidden_dim, settings.out_dim, settings.temperature)
-    # A third less time a step on a CPU, and what tensor cores want.
+    # Faster on a CPU, and the layout of tensor cores.
     model = model.to(device).to(memory_format=torch.channels_last)
     optimizer = _optimizer(model, settings.weight_decay)
     step, history = restore(job.out, model, optimizer)
@@ -215,12 +230,20 @@ def train_worker(config: dict[str, Any]) -> None:
 def save(
     out: Folder, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, history: list[dict[str, Any]]
 ) -> None:
-    """One checkpoint; its state.json, written last, commits it. The one before goes when it is safe."""
+    """Write a checkpoint, and then delete the earlier ones. Its state.json, written last, commits it.
+
+    Args:
+        out: the artifact of Pretrain.
+        step: the number of steps done.
+        model: the model in training.
+        optimizer: its optimizer.
+        history: the means of the loss until now.
+    """
     folder = out / artifact.CHECKPOINTS / f"step-{step:08d}"
     folder.write_tensors(artifact.WEIGHTS, {key: t.detach().cpu() for key, t in model.state_dict().items()})
     moments = optimizer.state_dict()["state"]
     flat = {f"{i}.{name}": t.detach().cpu() for i, entry in moments.items() for name, t in entry.items()}
-    folder.write_tensors("optimizer.safetensors", flat)
+    folder.write_tensors(OPTIMIZER, flat)
     folder.write_json(STATE, {"step": step, "history": history})
     for name in (out / artifact.CHECKPOINTS).names():
         if name < f"step-{step:08d}":
@@ -228,7 +251,7 @@ def save(
 
 
 def latest_checkpoint(out: Folder) -> int | None:
-    """The step of the newest committed checkpoint."""
+    """The step of the newest committed checkpoint; None without one."""
     folder = out / artifact.CHECKPOINTS
     steps = [int(name.removeprefix("step-")) for name in folder.names() if (folder / name).exists(STATE)]
     return max(steps, default=None)
@@ -237,7 +260,16 @@ def latest_checkpoint(out: Folder) -> int | None:
 def restore(
     out: Folder, model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[int, list[dict[str, Any]]]:
-    """Load the newest checkpoint, if any: the step to go on at, and the history until then."""
+    """Load the newest checkpoint, if there is one.
+
+    Args:
+        out: the artifact of Pretrain.
+        model: gets the weights.
+        optimizer: gets the moments.
+
+    Returns:
+        The number of steps done, and the history until then.
+    """
     step = latest_checkpoint(out)
     if step is None:
         return 0, []
@@ -245,10 +277,10 @@ def restore(
     model.load_state_dict(folder.read_tensors(artifact.WEIGHTS))
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
-    for key, value in folder.read_tensors("optimizer.safetensors").items():
+    for key, value in folder.read_tensors(OPTIMIZER).items():
         index, _, name = key.partition(".")
         parameter = parameters[int(index)]
-        # The fused AdamW walks through memory: moments laid out otherwise would meet the wrong weights.
+        # The fused AdamW goes through memory in order: a moment needs the memory layout of its weight.
         moment = torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
         state.setdefault(int(index), {})[name] = moment
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
@@ -262,6 +294,7 @@ def _optimizer(model: Objective, weight_decay: float) -> torch.optim.AdamW:
 
 
 def _distributed(model: Objective, device: torch.device) -> nn.Module:
+    """The model wrapped for training on several ranks; the model itself on one rank."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return model
     if device.type == "cuda":

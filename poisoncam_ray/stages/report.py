@@ -1,5 +1,5 @@
-"""Report: one static page that shows what was found, why, and where every row went; and the removed images as
-a table."""
+"""Report: a static page that shows what was found, why, and where every row went; and the removed images as a
+table."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Search: Cluster Activation Masking and poison scores, round by round.
+"""Search: Cluster Activation Masking and poison scores, in rounds.
 
-Each round is committed on its own. The driver holds clusters, counters and a bounded pool of images a
-cluster, never all rows.
+Each round is committed on its own. The driver holds the clusters, counters and a bounded pool of images of
+each cluster, never all rows.
 
 N candidates   P images of the pool, also those picked   F flip-test images   C channels   H = W image side
 B masks   K clusters   D feature dimensions   box_N4 integer [x0, y0, x1, y1)
@@ -31,13 +31,14 @@ from poisoncam_ray.method.geometry import about_centres, crop
 from poisoncam_ray.method.masks import keep_only, make_masks
 from poisoncam_ray.method.score import occlusion_flips, poison_scores, supercluster_gain
 from poisoncam_ray.stage import Outcome, Run, Stage
-from poisoncam_ray.stages.actors import ActorGroup, spread
+from poisoncam_ray.stages.actors import ActorGroup, run_on
 from poisoncam_ray.stages.cluster import read_centroids
 from poisoncam_ray.stages.compute import device, set_up
 from poisoncam_ray.stages.crops import to_png
-from poisoncam_ray.stages.dataflow import RESTARTS, Pixels, fetch_images
 from poisoncam_ray.stages.embed import embed_images, load_encoder
+from poisoncam_ray.stages.pixels import Pixels, fetch_images
 from poisoncam_ray.stages.pool import Pool, gather_pool, image_seed
+from poisoncam_ray.stages.ray_cluster import RESTARTS
 
 
 class Search(Stage):
@@ -73,7 +74,7 @@ class Search(Stage):
         k, supercluster_K = len(c_KD), superclusters_of(run.out, c_KD, seed)
         if k < 2 and settings.score == "margin":
             raise UserError(
-                "search.score=margin needs two clusters, and all images look alike to this encoder: use "
+                "search.score=margin needs two clusters, and this encoder puts all images into one: use "
                 "search.score=distance."
             )
         most = settings.per_cluster * prune.most_rounds(k, rules)
@@ -110,8 +111,10 @@ class Search(Stage):
 
 
 def superclusters_of(out: Folder, c_KD: Tensor, seed: int) -> Tensor:
-    """supercluster_K, made once and stored: on another machine the last bit of a distance may differ, and the
-    rounds that are done have counted by these superclusters."""
+    """The supercluster of each cluster, supercluster_K: computed once, and read by a resumed search.
+
+    On another machine the last bit of a distance may differ, and committed rounds have used these.
+    """
     if not out.exists(artifact.SUPERCLUSTERS):
         out.write_json(artifact.SUPERCLUSTERS, superclusters(c_KD, seed).tolist())
     return torch.tensor(out.read_json(artifact.SUPERCLUSTERS))
@@ -124,7 +127,7 @@ def flip_test_table(pool: Pool) -> pa.Table:
 
 
 def start_scorers(run: Run, pool: Pool, supercluster_K: Tensor) -> ActorGroup:
-    """As many as the cluster may come to have room for; an autoscaler sees those that still wait."""
+    """Start `resources.actors` scorers. Those without a node wait, and an autoscaler sees their demand."""
     resources = run.config.resources
     actor: Any = ray.remote(Scorer).options(
         num_cpus=resources.cpus_per_actor, num_gpus=resources.gpus_per_actor, max_restarts=RESTARTS
@@ -139,16 +142,27 @@ def start_scorers(run: Run, pool: Pool, supercluster_K: Tensor) -> ActorGroup:
 def score_round(
     scorers: ActorGroup, run: Run, pool: Pool, picks: list[int], state: prune.SearchState
 ) -> pa.Table:
-    """The candidates of the round, by cluster and image id."""
+    """Find and score the candidates of one round.
+
+    Args:
+        scorers: the actors.
+        run: the run.
+        pool: the images that the search draws from.
+        picks: places in the pool of the images of this round.
+        state: the search before the round.
+
+    Returns:
+        The candidates (CANDIDATE_SCHEMA), sorted by cluster and image id.
+    """
     size = run.config.search.chunk
     ids = pool.ids.take(pa.array(picks)).to_pylist()
-    # Neighbours in the corpus share a row group: fetched together they are read once.
+    # Sorted by id: images of one row group come into one chunk, and the row group is read once.
     ordered = sorted(zip(ids, pool.y_P[picks].tolist(), strict=True))
     chunks = [ordered[i : i + size] for i in range(0, len(ordered), size)]
-    # As tables: Python's numbers would take ten times the room of `landed`.
+    # As tables: `landed` as Python numbers would need ten times the memory.
     found: list[pa.Table] = []
     done = state.scored
-    for rows in spread(scorers, chunks):
+    for rows in run_on(scorers, chunks):
         found.append(pa.Table.from_pylist(rows, schema=CANDIDATE_SCHEMA))
         done += len(rows)
         run.progress.update(
@@ -158,7 +172,7 @@ def score_round(
 
 
 class Scorer:
-    """An actor that finds and scores candidates; holds encoder, centroids and flip-test images."""
+    """The actor: holds encoder, centroids and flip-test images; finds and scores candidates."""
 
     def __init__(
         self,
@@ -182,9 +196,17 @@ class Scorer:
 
     @ray.method(max_task_retries=-1)
     def ready(self) -> None:
-        """Returns once the actor stands, also after it has been started again elsewhere."""
+        """Return when the actor is up, also after a restart on another node."""
 
     def work(self, chunk: list[tuple[str, int]]) -> list[dict[str, Any]]:
+        """Find the candidate trigger of each image and score it at every scale.
+
+        Args:
+            chunk: image ids, each with the cluster of its image.
+
+        Returns:
+            A row of CANDIDATE_SCHEMA for each image: the scale of its best score.
+        """
         ids = [image_id for image_id, _ in chunk]
         pixels = torch.from_numpy(fetch_images(self.corpus, self.config, ids))
         x_NCHW = pixels.to(self.device).float() / 255
@@ -211,7 +233,7 @@ class Scorer:
         ]
 
     def _score(self, x_NCHW: Tensor, own_N: Tensor, box_N4: Tensor, seeds_N: Tensor) -> dict[str, Tensor]:
-        """Columns of the candidates, a row a window."""
+        """Columns of CANDIDATE_SCHEMA, one row for each window."""
         settings, fill_NC = self.config.search, mean_colour(x_NCHW)
         changed_N, gain_N, landed_NF = poison_scores(
             self.encoder, crop(x_NCHW, box_N4), self.x_FCHW, self.y_F, own_N, self.c_KD, seeds_N,
@@ -230,7 +252,7 @@ class Scorer:
 
 
 def search_masks(config: Config) -> Tensor | None:
-    """m_BHW; None for Grad-CAM, which hides nothing."""
+    """The masks m_BHW of the configured strategy; None for Grad-CAM, which uses none."""
     settings = config.search
     if settings.strategy == "gradcam":
         return None
@@ -242,7 +264,19 @@ def search_masks(config: Config) -> Tensor | None:
 def find_windows(
     config: Config, encoder: Encoder, x_NCHW: Tensor, own_N: Tensor, c_KD: Tensor, m_BHW: Tensor | None
 ) -> Tensor:
-    """box_N4 of the candidate trigger of each image, by the configured strategy."""
+    """Find the candidate trigger of each image by the configured strategy.
+
+    Args:
+        config: the configuration.
+        encoder: the encoder.
+        x_NCHW: images, floats in [0, 1].
+        own_N: the cluster of each image.
+        c_KD: the centroids.
+        m_BHW: the masks, from `search_masks`.
+
+    Returns:
+        box_N4 in pixels of x_NCHW.
+    """
     settings, fill_NC = config.search, mean_colour(x_NCHW)
     if m_BHW is None or settings.strategy == "gradcam":
         box_N4 = gradcam_windows(encoder, x_NCHW, own_N, c_KD, config.window_px, settings.batch_size)

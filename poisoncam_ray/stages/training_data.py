@@ -1,7 +1,9 @@
-"""Training batches through Ray Data in an order that depends on (seed, epoch, rank) alone.
+"""Training batches through Ray Data, in an order that depends only on (seed, epoch, rank).
 
-Ray's own splitting gives each worker whatever is ready, so no two runs see the same batches. Here every
-worker streams its own slices, decoded by cluster tasks, and shuffles them itself.
+Ray Data's own split gives a worker whichever block is ready, so the batches differ from run to run. Here each
+worker chooses its slices, streams them through cluster tasks that decode them, and shuffles the images.
+
+N images   B images of a batch, of one rank   C channels   H = W image side
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from poisoncam_ray.corpus.slices import slices_of
 from poisoncam_ray.folder import Folder
 from poisoncam_ray.stages.dataflow import stream_pixels
 
-LOOK_AHEAD = 256
+# Slices that are made into objects at once.
+SLICES_AHEAD = 256
 
 
 def drawn_by(*numbers: int) -> torch.Generator:
@@ -34,8 +37,16 @@ def drawn_by(*numbers: int) -> torch.Generator:
 
 @dataclass(frozen=True)
 class Epochs:
-    """`slice_rows`: indexed rows of each slice; `batch_size`: of all workers together; rows left over at an
-    epoch's end are dropped, as in the reference."""
+    """The order of a training's batches. Rows left over at an epoch's end are dropped, as in the reference.
+
+    Attributes:
+        slice_rows: indexed rows of each slice.
+        epochs: the number of epochs.
+        batch_size: images of a batch, of all ranks together.
+        workers: the number of ranks.
+        seed: of the order.
+        shuffle_rows: rows that a rank shuffles together.
+    """
 
     slice_rows: list[int]
     epochs: int
@@ -46,16 +57,21 @@ class Epochs:
 
     @property
     def steps_per_epoch(self) -> int:
+        """Batches of an epoch."""
         return sum(self.slice_rows) // self.batch_size
 
     @property
     def total(self) -> int:
+        """Batches of the training."""
         return self.epochs * self.steps_per_epoch
 
     def plan(self, epoch: int, rank: int) -> list[int]:
-        """Slice indices that this rank reads in this epoch, in order; as many rows as its batches need.
+        """The slices that a rank reads in an epoch: as many as its batches need.
 
-        Ranks take turns along one permutation; a rank whose slices are short reads its first ones again.
+        Ranks take turns along one permutation. A rank whose slices have too few rows reads some again.
+
+        Returns:
+            Indices of the slices, in order.
         """
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.slice_rows)).tolist()
         filled = [i for i in order if self.slice_rows[i]]
@@ -70,32 +86,49 @@ class Epochs:
     def batches(
         self, corpus: Corpus, config: Config, index: Folder, rank: int, start: int
     ) -> Iterator[Tensor]:
-        """x_BCHW (uint8) of every step from `start` on, B = batch_size / workers."""
+        """Read a rank's batches.
+
+        Args:
+            corpus: the corpus.
+            config: the configuration.
+            index: the artifact of Index.
+            rank: the rank.
+            start: the first step, counted through all epochs.
+
+        Yields:
+            x_BCHW, uint8, of every step from `start` on; B = batch_size / workers.
+        """
         first = start // max(1, self.steps_per_epoch)
         table = index.read_table(artifact.SLICES)
         every = chain.from_iterable(self.plan(epoch, rank) for epoch in range(first, self.epochs))
-        # Slices become objects as they are due: of a large corpus all of them are half a gigabyte.
-        order = chain.from_iterable(slices_of(table.take(part)) for part in _runs(every))
+        # Slices become objects only when they are due: those of a large corpus would fill the memory.
+        order = chain.from_iterable(slices_of(table.take(some)) for some in _runs(every))
         pixels = stream_pixels(order, corpus, config, index)
         skip = start % max(1, self.steps_per_epoch)
         for epoch in range(first, self.epochs):
-            pieces = (torch.from_numpy(next(pixels)) for _ in self.plan(epoch, rank))
-            for step, x_BCHW in enumerate(self._shuffled(pieces, epoch, rank)):
+            images = (torch.from_numpy(next(pixels)) for _ in self.plan(epoch, rank))
+            for step, x_BCHW in enumerate(self._shuffled(images, epoch, rank)):
                 if epoch > first or step >= skip:
                     yield x_BCHW
 
-    def _shuffled(self, pieces: Iterator[Tensor], epoch: int, rank: int) -> Iterator[Tensor]:
-        """Batches from windows of `shuffle_rows` rows, each window in random order."""
+    def _shuffled(self, images: Iterator[Tensor], epoch: int, rank: int) -> Iterator[Tensor]:
+        """Batches of an epoch, from buffers of `shuffle_rows` rows, each in random order.
+
+        Args:
+            images: x_NCHW of each slice, in order.
+            epoch: the epoch.
+            rank: the rank.
+        """
         generator = drawn_by(self.seed, epoch, rank)
         size, left = self.batch_size // self.workers, self.steps_per_epoch
         held: list[Tensor] = []
-        for piece in pieces:
-            held.append(piece)
-            if sum(len(p) for p in held) >= max(size, self.shuffle_rows):
-                window_NCHW = _permuted(held, generator)
-                n = min(left, len(window_NCHW) // size)
-                yield from window_NCHW[: n * size].split(size)
-                held, left = [window_NCHW[n * size :]], left - n
+        for slice_NCHW in images:
+            held.append(slice_NCHW)
+            if sum(len(x_NCHW) for x_NCHW in held) >= max(size, self.shuffle_rows):
+                buffer_NCHW = _permuted(held, generator)
+                n = min(left, len(buffer_NCHW) // size)
+                yield from buffer_NCHW[: n * size].split(size)
+                held, left = [buffer_NCHW[n * size :]], left - n
         if left:
             yield from _permuted(held, generator)[: left * size].split(size)
 
@@ -106,5 +139,5 @@ def _permuted(held: list[Tensor], generator: torch.Generator) -> Tensor:
 
 
 def _runs(order: Iterator[int]) -> Iterator[list[int]]:
-    while run := list(islice(order, LOOK_AHEAD)):
+    while run := list(islice(order, SLICES_AHEAD)):
         yield run

@@ -32,10 +32,10 @@ from poisoncam_ray.defence import stages as defence
 from poisoncam_ray.runner import Runner
 from poisoncam_ray.progress import Progress
 from poisoncam_ray.settings import load_config
-from poisoncam_ray.stages.dataflow import connect
+from poisoncam_ray.stages.ray_cluster import start_ray
 
 runner = Runner(sys.argv[1], sys.argv[2], load_config(None, None, sys.argv[3:]), defence()[:3])
-connect()
+start_ray()
 runner.run(Progress())
 """
 # Images large enough that Embed takes longer than the notice.

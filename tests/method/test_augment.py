@@ -1,3 +1,5 @@
+"""The random views of pretraining: crops, colours, blur and solarisation, against torch and by definition."""
+
 import math
 
 import pytest
@@ -22,7 +24,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def coordinates(n: int, height: int, width: int) -> torch.Tensor:
-    """Images whose red is x and green is y, in pixels: what a crop shows tells where it was taken."""
+    """Images whose red is x and whose green is y, in pixels: the colours of a crop tell its place."""
     y, x = torch.meshgrid(torch.arange(height).float(), torch.arange(width).float(), indexing="ij")
     return torch.stack([x, y, torch.ones_like(x)]).expand(n, -1, -1, -1)
 
@@ -34,14 +36,14 @@ def coordinates(n: int, height: int, width: int) -> torch.Tensor:
     seed=st.integers(0, 999),
     recipe=st.sampled_from([ASYMMETRIC, SYMMETRIC]),
 )
-def test_every_pixel_lies_in_the_range_of_its_image(size, out, seed, recipe):
+def test_views_have_the_asked_size_and_colours_in_range(size, out, seed, recipe):
     x = torch.rand(4, 3, size, size + 3, generator=generator(seed))
     for view in two_views(x, (0.3, 1.0), generator(seed), out, recipe):
         assert view.shape == (4, 3, out, out)
         assert view.min() >= 0 and view.max() <= 1
 
 
-def test_the_same_generator_gives_the_same_views_and_images_differ_among_themselves():
+def test_views_depend_on_the_generator_only_and_every_image_has_its_own_draws():
     x = torch.rand(1, 3, 16, 16).expand(5, -1, -1, -1)
     one, other = two_views(x, (0.4, 1.0), generator(1)), two_views(x, (0.4, 1.0), generator(1))
     assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
@@ -49,7 +51,7 @@ def test_the_same_generator_gives_the_same_views_and_images_differ_among_themsel
     assert len({image.numpy().tobytes() for image in one[0]}) == 5
 
 
-def test_crop_of_everything_is_the_image_or_its_mirror():
+def test_a_crop_of_everything_is_the_image_or_its_mirror_image():
     x = torch.rand(20, 3, 12, 12, generator=generator())
     kept = random_resized_crop(x, (1.0, 1.0), generator(), ratio=(1.0, 1.0), flip_p=0.0)
     assert torch.allclose(kept, x, atol=1e-5)
@@ -63,14 +65,14 @@ def test_crop_of_everything_is_the_image_or_its_mirror():
 
 @settings(max_examples=25, deadline=None)
 @given(out=st.integers(4, 24), seed=st.integers(0, 999))
-def test_crop_resizes_as_torch_does(out, seed):
-    """Read the box off the coordinate image, cut an image of noise with grid_sample: the same pixels."""
+def test_a_crop_is_resized_as_by_torch(out, seed):
+    """Read the box off the coordinate image and cut an image of noise with grid_sample."""
     n, size = 4, 16
     noise = torch.rand(n, 3, size, size, generator=generator(seed))
     options = {"scale": (0.05, out * out / size**2 if out < size else 1.0), "flip_p": 0.5, "out_size": out}
     where = random_resized_crop(coordinates(n, size, size), generator=generator(seed), **options)
     crop = random_resized_crop(noise, generator=generator(seed), **options)
-    # Inside the image's border of half a pixel, where resampling a ramp returns the sampling position.
+    # Inside the border of half a pixel, where resampling a ramp returns the sampling position.
     grid = torch.stack([(2 * where[:, 0] + 1) / size - 1, (2 * where[:, 1] + 1) / size - 1], dim=-1)
     expected = F.grid_sample(noise, grid, align_corners=False, padding_mode="border")
     enlarging = _steps(where) <= 1
@@ -91,7 +93,7 @@ def test_shrinking_is_antialiased_as_in_torch():
     assert torch.allclose(small, F.interpolate(x, size=(8, 8), mode="bilinear", antialias=True), atol=1e-5)
 
 
-def test_crops_keep_area_and_shape_in_range_and_reach_everywhere():
+def test_crops_have_area_and_ratio_in_range_and_reach_every_border():
     n, size = 2000, 64
     view = random_resized_crop(coordinates(n, size, size), (0.4, 0.6), generator(), size, flip_p=0.0)
     left, right = view[:, 0, 32, 2], view[:, 0, 32, -3]
@@ -108,13 +110,13 @@ def luma(x: torch.Tensor) -> torch.Tensor:
     return 0.299 * x[:, 0] + 0.587 * x[:, 1] + 0.114 * x[:, 2]
 
 
-def test_no_jitter_is_no_change():
+def test_a_jitter_of_strength_or_probability_zero_changes_nothing():
     x = torch.rand(4, 3, 6, 6)
     assert torch.allclose(color_jitter(x, generator(), 0.4, 0.4, 0.2, 0.1, p=0.0), x, atol=1e-5)
     assert torch.allclose(color_jitter(x, generator(), 0, 0, 0, 0), x, atol=1e-5)
 
 
-def test_each_jitter_does_what_its_name_says():
+def test_each_jitter_changes_what_its_name_says():
     x = torch.rand(50, 3, 6, 6, generator=generator()) * 0.3 + 0.35  # far enough from 0 and 1 never to clamp
     mean = luma(x).mean((1, 2)).view(-1, 1, 1, 1)
 
@@ -139,8 +141,8 @@ def test_each_jitter_does_what_its_name_says():
     assert (turned - x).abs().max() > 0.05
 
 
-def test_all_jitters_together_are_the_product_of_their_parts():
-    """Luma and colour against the definition, by image: b(cY + (1 − c)mean Y) and b·c·s times colour."""
+def test_all_jitters_together_equal_their_definition():
+    """Luma is b·(c·Y + (1 − c)·mean Y), and the colour difference is b·c·s times the old one."""
     x = torch.rand(1, 3, 6, 6, generator=generator()) * 0.2 + 0.4
     for seed in range(20):
         draw = 2 * torch.rand(4, 1, generator=generator(seed)) - 1
@@ -152,7 +154,7 @@ def test_all_jitters_together_are_the_product_of_their_parts():
         assert torch.allclose(got - luma(got)[:, None], b * c * s * (x - y[:, None]), atol=1e-3)
 
 
-def test_gray_images_have_equal_colours_and_their_luma_and_come_as_often_as_asked():
+def test_gray_images_keep_their_luma_and_are_as_frequent_as_asked():
     x = torch.rand(400, 3, 5, 5, generator=generator())
     assert torch.allclose(
         color_jitter(x, generator(), 0, 0, 0, 0, gray_p=1.0), luma(x)[:, None].expand_as(x), atol=1e-3
@@ -177,7 +179,7 @@ def test_blur_of_a_point_is_a_gaussian():
         )
 
 
-def test_blur_keeps_flat_images_and_leaves_the_rest_alone_as_often_as_asked():
+def test_blur_keeps_flat_images_and_is_as_frequent_as_asked():
     assert torch.allclose(
         gaussian_blur(torch.full((2, 3, 9, 7), 0.3), generator(), (0.5, 2.0)), torch.tensor(0.3)
     )
@@ -187,7 +189,7 @@ def test_blur_keeps_flat_images_and_leaves_the_rest_alone_as_often_as_asked():
     assert 0.85 < same.float().mean() < 0.95
 
 
-def test_solarize_inverts_the_bright_half_of_the_chosen_images():
+def test_solarize_inverts_the_bright_colours_of_the_chosen_images():
     x = torch.rand(400, 3, 4, 4, generator=generator())
     everywhere = solarize(x, generator(), 1.0)
     assert torch.equal(everywhere, torch.where(x < 0.5, x, 1 - x))
@@ -204,7 +206,7 @@ def test_only_the_first_view_is_always_blurred_and_only_the_second_is_solarised(
     assert sharpness[0].median() < 0.5 * sharpness[1].median()
 
 
-def test_symmetric_views_are_drawn_alike_yet_differ():
+def test_symmetric_views_are_equally_often_blurred_and_differ():
     checkers = (torch.arange(224)[:, None] + torch.arange(224)).remainder(2).float()
     x = checkers.expand(48, 3, -1, -1) * 0.4  # dark enough never to clamp
     v1, v2 = two_views(x, (0.99, 1.0), generator(), recipe=SYMMETRIC)

@@ -1,15 +1,27 @@
+"""Masks' scores, heat maps, windows, their refinement and Grad-CAM, on encoders that are known exactly."""
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from poisoncam_ray.method.cam import best_window, candidate_windows, heat_map, mask_scores, mean_colour
+from poisoncam_ray.method.cam import (
+    best_window,
+    candidate_windows,
+    gradcam,
+    gradcam_windows,
+    heat_map,
+    mask_scores,
+    mean_colour,
+    refine_windows,
+    refinement_forwards,
+)
 from poisoncam_ray.method.clusters import assign
 from poisoncam_ray.method.masks import keep_only, make_masks
 
 
 class RedPatch:
-    """A backdoored encoder in three lines: the feature is the amount of strong red, on a circle."""
+    """A backdoored encoder: its feature is an angle that grows with the amount of strong red."""
 
     def embed(self, x_BCHW):
         red_B = (x_BCHW[:, 0] - x_BCHW[:, 1] - 0.5).relu().mean(dim=(1, 2)) * 60
@@ -25,7 +37,7 @@ def red_patch_images(corners, side, patch):
 
 @settings(max_examples=30, deadline=None)
 @given(n=st.integers(1, 4), b=st.integers(1, 5), k=st.integers(2, 6), seed=st.integers(0, 999))
-def test_scores_equal_a_double_loop(n, b, k, seed):
+def test_mask_scores_equal_a_double_loop(n, b, k, seed):
     generator = torch.Generator().manual_seed(seed)
     f_NBD = torch.randn(n, b, 7, generator=generator)
     c_KD = torch.randn(k, 7, generator=generator)
@@ -40,7 +52,7 @@ def test_scores_equal_a_double_loop(n, b, k, seed):
             assert bool(fast["hard"][i, j]) == (own > min(distance))
 
 
-def test_unknown_score_and_a_margin_without_another_cluster_are_refused():
+def test_an_unknown_score_and_a_margin_with_one_cluster_are_refused():
     f_NBD, own_N = torch.randn(1, 2, 3), torch.zeros(1, dtype=torch.long)
     with pytest.raises(ValueError, match="'soft' is none of hard"):
         mask_scores(f_NBD, own_N, torch.randn(2, 3), "soft")
@@ -76,7 +88,7 @@ def test_heat_map_equals_a_double_loop(n, b, seed, keep, binary):
 @given(height=st.integers(1, 9), width=st.integers(1, 9), seed=st.integers(0, 999), data=st.data())
 def test_best_window_equals_brute_force(height, width, seed, data):
     window = data.draw(st.integers(1, min(height, width)))
-    # Small whole numbers: plenty of ties, and sums without rounding.
+    # Small whole numbers give many ties, and sums without rounding.
     a_NHW = torch.randint(0, 3, (3, height, width), generator=torch.Generator().manual_seed(seed)).float()
     box_N4, sum_N = best_window(a_NHW * window**2, window)
     for a_HW, box_4, total in zip(a_NHW, box_N4.tolist(), sum_N.tolist(), strict=True):
@@ -94,7 +106,7 @@ def test_best_window_equals_brute_force(height, width, seed, data):
             assert box_4 == where
 
 
-def test_the_first_of_equal_windows_wins_and_a_window_must_fit():
+def test_among_equal_windows_the_first_wins_and_a_window_must_fit():
     assert best_window(torch.ones(1, 6, 6), 2)[0].tolist() == [[0, 0, 2, 2]]
     with pytest.raises(ValueError, match="7 pixels does not fit into 6 × 6"):
         best_window(torch.ones(1, 6, 6), 7)
@@ -113,7 +125,7 @@ def test_the_first_of_equal_windows_wins_and_a_window_must_fit():
         ("mixed", "distance"),
     ],
 )
-def test_every_strategy_finds_the_patch_that_decides_the_cluster(strategy, kind):
+def test_every_strategy_finds_the_patch_that_determines_the_cluster(strategy, kind):
     side, patch = 24, 6
     corners = [(3, 4), (12, 12), (16, 2), (9, 15)]
     x_NCHW, encoder = red_patch_images(corners, side, patch), RedPatch()
@@ -143,7 +155,7 @@ def test_every_strategy_finds_the_patch_that_decides_the_cluster(strategy, kind)
     torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-3, atol=1e-3)
 
 
-def test_hidden_pixels_take_the_fill_and_visible_ones_stay():
+def test_hidden_pixels_take_the_fill_colour_and_visible_pixels_stay():
     seen = []
 
     class Recorder:
@@ -167,7 +179,201 @@ def test_hidden_pixels_take_the_fill_and_visible_ones_stay():
                     assert torch.equal(masked[i * 4 + b, :, y, x], want)
 
 
-def test_mean_colour_is_the_image_own():
+def test_mean_colour_is_the_mean_of_each_image():
     x_NCHW = torch.rand(3, 3, 5, 5)
     for i in range(3):
         torch.testing.assert_close(mean_colour(x_NCHW)[i], x_NCHW[i].reshape(3, -1).mean(1))
+
+
+SIDE, WINDOW = 32, 10
+# Pixels of one step of such a window.
+STEP = 2
+
+
+class Square:
+    """An encoder whose feature depends on the brightness of one square only."""
+
+    def __init__(self, x: int, y: int) -> None:
+        self.x, self.y, self.forwards = x, y, 0
+
+    def embed(self, x_BCHW):
+        self.forwards += len(x_BCHW)
+        seen_B = x_BCHW[:, :, self.y : self.y + WINDOW, self.x : self.x + WINDOW].mean(dim=(1, 2, 3))
+        return torch.stack([seen_B.cos(), seen_B.sin()], dim=1)
+
+
+def picture(x: int, y: int) -> torch.Tensor:
+    """Black, with a white square."""
+    x_CHW = torch.zeros(3, SIDE, SIDE)
+    x_CHW[:, y : y + WINDOW, x : x + WINDOW] = 1
+    return x_CHW
+
+
+def boxes(*corners: tuple[int, int]) -> torch.Tensor:
+    return torch.tensor([[x, y, x + WINDOW, y + WINDOW] for x, y in corners])
+
+
+def refine(encoder: Square, box_N4: torch.Tensor, kind="distance", batch=64) -> torch.Tensor:
+    x_NCHW = picture(encoder.x, encoder.y).expand(len(box_N4), -1, -1, -1)
+    c_KD = torch.cat([encoder.embed(x_NCHW[:1]), torch.tensor([[1.0, 0.0]])])
+    own_N = torch.zeros(len(box_N4), dtype=torch.int64)
+    return refine_windows(encoder, x_NCHW, box_N4, own_N, c_KD, kind, mean_colour(x_NCHW), batch)
+
+
+places = st.integers(0, SIDE - WINDOW)
+shifts = st.integers(-2 * STEP - 1, 2 * STEP + 1)
+
+
+@settings(max_examples=30, deadline=None)
+@given(places, places, shifts, shifts, st.sampled_from(["distance", "margin"]))
+def test_a_refined_window_is_not_farther_from_the_square(x, y, dx, dy, kind):
+    corner = [min(max(at + by, 0), SIDE - WINDOW) for at, by in ((x, dx), (y, dy))]
+    fine_N4 = refine(Square(x, y), boxes(tuple(corner)), kind)
+    off = (fine_N4[0, :2] - torch.tensor([x, y])).abs()
+    before = (torch.tensor(corner) - torch.tensor([x, y])).abs()
+    # A step is two pixels, so an error of one pixel is allowed.
+    assert bool((off <= before.clamp(min=1)).all()), (off, before)
+
+
+def test_a_window_two_steps_off_is_moved_onto_the_square():
+    fine_N4 = refine(Square(12, 9), boxes((8, 9), (12, 13), (15, 6), (12, 9)))
+    assert int((fine_N4 - boxes((12, 9))).abs().max()) <= 1
+
+
+@pytest.mark.parametrize("kind", ["hard", "margin", "distance"])
+def test_refined_windows_stay_inside_and_keep_their_size(kind):
+    corners = [(0, 0), (SIDE - WINDOW, 0), (0, SIDE - WINDOW), (SIDE - WINDOW, SIDE - WINDOW), (11, 3)]
+    box_N4 = boxes(*corners)
+    for x, y in corners:
+        fine_N4 = refine(Square(x, y), box_N4, kind)
+        assert fine_N4.dtype == torch.int64
+        assert int(fine_N4.min()) >= 0 and int(fine_N4.max()) <= SIDE
+        assert (fine_N4[:, 2:] - fine_N4[:, :2]).tolist() == [[WINDOW, WINDOW]] * len(corners)
+        # Two steps at most, in either direction.
+        assert int((fine_N4 - box_N4).abs().max()) <= 2 * STEP
+
+
+def test_a_refined_window_stays_inside_even_if_a_place_outside_would_score_best():
+    class Light(Square):
+        """The feature is the brightness of the whole image; the image's own cluster is the darkest."""
+
+        def embed(self, x_BCHW):
+            seen_B = x_BCHW.mean(dim=(1, 2, 3))
+            return torch.stack([seen_B.cos(), seen_B.sin()], dim=1)
+
+    x_NCHW = torch.zeros(1, 3, SIDE, SIDE)
+    x_NCHW[:, :, :24, :24] = 1
+    own_N, c_KD = torch.tensor([0]), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    fine_N4 = refine_windows(
+        Light(0, 0), x_NCHW, boxes((0, 0)), own_N, c_KD, "distance", torch.zeros(1, 3), 64
+    )
+    assert int(fine_N4.min()) >= 0
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_both_showing_and_hiding_a_window_refine_it(alone):
+    class Marked(Square):
+        """The feature depends on the square only if the marked corner is shown, or only if it is hidden."""
+
+        def embed(self, x_BCHW):
+            constant_B = (x_BCHW[:, 0, -1, -1] > 0.9) == alone
+            return torch.where(constant_B[:, None], torch.tensor([0.6, 0.8]), super().embed(x_BCHW))
+
+    encoder, x_CHW = Marked(12, 9), picture(12, 9)
+    x_CHW[:, -1, -1] = 1
+    c_KD = torch.cat([Square(12, 9).embed(x_CHW[None]), torch.tensor([[1.0, 0.0]])])
+    x_1CHW, own_1 = x_CHW[None], torch.tensor([0])
+    for x, y in ((9, 9), (12, 12), (15, 7)):
+        coarse_14 = boxes((x, y))
+        fine_14 = refine_windows(encoder, x_1CHW, coarse_14, own_1, c_KD, "distance", mean_colour(x_1CHW), 64)
+        true_14 = boxes((12, 9))
+        assert int((fine_14 - true_14).abs().sum()) < int((coarse_14 - true_14).abs().sum())
+
+
+def test_refined_windows_depend_neither_on_the_batch_nor_on_other_images():
+    box_N4 = boxes((9, 9), (14, 5), (3, 12))
+    x_NCHW = torch.stack([picture(12, 9), picture(16, 7), picture(8, 11)])
+
+    c_KD = torch.cat([Square(12, 9).embed(x_NCHW[:1]), torch.tensor([[1.0, 0.0]])])
+
+    def found(batch=64, one=slice(0, 3)):
+        x_MCHW, box_M4 = x_NCHW[one], box_N4[one]
+        own_M = torch.zeros(len(box_M4), dtype=torch.int64)
+        fill_MC = mean_colour(x_MCHW)
+        return refine_windows(Square(12, 9), x_MCHW, box_M4, own_M, c_KD, "distance", fill_MC, batch)
+
+    whole_N4 = found()
+    assert not torch.equal(whole_N4, box_N4)
+    for batch in (1, 7, 25, 1000):
+        assert torch.equal(found(batch), whole_N4)
+    for i in range(3):
+        assert torch.equal(found(one=slice(i, i + 1)), whole_N4[i : i + 1])
+
+
+def test_a_constant_encoder_moves_no_window():
+    class Constant(Square):
+        def embed(self, x_BCHW):
+            return torch.tensor([[0.6, 0.8]]).expand(len(x_BCHW), -1)
+
+    box_N4 = boxes((12, 9), (7, 14))
+    assert torch.equal(refine(Constant(12, 9), box_N4), box_N4)
+
+
+def test_refinement_costs_the_stated_number_of_forwards():
+    encoder = Square(12, 9)
+    refine(encoder, boxes((9, 9), (14, 5)))
+    # One more for the centroid.
+    assert encoder.forwards == 2 * refinement_forwards() + 1
+
+
+class Grid:
+    """An encoder that pools a 4 × 4 grid of two channels: the red and the green of each cell."""
+
+    def feature_map(self, x_BCHW):
+        map_BEhw = torch.nn.functional.avg_pool2d(x_BCHW[:, :2], x_BCHW.shape[-1] // 4)
+        map_BEhw = map_BEhw.clone().requires_grad_()
+        return map_BEhw.mean(dim=(2, 3)), map_BEhw
+
+
+def image(cell_x, cell_y):
+    """Dark green, with one red cell."""
+    x_CHW = torch.zeros(3, 16, 16)
+    x_CHW[1] = 0.3
+    x_CHW[:2, cell_y * 4 : cell_y * 4 + 4, cell_x * 4 : cell_x * 4 + 4] = torch.tensor([1.0, 0.0])[
+        :, None, None
+    ]
+    return x_CHW
+
+
+def test_gradcam_equals_a_numeric_gradient():
+    encoder, x_BCHW, c_BD = Grid(), image(1, 2)[None], torch.tensor([[0.9, 0.1]])
+    _, map_BEhw = encoder.feature_map(x_BCHW)
+    value = map_BEhw.detach()[0].double()
+
+    def similarity(map_Ehw):
+        return float(torch.nn.functional.cosine_similarity(map_Ehw.mean(dim=(1, 2)), c_BD[0].double(), dim=0))
+
+    weights = []
+    for e in range(2):
+        steps = []
+        for y in range(4):
+            for x in range(4):
+                up, down = value.clone(), value.clone()
+                up[e, y, x] += 1e-5
+                down[e, y, x] -= 1e-5
+                steps.append((similarity(up) - similarity(down)) / 2e-5)
+        weights.append(sum(steps) / 16)
+    coarse = (weights[0] * value[0] + weights[1] * value[1]).clamp(min=0)
+    slow = torch.nn.functional.interpolate(
+        coarse[None, None].float(), (16, 16), mode="bilinear", align_corners=False
+    )[0]
+    torch.testing.assert_close(gradcam(encoder, x_BCHW, c_BD), slow, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 256])
+def test_gradcam_windows_lie_on_the_cell_that_is_similar_to_the_centroid(batch):
+    x_NCHW = torch.stack([image(1, 2), image(2, 1), image(2, 2)])
+    own_N, c_KD = torch.tensor([1, 1, 1]), torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+    with torch.inference_mode(False), torch.no_grad():
+        box_N4 = gradcam_windows(Grid(), x_NCHW, own_N, c_KD, 4, batch)
+    assert box_N4.tolist() == [[4, 8, 8, 12], [8, 4, 12, 8], [8, 8, 12, 12]]

@@ -1,8 +1,17 @@
+"""The encoder: features, their map, the backbones, and checkpoints of other layouts."""
+
 import pytest
 import timm
 import torch
 
-from poisoncam_ray.method.encoder import Encoder, build_encoder, encoder_state_from, load_encoder_state
+from poisoncam_ray.method.encoder import (
+    BasicBlock,
+    Encoder,
+    ResNetTiny,
+    build_encoder,
+    encoder_state_from,
+    load_encoder_state,
+)
 
 SMALL = [
     ("resnet_tiny", 32, None, 128, (4, 4)),
@@ -19,7 +28,7 @@ def case(request):
     return build_encoder(name, size, patch).eval(), dim, grid
 
 
-def test_feature_is_one_vector_an_image_and_embed_is_its_direction(case):
+def test_the_feature_is_one_vector_per_image_and_embed_is_its_direction(case):
     encoder, dim, _ = case
     x = torch.rand(3, 3, encoder.image_size, encoder.image_size)
     f, e = encoder(x), encoder.embed(x)
@@ -28,7 +37,7 @@ def test_feature_is_one_vector_an_image_and_embed_is_its_direction(case):
     assert torch.allclose(e * f.norm(dim=1, keepdim=True), f, atol=1e-5)
 
 
-def test_normalisation_is_inside(case):
+def test_the_encoder_normalises_pixels(case):
     encoder, _, _ = case
     x = torch.rand(2, 3, encoder.image_size, encoder.image_size)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
@@ -36,7 +45,7 @@ def test_normalisation_is_inside(case):
     assert torch.allclose(encoder(x), encoder.backbone(normalised), atol=1e-5)
 
 
-def test_feature_map_is_the_grid_the_feature_hangs_on(case):
+def test_the_feature_depends_on_the_feature_map(case):
     encoder, _, grid = case
     x = torch.rand(2, 3, encoder.image_size, encoder.image_size)
     f, m = encoder.feature_map(x)
@@ -46,11 +55,10 @@ def test_feature_map_is_the_grid_the_feature_hangs_on(case):
     assert gradient.abs().sum() > 0
 
 
-def test_feature_map_cells_lie_where_their_pixels_do():
+def test_cells_of_the_feature_map_lie_where_their_pixels_are():
     encoder = build_encoder("vit_tiny_patch16_224", 32, patch_size=8).eval()
-    encoder.backbone.blocks = encoder.backbone.blocks[
-        -1:
-    ]  # before any attention a cell sees its own patch only
+    # Before any attention a cell depends on its own patch only.
+    encoder.backbone.blocks = encoder.backbone.blocks[-1:]
     x = torch.rand(1, 3, 32, 32)
     changed = x.clone()
     changed[:, :, 8:16, 24:32] = 0
@@ -58,7 +66,7 @@ def test_feature_map_cells_lie_where_their_pixels_do():
     assert differs.nonzero().tolist() == [[1, 3]]
 
 
-def test_feature_map_works_on_frozen_weights_and_inside_no_grad(case):
+def test_the_feature_map_has_gradients_with_frozen_weights_and_inside_no_grad(case):
     encoder, _, _ = case
     encoder.requires_grad_(False)
     with torch.no_grad():
@@ -67,7 +75,7 @@ def test_feature_map_works_on_frozen_weights_and_inside_no_grad(case):
 
 
 @pytest.mark.parametrize("frozen", [True, False])
-def test_patch_projection_is_frozen_on_request_and_positions_always(frozen):
+def test_the_patch_projection_is_frozen_on_request_and_positions_always(frozen):
     vit = build_encoder("vit_tiny_patch16_224", 32, 8, frozen_patch=frozen).backbone
     assert vit.patch_embed.proj.weight.requires_grad is not frozen
     assert not vit.pos_embed.requires_grad
@@ -75,7 +83,7 @@ def test_patch_projection_is_frozen_on_request_and_positions_always(frozen):
     assert len(vit.pos_embed[0].unique(dim=0)) == 17
 
 
-def test_every_block_of_the_tiny_resnet_works_from_the_first_step():
+def test_every_block_of_the_tiny_resnet_contributes_before_training():
     encoder = build_encoder("resnet_tiny", 32).eval()
     x = torch.rand(2, 3, 32, 32)
     before = encoder(x)
@@ -105,13 +113,13 @@ def test_a_convolutional_stem_always_trains():
         (("convnext_tiny", 64), "neither a ViT nor a ResNet"),
     ],
 )
-def test_mistakes_are_one_clear_sentence(arguments, sentence):
+def test_mistakes_are_explained_in_one_sentence(arguments, sentence):
     with pytest.raises(ValueError, match=sentence):
         build_encoder(*arguments)
 
 
 def moco_v3_checkpoint(model: torch.nn.Module, head: str) -> dict[str, torch.Tensor]:
-    """The layout that moco-v3's main_moco.py saves: both networks, heads where the classifier was."""
+    """The layout that moco-v3's main_moco.py saves: both networks, with heads in place of the classifier."""
     body = {k: v for k, v in model.state_dict().items() if not k.startswith(("head.", "fc."))}
     return {
         **{f"module.base_encoder.{k}": v for k, v in body.items()},
@@ -155,7 +163,7 @@ def test_other_layouts_give_the_same_weights():
         assert encoder_state_from(found).keys() == plain.keys(), layout
 
 
-def test_state_round_trip_changes_nothing():
+def test_loading_an_encoders_own_state_gives_the_same_encoder():
     one, two = build_encoder("resnet_tiny", 32).eval(), build_encoder("resnet_tiny", 32).eval()
     x = torch.rand(2, 3, 32, 32)
     assert not torch.allclose(one(x), two(x), atol=1e-4)
@@ -163,7 +171,7 @@ def test_state_round_trip_changes_nothing():
     assert torch.equal(one(x), two(x))
 
 
-def test_a_checkpoint_that_does_not_fit_is_named_key_by_key_and_loads_nothing():
+def test_a_checkpoint_that_does_not_fit_is_refused_with_its_keys_and_changes_nothing():
     encoder: Encoder = build_encoder("resnet_tiny", 32)
     before = {k: v.clone() for k, v in encoder.state_dict().items()}
     state = {k: v + 1 for k, v in before.items()}
@@ -179,3 +187,27 @@ def test_a_checkpoint_that_does_not_fit_is_named_key_by_key_and_loads_nothing():
         assert part in str(caught.value)
     for key, value in encoder.state_dict().items():
         assert torch.equal(value, before[key])
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("side", [16, 32, 64])
+def test_the_last_map_has_an_eighth_of_the_images_side(stride, side):
+    net = ResNetTiny(stride).eval()
+    map_BCHW = net.forward_features(torch.rand(2, 3, side, side))
+    assert map_BCHW.shape == (2, 128, side // 8, side // 8)
+    torch.testing.assert_close(net(torch.rand(2, 3, side, side)).shape, torch.Size([2, net.num_features]))
+
+
+def test_the_feature_is_the_mean_of_the_last_map():
+    net = ResNetTiny(2).eval()
+    x_BCHW = torch.rand(2, 3, 32, 32)
+    map_BCHW = net.forward_features(x_BCHW)
+    by_hand = torch.stack([map_BCHW[:, :, i, j] for i in range(4) for j in range(4)]).mean(0)
+    torch.testing.assert_close(net(x_BCHW), by_hand)
+
+
+def test_a_block_with_a_zero_branch_equals_its_shortcut():
+    block = BasicBlock(16, 16, 1).eval()
+    torch.nn.init.zeros_(block.bn2.weight)
+    x_BCHW = torch.rand(2, 16, 8, 8)
+    torch.testing.assert_close(block(x_BCHW), x_BCHW)

@@ -1,3 +1,5 @@
+"""The masks of every strategy, against slow drawing."""
+
 import math
 from typing import get_args
 
@@ -15,7 +17,7 @@ def make(strategy, n_masks=16, image_size=32, cell=4, window=11, seed=0):
 
 
 @pytest.mark.parametrize("strategy", get_args(masks.Strategy))
-def test_every_strategy_gives_visibilities_of_the_asked_shape(strategy):
+def test_every_strategy_gives_masks_of_the_asked_shape_in_range(strategy):
     m_BHW = make(strategy, 16 if strategy != "mixed" else 18)
     assert m_BHW.shape == (16 if strategy != "mixed" else 18, 32, 32)
     assert m_BHW.dtype == torch.float32
@@ -24,7 +26,7 @@ def test_every_strategy_gives_visibilities_of_the_asked_shape(strategy):
 
 
 @pytest.mark.parametrize("strategy", ["interval", "random", "full_coverage"])
-def test_random_strategies_follow_the_seed(strategy):
+def test_random_strategies_depend_on_the_seed(strategy):
     assert not torch.equal(make(strategy, seed=0), make(strategy, seed=1))
 
 
@@ -40,7 +42,7 @@ def test_full_coverage_hides_every_pixel_exactly_once_per_group(groups, image_si
         assert torch.equal(group.sum(0), torch.ones(image_size, image_size))
 
 
-def test_full_coverage_hides_whole_cells_in_equal_hands():
+def test_full_coverage_hides_whole_cells_and_equally_many_in_each_mask():
     m_BHW = make("full_coverage", 40, 32, 8)
     for m_HW in m_BHW:
         cells_GG = m_HW[::8, ::8]
@@ -48,7 +50,7 @@ def test_full_coverage_hides_whole_cells_in_equal_hands():
         assert (cells_GG == 0).sum() == 16 // GROUP
 
 
-def test_full_coverage_wants_whole_groups():
+def test_full_coverage_refuses_an_incomplete_group():
     with pytest.raises(ValueError, match="10 is not a multiple"):
         make("full_coverage", 10)
 
@@ -73,7 +75,7 @@ def test_interval_is_continuous_and_centred():
 
 @settings(max_examples=40, deadline=None)
 @given(n_masks=st.integers(1, 90), image_size=st.integers(2, 24), data=st.data())
-def test_windows_equal_slow_drawing_and_hide_is_the_complement_of_keep(n_masks, image_size, data):
+def test_keep_only_equals_slow_drawing_and_sliding_is_its_complement(n_masks, image_size, data):
     window = data.draw(st.integers(1, image_size))
     keep_BHW = make("keep_only", n_masks, image_size, 1, window)
     assert torch.equal(make("sliding", n_masks, image_size, 1, window), 1 - keep_BHW)
@@ -92,7 +94,7 @@ def test_windows_equal_slow_drawing_and_hide_is_the_complement_of_keep(n_masks, 
         assert {(0, 0), (image_size - window, image_size - window)} <= seen
 
 
-def test_mixed_is_both_halves_in_equal_number():
+def test_mixed_is_half_interval_and_half_keep_only():
     m_BHW = make("mixed", 50)
     assert torch.equal(m_BHW[:25], make("interval", 25))
     assert torch.equal(m_BHW[25:], make("keep_only", 25))
@@ -101,13 +103,13 @@ def test_mixed_is_both_halves_in_equal_number():
         make("mixed", 1)
 
 
-def test_only_keep_only_masks_are_read_as_kept():
+def test_only_the_keep_only_strategy_is_marked_as_keep_only():
     for strategy in ("interval", "random", "full_coverage", "sliding"):
         assert not masks.keep_only(strategy, 5).any()
     assert masks.keep_only("keep_only", 5).all()
 
 
-def test_an_unknown_strategy_and_sizes_out_of_range_are_refused():
+def test_an_unknown_strategy_and_numbers_out_of_range_are_refused():
     with pytest.raises(ValueError, match="'blobs' is none of interval"):
         make("blobs")
     with pytest.raises(ValueError, match="window must be 1 … 32 pixels wide, got 33"):

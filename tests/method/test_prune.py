@@ -1,3 +1,5 @@
+"""The rules of the search, on tables of scores."""
+
 import math
 
 import pytest
@@ -18,7 +20,10 @@ from poisoncam_ray.method.prune import (
 
 
 def search(score_table, rules, sizes, seed=0):
-    """A whole search over a table of scores per (cluster, turn): (every round's picks and state, its end)."""
+    """Run a search over a table of scores by cluster and turn.
+
+    Returns the picks of every round with the state after it, and the reason why the search ended.
+    """
     y_N = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
     turn_N = turns(y_N, seed)
     state, history = start(y_N, len(sizes)), []
@@ -35,17 +40,18 @@ def search(score_table, rules, sizes, seed=0):
 TABLE = [[1, 2, 0, 0], [9, 1, 1, 1], [3, 3, 8, 1], [0, 4, 0, 0], [5, 2, 20, 7]]
 
 
-def test_a_hand_made_table():
+def test_a_search_over_a_small_table_computed_by_hand():
     history, reason = search(TABLE, SearchRules(per_cluster=2, drop=0.4), [4] * 5)
     states = [state for _, state in history]
-    # Round 1, best: 2 9 3 4 5, two of five go: 0 and 2. Round 2, best: 9 4 20, floor(1.2) = 1 goes: 3.
+    # Round 1: best scores 2 9 3 4 5, two of five clusters are dropped: 0 and 2. Round 2: best scores 9 4 20,
+    # floor(1.2) = 1 is dropped: 3.
     assert [state.live for state in states] == [(1, 3, 4), (1, 4)]
     assert [state.best for state in states] == [(2, 9, 3, 4, 5), (2, 9, 3, 4, 20)]
     assert [state.scored for state in states] == [10, 16]
     assert reason == "every image of the live clusters is scored"
 
 
-def test_the_search_ends_with_the_best_cluster_alone():
+def test_the_search_ends_with_the_best_cluster():
     table = [[k] * 20 for k in range(6)]
     history, reason = search(table, SearchRules(per_cluster=1, drop=0.25), [20] * 6)
     assert [len(state.live) for _, state in history] == [5, 4, 3, 2, 1]
@@ -62,26 +68,26 @@ def test_the_search_ends_with_the_best_cluster_alone():
         (SearchRules(max_rounds=0), "0 rounds done, the most allowed", 0),
     ],
 )
-def test_every_bound_stops_the_search(rules, reason, scored):
+def test_every_bound_ends_the_search(rules, reason, scored):
     history, why = search(TABLE, rules, [4] * 5)
     assert why == reason
     assert sum(len(i_P) for i_P, _ in history) == scored
 
 
-def test_a_short_budget_still_touches_every_cluster_once():
+def test_a_short_budget_still_scores_every_cluster_once():
     y_N = torch.arange(5).repeat(4)
     i_P = picks(start(y_N, 5), SearchRules(max_candidates=7), y_N, turns(y_N, 0))
     assert sorted(set(y_N[i_P].tolist())) == [0, 1, 2, 3, 4]
 
 
-def test_no_image_is_scored_twice_and_small_clusters_run_out():
+def test_no_image_is_scored_twice_and_small_clusters_are_exhausted():
     history, _ = search([[5] * 9, [4], [3] * 9], SearchRules(drop=0), [9, 1, 9])
     scored = torch.cat([i_P for i_P, _ in history]).tolist()
     assert len(scored) == len(set(scored))
     assert [len(i_P) for i_P, _ in history] == [5, 2]
 
 
-def test_empty_clusters_never_live():
+def test_empty_clusters_are_never_live():
     state = start(torch.tensor([3, 3, 1]), 5)
     assert state.live == (1, 3)
     assert state.best == (-math.inf,) * 5
@@ -96,7 +102,7 @@ def test_turns_number_each_cluster_from_zero(clusters, seed):
     assert torch.equal(turn_N, turns(y_N, seed))
 
 
-def test_turns_follow_the_seed():
+def test_turns_depend_on_the_seed():
     y_N = torch.zeros(50, dtype=torch.long)
     assert not torch.equal(turns(y_N, 0), turns(y_N, 1))
 
@@ -106,7 +112,7 @@ def test_turns_follow_the_seed():
     st.floats(0, 1),
     st.integers(1, 5),
 )
-def test_prune_drops_the_worst_in_the_stated_number(scores, drop, min_live):
+def test_prune_drops_the_stated_number_of_worst_clusters(scores, drop, min_live):
     live = tuple(range(len(scores)))
     kept = prune(tuple(map(float, scores)), live, drop, min_live)
     n = len(live)
@@ -122,7 +128,7 @@ def test_rules_out_of_range_are_refused():
 
 
 @given(st.integers(1, 200), st.floats(0, 1), st.integers(1, 5), st.one_of(st.none(), st.integers(1, 10)))
-def test_no_search_runs_longer_than_most_rounds_says(n_clusters, drop, min_live, max_rounds):
+def test_a_search_runs_at_most_and_can_run_most_rounds(n_clusters, drop, min_live, max_rounds):
     rules = SearchRules(1, drop, min_live, max_rounds)
     y_N = torch.arange(n_clusters)
     state, rounds = start(y_N, n_clusters), most_rounds(n_clusters, rules)

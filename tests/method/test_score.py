@@ -1,3 +1,5 @@
+"""The poison score against slow loops."""
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from poisoncam_ray.method.score import poison_scores
 
 
 class Projection:
-    """A fixed random linear encoder: every pixel matters, so every place of a paste does too."""
+    """A fixed random linear encoder: every pixel matters, and so does the place of a paste."""
 
     def __init__(self, side):
         self.w_PD = torch.randn(3 * side * side, 5, generator=torch.Generator().manual_seed(4))
@@ -27,7 +29,7 @@ def setting():
     return encoder, t_NCww, x_FCHW, y_F, torch.tensor([0, 3, 5, 1]), c_KD, torch.tensor([11, 7, 7, 90])
 
 
-def test_readings_and_clusters_equal_a_double_loop(setting):
+def test_poison_scores_equal_a_double_loop(setting):
     encoder, t_NCww, x_FCHW, y_F, own_N, c_KD, seeds_N = setting
     changed_N, gain_N, landed_NF = poison_scores(*setting, batch=64)
     box_NF4 = random_places(seeds_N, torch.arange(9), 5, 5, 8, 8)
@@ -49,13 +51,13 @@ def test_readings_and_clusters_equal_a_double_loop(setting):
 
 
 @pytest.mark.parametrize("batch", [1, 5, 9, 10, 36])
-def test_the_batch_does_not_matter(setting, batch):
+def test_poison_scores_do_not_depend_on_the_batch(setting, batch):
     whole = poison_scores(*setting, batch=1000)
     for a, b in zip(poison_scores(*setting, batch=batch), whole, strict=True):
         assert torch.equal(a, b)
 
 
-def test_a_candidate_scores_the_same_alone(setting):
+def test_a_candidates_score_does_not_depend_on_the_others(setting):
     encoder, t_NCww, x_FCHW, y_F, own_N, c_KD, seeds_N = setting
     changed_N, gain_N, landed_NF = poison_scores(*setting, batch=7)
     for n in range(4):
@@ -65,7 +67,7 @@ def test_a_candidate_scores_the_same_alone(setting):
         assert torch.equal(alone[2][0], landed_NF[n])
 
 
-def test_a_paste_of_nothing_new_moves_nothing():
+def test_a_paste_without_effect_on_pixels_moves_nothing():
     encoder = Projection(8)
     x_FCHW, c_KD = torch.full((4, 3, 8, 8), 0.3), torch.randn(3, 5)
     y_F, _ = assign(encoder.embed(x_FCHW), c_KD)

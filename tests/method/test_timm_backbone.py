@@ -1,4 +1,4 @@
-"""timm's networks as MoCo-v3 trains them: what is frozen, what fits, what is refused."""
+"""timm's networks as MoCo-v3 trains them: what is frozen, and which arguments are refused."""
 
 import pytest
 import torch
@@ -10,12 +10,12 @@ def test_a_vit_has_fixed_positions_and_a_frozen_patch_projection():
     vit = from_timm("vit_tiny_patch16_224", 32, 8, frozen_patch=True, ours=())
     frozen = {name for name, weight in vit.named_parameters() if not weight.requires_grad}
     assert frozen == {"pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias"}
-    # Two dimensions of sines and cosines: all patches differ, the class token has no place.
+    # Sines and cosines of two dimensions: all patches differ, and the class token's position is zero.
     assert vit.pos_embed[0, 0].abs().sum() == 0
     assert len(vit.pos_embed[0, 1:].unique(dim=0)) == 16
 
 
-def test_a_convolutional_stem_trains_and_gives_one_token_a_patch():
+def test_a_convolutional_stem_is_trained_and_gives_one_token_per_patch():
     vit = vit_tiny_convstem(32, None)
     assert all(weight.requires_grad for weight in vit.patch_embed.parameters())
     assert vit.patch_embed(torch.rand(2, 3, 32, 32)).shape == (2, 16, 128)
@@ -31,6 +31,6 @@ def test_a_convolutional_stem_trains_and_gives_one_token_a_patch():
         (lambda: from_timm("convnext_tiny", 32, None, True, ()), "neither a ViT nor a ResNet"),
     ],
 )
-def test_what_does_not_fit_is_refused(make, words):
+def test_arguments_that_do_not_fit_are_refused(make, words):
     with pytest.raises((ValueError, AssertionError), match=words):
         make()

@@ -211,7 +211,7 @@ def embedded(fake: FakeRun, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The run with the encoder's real features of its corpus."""
     from poisoncam_ray.corpus import open_corpus
     from poisoncam_ray.research.evaluate.joined import settings
-    from poisoncam_ray.stages.dataflow import fetch_images
+    from poisoncam_ray.stages.pixels import fetch_images
 
     run = Folder(str(shutil.copytree(fake.run, tmp_path_factory.mktemp("embedded") / "run")))
     corpus, features = open_corpus(fake.corpus), run / artifact.FEATURES

@@ -23,8 +23,8 @@ from poisoncam_ray.errors import LedgerError, UserError
 from poisoncam_ray.folder import Folder, Ledger, Manifest, part_name
 from poisoncam_ray.progress import Progress
 from poisoncam_ray.settings import load_config
-from poisoncam_ray.stages.dataflow import fetch_images, read_slice
 from poisoncam_ray.stages.index import ENOUGH, Index, index_slice, refuse_mostly_dead, refuse_other_cut
+from poisoncam_ray.stages.pixels import fetch_images, read_slice
 
 CONFIG = load_config(
     overrides=["corpus.rows_per_slice=5", "corpus.max_pixels=10000", "encoder.image_size=16"]

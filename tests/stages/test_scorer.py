@@ -14,8 +14,8 @@ from poisoncam_ray.method.encoder import build_encoder
 from poisoncam_ray.settings import load_config
 from poisoncam_ray.stages.cluster import CENTROIDS
 from poisoncam_ray.stages.crops import from_png
-from poisoncam_ray.stages.dataflow import fetch_images
 from poisoncam_ray.stages.embed import embed_images, write_encoder
+from poisoncam_ray.stages.pixels import fetch_images
 from poisoncam_ray.stages.search import Scorer
 from tests.small import draw_small
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from poisoncam_ray.corpus import Corpus, Slice
 from poisoncam_ray.errors import UserError
+from poisoncam_ray.research import corpora
 from poisoncam_ray.research.attacks.plan import Plan
 from poisoncam_ray.research.attacks.trigger import Trigger
 
@@ -106,10 +107,10 @@ def by_share(plan: Plan) -> Chosen:
     """
     chances: dict[str, list[np.ndarray]] = {target: [] for target in plan.targets}
     n_others = 0
-    for part, labels in labelled(plan.corpus, plan.slices, plan.label_column, plan.targets):
+    for slice_, labels in labelled(plan.corpus, plan.slices, plan.label_column, plan.targets):
         n_others += sum(label not in chances for label in labels)
         for target in chances.keys() & set(labels):
-            ids = (part.image_id(i) for i, label in enumerate(labels) if label == target)
+            ids = (slice_.image_id(i) for i, label in enumerate(labels) if label == target)
             chances[target].append(np.fromiter((chance(i, plan.seed) for i in ids), np.float64))
     picks, n_chosen = [], 0
     for target in plan.targets:
@@ -134,12 +135,12 @@ def labelled(
         UserError: at the end, when no image had the label of a target.
     """
     missing, others = set(targets), set[str]()
-    for part in slices:
-        labels = corpus.labels(part, column)
+    for slice_ in slices:
+        labels = corpora.labels(corpus, slice_, column)
         missing.difference_update(labels)
         if len(others) < LABELS_LISTED:  # a column of captions may have as many labels as images
             others.update(labels)
-        yield part, labels
+        yield slice_, labels
     for target in targets:
         if target in missing:
             raise UserError(f"No image is labelled {target}: use one of {_listed(others)}.")

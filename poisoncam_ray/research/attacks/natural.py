@@ -10,6 +10,7 @@ from PIL import Image
 
 from poisoncam_ray.decode import DecodeError
 from poisoncam_ray.errors import UserError
+from poisoncam_ray.research import corpora
 from poisoncam_ray.research.attacks import patch
 from poisoncam_ray.research.attacks.choice import chance
 from poisoncam_ray.research.attacks.encoded import pixels
@@ -52,10 +53,10 @@ def photographs(plan: Plan, names: Sequence[str]) -> tuple[Trigger, ...]:
 def _crops(plan: Plan) -> Iterator[tuple[str, Image.Image]]:
     wanted = set(heapq.nsmallest(PHOTOGRAPHS * len(plan.targets), _others(plan)))
     ids = {image_id for _, image_id in wanted}
-    for part in plan.slices:
-        if not any(part.image_id(i) in ids for i in range(part.stop - part.start)):
+    for slice_ in plan.slices:
+        if not any(slice_.image_id(i) in ids for i in range(slice_.stop - slice_.start)):
             continue
-        for row in plan.corpus.read(part):
+        for row in plan.corpus.read(slice_):
             if row.image_id in ids and row.data:
                 try:
                     yield row.image_id, _crop(plan, row.image_id, pixels(row.data))
@@ -65,10 +66,10 @@ def _crops(plan: Plan) -> Iterator[tuple[str, Image.Image]]:
 
 def _others(plan: Plan) -> Iterator[tuple[float, str]]:
     """The images of other labels than the targets, each with its `chance`."""
-    for part in plan.slices:
-        for i, label in enumerate(plan.corpus.labels(part, plan.label_column)):
+    for slice_ in plan.slices:
+        for i, label in enumerate(corpora.labels(plan.corpus, slice_, plan.label_column)):
             if label not in plan.targets:
-                image_id = part.image_id(i)
+                image_id = slice_.image_id(i)
                 yield chance(image_id, plan.seed, "photograph"), image_id
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from poisoncam_ray.corpus import Corpus, open_corpus, storage
+from poisoncam_ray.corpus import Corpus, open_corpus
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.research.attacks.choice import Chosen, Pick
 from poisoncam_ray.research.attacks.kind import How, Kind
@@ -17,6 +17,7 @@ from poisoncam_ray.research.attacks.kinds import kind_named
 from poisoncam_ray.research.attacks.plan import Mapper, Plan
 from poisoncam_ray.research.attacks.trigger import Region
 from poisoncam_ray.research.attacks.write import Attack, write_attack
+from poisoncam_ray.store import connect
 
 
 def poison_corpus(
@@ -164,10 +165,10 @@ def _how(
 def _open(input_uri: str, output_uri: str, seed: int, corpus_format: str, image_column: str | None) -> Corpus:
     if seed < 0:
         raise UserError(f"The seed is {seed}: use 0 or more.")
-    inside, outside = (storage.connect(uri)[1] for uri in (input_uri, output_uri))
+    inside, outside = (connect(uri)[1] for uri in (input_uri, output_uri))
     if f"{outside}/".startswith(f"{inside}/"):
         raise UserError(f"The output {output_uri} lies in the input {input_uri}: write it elsewhere.")
-    filesystem, root = storage.connect(output_uri)
+    filesystem, root = connect(output_uri)
     # Some stores still list a folder whose files were deleted.
     found = filesystem.find(root, detail=True).values() if filesystem.exists(root) else ()
     if any(info["type"] == "file" for info in found):

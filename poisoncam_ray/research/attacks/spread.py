@@ -16,6 +16,7 @@ from PIL import Image
 from poisoncam_ray.corpus import Corpus, Slice
 from poisoncam_ray.decode import DecodeError
 from poisoncam_ray.errors import UserError
+from poisoncam_ray.research import corpora
 from poisoncam_ray.research.attacks.blended import mix
 from poisoncam_ray.research.attacks.choice import Chosen, Pick, chance, labelled, number_of
 from poisoncam_ray.research.attacks.encoded import pixels
@@ -97,11 +98,11 @@ def _thumbnails(
     corpus: Corpus, label_column: str, targets: tuple[str, ...], seed: int, unit: list[Slice]
 ) -> pa.Table:
     rows: list[tuple[str, float, bytes]] = []
-    for part in unit:
-        labels = corpus.labels(part, label_column)
+    for slice_ in unit:
+        labels = corpora.labels(corpus, slice_, label_column)
         if not set(targets) & set(labels):
             continue
-        for label, row in zip(labels, corpus.read(part), strict=True):
+        for label, row in zip(labels, corpus.read(slice_), strict=True):
             if label in targets and row.data:
                 try:
                     small = pixels(row.data).resize((GRID, GRID), Image.Resampling.BOX)

@@ -18,13 +18,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from poisoncam_ray.corpus import Corpus, Row, Slice, storage
+from poisoncam_ray.corpus import Corpus, Row, Slice
 from poisoncam_ray.decode import DecodeError
+from poisoncam_ray.research import corpora
 from poisoncam_ray.research.attacks.choice import Chosen, digest
 from poisoncam_ray.research.attacks.encoded import paint
 from poisoncam_ray.research.attacks.kind import How, Stamp
 from poisoncam_ray.research.attacks.plan import Plan
 from poisoncam_ray.research.attacks.trigger import Box, Trigger
+from poisoncam_ray.store import whole_file, write_bytes
 
 NO_BOX: Box = (-1, -1, -1, -1)
 NO_TRIGGER_IMAGE = Image.new("RGB", (1, 1))
@@ -89,12 +91,12 @@ def write_attack(plan: Plan, attack: Attack, output_uri: str, settings: dict[str
         if trigger.image is not None:
             file = io.BytesIO()
             trigger.image.save(file, "PNG")
-            storage.write_bytes(output_uri, trigger.file, file.getvalue())
+            write_bytes(output_uri, trigger.file, file.getvalue())
     n_images = n_unreadable = n_decoys = 0
     n_poisoned: Counter[str] = Counter()
     run = partial(_attack_unit, plan.corpus, attack, f"{output_uri.rstrip('/')}/corpus")
     with (
-        storage.whole_file(output_uri, "truth.parquet") as path,
+        whole_file(output_uri, "truth.parquet") as path,
         pq.ParquetWriter(path, TRUTH) as writer,
     ):
         for truth in plan.map_units(run, plan.corpus.units(plan.slices)):
@@ -121,7 +123,7 @@ def write_attack(plan: Plan, attack: Attack, output_uri: str, settings: dict[str
         "n_unreadable": n_unreadable,
         "poison_rate": n_poisoned.total() / max(1, n_images),
     }
-    storage.write_bytes(output_uri, "attack.json", json.dumps(result, indent=2).encode())
+    write_bytes(output_uri, "attack.json", json.dumps(result, indent=2).encode())
     return result
 
 
@@ -133,10 +135,10 @@ def _attack_unit(corpus: Corpus, attack: Attack, out_uri: str, unit: list[Slice]
     """
     replacements: dict[str, bytes] = {}
     rows: list[tuple] = []
-    for part in unit:
-        labels = corpus.labels(part, attack.label_column) if attack.chosen.by_label else None
-        for i, row in enumerate(corpus.read(part)):
-            place = (row.image_id, part.source, row.row)
+    for slice_ in unit:
+        labels = corpora.labels(corpus, slice_, attack.label_column) if attack.chosen.by_label else None
+        for i, row in enumerate(corpus.read(slice_)):
+            place = (row.image_id, slice_.source, row.row)
             trigger, decoy = attack.trigger_for(row.image_id, labels[i] if labels else None)
             stamped = _stamped(attack, trigger, row) if trigger else None
             if trigger is None or stamped is None:
@@ -147,7 +149,7 @@ def _attack_unit(corpus: Corpus, attack: Attack, out_uri: str, unit: list[Slice]
             first = boxes[0] if boxes else NO_BOX
             what = (trigger.target, attack.kind, boxes)
             rows.append((*place, not decoy, trigger.name, *first, *what, decoy, False))
-    corpus.rewrite(unit, replacements, out_uri)
+    corpora.rewrite(corpus, unit, replacements, out_uri)
     schema = TRUTH.append(pa.field("unreadable", pa.bool_()))
     columns = zip(*rows, strict=True) if rows else [()] * len(schema)
     return pa.table([pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)], schema=schema)

@@ -25,10 +25,11 @@ from poisoncam_ray.research.benchmark.compare import Comparison, alternate
 from poisoncam_ray.runner import Runner
 from poisoncam_ray.stage import Stage
 from poisoncam_ray.stages.compute import device
-from poisoncam_ray.stages.dataflow import connect, read_slice
 from poisoncam_ray.stages.embed import Embed, embed_images, load_encoder, read_features
 from poisoncam_ray.stages.index import Index
+from poisoncam_ray.stages.pixels import read_slice
 from poisoncam_ray.stages.pretrain import Pretrain
+from poisoncam_ray.stages.ray_cluster import start_ray
 
 # A stage that is shorter than this many start-ups is mostly start-up: its rate without it is not known.
 START_UPS = 3
@@ -54,7 +55,7 @@ def compare_embed(uri: str, config: Config, out: Folder, rounds: int) -> list[Co
     before: list[Stage] = [Index(), Pretrain()]
     prepare, runner = (Runner(uri, run.uri, config, stages) for stages in (before, [*before, Embed()]))
     began = time.perf_counter()
-    connect()
+    start_ray()
     connected = time.perf_counter() - began
     prepare.run(clock)
     slices, index, features = runner.corpus.slices(), run / Index.name, run / Embed.name
@@ -68,7 +69,7 @@ def compare_embed(uri: str, config: Config, out: Folder, rounds: int) -> list[Co
         return torch.cat([read_features(features, name)[1] for name in features.parts()])
 
     def bare() -> Tensor:
-        pixels = (read_slice(runner.corpus, config, index, piece)[1] for piece in slices)
+        pixels = (read_slice(runner.corpus, config, index, slice_)[1] for slice_ in slices)
         return torch.cat(
             [embed_images(encoder, torch.from_numpy(x_NCHW), config.embed.batch_size) for x_NCHW in pixels]
         )

@@ -107,7 +107,7 @@ def first_images(uri: str, config: Config, n: int) -> Tensor:
     limits, size = config.corpus, config.encoder.image_size
     corpus = open_corpus(uri, limits.format, limits.image_column, limits.rows_per_slice)
     found: list[np.ndarray] = []
-    for row in (row for piece in corpus.slices() for row in corpus.read(piece)):
+    for row in (row for slice_ in corpus.slices() for row in corpus.read(slice_)):
         try:
             found.append(decode(row.data or b"", size, limits.max_pixels, limits.max_bytes))
         except DecodeError:

@@ -24,7 +24,7 @@ from PIL import Image
 
 from poisoncam_ray import artifact
 from poisoncam_ray.config import Config
-from poisoncam_ray.corpus import Corpus, storage
+from poisoncam_ray.corpus import Corpus
 from poisoncam_ray.defence import stages as defence
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.facts import Facts
@@ -34,8 +34,9 @@ from poisoncam_ray.research.benchmark.embed import with_checkpoint
 from poisoncam_ray.research.benchmark.processes import Peaks, Sampler, sample
 from poisoncam_ray.runner import Runner
 from poisoncam_ray.stage import Outcome, Run, Stage
-from poisoncam_ray.stages.dataflow import connect, hush
+from poisoncam_ray.stages.ray_cluster import hush, start_ray
 from poisoncam_ray.stages.training_data import Epochs
+from poisoncam_ray.store import whole_file
 
 SETTINGS = (
     "encoder.image_size=16",
@@ -137,7 +138,7 @@ def measure_memory(config: Config, out: Folder, rows: int) -> str:
     config = with_checkpoint(config, folder)
     first, *others = defence()
     runner = Runner((folder / "corpus").uri, (folder / "run").uri, config, [first, Shuffle(), *others])
-    connect()
+    start_ray()
     watch = Watch(folder)
     watch.sampler.start()
     try:
@@ -177,7 +178,7 @@ def draw_tiny_corpus(folder: Folder, rows: int, seed: int) -> None:
         drawn = images.take(pa.array(rng.integers(0, len(images), len(numbers))))
         own = pc.cast(pc.cast(pa.array(numbers), pa.string()), pa.binary())
         table = pa.table({"image": pc.binary_join_element_wise(drawn, own, b"")})
-        with storage.whole_file(folder.uri, _shard(shard)) as path:
+        with whole_file(folder.uri, _shard(shard)) as path:
             pq.write_table(table, path, row_group_size=1024)
 
 

@@ -16,11 +16,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from poisoncam_ray.corpus import storage
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.research.demo import closeups, landscapes
 from poisoncam_ray.research.demo.camera import occlude, photograph
 from poisoncam_ray.research.demo.canvas import Canvas
+from poisoncam_ray.store import whole_file
 
 MARGIN = 1.125  # side of the canvas / side of the photograph: room to turn, zoom and shift the camera
 BATCH = 32  # pictures painted together: small enough to stay in the processor's cache
@@ -112,7 +112,7 @@ def _write(
         ]
         captions = [list(SCENES)[label] for label in labels]
         table = pa.table([names, images, labels, captions], schema=SCHEMA)
-        with storage.whole_file(out_uri, f"part-{shard:05d}.parquet") as path:
+        with whole_file(out_uri, f"part-{shard:05d}.parquet") as path:
             pq.write_table(table, path, row_group_size=256)
 
 

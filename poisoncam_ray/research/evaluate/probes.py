@@ -28,9 +28,10 @@ from poisoncam_ray.method.probes import (
     knn_predict,
     linear_predict,
 )
+from poisoncam_ray.research import corpora
 from poisoncam_ray.research.evaluate.joined import Metrics, committed, settings
-from poisoncam_ray.stages.dataflow import decode_indexed
 from poisoncam_ray.stages.embed import embed_images, load_encoder, read_features
+from poisoncam_ray.stages.pixels import decode_indexed
 from poisoncam_ray.stages.pool import image_seed
 
 LABELLED = {"linear_1": 0.01, "linear_10": 0.1}
@@ -175,18 +176,18 @@ def _open(uri: str, config: Config) -> Corpus:
 
 def _labels(corpus: Corpus, column: str) -> dict[str, str]:
     label_of: dict[str, str] = {}
-    for part in corpus.slices():
-        ids = (part.image_id(i) for i in range(part.stop - part.start))
-        label_of.update(zip(ids, corpus.labels(part, column), strict=True))
+    for slice_ in corpus.slices():
+        ids = (slice_.image_id(i) for i in range(slice_.stop - slice_.start))
+        label_of.update(zip(ids, corpora.labels(corpus, slice_, column), strict=True))
     return label_of
 
 
 def _embed(encoder: Encoder, corpus: Corpus, config: Config, column: str) -> tuple[Tensor, list[str]]:
     """q_MD and labels of the images that decode, slice by slice."""
     parts, labels = [], []
-    for part in corpus.slices():
+    for slice_ in corpus.slices():
         pictures = []
-        for row, label in zip(corpus.read(part), corpus.labels(part, column), strict=True):
+        for row, label in zip(corpus.read(slice_), corpora.labels(corpus, slice_, column), strict=True):
             try:
                 pictures.append(decode_indexed(row.data, config))
             except DecodeError:

@@ -31,8 +31,8 @@ from poisoncam_ray.research.evaluate.joined import (
 from poisoncam_ray.research.evaluate.scored import scored_poisoned
 from poisoncam_ray.stages.cluster import read_centroids
 from poisoncam_ray.stages.compute import device
-from poisoncam_ray.stages.dataflow import fetch_images
 from poisoncam_ray.stages.embed import load_encoder
+from poisoncam_ray.stages.pixels import fetch_images
 
 IMAGES_AT_ONCE = 256
 

@@ -251,7 +251,7 @@ def _row(
 ) -> dict[str, Any]:
     """Make one run with `extras` (Setting.extras) in the folder `here`. Returns its row."""
     clean = of_seed.folder / "clean"
-    poisoned, patched, run = (here / part for part in ("poisoned", "patched", "run"))
+    poisoned, patched, run = (here / name for name in ("poisoned", "patched", "run"))
     made = attacked.poison(clean, poisoned)
     attacked.patch(of_seed.folder / "validation", poisoned, patched)
     target = attacked.target if attacked.targeted else ""

@@ -4,6 +4,7 @@ grid.py         what is varied
 runs.py         which runs are measured
 images.py       the images of a run, their true boxes, and their clusters for every K
 plan.py         the passes through the encoder, and the rows they give
+flops.py        floating-point operations of a forward pass and of Grad-CAM
 measure.py      one pass, evaluated for all settings that share it
 job.py          all passes on the cluster; a killed job resumes
 summary.py      means over runs, with intervals

@@ -112,7 +112,7 @@ def _sentences(error: ValidationError) -> str:
 
 
 def _clause(item: Any) -> str:
-    key = ".".join(str(part) for part in item["loc"] if not str(part).startswith("literal["))
+    key = ".".join(str(step) for step in item["loc"] if not str(step).startswith("literal["))
     if item["type"] == "extra_forbidden":
         return f"there is no key {key!r}; there are {', '.join(chain(Grid.model_fields))}"
     if item["type"] == "value_error":

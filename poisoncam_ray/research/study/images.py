@@ -20,9 +20,9 @@ from poisoncam_ray import artifact
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.folder import Folder
 from poisoncam_ray.method.clusters import assign, auto_k, kmeans
-from poisoncam_ray.method.flops import forward_flops, gradcam_flops
 from poisoncam_ray.research.evaluate.joined import clusters_of_poison, committed, read_truth, settings
 from poisoncam_ray.research.evaluate.scored import true_boxes
+from poisoncam_ray.research.study.flops import forward_flops, gradcam_flops
 from poisoncam_ray.research.study.grid import Grid
 from poisoncam_ray.research.study.runs import StudyRun
 from poisoncam_ray.stages.cluster import read_sample, sample_parts

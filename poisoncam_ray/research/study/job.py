@@ -108,7 +108,7 @@ def _run_all(
     # Ray takes seconds to load, and a finished study does not need it.
     import ray
 
-    from poisoncam_ray.stages.dataflow import RESTARTS, in_flight
+    from poisoncam_ray.stages.ray_cluster import RESTARTS, in_flight
 
     needs: dict[str, Any] = {
         "num_cpus": resources.cpus_per_actor,

@@ -40,8 +40,8 @@ from poisoncam_ray.research.study.images import Looked, read_looked
 from poisoncam_ray.research.study.plan import SCHEMA, Pass, Way, pixels
 from poisoncam_ray.research.study.runs import StudyRun
 from poisoncam_ray.stages.compute import device
-from poisoncam_ray.stages.dataflow import fetch_images
 from poisoncam_ray.stages.embed import load_encoder
+from poisoncam_ray.stages.pixels import fetch_images
 from poisoncam_ray.stages.pool import image_seed
 
 # Bounds the features and the distances held at once: 2²⁴ float32 are 64 MiB.

@@ -1,4 +1,4 @@
-"""One Parquet shard: opened, streamed in bounded batches, and written again with the same layout."""
+"""One Parquet shard: opening it, reading it in bounded batches, and writing another with the same layout."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from poisoncam_ray.corpus import storage
-from poisoncam_ray.corpus.shardfile import ShardFile, UnreadableError, open_file, reason_of
+from poisoncam_ray.corpus.shardfile import ShardFile, UnreadableError, open_file, open_sink, reason_of
 
-# Rows decoded at once: bounds memory inside large row groups, and keeps each batch of nested binary values
+# Rows of a batch. It bounds the memory inside large row groups, and keeps a batch of nested binary values
 # below the 2 GiB at which Arrow cannot chunk them.
 _BATCH = 64
+# A footer may announce so many rows whatever the size of the file.
 _ROWS_FREE = 10_000_000
-# Images hardly compress: a row group that unpacks to more than this many times its size is no corpus.
+# Images hardly compress: a row group that unpacks to more than this many times its size holds none. Smaller
+# row groups than _UNPACKED_FREE bytes pass.
 _RATIO = 100
 _UNPACKED_FREE = 2**28
 
@@ -45,38 +46,55 @@ class Shard:
         return [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
 
     def check_counts(self) -> None:
-        """Raise ValueError when the footer's counts contradict each other or cannot be true."""
+        """Raise ValueError if the footer's counts contradict each other or cannot be true."""
         groups = self.group_rows
         if min(groups, default=0) < 0 or sum(groups) != self.n_rows:
             raise ValueError(f"its footer counts {self.n_rows} rows, its row groups {sum(groups)}")
-        # Millions of equal cells compress to nothing; beyond that an image takes a byte at least.
+        # Millions of equal cells compress to nothing. Beyond that an image takes at least one byte.
         if self.n_rows > _ROWS_FREE + self.handle.source.size:
             raise ValueError(f"its footer counts {self.n_rows} rows in {self.handle.source.size} bytes")
 
-    def pieces(self, start: int, stop: int, columns: list[str] | None) -> Iterator[Piece]:
-        """Rows that cover [start, stop), in order; all columns when `columns` is None. Reads only the row
-        groups touched, so the first and last piece may reach further. Damage costs the rest of its group."""
+    def batches(self, start: int, stop: int, columns: list[str] | None) -> Iterator[Batch]:
+        """Read the rows [start, stop) in order, and no other row group than theirs.
+
+        Args:
+            start: number of the first row.
+            stop: number after that of the last row.
+            columns: names of the columns; None for all.
+
+        Yields:
+            Batches that cover the rows. The first and the last one may reach further. Damage makes the rest
+            of its row group one batch with an `error`.
+        """
         row = 0
         for group, n in enumerate(self.group_rows):
             end = row + n
             if row < stop and end > start:
-                for piece in self._group(group, row, n, columns):
-                    if piece.first >= stop:
+                for batch in self._group(group, row, n, columns):
+                    if batch.first >= stop:
                         break
-                    if piece.first + piece.rows > start:
-                        yield piece
+                    if batch.first + batch.rows > start:
+                        yield batch
             row = end
 
     def table(self, group: int, rows: int) -> pa.Table:
-        """The first `rows` or a few more rows of a row group, all columns. Raises UnreadableError."""
-        batches, have = [], 0
-        for piece in self._group(group, 0, self.group_rows[group], None):
-            batches.append(piece.whole())
-            have += piece.rows
+        """Read the first rows of a row group, with all columns.
+
+        Args:
+            group: number of the row group.
+            rows: how many rows; up to a batch more may come.
+
+        Raises:
+            UnreadableError: the row group is damaged before that row.
+        """
+        read, have = [], 0
+        for batch in self._group(group, 0, self.group_rows[group], None):
+            read.append(batch.values())
+            have += batch.rows
             if have >= rows:
                 break
-        # One dictionary a row group, or the writer would lose categories and their order.
-        return pa.Table.from_batches(batches, schema=self.schema).unify_dictionaries()
+        # With one dictionary for the whole row group the writer keeps the categories and their order.
+        return pa.Table.from_batches(read, schema=self.schema).unify_dictionaries()
 
     def _refuse_bomb(self, group: int) -> None:
         metadata = self.file.metadata.row_group(group)
@@ -87,7 +105,7 @@ class Shard:
             reason = f"row group {group} would unpack from {stored} to {unpacked} bytes"
             raise UnreadableError(f"Parquet shard {self.source}", reason)
 
-    def _group(self, group: int, first: int, n: int, columns: list[str] | None) -> Iterator[Piece]:
+    def _group(self, group: int, first: int, n: int, columns: list[str] | None) -> Iterator[Batch]:
         row, end = first, first + n
         try:
             with _reading(self.handle):
@@ -98,32 +116,45 @@ class Shard:
                     batch = next(batches, None)
                 if batch is None or row + len(batch) > end:
                     raise UnreadableError(f"Parquet shard {self.source}", "a row group of another length")
-                yield Piece(row, len(batch), batch)
+                yield Batch(row, len(batch), batch)
                 row += len(batch)
         except UnreadableError as error:
-            yield Piece(row, end - row, error=error)
+            yield Batch(row, end - row, error=error)
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Rows [first, first + rows) of a shard, or why they cannot be read."""
+class Batch:
+    """Rows [first, first + rows) of a shard, or the `error` why they cannot be read."""
 
     first: int
     rows: int
-    batch: pa.RecordBatch | None = None
+    read: pa.RecordBatch | None = None
     error: UnreadableError | None = None
 
-    def whole(self) -> pa.RecordBatch:
-        """The batch. Raises UnreadableError when there is none."""
+    def values(self) -> pa.RecordBatch:
+        """The rows' values.
+
+        Raises:
+            UnreadableError: they cannot be read.
+        """
         if self.error:
             raise self.error
-        return self.batch
+        return self.read
 
 
 @contextlib.contextmanager
 def open_shard(uri: str, source: str, version: str | None = None) -> Iterator[Shard]:
-    """Open the shard `uri`/`source`. Raises UnreadableError when its footer cannot be read, and all that
-    `open_file` raises."""
+    """Open a Parquet shard and read its footer.
+
+    Args:
+        uri: the corpus.
+        source: the shard's path in it.
+        version: the version that was listed; None for whichever is there.
+
+    Raises:
+        UnreadableError: the footer cannot be read, or its counts cannot be true.
+        UserError: the shard is gone or is not that version.
+    """
     # Parquet knows the ranges it wants: a read-ahead cache would only fetch more.
     with contextlib.ExitStack() as stack:
         handle = stack.enter_context(open_file(uri, source, version, cache_type="none"))
@@ -136,6 +167,7 @@ def open_shard(uri: str, source: str, version: str | None = None) -> Iterator[Sh
 
 @contextlib.contextmanager
 def _reading(handle: ShardFile) -> Iterator[None]:
+    """Turn what the parser raises into UnreadableError, but not what the store raises."""
     try:
         yield
     except Exception as error:
@@ -148,18 +180,24 @@ def _reading(handle: ShardFile) -> Iterator[None]:
 
 @contextlib.contextmanager
 def open_writer(like: Shard, uri: str) -> Iterator[Callable[[pa.Table], None]]:
-    """A function that writes a table as one row group (none when it is empty) of a new shard at `uri`, same
-    path, schema, metadata, codecs and encodings as `like`. The shard appears when the block ends well."""
+    """Write a new shard with the path, schema, metadata, codecs and encodings of another.
+
+    Args:
+        like: the other shard.
+        uri: the folder for the new one. It appears there when the block ends without an exception.
+
+    Yields:
+        A function that writes a table as one row group; of an empty table it writes nothing.
+    """
     with (
-        storage.whole_file(uri, like.source) as path,
-        open(path, "wb") as sink,
+        open_sink(uri, like.source) as sink,
         pq.ParquetWriter(sink, like.schema, **_settings(like.file.metadata)) as writer,
     ):
         yield lambda table: writer.write_table(table, max(len(table), 1)) if len(table) else None
 
 
 def _settings(metadata: pq.FileMetaData) -> dict[str, Any]:
-    """Writer options that repeat how the file was written."""
+    """The writer's options with which the file was written."""
     if not metadata.num_row_groups:
         return {}
     group = metadata.row_group(0)
@@ -178,8 +216,15 @@ def _settings(metadata: pq.FileMetaData) -> dict[str, Any]:
 
 
 def cut(groups: Sequence[int], rows_per_slice: int) -> list[tuple[int, int]]:
-    """Ranges [start, stop) of at most `rows_per_slice` rows over row groups of these sizes; whole row groups
-    where they fit, one empty range when there are no rows."""
+    """Cut a shard into ranges of rows that end at row groups, where these are small enough.
+
+    Args:
+        groups: rows of each row group.
+        rows_per_slice: rows of a range, at most.
+
+    Returns:
+        Ranges [start, stop) that cover all rows; one empty range if there are none.
+    """
     ranges: list[tuple[int, int]] = []
     start = stop = 0
     for n in groups:

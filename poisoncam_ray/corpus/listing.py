@@ -1,100 +1,23 @@
-"""Files of a corpus on any fsspec URL: what lies there and what changed. `store` reads and writes them."""
+"""Which files a corpus has, on any fsspec URL, and which names and places are refused."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 import fsspec
 
+from poisoncam_ray.corpus.protocol import Source
 from poisoncam_ray.errors import UserError
-from poisoncam_ray.store import (
-    connect,
-    delete,
-    in_parallel,
-    is_local,
-    locate,
-    real_path,
-    whole_file,
-    write_bytes,
-)
-
-__all__ = [
-    "IMAGE_MAX",
-    "IMAGE_SUFFIXES",
-    "PARQUET_SUFFIXES",
-    "Row",
-    "Slice",
-    "Source",
-    "connect",
-    "delete",
-    "in_parallel",
-    "is_file",
-    "is_local",
-    "list_sources",
-    "locate",
-    "real_path",
-    "refuse_escaping_links",
-    "refuse_same_place",
-    "source_of",
-    "whole_file",
-    "write_bytes",
-]
+from poisoncam_ray.store import connect, is_local, real_path
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 IMAGE_MAX = 2**30
-"""Bytes of a file or member that are read at all; of those `corpus.max_bytes` says what is an image."""
+"""A larger file or member is not read, in bytes. `corpus.max_bytes` limits what of these is taken for an
+image."""
 PARQUET_SUFFIXES = (".parquet",)
-
-
-@dataclass(frozen=True)
-class Source:
-    """One file: path relative to the corpus, size in bytes, and the store's tag for this version of it
-    (ETag, or modification time in nanoseconds)."""
-
-    path: str
-    size: int
-    tag: str
-
-
-@dataclass(frozen=True)
-class Slice:
-    """A fixed run of rows, the unit of reading and committing. Parquet and tar: rows [start, stop) of
-    `source`. Image folder: `source` is ".", rows are positions in the sorted listing, `files` names them.
-
-    `version` is the shard's size and tag when it was listed. `error` says why none of the shard's rows can be
-    read, and `kind` what the dead letter calls that: all rows of the slice are dead. A shard whose rows
-    cannot be counted has one. Tar: `span` is the slice's bytes [from, to), `twins` rows whose key the shard
-    has twice."""
-
-    index: int
-    source: str
-    start: int
-    stop: int
-    files: tuple[str, ...] | None = None
-    version: str | None = None
-    error: str | None = None
-    span: tuple[int, int] | None = None
-    twins: tuple[int, ...] | None = None
-    kind: str | None = None
-
-    def image_id(self, i: int) -> str:
-        """Of the slice's row number i, as reading the slice gives it."""
-        return self.files[i] if self.files is not None else f"{self.source}#{self.start + i}"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One image as stored; `data` is None where the Parquet cell is null. `error`, (kind, message), says why
-    a row cannot be read: it is dead."""
-
-    row: int
-    image_id: str
-    data: bytes | None
-    error: tuple[str, str] | None = None
 
 
 def is_file(uri: str) -> bool:
@@ -104,9 +27,19 @@ def is_file(uri: str) -> bool:
 
 
 def list_sources(uri: str) -> list[Source]:
-    """Every visible file under `uri`, sorted by path; `uri` may also be one file. Names (of files or folders)
-    that start with `.` are ignored, and with `_`, but for images: cameras call some so. Raises UserError when
-    there is nothing at `uri`, or for a key that would be another file's path."""
+    """List the visible files of a corpus.
+
+    Args:
+        uri: a folder, or one file.
+
+    Returns:
+        The files at any depth, sorted by path. A file is hidden if its name or a folder's name begins with
+        "." or "_"; but images may begin with "_", as some cameras name them.
+
+    Raises:
+        UserError: there is nothing at `uri`, access is refused, a folder is a symbolic link, a name is not
+            UTF-8, or an object's key is no path of a file.
+    """
     fs, root = connect(uri)
     try:
         fs.invalidate_cache()
@@ -162,7 +95,17 @@ def _walk_local(root: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def source_of(fs: fsspec.AbstractFileSystem, relative: str, path: str, info: dict[str, Any]) -> Source:
-    """The file as listed; `info` is the store's own description (not used on a local disk)."""
+    """Describe one file as the listing does.
+
+    Args:
+        fs: its filesystem.
+        relative: its path in the corpus.
+        path: its path on the filesystem.
+        info: the store's own description; not used on a local disk.
+
+    Raises:
+        UserError: its name is not UTF-8, or it is a broken symbolic link.
+    """
     try:
         relative.encode()
     except UnicodeEncodeError as error:
@@ -177,13 +120,13 @@ def source_of(fs: fsspec.AbstractFileSystem, relative: str, path: str, info: dic
         return Source(relative, stat.st_size, str(stat.st_mtime_ns))
     keys = ("ETag", "etag", "md5Hash", "generation", "mtime", "LastModified", "last_modified", "created")
     tag = next((info[k] for k in keys if info.get(k)), "")
-    # Some stores list a number where they describe one file by a date.
+    # Some stores give a number in a listing and a date in the description of one file.
     tag = str(tag.timestamp() if isinstance(tag, datetime) else tag)
     return Source(relative, int(info.get("size") or 0), tag.strip('"'))
 
 
 def refuse_escaping_links(uri: str, paths: Iterable[str]) -> None:
-    """Raise UserError for a symbolic link whose target lies outside the local folder `uri`."""
+    """Raise UserError if one of the `paths` is a symbolic link that leads out of the local folder `uri`."""
     fs, root = connect(uri)
     if not is_local(fs):
         return
@@ -197,7 +140,7 @@ def refuse_escaping_links(uri: str, paths: Iterable[str]) -> None:
 
 
 def refuse_same_place(uri: str, *outputs: str) -> None:
-    """Raise UserError when an output is the corpus itself, whose files it would replace."""
+    """Raise UserError if one of the `outputs` is the corpus `uri` itself, whose files it would replace."""
     for output in outputs:
         if real_path(output) == real_path(uri):
             raise UserError(f"The output {output} is the corpus itself: give another folder.")

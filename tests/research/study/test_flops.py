@@ -2,7 +2,7 @@ import torch
 from torch import nn
 
 from poisoncam_ray.method.encoder import Encoder, build_encoder
-from poisoncam_ray.method.flops import forward_flops, gradcam_flops
+from poisoncam_ray.research.study.flops import forward_flops, gradcam_flops
 
 
 class OneConvolution(nn.Module):
