@@ -126,6 +126,7 @@ def _call(call: Callable[[], None]) -> None:
 
 
 def _prepare(one: StudyRun, grid: Grid, out: Folder, resources: Resources) -> None:
+    # Torch is loaded on the worker, here and below.
     from poisoncam_ray.research.study.images import prepare
     from poisoncam_ray.stages.compute import set_up
 
