@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from poisoncam_ray import artifact
@@ -76,7 +76,6 @@ def test_the_same_seed_gives_the_same_centroids_also_of_a_sample(features, tmp_p
     assert pa.table(assigned(features, Folder(str(tmp_path / "40a")))).num_columns == sum(SIZES)
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 500), min_size=1, max_size=20), st.integers(1, 3000))
 def test_a_sample_is_bounded_and_an_equal_share_of_every_part(rows, most):
     chosen = dict(sample_parts(rows, most, seed=0))

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -39,7 +39,6 @@ def some_epochs(draw) -> Epochs:
     )
 
 
-@settings(deadline=None)
 @given(some_epochs(), st.integers(0, 2))
 def test_a_plan_holds_the_rows_its_batches_need_and_no_slice_too_many(epochs, epoch):
     needed = epochs.steps_per_epoch * epochs.batch_size // epochs.workers
@@ -52,7 +51,6 @@ def test_a_plan_holds_the_rows_its_batches_need_and_no_slice_too_many(epochs, ep
         assert sum(rows[:-1]) < needed or not plan
 
 
-@settings(deadline=None)
 @given(some_epochs(), st.integers(0, 2))
 def test_no_slice_is_read_again_before_all_of_the_ranks_own_were(epochs, epoch):
     filled = {i for i, n in enumerate(epochs.slice_rows) if n}
@@ -75,7 +73,6 @@ def test_epochs_and_seeds_have_orders_of_their_own():
     assert tuple(Epochs([4] * 20, 5, 8, 1, 1, 1000).plan(0, 0)) not in orders
 
 
-@settings(deadline=None)
 @given(some_epochs(), st.integers(0, 2))
 def test_an_epoch_has_exactly_its_steps_and_no_row_twice_in_a_window(epochs, epoch):
     """Whatever the window's size against batch and slices."""
