@@ -1,6 +1,6 @@
 """What each rule of the verdict does: finished runs are decided again with it halved and doubled.
 
-Nothing is tuned here. The tables show how far a verdict hangs on a constant.
+Nothing is tuned here. The tables show how far a verdict depends on a constant.
 """
 
 from __future__ import annotations
