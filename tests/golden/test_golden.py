@@ -1,0 +1,79 @@
+"""The verdicts of the old code (format 1), reached again from its stored candidates. See README.md."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from poisoncam_ray import artifact, facts
+from poisoncam_ray.config import Config
+from poisoncam_ray.config import Verdict as Settings
+from poisoncam_ray.corpus import open_corpus
+from poisoncam_ray.folder import Folder, Manifest
+from poisoncam_ray.progress import Progress
+from poisoncam_ray.stage import Run
+from poisoncam_ray.stages.verdict import Verdict
+from tests.golden import compare
+
+RUNS = sorted(path.parent for path in Path(__file__).parent.glob("*/expected.json"))
+FLOATS = ("p_value", "threshold", "best_group")
+"""Numbers of verdict.json that are not rounded."""
+
+
+def searched(stored: Path, expected: dict[str, Any], run: Folder) -> None:
+    """The artifact of the search, as the stored run left it."""
+    search, table = run / artifact.SEARCH, pq.read_table(stored / "candidates.parquet")
+    rounds = pc.max(table["round"]).as_py() + 1
+    for number in range(rounds):
+        part = table.filter(pc.equal(table["round"], number)).drop_columns(["round"])
+        (search / artifact.round_name(number)).write_table(
+            artifact.CANDIDATES, part.cast(artifact.CANDIDATE_SCHEMA)
+        )
+    search.write_json(artifact.SUPERCLUSTERS, expected["superclusters"])
+    flip_test = pa.table(expected["flip_test"], schema=artifact.FLIP_TEST_SCHEMA)
+    search.write_table(artifact.FLIP_TEST, flip_test)
+    said = facts.Searched(len(table), rounds, "", 0.0)
+    Manifest({}, {}, "", facts=said.as_json()).write(search)
+
+
+def test_several_runs_are_stored():
+    assert len(RUNS) >= 3
+
+
+@pytest.mark.parametrize("stored", RUNS, ids=lambda path: path.name)
+def test_the_verdict_is_the_old_code_s(stored, tmp_path):
+    run = Folder(str(tmp_path))
+    expected = Folder(str(stored)).read_json("expected.json")
+    searched(stored, expected, run)
+    (run / "corpus").write_table("a.parquet", pa.table({"image": [b""]}))
+    corpus, out = open_corpus(f"{run.uri}/corpus"), run / artifact.VERDICT
+    config = Config(verdict=Settings(false_alarm_rate=expected["verdict"]["false_alarm_rate"]))
+    Verdict().run(Run(config, corpus, run, out, Progress()))
+
+    listed = out.read_table(artifact.TRIGGERS, ["image_id", *artifact.SIDES, "family"])
+    assert listed.to_pydict() == expected["triggers"]
+    found, before = out.read_json(artifact.VERDICT_FILE), expected["verdict"]
+    if torch.backends.cpu.get_cpu_capability() == expected["cpu"]:
+        assert found == before
+    # Other processors sum in another order: the last digits of the means may differ.
+    for one, other in [(found, before), *zip(found["families"], before["families"], strict=True)]:
+        for name in FLOATS:
+            if other.get(name) is not None:
+                assert one.pop(name) == pytest.approx(other.pop(name), rel=1e-9)
+    assert found == before
+
+
+def test_differences_are_found_wherever_they_are():
+    tree = {"a": [1, {"b": 0.5}], "c": None}
+    assert compare.differences(tree, {"a": [1, {"b": 0.5}], "c": None}) == []
+    assert compare.differences(tree, {"a": [1, {"b": 0.25}], "c": None}) == ["a[1].b: 0.5 before, 0.25 now"]
+    assert compare.differences(tree, {"a": [1], "c": None}) == ["a: 2 before, 1 now"]
+    assert compare.differences(tree, {"a": tree["a"]}) == ["c: None before, '(missing)' now"]
+    assert compare.differences(1, True) == ["value: 1 before, True now"]
+    assert compare.differences(float("nan"), float("nan")) == []
