@@ -242,3 +242,22 @@ def test_folders_say_what_is_in_them():
                 assert entry.name in text or entry.stem in text, (
                     f"{folder.name}/README.md misses {entry.name}"
                 )
+
+
+def test_the_walk_through_the_package_names_what_there_is():
+    """The stops of README.md's walk: at most fifteen, each a function or class of the file it names."""
+    text = (PACKAGE / "README.md").read_text()
+    walk = text[text.index("## One image") :]
+    assert len(re.findall(r"^\d+\. ", walk, re.MULTILINE)) <= 15
+    stops = re.findall(r"`((?:\w+/)*\w+)\.(\w+)(?:\.(\w+))?`", walk)
+    assert len(stops) > 12
+    for path, name, attribute in stops:
+        file = PACKAGE / f"{path}.py"
+        if not file.exists():
+            continue  # a method of an object, such as corpus.split
+        tree = ast.parse(file.read_text())
+        kinds = (ast.FunctionDef, ast.ClassDef)
+        found = {node.name: node for node in tree.body if isinstance(node, kinds)}
+        assert name in found, f"{path}.py has no {name}"
+        if attribute:
+            assert attribute in {n.name for n in found[name].body if isinstance(n, ast.FunctionDef)}

@@ -22,7 +22,8 @@ from poisoncam_ray.config import Config
 from poisoncam_ray.corpus import DEAD, KEPT, REMOVED, Slice, open_corpus
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.folder import MANIFEST, Folder, Manifest, part_name
-from poisoncam_ray.report import build_report, removed_csv
+from poisoncam_ray.report.page import build_report
+from poisoncam_ray.report.removed import removed_csv
 from poisoncam_ray.stages.embed import load_encoder, read_features
 from poisoncam_ray.stages.index import index_slice
 from poisoncam_ray.stages.own_encoder import MAX_BYTES, read_checkpoint

@@ -14,13 +14,14 @@ import fsspec
 import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.local import LocalFileSystem
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from poisoncam_ray import artifact
 from poisoncam_ray.corpus import DEAD, KEPT, open_corpus
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.folder import Folder
+from tests.examples import examples
 from tests.ledger import (
     GROUP,
     N,
@@ -157,7 +158,7 @@ def test_read_errors_of_a_shard_are_its_own(tmp_path, kind):
 # ---------------------------------------------------------------- Parquet, inside
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.integers(0, 3), st.integers(0, 3), st.sampled_from(["zstd", "snappy"]), st.integers(1, 50))
 def test_damage_costs_its_row_group(tmp_path_factory, group, column, compression, step):
     folder = tmp_path_factory.mktemp("p")

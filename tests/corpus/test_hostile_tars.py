@@ -6,11 +6,12 @@ import tarfile
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from poisoncam_ray.corpus import DEAD, KEPT, REMOVED
 from poisoncam_ray.errors import UserError
+from tests.examples import examples
 from tests.tars import (
     corpus_of,
     image,
@@ -124,7 +125,7 @@ def test_harmless_oddities_pass(tmp_path):
     assert (tmp_path / "removed/0.tar").read_bytes() == archive[:first] + END
 
 
-@settings(max_examples=80, deadline=None)
+@examples(80)
 @given(st.integers(0, 10**6), st.sampled_from([tarfile.PAX_FORMAT, tarfile.GNU_FORMAT]))
 def test_cut_shards(tmp_path_factory, where, format):
     folder = tmp_path_factory.mktemp("c")

@@ -9,7 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from poisoncam_ray.corpus import DEAD, KEPT, REMOVED, Problem, open_corpus
@@ -18,6 +18,7 @@ from poisoncam_ray.corpus.parquet_shard import cut
 from poisoncam_ray.errors import UserError
 from tests.corpus.mistakes import refuse
 from tests.corpus.tables import rich_table, structs, write_rich
+from tests.examples import examples
 from tests.tars import image, rows_of
 
 
@@ -42,7 +43,7 @@ def test_cut_covers_every_row_once(groups, size):
         assert all(a in edges and b in edges for a, b in ranges)
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(
     st.lists(st.integers(0, 150), min_size=1, max_size=3).filter(any),
     st.integers(1, 90),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from poisoncam_ray.artifact import SLICE_SCHEMA, SLICES
@@ -32,7 +32,6 @@ def test_the_table_holds_every_field_of_a_slice():
     assert SLICE_SCHEMA.names == [*(field.name for field in fields(Slice)), "rows"]
 
 
-@settings(deadline=None)
 @given(st.lists(slices, max_size=5))
 def test_slices_come_back_as_they_were(made):
     table = slice_table(made, list(range(len(made))))

@@ -1,4 +1,4 @@
-"""A real S3 server behind a fault proxy: every operation ends well, byte for byte, or says why it cannot."""
+"""A real S3 server behind a fault proxy: every operation ends well, byte for byte, or says why it fails."""
 
 from __future__ import annotations
 
@@ -19,9 +19,12 @@ from poisoncam_ray.errors import UserError
 from poisoncam_ray.folder import Folder
 from tests.s3 import S3Server
 
+pytestmark = pytest.mark.s3
+
 LARGE = os.urandom(60_000_000)
 SMALL = b"a small object"
-AWAY_S = 30
+# Longer than a client's first attempts take to fail, and far shorter than its patience.
+AWAY_S = 15
 FAULTS = ["503", "refuse", "reset", "cut", "black_hole", "lost_ack"]
 WRITES = ["write", "upload", "upload_file", "create", "delete", "delete_folder"]
 READS = ["read", "download", "list", "look", "parquet"]
@@ -93,7 +96,7 @@ class Operations:
 
     def parquet(self) -> None:
         corpus = open_corpus(f"{self.objects}/corpus", rows_per_slice=16)
-        assert [row.data for part in corpus.slices() for row in corpus.read(part)] == IMAGES
+        assert [row.data for slice_ in corpus.slices() for row in corpus.read(slice_)] == IMAGES
 
 
 @pytest.fixture(scope="module")
