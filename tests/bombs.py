@@ -1,4 +1,5 @@
-"""Small image files that would cost much: by what they announce, by what they hide, by how many parts."""
+"""Small image files that would cost a decoder much: huge announced sizes, bombs in metadata, endless
+segments."""
 
 from __future__ import annotations
 
@@ -47,7 +48,7 @@ def riff(body: bytes) -> bytes:
 
 
 def announcing(width: int, height: int) -> dict[str, bytes]:
-    """Each format with this size in its header and nothing that bears it out."""
+    """A file of each format that announces this size, without the pixels for it."""
     jpeg = bytearray(encode("JPEG"))
     frame = jpeg.index(b"\xff\xc0")
     jpeg[frame + 5 : frame + 9] = struct.pack(">HH", height % 65536, width % 65536)
@@ -62,7 +63,8 @@ def announcing(width: int, height: int) -> dict[str, bytes]:
 
 
 def peak() -> int:
-    """The most bytes this process held since it was started; getrusage would count its parent's, too."""
+    """The most bytes that this process held since its start; getrusage would count those of its parent,
+    too."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line)
     return int(line.split()[1]) * 1024
 
@@ -96,7 +98,7 @@ def hidden() -> dict[str, tuple[bytes, str]]:
 
 
 def endless() -> dict[str, bytes]:
-    """Files of so many parts that walking them costs more than the pixels."""
+    """Files of so many segments that walking them costs more than the pixels."""
     progressive = encode("JPEG", progressive=True)
     scan = progressive[progressive.rindex(b"\xff\xda") : -2]
     frame = b"ANMF" + struct.pack("<I", 16) + bytes(16)

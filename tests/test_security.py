@@ -52,7 +52,7 @@ def mark(tmp_path):
     assert not path.exists()
 
 
-def dead_letter(corpus_folder: Path, folder: Path) -> dict[str, tuple[str, str]]:
+def dead_rows(corpus_folder: Path, folder: Path) -> dict[str, tuple[str, str]]:
     """Index the corpus; (error, message) by image id of the rows that died."""
     corpus = open_corpus(str(corpus_folder))
     out, dead = Folder(str(folder / "index")), Folder(str(folder / "dead"))
@@ -69,7 +69,7 @@ def listing(folder: Path) -> set[str]:
 # ---- images
 
 
-def test_polyglots_and_disguises_are_dead_letters_or_plain_images(tmp_path):
+def test_polyglots_and_disguises_are_dead_rows_or_plain_images(tmp_path):
     zipped = io.BytesIO()
     with zipfile.ZipFile(zipped, "w") as archive:
         archive.writestr("run.js", "alert(1)")
@@ -87,7 +87,7 @@ def test_polyglots_and_disguises_are_dead_letters_or_plain_images(tmp_path):
     (tmp_path / "corpus").mkdir()
     for name, data in files.items():
         (tmp_path / "corpus" / name).write_bytes(data)
-    dead = dead_letter(tmp_path / "corpus", tmp_path)
+    dead = dead_rows(tmp_path / "corpus", tmp_path)
     assert set(dead) == set(files) - {"jpeg-then-zip.jpg"}
     assert {error for error, _ in dead.values()} == {"undecodable"}
     assert all(words.startswith("neither JPEG, PNG nor WebP") for _, words in dead.values())

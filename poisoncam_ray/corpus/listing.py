@@ -71,7 +71,7 @@ def _visible(path: str) -> bool:
     *folders, name = path.split("/")
     if name.startswith("_") and name.lower().endswith(IMAGE_SUFFIXES):
         name = name.lstrip("_")
-    return not any(part.startswith(("_", ".")) for part in (*folders, name))
+    return not any(n.startswith(("_", ".")) for n in (*folders, name))
 
 
 def _walk_local(root: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -79,7 +79,7 @@ class Row:
     Attributes:
         row: its number, counted as `Slice.start` is.
         image_id: unique in the corpus: "<shard>#<row>", or the path of the file in an image folder.
-        data: the bytes; None for a row with an `error` and for an empty cell of a Parquet shard.
+        data: the bytes; None for a row with an `error` and for a null cell of a Parquet shard.
         error: (kind, message) of a row that cannot be read, which is dead; None for the others.
     """
 
@@ -198,7 +198,7 @@ class Corpus(Protocol):
             The stored bytes, in the order of `image_ids`.
 
         Raises:
-            UserError: an image is gone, empty or cannot be read, or its name leads out of the corpus.
+            UserError: an image is gone, null or cannot be read, or its name leads out of the corpus.
         """
 
     def split(

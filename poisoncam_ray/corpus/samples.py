@@ -127,7 +127,7 @@ def _fault(sample: Sample, extension: str, file: Reader) -> Fault | None:
         why = "its name leaves the folder" if named else "it is no ordinary file"
         return "unsafe_member", f"{shown(unsafe[0].name)}: {why}"
     if disguised := [m for m in sample.members if m.beside and not _is_apple_double(file, m)]:
-        # Some readers would take it for an image, and it is not examined as one here.
+        # Some readers would take it for an image, although it was not checked as one.
         return "unsafe_member", f"{shown(disguised[0].name)}: hidden, and not what macOS writes beside a file"
     if len(set(names)) < len(names):
         return "duplicate_key", f"a member of {key} occurs twice"

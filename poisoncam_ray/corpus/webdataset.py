@@ -260,7 +260,7 @@ def _layout(uri: str, source: str, version: str, extension: str) -> tuple[np.nda
         for sample in samples(file, 0, file.source.size, file.source.size, extension):
             starts.append(sample.start)
             fault = sample.fault
-            # A row for the rest of a damaged shard may have no key: its place makes it unlike the others.
+            # The row for the rest of a damaged shard may have no key: its place makes it unique.
             name = f"#{sample.start}" if sample.key is None else f"={sample.key}"
             digest = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest()
             keys.append(int.from_bytes(digest, "little"))

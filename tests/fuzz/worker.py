@@ -1,4 +1,4 @@
-"""What runs in a process of its own: every damaged file of a range, each accounted for or reported.
+"""The fuzzing process: it handles a range of damaged files, and reports those that are mishandled.
 
     python -m tests.fuzz.worker KIND FIRST STOP FOLDER
 
@@ -57,7 +57,7 @@ def image(data: bytes, folder: Path) -> str:
 
 
 def shard(suffix: str) -> Callable[[bytes, Path], str]:
-    """The damaged shard beside a whole one: no row may be lost, and none of the whole one may die."""
+    """Check that no row of a damaged shard is lost, and that none of a whole one beside it dies."""
 
     def check(data: bytes, folder: Path) -> str:
         corpus_folder = folder / "corpus"
