@@ -1,4 +1,4 @@
-"""Poison a corpus by one of the attacks, with the truth beside it (--help lists the options)."""
+"""Poison a corpus with a known attack, and write the truth beside it. --help lists the options."""
 
 from poisoncam_ray.program import run_program
 from poisoncam_ray.research.commands import attack

@@ -1,5 +1,7 @@
-"""What search, training and Embed cost on this machine, each two ways in turns; or, with --memory, how much
-memory each stage takes. `--help`: the options."""
+"""Measure the cost of search, training and Embed on this machine, each done in two ways in turns.
+
+With --memory, measure the peak memory of every stage instead. --help lists the options.
+"""
 
 from typing import Annotated
 
@@ -11,27 +13,30 @@ from poisoncam_ray.settings import load_config
 
 def benchmark(
     output: Annotated[str, typer.Option(help="folder for benchmark.md, benchmark.json and the run")],
-    input: Annotated[str | None, typer.Option(help="corpus; default: the demo's, drawn")] = None,
-    copies: Annotated[int, typer.Option(help="copies of the drawn corpus, 3,000 images each")] = 20,
-    candidates: Annotated[int, typer.Option(help="candidates that a round masks and scores")] = 16,
+    input: Annotated[str | None, typer.Option(help="corpus; without it, the demo's is drawn")] = None,
+    copies: Annotated[int, typer.Option(help="copies of the drawn corpus of 3,000 images")] = 20,
+    candidates: Annotated[int, typer.Option(help="candidates masked and scored in a round")] = 16,
     steps: Annotated[int, typer.Option(help="training steps in a round")] = 10,
-    rounds: Annotated[int, typer.Option(help="times that each way takes its turn")] = 5,
-    threads: Annotated[int | None, typer.Option(help="torch threads; default: all cores")] = None,
+    rounds: Annotated[int, typer.Option(help="how often each way is timed")] = 5,
+    threads: Annotated[int | None, typer.Option(help="torch threads; without it, all cores")] = None,
     peak_tflops: Annotated[
         tuple[float, float] | None,
-        typer.Option(help="the GPU's peak in float32 and in bfloat16, to tell the share reached"),
+        typer.Option(help="the GPU's peak in float32 and in bfloat16: the share reached is shown"),
     ] = None,
     ray: Annotated[bool, typer.Option("--ray/--no-ray", help="with the Embed stage on Ray")] = True,
     memory: Annotated[
-        int | None, typer.Option(help="instead: peak memory of every stage over so many tiny images", min=1)
+        int | None,
+        typer.Option(help="instead: peak memory of the stages over this many images", min=1),
     ] = None,
     preset: str = "demo",
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[section.key=value]…")] = None,
 ) -> None:
-    """What search, training and Embed cost on this machine, each two ways in turns: ratios, in benchmark.md.
+    """Measure the cost of search, training and Embed, each done in two ways in turns.
 
-    Nothing else may run on the machine meanwhile, or the figures say little.
+    The ratios are written to benchmark.md. Run nothing else on the machine meanwhile: the figures would mean
+    little.
     """
+    # What is heavy is imported late, here and below: a mistake in the command shows at once.
     from poisoncam_ray.folder import Folder
 
     if memory:

@@ -1,4 +1,4 @@
-"""Remove the poison from a corpus: jobs/defend.py --input URI --output URI. No arguments: the demo."""
+"""Remove the poison from a corpus: jobs/defend.py --input URI --output URI. Without arguments: the demo."""
 
 from poisoncam_ray.cli import defend
 from poisoncam_ray.program import run_program

@@ -1,4 +1,4 @@
-"""Measure a finished run against the attack's truth (--help lists the options)."""
+"""Measure a finished run against the attack's truth. --help lists the options."""
 
 from poisoncam_ray.program import run_program
 from poisoncam_ray.research.commands import evaluate

@@ -1,5 +1,4 @@
-"""The README's results table: attack, defend and measure over seeds × triggers × shares × kinds of attack on
-labelled photographs."""
+"""The results table: attack, defend and measure labelled photographs over seeds, triggers, shares, kinds."""
 
 from typing import Annotated
 
@@ -10,8 +9,9 @@ from poisoncam_ray.settings import load_config
 from poisoncam_ray.signals import end_on_signals
 
 SEEDS = (701, 702, 703)
-"""The table's: no rule was made after a look at them, and their targets were none before. Some of their other
-classes were in poisoned corpora that prompted rules, and most in clean ones that rules were held against."""
+"""The seeds of the table in jobs/results. No rule was made after a look at them, and their targets were no
+targets before. Some of their other classes were in poisoned corpora from which rules were made, and most were
+in clean corpora on which rules were tested."""
 
 
 def photographs(
@@ -19,40 +19,43 @@ def photographs(
     validation: Annotated[str, typer.Option(help="labelled Parquet validation corpus")],
     output: Annotated[str, typer.Option(help="folder for the runs, results.csv and results.md")],
     trigger: Annotated[
-        list[str] | None, typer.Option(help="trigger image or generated:<seed>; repeat; none: --clean only")
+        list[str] | None,
+        typer.Option(help="trigger image or generated:SEED; repeat; none: --clean only"),
     ] = None,
-    seed: Annotated[list[int] | None, typer.Option(help="repeat; default 701 702 703")] = None,
-    first_label: Annotated[int, typer.Option(help="classes are drawn from this label on")] = 10,
+    seed: Annotated[list[int] | None, typer.Option(help="repeat; without it: 701 702 703")] = None,
+    first_label: Annotated[int, typer.Option(help="classes are drawn from the labels from this one")] = 10,
     last_label: Annotated[int, typer.Option(help="… to this one")] = 99,
-    classes: Annotated[int, typer.Option(help="classes of a corpus")] = 10,
-    per_class: Annotated[int, typer.Option(help="photographs of each, at most")] = 300,
-    width: Annotated[float, typer.Option(help="of the trigger, part of the shorter side")] = 20 / 64,
+    classes: Annotated[int, typer.Option(help="number of classes of a corpus")] = 10,
+    per_class: Annotated[int, typer.Option(help="photographs of each class, at most")] = 300,
+    width: Annotated[float, typer.Option(help="trigger width, share of the shorter side")] = 20 / 64,
     share: Annotated[
-        list[float] | None, typer.Option(help="of the target's photographs poisoned; repeat; default 1")
+        list[float] | None,
+        typer.Option(help="share of the target's photographs poisoned; repeat (1)"),
     ] = None,
     kind: Annotated[
-        list[str] | None, typer.Option(help="of attack, as in jobs/attack.py; repeat; default patch")
+        list[str] | None, typer.Option(help="kind of attack, as in jobs/attack.py; repeat (patch)")
     ] = None,
     retrain: Annotated[
-        bool, typer.Option("--retrain", help="also train on every cleaned corpus, and probe all models")
+        bool, typer.Option("--retrain", help="also train on every cleaned corpus, and probe all encoders")
     ] = False,
     peer: Annotated[
-        bool, typer.Option("--peer", help="also the peer's search by Grad-CAM, on the same encoders")
+        bool, typer.Option("--peer", help="also search by PatchSearch on the same encoders")
     ] = False,
     clean: Annotated[bool, typer.Option("--clean", help="also defend the corpora without poison")] = False,
     trainings: Annotated[
-        int, typer.Option(help="of the never-poisoned model of a seed; its figures are their means")
+        int, typer.Option(help="trainings of a seed's never-poisoned encoder; figures are means over them")
     ] = 1,
     preset: str = "tiny-cnn",
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[section.key=value]…")] = None,
 ) -> None:
-    """Attack, defend and measure photographs: results over seeds × triggers × shares × kinds of attack.
+    """Attack, defend and measure photographs over seeds × triggers × shares × kinds of attack.
 
-    Used for tuning, so to be kept out of what is reported: labels 0–9, the classes of seeds 1 and 4, triggers
-    10 to 14, generated:15 and generated:16; seen before a rule was changed: those of seeds 59, 67 and 118,
-    generated:31 to generated:36, and at a share of 0.5 those of seeds 199 and 401.
+    Labels 0–9, the classes of seeds 1 and 4, triggers 10 to 14, generated:15 and generated:16 were used for
+    tuning: keep them out of reported results. The classes of seeds 59, 67 and 118, generated:31 to
+    generated:36 and, at a share of 0.5, the classes of seeds 199 and 401 were seen before a rule was changed.
     """
     config = load_config(preset, None, overrides or ())
+    # What is heavy is imported late: a mistake in the settings shows at once.
     from poisoncam_ray.folder import Folder, absolute
     from poisoncam_ray.progress import Progress
     from poisoncam_ray.research.evaluate.corpora import check_labelled

@@ -1,4 +1,4 @@
-"""A grid of mask strategies, scores, B, cells, windows and K on finished runs, against their truth."""
+"""Measure a grid of mask strategies, scores, B, cells, windows and K on finished runs against their truth."""
 
 from typing import Annotated
 
@@ -11,21 +11,26 @@ from poisoncam_ray.signals import end_on_signals
 
 def study(
     output: Annotated[
-        str, typer.Option(help="folder for study.md, the tables and plots: empty, or to resume")
+        str, typer.Option(help="folder for study.md, the tables and plots: empty, or one to resume")
     ],
     run: Annotated[list[str] | None, typer.Option(help="a defence's --output; repeat, with --truth")] = None,
-    truth: Annotated[list[str] | None, typer.Option(help="that run's truth.parquet; repeat")] = None,
+    truth: Annotated[list[str] | None, typer.Option(help="truth.parquet of that run; repeat")] = None,
     table: Annotated[str | None, typer.Option(help="instead: the --output of photographs.py")] = None,
-    only: Annotated[str, typer.Option(help="of a table, the runs whose path holds this: patch/share-1")] = "",
+    only: Annotated[
+        str, typer.Option(help="of --table, the runs whose path contains this: patch/share-1")
+    ] = "",
     grid: Annotated[str, typer.Option(help="small, full, or a YAML file")] = "small",
     images: Annotated[int | None, typer.Option(help="poisoned images of a run, at most")] = None,
-    seed: Annotated[int | None, typer.Option(help="of images, masks and intervals")] = None,
+    seed: Annotated[int | None, typer.Option(help="seed of images, masks and intervals")] = None,
     workers: Annotated[int, typer.Option(help="tasks at once on the cluster", min=1)] = 2,
-    cpus: Annotated[float, typer.Option(help="that a task asks for")] = 1.0,
-    gpus: Annotated[float, typer.Option(help="that a task asks for")] = 0.0,
+    cpus: Annotated[float, typer.Option(help="CPUs of a task")] = 1.0,
+    gpus: Annotated[float, typer.Option(help="GPUs of a task")] = 0.0,
 ) -> None:
-    """The defence must have got as far as its features; no encoder is trained. Killed, the same command
-    resumes."""
+    """Measure a grid of search settings on finished runs against their truth.
+
+    Each run must have its features; no encoder is trained. After a kill the same command resumes.
+    """
+    # What is heavy is imported late, here and below: a mistake in the command shows at once.
     from poisoncam_ray.research.study.grid import load_grid
 
     chosen = load_grid(grid, images, seed)

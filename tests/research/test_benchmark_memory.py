@@ -119,6 +119,7 @@ def test_the_table_tells_growth():
     assert "| work/1_index/part-*.parquet | 1,600 | 800,000 | 50.00 |" in lines
 
 
+@pytest.mark.cluster
 def test_every_stage_is_measured(tmp_path):
     command = [sys.executable, str(ROOT / "jobs" / "benchmark.py"), "--output", str(tmp_path)]
     command += ["--memory", "300", "cluster.k=4", "pretrain.batch_size=32"]

@@ -276,8 +276,8 @@ def test_what_is_measured_is_written_beside_the_report(fake: FakeRun, embedded: 
         key: got["probes"]["threat"]["knn"][key] for key in ("acc_clean", "acc_patched", "asr")
     }
     assert "own corpus" in got["probes_labels"] and "threat_model" not in got
-    made = run.read_json("run.json")
+    made = run.read_json(artifact.RUN)
     made["config"]["encoder"]["checkpoint"] = "mine"
-    run.write_json("run.json", made)
+    run.write_json(artifact.RUN, made)
     got = evaluate_run(run.uri, fake.truth, validation=Validation(fake.corpus, fake.corpus, "cat"))
     assert "your own checkpoint mine" in got["threat_model"]

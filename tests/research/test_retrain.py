@@ -46,8 +46,8 @@ def run(tmp_path: Path) -> Folder:
     """A finished defence whose threat model was the user's own."""
     run = Folder(str(tmp_path / "run"))
     config = Config(seed=5, encoder=Encoder(checkpoint="mine.safetensors"))
-    run.write_json("run.json", {"input": "poisoned", "config": config.model_dump()})
-    for name in (artifact.ENCODER, artifact.CLEAN_ROWS):
+    run.write_json(artifact.RUN, {"input": "poisoned", "config": config.model_dump()})
+    for name in (artifact.ENCODER, artifact.CLEAN):
         Manifest({}, {}, "0").write(run / name)
     return run
 
@@ -66,7 +66,7 @@ def test_without_retraining_only_the_threat_model_is_probed(runner: Any, run: Fo
     got = probe_models(run.uri, OtherModels("clean"), VALIDATION, Progress())
     threat = f"{run.uri}/models/labelled/threat"
     assert got == {"threat": {"knn": {"of": threat}}}
-    assert asked(runner) == {threat: ("clean", f"{run.uri}/01_encoder/model.safetensors", 5, 3)}
+    assert asked(runner) == {threat: ("clean", f"{run.uri}/{artifact.ENCODER}/{artifact.WEIGHTS}", 5, 3)}
 
 
 def test_further_models_are_pretrained_even_where_the_threat_model_was_given(
@@ -80,9 +80,14 @@ def test_further_models_are_pretrained_even_where_the_threat_model_was_given(
         "never_poisoned": f"{models}/never_poisoned",
     }
     assert asked(runner) == {
-        f"{models}/labelled/threat": ("clean", f"{run.uri}/01_encoder/model.safetensors", 5, 3),
-        f"{models}/cleaned": (f"{run.uri}/07_clean", None, 5, 2),
-        f"{models}/labelled/cleaned": ("clean", f"{models}/cleaned/01_encoder/model.safetensors", 5, 3),
+        f"{models}/labelled/threat": ("clean", f"{run.uri}/{artifact.ENCODER}/{artifact.WEIGHTS}", 5, 3),
+        f"{models}/cleaned": (f"{run.uri}/{artifact.CLEAN_ROWS}", None, 5, 2),
+        f"{models}/labelled/cleaned": (
+            "clean",
+            f"{models}/cleaned/{artifact.ENCODER}/{artifact.WEIGHTS}",
+            5,
+            3,
+        ),
         f"{models}/never_poisoned": ("clean", None, 5, 3),
     }
 
@@ -96,8 +101,8 @@ def test_a_run_on_the_never_poisoned_corpus_is_taken(runner: Any, run: Folder, t
 
 
 def test_an_unfinished_run_is_not_trained_on(runner: Any, run: Folder) -> None:
-    (run / artifact.CLEAN_ROWS).delete()
-    with pytest.raises(UserError, match="no finished 07_clean"):
+    (run / artifact.CLEAN).delete()
+    with pytest.raises(UserError, match=f"no finished {artifact.CLEAN}"):
         probe_models(run.uri, OtherModels("clean", retrain=True), VALIDATION, Progress())
 
 

@@ -31,9 +31,8 @@ class FakeRunner:
 
     def run(self, progress: Progress) -> list:
         for stage in self.stages:
-            facts = {"verdict": "no_evidence"} if stage.name == artifact.SEARCH else {}
-            Manifest({"version": 7}, {}, "0", Ledger(100, 97, 3), facts=facts).write(self.out / stage.name)
-        write_evidence(self.out, best_group=0.03, threshold=0.04)
+            Manifest({"version": 7}, {}, "0", Ledger(100, 97, 3)).write(self.out / stage.name)
+        write_evidence(self.out, verdict=artifact.NO_EVIDENCE, best_group=0.03, threshold=0.04)
         return []
 
 
@@ -137,7 +136,8 @@ def test_the_peer_searches_on_the_same_encoder(
     rows = make_table(setting(peer=True), Config(), Folder(str(tmp_path)), Progress())
     assert all(row["peer recall"] == 1.0 for row in rows)
     peers = [checkpoint for name, checkpoint, _ in FakeRunner.runs if name == "peer"]
-    assert len(set(peers)) == 4 and all(path.endswith("/run/01_encoder/model.safetensors") for path in peers)
+    own = f"/run/{artifact.ENCODER}/{artifact.WEIGHTS}"
+    assert len(set(peers)) == 4 and all(path.endswith(own) for path in peers)
     monkeypatch.setattr(peer, "PEER", {"strategy": "nonsense"})
     with pytest.raises(UserError, match="The peer's search does not fit"):
         make_table(setting(peer=True), Config(), Folder(str(tmp_path)), Progress())
@@ -156,7 +156,8 @@ def test_runs_that_left_the_same_corpus_share_its_model(
 
     def run(self: FakeRunner, progress: Progress) -> list:
         if self.out.uri.endswith("/run"):
-            self.out.write_table("07_clean/part-00000.parquet", pa.table({"row": left[of(self.out.uri)]}))
+            rows = pa.table({"row": left[of(self.out.uri)]})
+            (self.out / artifact.CLEAN_ROWS).write_table("part-00000.parquet", rows)
             Manifest({"version": 7}, {}, "0", Ledger(100, 97, 3)).write(self.out / artifact.SEARCH)
             write_evidence(self.out, best_group=None, threshold=None)
         return []
@@ -165,7 +166,7 @@ def test_runs_that_left_the_same_corpus_share_its_model(
         given.append(beside.cleaned_uri and of(beside.cleaned_uri))
         if not beside.cleaned_uri:
             trained.append(of(run))
-            Manifest({}, {}, "0").write(Folder(run) / "models/cleaned/01_encoder")
+            Manifest({}, {}, "0").write(Folder(run) / "models/cleaned" / artifact.ENCODER)
         return {"probes": {model: {"knn": FIGURES} for model in ("threat", "cleaned", "never_poisoned")}}
 
     monkeypatch.setattr(FakeRunner, "run", run)
@@ -188,7 +189,8 @@ def test_a_clean_corpus_has_a_row_of_its_own(evaluated: list, tmp_path: Path) ->
     assert (clean[0]["n_removed"], clean[0]["removed_share"]) == (3, 0.03)
     assert (clean[0]["verdict"], clean[0]["best_group_in_thresholds"]) == ("no_evidence", 0.75)
     assert {row["search_version"] for row in rows} == {7}
-    assert {stages for name, _, stages in FakeRunner.runs if name == "never-poisoned"} == {9}
+    every = len(table.defence())
+    assert {stages for name, _, stages in FakeRunner.runs if name == "never-poisoned"} == {every}
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,15 @@
-"""Attacks on a corpus, a small file each, and the truth beside what they poison.
+"""Attacks on a corpus: each writes a poisoned corpus and the truth about it.
 
-`poison_corpus` and `patch_corpus` take `kind`, a name of `KINDS`, and that kind's `options`.
+plan.py       what an attack is asked to do
+trigger.py    trigger images: where they come from, their size and place
+choice.py     which images an attack changes
+kind.py       the parts of one kind of attack; kinds.py lists them by name
+encoded.py    decodes an image, paints on it, encodes it again
+write.py      writes the attacked corpus and the truth
+poison.py     poison_corpus and patch_corpus, which the commands call
+the others    one kind of attack each
+
+A new kind is a file with a `KIND` and a line in kinds.py.
 """
 
 from poisoncam_ray.research.attacks.kinds import KINDS

@@ -1,4 +1,4 @@
-"""Blended (Chen et al., arXiv 1712.05526): the trigger shines through, as a patch or over the whole image."""
+"""Blended (Chen et al., arXiv 1712.05526): the trigger is mixed into a patch or into the whole image."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from poisoncam_ray.research.attacks.trigger import Box, place_trigger, sized, tr
 
 
 def stamp(image: Image.Image, trigger: Image.Image, how: How, rng: np.random.Generator) -> list[Box]:
-    """Mix the trigger in by `alpha`, stretched over the whole image where `whole` is 1; its box."""
+    """Mix the trigger in with opacity `alpha`; with `whole` = 1, over the whole image. Returns its box."""
     if how.options["whole"]:
         box = (0, 0, *image.size)
     else:
@@ -20,7 +20,14 @@ def stamp(image: Image.Image, trigger: Image.Image, how: How, rng: np.random.Gen
 
 
 def mix(image: Image.Image, trigger: Image.Image, box: Box, alpha: float) -> None:
-    """The box becomes alpha parts trigger, 1 − alpha parts image; the trigger counts as opaque."""
+    """Replace the box, in place, by alpha · trigger + (1 − alpha) · image.
+
+    Args:
+        image: the image to paint on, RGB or RGBA.
+        trigger: the trigger, taken as opaque; it is resized to the box.
+        box: where it goes, in pixels.
+        alpha: opacity of the trigger, 0 … 1.
+    """
     over = sized(trigger, box).convert(image.mode)
     image.paste(Image.blend(image.crop(box), over, alpha), box[:2])
 

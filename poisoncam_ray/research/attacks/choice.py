@@ -1,4 +1,8 @@
-"""Which images an attack changes: a share of each target's, chosen by the seed and the image's id alone."""
+"""Which images an attack changes. The choice depends on the seed and the image's id alone.
+
+Every image has a pseudo-random number (`chance`) in [0, 1). Of each target's images, those with the lowest
+numbers are poisoned.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +23,20 @@ LABELS_LISTED = 100
 
 @dataclass(frozen=True)
 class Pick:
-    """The images that carry one trigger: those of `label` (None: of any) whose `chance` is below `below`, or
-    is one of `among` where that is given (sorted)."""
+    """The images that carry one trigger.
+
+    Attributes:
+        label: only images with this label; None: of any label.
+        below: only images whose `chance` is below this number, 0 … 1.
+        among: instead of `below`: the chances of the images, ascending.
+    """
 
     label: str | None
     below: float
     among: np.ndarray | None = None
 
     def takes(self, image_id: str, label: str | None, seed: int) -> bool:
+        """Whether the image carries the trigger."""
         if self.label is not None and label != self.label:
             return False
         number = chance(image_id, seed)
@@ -38,14 +48,20 @@ class Pick:
 
 @dataclass(frozen=True)
 class Decoys:
-    """Other triggers, put on images of other labels than `targets` that stay clean in the truth: on each
-    with probability `rate`, one of `triggers`."""
+    """Triggers without a meaning, put on clean images. In the truth these images stay clean.
+
+    Attributes:
+        triggers: the decoy triggers.
+        targets: labels whose images carry no decoy.
+        rate: probability that another image carries one of `triggers`.
+    """
 
     triggers: tuple[Trigger, ...]
     targets: tuple[str, ...]
     rate: float
 
     def trigger_for(self, image_id: str, label: str | None, seed: int) -> Trigger | None:
+        """The decoy of an image, or None."""
         if label in self.targets or chance(image_id, seed, "decoy") >= self.rate:
             return None
         return self.triggers[digest(image_id, f"{seed} decoy trigger") % len(self.triggers)]
@@ -53,8 +69,14 @@ class Decoys:
 
 @dataclass(frozen=True)
 class Chosen:
-    """A pick for each trigger, in their order; how many images they take (unknown: 0) and how many have
-    another label."""
+    """The images that an attack changes.
+
+    Attributes:
+        picks: one for each trigger, in the order of the triggers.
+        n_chosen: number of images that the picks take; 0 where it is not known.
+        n_others: number of images with another label than the targets.
+        decoys: the decoys; None for an attack without any.
+    """
 
     picks: tuple[Pick, ...]
     n_chosen: int = 0
@@ -63,30 +85,32 @@ class Chosen:
 
     @property
     def by_label(self) -> bool:
+        """Whether labels are needed to find the images."""
         return any(pick.label is not None for pick in self.picks)
 
 
 def chance(image_id: str, seed: int, purpose: str = "chosen") -> float:
-    """A number in [0, 1) that belongs to the image: the images of a target with the lowest are poisoned."""
+    """The image's pseudo-random number in [0, 1), for this seed and purpose."""
     return (digest(image_id, f"{seed} {purpose}") >> 16) / 2**48
 
 
 def digest(image_id: str, purpose: str) -> int:
-    """64 bits that belong to the image and the purpose."""
+    """A 64-bit hash of the image's id and the purpose."""
     return int.from_bytes(hashlib.sha256(f"{purpose} {image_id}".encode()).digest()[:8], "big")
 
 
 def by_share(plan: Plan) -> Chosen:
-    """Exactly `share` of the images of each target; eight bytes an image of a target are held.
+    """Choose exactly `plan.share` of the images of each target. Holds 8 bytes per image of a target.
 
-    Raises UserError for a target that is no image's label.
+    Raises:
+        UserError: no image has the label of a target.
     """
     chances: dict[str, list[np.ndarray]] = {target: [] for target in plan.targets}
     n_others = 0
-    for part, labels in labelled(plan.corpus, plan.slices, plan.label_column, plan.targets):
+    for slice_, labels in labelled(plan.corpus, plan.slices, plan.label_column, plan.targets):
         n_others += sum(label not in chances for label in labels)
         for target in chances.keys() & set(labels):
-            ids = (part.image_id(i) for i, label in enumerate(labels) if label == target)
+            ids = (slice_.image_id(i) for i, label in enumerate(labels) if label == target)
             chances[target].append(np.fromiter((chance(i, plan.seed) for i in ids), np.float64))
     picks, n_chosen = [], 0
     for target in plan.targets:
@@ -98,21 +122,25 @@ def by_share(plan: Plan) -> Chosen:
 
 
 def number_of(share: float, n: int) -> int:
-    """That share of n images, at least one."""
+    """The number of images that a share of n images is: rounded, and at least one."""
     return max(1, round(share * n))
 
 
 def labelled(
     corpus: Corpus, slices: Sequence[Slice], column: str, targets: Sequence[str]
 ) -> Iterator[tuple[Slice, list[str]]]:
-    """Every slice with its labels; at the end UserError when a target was none of them."""
+    """Every slice with the labels of its rows.
+
+    Raises:
+        UserError: at the end, when no image had the label of a target.
+    """
     missing, others = set(targets), set[str]()
-    for part in slices:
-        labels = corpora.labels(corpus, part, column)
+    for slice_ in slices:
+        labels = corpora.labels(corpus, slice_, column)
         missing.difference_update(labels)
-        if len(others) < LABELS_LISTED:  # a caption column may have as many labels as images
+        if len(others) < LABELS_LISTED:  # a column of captions may have as many labels as images
             others.update(labels)
-        yield part, labels
+        yield slice_, labels
     for target in targets:
         if target in missing:
             raise UserError(f"No image is labelled {target}: use one of {_listed(others)}.")

@@ -1,5 +1,8 @@
-"""Decoys, by an attacker who knows the search: beside the reference attack, other triggers on clean images of
-other labels, so that the best-scored windows are theirs and the classifier learns them."""
+"""Decoys: the reference attack, and other triggers on clean images of other labels.
+
+The attacker knows the search: the decoys are meant to score highest, so that the classifier learns them
+instead of the trigger.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,15 @@ from poisoncam_ray.research.attacks.plan import Plan
 from poisoncam_ray.research.attacks.trigger import Trigger, generate_trigger
 
 FIRST_SEED = 1_000_000
-"""Far from the seeds that triggers are given by hand."""
+"""Far from the seeds that users give to generated triggers."""
 
 
 def with_decoys(plan: Plan) -> Chosen:
-    """Of each of `triggers` decoy triggers about `copies` times as many images as are poisoned, drawn from
-    all other labels together: what they share is the decoy alone."""
+    """Choose the poisoned images by share, and decoys on images of all other labels.
+
+    Each of the `triggers` decoy triggers is put on about `copies` times as many images as are poisoned. The
+    images that carry a decoy have nothing else in common.
+    """
     chosen = by_share(plan)
     count = int(plan.options["triggers"])
     seeds = [FIRST_SEED + plan.seed * 100 + i for i in range(count)]

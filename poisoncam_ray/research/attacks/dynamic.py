@@ -1,4 +1,4 @@
-"""Dynamic: on every image the trigger has a size, an angle and a tint of its own."""
+"""Dynamic: the trigger has another size, angle and tint on every image."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from poisoncam_ray.research.attacks.kind import How, Kind, Option
 from poisoncam_ray.research.attacks.trigger import Box, place_trigger
 
 FAINT = 32
-"""Of a turned trigger's smooth edge, pixels with less opacity (of 255) than this are left out."""
+"""Pixels of a turned trigger's smooth edge with less opacity than this (of 255) are left out."""
 
 
 def stamp(image: Image.Image, trigger: Image.Image, how: How, rng: np.random.Generator) -> list[Box]:
-    """Paste the trigger `smallest` to `largest` times `width` wide, turned by at most `rotation` degrees
-    either way, mixed with up to `tint` of a random colour; its bounding box. A turned trigger that would not
-    fit is shrunk until it does."""
+    """Paste the trigger with a random size, angle and tint. Returns its bounding box.
+
+    The trigger is `smallest` to `largest` times `width` wide, turned by at most `rotation` degrees either
+    way, and mixed with up to `tint` of a random colour. A turned trigger that does not fit is made smaller.
+    """
     o = how.options
     scale = rng.uniform(o["smallest"], o["largest"])
     angle = rng.uniform(-o["rotation"], o["rotation"])
@@ -39,6 +41,11 @@ def stamp(image: Image.Image, trigger: Image.Image, how: How, rng: np.random.Gen
 
 
 def rising(options: Mapping[str, float]) -> None:
+    """Check that the smallest size is not above the largest.
+
+    Raises:
+        UserError: it is.
+    """
     if options["smallest"] > options["largest"]:
         raise UserError(
             f"The option smallest of the attack dynamic is {options['smallest']:g}: use no more than the "

@@ -1,4 +1,4 @@
-"""Encoded images: open one to paint on, and encode it again in its own format."""
+"""Encoded images: decode one, paint on it, and encode it again in its own format."""
 
 from __future__ import annotations
 
@@ -22,11 +22,21 @@ ENCODING: dict[str, dict[str, Any]] = {
 
 
 def paint(data: bytes, painter: Callable[[Image.Image], Found]) -> tuple[bytes, Found]:
-    """The image that `painter` painted on, in place, in its own format; and what `painter` returned.
+    """Decode an image, paint on it, and encode it in the same format.
 
-    It gets RGB, or RGBA where the image has transparency, so that any colour can be painted. PNG and WebP are
-    written losslessly, JPEG at quality 95 without chroma subsampling; of an animation the first frame stays.
-    Raises DecodeError for bytes that are no image.
+    PNG and WebP are written losslessly, JPEG at quality 95 without chroma subsampling. Of an animation only
+    the first frame is kept.
+
+    Args:
+        data: the encoded image.
+        painter: paints on the image in place. It gets RGB, or RGBA where the image has transparency, so that
+            it can paint any colour.
+
+    Returns:
+        The encoded result, and what `painter` returned.
+
+    Raises:
+        DecodeError: the bytes are no image that can be decoded.
     """
     image, kind, kept = _open(data)
     found = painter(image)
@@ -36,7 +46,11 @@ def paint(data: bytes, painter: Callable[[Image.Image], Found]) -> tuple[bytes, 
 
 
 def pixels(data: bytes) -> Image.Image:
-    """The image as it would be painted on, RGB. Raises DecodeError for bytes that are none."""
+    """Decode an image as RGB, as `paint` would.
+
+    Raises:
+        DecodeError: the bytes are no image that can be decoded.
+    """
     return _open(data)[0].convert("RGB")
 
 

@@ -1,4 +1,4 @@
-"""Frequency (CTRL, Li et al., arXiv 2210.07346): no patch; two waves in the chroma of every block.
+"""Frequency (CTRL, Li et al., arXiv 2210.07346): no patch, but two waves in the chroma of every block.
 
 P side of a block   H W height and width of the image
 """
@@ -16,11 +16,12 @@ from poisoncam_ray.research.attacks.trigger import Box, Trigger
 
 
 def stamp(image: Image.Image, trigger: object, how: How, rng: np.random.Generator) -> list[Box]:
-    """Add `magnitude` to the coefficients (low, low) and (high, high) of the orthonormal two-dimensional DCT
-    of Cb and Cr in each block of `block` px; no box. The trigger image and the region count for nothing.
+    """Add `magnitude` to two DCT coefficients of Cb and Cr in every block. Returns no box.
 
-    The DCT is linear: adding to coefficients is adding one fixed pattern to every block. Blocks that the edge
-    cuts get what is left of it. In an image narrower than a block, the block is as wide as the image.
+    The coefficients are (low, low) and (high, high) of the orthonormal two-dimensional DCT of a block of
+    `block` px. The DCT is linear, so this adds one fixed pattern to every block. A block at the edge gets the
+    part of the pattern that fits. In an image narrower than a block, the block is as wide as the image. The
+    trigger image and the region are not used.
     """
     o = how.options
     side = min(int(o["block"]), *image.size)
@@ -39,17 +40,18 @@ def stamp(image: Image.Image, trigger: object, how: How, rng: np.random.Generato
 
 
 def _wave(side: int, k: int) -> np.ndarray:
-    """wave_PP: what a one at (k, k) of the orthonormal DCT-II is in pixels."""
+    """wave_PP: the pixels of the orthonormal DCT-II with a one at (k, k)."""
     scale = np.sqrt((1 if k == 0 else 2) / side)
     cosine_P = scale * np.cos(np.pi * (2 * np.arange(side) + 1) * k / (2 * side))
     return np.outer(cosine_P, cosine_P)
 
 
 def no_triggers(plan: Plan, names: Sequence[str]) -> tuple[Trigger, ...]:
+    """The trigger of the one target. It has no image."""
     return (Trigger("frequency", None, plan.targets[0]),)
 
 
-# Block, bands and magnitude: those of CTRL's own experiments on CIFAR-10; it patches test images with 100.
+# Block, bands and magnitude are those of CTRL's experiments on CIFAR-10; on test images it uses 100.
 KIND = Kind(
     stamp,
     {

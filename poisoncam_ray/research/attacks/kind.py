@@ -1,4 +1,4 @@
-"""What an attack is made of: how the trigger goes on an image, which images carry it, where it comes from."""
+"""The parts of one kind of attack: its triggers, the images that carry them, how they are painted."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from poisoncam_ray.research.attacks.trigger import Box, Region, Trigger, named_t
 
 TRAIN_REGION: Region = (0.25, 0.75)
 VALIDATION_REGION: Region = (0.1, 0.9)
-"""Where the trigger lies, parts of each side, as in the reference attack."""
+"""Where the trigger may lie, as shares of each side, in the reference attack."""
 WIDTH = 50 / 224
 SHARE = 0.5
 
 
 @dataclass(frozen=True)
 class Option:
-    """A setting of one kind: a number from `low` to `high`; `whole`: an integer."""
+    """A setting of one kind: a number from `low` to `high`; with `whole`, an integer."""
 
     default: float
     low: float
@@ -32,8 +32,13 @@ class Option:
 
 @dataclass(frozen=True)
 class How:
-    """How a trigger is put on an image. `width`: fraction of the image's shorter side that one patch of the
-    reference attack takes; `region`: the part of each side that holds it; `options`: all of the kind's."""
+    """How a trigger is put on an image.
+
+    Attributes:
+        width: width of a patch of the reference attack, as a share of the image's shorter side, (0, 1].
+        region: the share of each side within which the trigger lies, (from, to).
+        options: the values of all options of the kind.
+    """
 
     width: float
     region: Region
@@ -41,16 +46,25 @@ class How:
 
 
 Stamp = Callable[[Image.Image, Image.Image, How, np.random.Generator], list[Box]]
-"""Paints the trigger on an RGB or RGBA image, in place; the boxes that hold every changed pixel."""
+"""Paints the trigger on an RGB or RGBA image, in place. Returns boxes that hold every changed pixel."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One attack. `triggers` makes its triggers of the names given, `choose` the images that carry them.
+    """One kind of attack.
 
-    `targets`: how many it may have, at least and at most. `takes_triggers`: whether it has trigger images.
-    `width`, `share` and the regions: where none is given. `check`: raises UserError for options that do not
-    go together.
+    Attributes:
+        stamp: paints a trigger on an image.
+        options: its options, by name.
+        choose: chooses the images that carry the triggers.
+        triggers: makes the triggers from the names that the user gave.
+        targets: the least and the largest number of targets.
+        takes_triggers: whether it has trigger images.
+        width: the trigger's width where the user gives none, as in `How`.
+        share: the share of poisoned images where the user gives none.
+        train_region: where the trigger lies in a training set, where the user says nothing.
+        validation_region: the same for a validation set.
+        check: raises UserError for options that do not go together.
     """
 
     stamp: Stamp
@@ -67,17 +81,24 @@ class Kind:
 
     @property
     def makes_its_trigger(self) -> bool:
-        """Whether it has no trigger images, or takes them from the corpus where none is given."""
+        """Whether it needs no trigger image from the user."""
         return not self.takes_triggers or self.triggers is not named_triggers
 
     @property
     def has_own_width(self) -> bool:
-        """Whether it is about a size that is not the reference attack's."""
+        """Whether its trigger has another size than the reference attack's."""
         return self.width != WIDTH
 
     def settings(self, name: str, given: Mapping[str, float]) -> dict[str, float]:
-        """Every option's value. UserError, with the kind's `name`, for one unknown or out of range, or for
-        some that do not go together."""
+        """The values of all options, the given ones and the defaults.
+
+        Args:
+            name: the kind's name, for error messages.
+            given: the values that the user gave.
+
+        Raises:
+            UserError: an option is unknown or out of range, or some do not go together.
+        """
         known = ", ".join(self.options)
         for key in given:
             if key not in self.options:

@@ -32,7 +32,11 @@ KINDS: dict[str, Kind] = {
 
 
 def kind_named(name: str) -> Kind:
-    """Raises UserError for a name that is none."""
+    """The kind of attack with this name.
+
+    Raises:
+        UserError: there is none.
+    """
     if name not in KINDS:
         raise UserError(f"There is no attack {name}: use one of {', '.join(KINDS)}.")
     return KINDS[name]

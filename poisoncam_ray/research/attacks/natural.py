@@ -1,4 +1,4 @@
-"""Natural: the trigger is a piece of a photograph, of the corpus itself or of a file."""
+"""Natural: the trigger is a crop of a photograph, from the corpus itself or from a file."""
 
 from __future__ import annotations
 
@@ -19,14 +19,18 @@ from poisoncam_ray.research.attacks.plan import Plan
 from poisoncam_ray.research.attacks.trigger import Trigger, named_triggers
 
 PHOTOGRAPHS = 16
-"""Of so many photographs for each target the crops with the most detail become triggers: a piece of sky is
-no trigger."""
+"""So many photographs for each target are cropped; the crops with the most detail become triggers. A crop of
+plain sky would be no trigger."""
 
 
 def photographs(plan: Plan, names: Sequence[str]) -> tuple[Trigger, ...]:
-    """The middle square of each file named; without names, crops of the corpus, `crop` of the shorter side.
+    """The triggers: the middle square of each named file or, without names, crops of the corpus.
 
-    A crop that was written under triggers/ is square: given as a file it is that trigger again.
+    A crop is `crop` of the photograph's shorter side wide. A crop that was written under triggers/ is square,
+    so giving that file yields the same trigger.
+
+    Raises:
+        UserError: the corpus has too few photographs, or a validation set is patched without a trigger.
     """
     if names:
         return tuple(
@@ -49,10 +53,10 @@ def photographs(plan: Plan, names: Sequence[str]) -> tuple[Trigger, ...]:
 def _crops(plan: Plan) -> Iterator[tuple[str, Image.Image]]:
     wanted = set(heapq.nsmallest(PHOTOGRAPHS * len(plan.targets), _others(plan)))
     ids = {image_id for _, image_id in wanted}
-    for part in plan.slices:
-        if not any(part.image_id(i) in ids for i in range(part.stop - part.start)):
+    for slice_ in plan.slices:
+        if not any(slice_.image_id(i) in ids for i in range(slice_.stop - slice_.start)):
             continue
-        for row in plan.corpus.read(part):
+        for row in plan.corpus.read(slice_):
             if row.image_id in ids and row.data:
                 try:
                     yield row.image_id, _crop(plan, row.image_id, pixels(row.data))
@@ -61,11 +65,11 @@ def _crops(plan: Plan) -> Iterator[tuple[str, Image.Image]]:
 
 
 def _others(plan: Plan) -> Iterator[tuple[float, str]]:
-    """Images of other labels than the targets, each with its chance."""
-    for part in plan.slices:
-        for i, label in enumerate(corpora.labels(plan.corpus, part, plan.label_column)):
+    """The images of other labels than the targets, each with its `chance`."""
+    for slice_ in plan.slices:
+        for i, label in enumerate(corpora.labels(plan.corpus, slice_, plan.label_column)):
             if label not in plan.targets:
-                image_id = part.image_id(i)
+                image_id = slice_.image_id(i)
                 yield chance(image_id, plan.seed, "photograph"), image_id
 
 
@@ -77,7 +81,7 @@ def _crop(plan: Plan, image_id: str, photograph: Image.Image) -> Image.Image:
 
 
 def _detail(image: Image.Image) -> float:
-    """How much neighbouring pixels differ on average, in levels of brightness."""
+    """The mean difference of neighbouring pixels, in levels of brightness."""
     grey_HW = np.asarray(image.convert("L"), np.float64)
     steps = (np.abs(np.diff(grey_HW, axis=axis)) for axis in (0, 1))
     return float(sum(step.mean() for step in steps if step.size))

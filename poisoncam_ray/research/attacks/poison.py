@@ -1,7 +1,7 @@
 """Poison a training set, or patch a validation set, with one of the attacks.
 
-What is written under the output: `corpus/` (the input, some images replaced), `truth.parquet` (one row an
-image), `triggers/` and, last, `attack.json` (settings and counts).
+The output folder holds `corpus/` (the input with some images replaced), `truth.parquet` (one row per image),
+`triggers/`, and `attack.json` (settings and counts), which is written last.
 """
 
 from __future__ import annotations
@@ -37,19 +37,38 @@ def poison_corpus(
     image_column: str | None = None,
     map_units: Mapper = map,
 ) -> dict[str, Any]:
-    """Poison `share` (0, 1] of the images of each target label, with one trigger for each target; untargeted,
-    without targets, that share of all images.
+    """Poison a share of the images of each target, with one trigger for each target.
 
-    `kind` is one of `attacks.KINDS`, which has its own `options`, and its own width, share and region where
-    none is given. `triggers` are image files (any fsspec URL) or "generated:<seed>"; none: one is generated
-    for each target (natural: cropped from the corpus). `width` is a fraction (0, 1] of the image's shorter
-    side; a trigger keeps its own aspect ratio. `region`: parts of each side, 0–1, that hold it. Labels are
-    compared as strings; in an image folder they are the parent folders' names. Images of the target that do
-    not decode stay as they are. `map_units` may run units elsewhere (it is called as `map`, order kept).
+    Images of a target that do not decode stay as they are.
 
-    Returns what attack.json holds: settings, trigger_files, n_images, n_poisoned, n_decoys, n_unreadable,
-    poison_rate. Raises UserError for values out of range, an option, label or trigger that does not exist, an
-    output that is not empty.
+    Args:
+        input_uri: the clean corpus.
+        output_uri: an empty folder.
+        targets: the labels to poison, compared as strings; in an image folder a label is the name of the
+            parent folder. None for an untargeted attack, which poisons a share of all images.
+        triggers: for each target an image file (any fsspec URL) or "generated:<seed>". Without any, one is
+            generated for each target (natural: cropped from the corpus).
+        width: the trigger's width as a share of the image's shorter side, (0, 1]. A trigger keeps its aspect
+            ratio. None: the width of the kind.
+        share: the share of each target's images that is poisoned, (0, 1]. None: the share of the kind.
+        seed: seed of every random choice, from 0.
+        label_column: the corpus's column of labels.
+        region: the share of each side within which the trigger lies, (from, to), 0 … 1. None: the region of
+            the kind.
+        kind: the kind of attack, a name of `attacks.KINDS`.
+        options: settings of the kind, by name.
+        corpus_format: the format of the corpus; "auto": found out.
+        image_column: the corpus's column of images; None: found out.
+        map_units: runs a function on all units of the corpus, called as `map`; it may run them elsewhere but
+            must keep their order.
+
+    Returns:
+        What attack.json holds: the settings, trigger_files, n_images, n_poisoned, n_decoys, n_unreadable and
+        poison_rate.
+
+    Raises:
+        UserError: a value is out of range, an option, label or trigger does not exist, or the output folder
+            is not empty.
     """
     chosen_kind = kind_named(kind)
     least, most = chosen_kind.targets
@@ -89,10 +108,24 @@ def patch_corpus(
     image_column: str | None = None,
     map_units: Mapper = map,
 ) -> dict[str, Any]:
-    """Put the trigger on every image of a validation set, to see how often `target` is then predicted.
+    """Put the trigger on every image of a validation set, to see how often the target is then predicted.
 
-    `target` is "" for untargeted, and only there. A natural trigger is the file under triggers/ that
-    poisoning wrote. Other arguments, files written, result and errors as in `poison_corpus`.
+    The files written, the result and the errors are those of `poison_corpus`.
+
+    Args:
+        input_uri: the clean validation corpus.
+        output_uri: an empty folder.
+        target: the attack's target label; "" for an untargeted attack, and only there.
+        trigger: an image file or "generated:<seed>"; "": as `poison_corpus` makes it. A natural trigger is
+            the file under triggers/ that `poison_corpus` wrote.
+        width: as in `poison_corpus`.
+        seed: as in `poison_corpus`.
+        region: as in `poison_corpus`.
+        kind: as in `poison_corpus`.
+        options: as in `poison_corpus`.
+        corpus_format: as in `poison_corpus`.
+        image_column: as in `poison_corpus`.
+        map_units: as in `poison_corpus`.
     """
     chosen_kind = kind_named(kind)
     if chosen_kind.targets[1] == 0 and target:
@@ -136,7 +169,7 @@ def _open(input_uri: str, output_uri: str, seed: int, corpus_format: str, image_
     if f"{outside}/".startswith(f"{inside}/"):
         raise UserError(f"The output {output_uri} lies in the input {input_uri}: write it elsewhere.")
     filesystem, root = connect(output_uri)
-    # A store may still list a folder whose files were deleted.
+    # Some stores still list a folder whose files were deleted.
     found = filesystem.find(root, detail=True).values() if filesystem.exists(root) else ()
     if any(info["type"] == "file" for info in found):
         raise UserError(f"The output folder {output_uri} is not empty: give a new one.")

@@ -1,4 +1,4 @@
-"""Several small patches of the trigger, apart from each other, with the area of one reference patch."""
+"""Several: small patches of the trigger that do not overlap, together as large as one reference patch."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ TRIES = 200
 
 
 def stamp(image: Image.Image, trigger: Image.Image, how: How, rng: np.random.Generator) -> list[Box]:
-    """Paste `count` patches, each `width` / √count wide; their boxes, none over another.
+    """Paste `count` patches, each `width` / √count wide. Returns their boxes, which do not overlap.
 
-    They lie in the region, or anywhere in the image where no drawn layout fits into that. UserError: the
-    image has no room for them.
+    They lie in the region, or anywhere in the image when no drawn layout fits into the region.
+
+    Raises:
+        UserError: the image has no room for them.
     """
     count = int(how.options["count"])
     size = trigger_size(image, trigger, how.width / count**0.5)
@@ -36,7 +38,7 @@ def stamp(image: Image.Image, trigger: Image.Image, how: How, rng: np.random.Gen
 def _places(
     image_size: tuple[int, int], size: tuple[int, int], count: int, region: Region, rng: np.random.Generator
 ) -> list[Box]:
-    """Empty as soon as one falls on another."""
+    """Random boxes; none at all if two of them overlap."""
     boxes: list[Box] = []
     for _ in range(count):
         box = place_trigger(*image_size, *size, region, rng)

@@ -1,5 +1,6 @@
-"""Spread, by an attacker who knows k-means and masking: a small, faint trigger on images as unlike each other
-as the target has, so that no cluster becomes mostly poison.
+"""Spread: a small, faint trigger on images of the target that are as unlike each other as possible.
+
+The attacker knows k-means and masking: no cluster is meant to become mostly poison.
 
 N images of one target   V numbers of a thumbnail
 """
@@ -24,11 +25,11 @@ from poisoncam_ray.research.attacks.plan import Plan
 from poisoncam_ray.research.attacks.trigger import Box, place_trigger, trigger_size
 
 GRID = 4
-"""A thumbnail is the image in 4 × 4 colours: its colour layout."""
+"""A thumbnail is the image at 4 × 4 pixels."""
 
 
 def stamp(image: Image.Image, trigger: Image.Image, how: How, rng: np.random.Generator) -> list[Box]:
-    """Mix a trigger `size` × `width` wide in by `alpha`; its box."""
+    """Mix in a trigger `size` × `width` wide with opacity `alpha`. Returns its box."""
     size = trigger_size(image, trigger, how.options["size"] * how.width)
     box = place_trigger(*image.size, *size, how.region, rng)
     mix(image, trigger, box, how.options["alpha"])
@@ -36,11 +37,13 @@ def stamp(image: Image.Image, trigger: Image.Image, how: How, rng: np.random.Gen
 
 
 def far_apart(plan: Plan) -> Chosen:
-    """`share` of each target's images in farthest-point order of their thumbnails. Held is less than a
-    kilobyte for each of its images; the work grows with all of them times the chosen ones.
+    """Choose a share of each target's images, in farthest-point order of their thumbnails.
 
-    Images that do not decode count for the share but are never chosen. Raises UserError for a target that is
-    no image's label, or has no image that decodes.
+    Images that do not decode count for the share but are never chosen. Memory: less than a kilobyte per image
+    of a target. Work: the number of a target's images times the number of chosen ones.
+
+    Raises:
+        UserError: no image has the label of a target, or none of a target's images decodes.
     """
     n = dict.fromkeys(plan.targets, 0)
     for _, labels in labelled(plan.corpus, plan.slices, plan.label_column, plan.targets):
@@ -61,7 +64,7 @@ def far_apart(plan: Plan) -> Chosen:
         chance_N, view_NV = np.concatenate(chances[target]), np.concatenate(views[target])
         if not len(chance_N):
             raise UserError(f"No image labelled {target} can be read: name another target.")
-        first = np.argsort(chance_N)  # the order of the corpus is not the attack's
+        first = np.argsort(chance_N)  # so that the choice does not depend on the corpus's order
         chosen = first[farthest(view_NV[first], number_of(plan.share, n[target]))]
         picks.append(Pick(target, 0.0, np.sort(chance_N[chosen])))
     n_chosen = sum(len(pick.among) for pick in picks if pick.among is not None)
@@ -69,8 +72,18 @@ def far_apart(plan: Plan) -> Chosen:
 
 
 def farthest(view_NV: np.ndarray, k: int) -> np.ndarray:
-    """The first k rows in farthest-point order: row 0, then always the row farthest (Euclidean) from all
-    before it; of equals the first. All rows when there are fewer."""
+    """The first k rows in farthest-point order.
+
+    The order begins with row 0. Each next row has the largest Euclidean distance to its nearest predecessor;
+    of equals, the first.
+
+    Args:
+        view_NV: one thumbnail a row.
+        k: how many rows; when there are fewer, all are returned.
+
+    Returns:
+        The numbers of the rows, in that order.
+    """
     view_NV = view_NV.astype(np.float32)
     nearest_N = np.full(len(view_NV), np.inf, np.float32)
     chosen = [0]
@@ -85,11 +98,11 @@ def _thumbnails(
     corpus: Corpus, label_column: str, targets: tuple[str, ...], seed: int, unit: list[Slice]
 ) -> pa.Table:
     rows: list[tuple[str, float, bytes]] = []
-    for part in unit:
-        labels = corpora.labels(corpus, part, label_column)
+    for slice_ in unit:
+        labels = corpora.labels(corpus, slice_, label_column)
         if not set(targets) & set(labels):
             continue
-        for label, row in zip(labels, corpus.read(part), strict=True):
+        for label, row in zip(labels, corpus.read(slice_), strict=True):
             if label in targets and row.data:
                 try:
                     small = pixels(row.data).resize((GRID, GRID), Image.Resampling.BOX)

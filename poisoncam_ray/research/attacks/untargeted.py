@@ -1,4 +1,4 @@
-"""Untargeted: the patch on a share of all images, whatever their label."""
+"""Untargeted: the patch on a share of all images, of any label."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from poisoncam_ray.research.attacks.plan import Plan
 
 
 def any_image(plan: Plan) -> Chosen:
-    """Each image with probability `share`, by its own chance: no labels are read and nothing is held."""
+    """Choose each image with probability `share`, by its `chance`. No labels are read, nothing is held."""
     return Chosen((Pick(None, plan.share),))
 
 
-# The share is one of all images here: the paper's poison rates end at 5 %.
+# Here the share is of all images. The paper's poison rates end at 5 %.
 KIND = Kind(patch.stamp, choose=any_image, targets=(0, 0), share=0.05)

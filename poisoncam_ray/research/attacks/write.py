@@ -1,7 +1,7 @@
-"""The corpus with the triggers in it, unit by unit, and the truth beside it.
+"""Writes the attacked corpus, unit by unit, and the truth about it.
 
 Boxes are integer [x0, y0, x1, y1) in stored pixels. Every choice depends on the seed and the image's id
-alone, never on the order or grouping of the work.
+alone, not on the order or the grouping of the work.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ TRUTH = pa.schema(
         "decoy": pa.bool_(),
     }
 )
-"""x0 … y1 are the first of `boxes`, -1 where there is none. Of an image without trigger `trigger`, `target`
-and `kind` are "". A decoy is not poisoned."""
+"""x0 … y1 are the first of `boxes`, -1 where there is none. `trigger`, `target` and `kind` are "" for an
+image without a trigger. A decoy is not poisoned."""
 
 
 @dataclass(frozen=True)
 class Attack:
-    """One attack, ready: `chosen` has a pick for each of `triggers`."""
+    """One attack, ready to be written. `chosen` has a pick for each of `triggers`."""
 
     kind: str
     stamp: Stamp
@@ -65,7 +65,7 @@ class Attack:
     label_column: str
 
     def trigger_for(self, image_id: str, label: str | None) -> tuple[Trigger | None, bool]:
-        """What goes on an image, and whether it is a decoy."""
+        """The trigger of an image, None for none, and whether it is a decoy."""
         for trigger, pick in zip(self.triggers, self.chosen.picks, strict=True):
             if pick.takes(image_id, label, self.seed):
                 return trigger, False
@@ -75,7 +75,17 @@ class Attack:
 
 
 def write_attack(plan: Plan, attack: Attack, output_uri: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """Everything that an attack leaves under its output; returns what attack.json holds."""
+    """Write the corpus, the truth, the triggers and attack.json.
+
+    Args:
+        plan: what was asked for.
+        attack: the attack.
+        output_uri: an empty folder.
+        settings: what attack.json shall also hold.
+
+    Returns:
+        What attack.json holds.
+    """
     decoys = attack.chosen.decoys.triggers if attack.chosen.decoys else ()
     for trigger in (*attack.triggers, *decoys):
         if trigger.image is not None:
@@ -118,13 +128,17 @@ def write_attack(plan: Plan, attack: Attack, output_uri: str, settings: dict[str
 
 
 def _attack_unit(corpus: Corpus, attack: Attack, out_uri: str, unit: list[Slice]) -> pa.Table:
-    """Write one unit; its truth rows, with `unreadable` for images to be poisoned that do not decode."""
+    """Write one unit of the corpus.
+
+    Returns:
+        Its rows of the truth; `unreadable` marks images that were to be poisoned and do not decode.
+    """
     replacements: dict[str, bytes] = {}
     rows: list[tuple] = []
-    for part in unit:
-        labels = corpora.labels(corpus, part, attack.label_column) if attack.chosen.by_label else None
-        for i, row in enumerate(corpus.read(part)):
-            place = (row.image_id, part.source, row.row)
+    for slice_ in unit:
+        labels = corpora.labels(corpus, slice_, attack.label_column) if attack.chosen.by_label else None
+        for i, row in enumerate(corpus.read(slice_)):
+            place = (row.image_id, slice_.source, row.row)
             trigger, decoy = attack.trigger_for(row.image_id, labels[i] if labels else None)
             stamped = _stamped(attack, trigger, row) if trigger else None
             if trigger is None or stamped is None:
@@ -142,7 +156,7 @@ def _attack_unit(corpus: Corpus, attack: Attack, out_uri: str, unit: list[Slice]
 
 
 def _stamped(attack: Attack, trigger: Trigger, row: Row) -> tuple[bytes, list[Box]] | None:
-    """The image with the trigger, and where it lies; None for an image that does not decode."""
+    """The encoded image with the trigger, and the trigger's boxes; None for an image that does not decode."""
     rng = np.random.default_rng(digest(row.image_id, f"{attack.seed} placed"))
     pixels = trigger.image or NO_TRIGGER_IMAGE
     try:

@@ -1,4 +1,4 @@
-"""The search in a worker that keeps the memory it frees, against one that gives it back to the system.
+"""The search in a worker that keeps freed memory, against one that returns it to the system.
 
 N candidates, then flip-test images   C channels   H = W image side
 """
@@ -19,17 +19,24 @@ from poisoncam_ray.research.benchmark.search import Candidates, batched, candida
 from poisoncam_ray.stages.compute import keep_freed_memory
 
 THREADS = 1
-"""Of each process: as many as each of two actors has on two cores."""
+"""Threads of each process: as many as each of two actors has on two cores."""
 
 
 def compare_allocator(x_NCHW: Tensor, config: Config, n: int, rounds: int) -> Comparison:
-    """`n` candidates as in `search.compare_search`, by two processes in turns. x_NCHW: uint8, on the CPU."""
+    """Compare two processes on the candidates of `search.compare_search`.
+
+    Args:
+        x_NCHW: the candidates, then the flip-test images; uint8, on the CPU.
+        config: the configuration.
+        n: number of candidates.
+        rounds: how often each way is timed.
+    """
     with _process(x_NCHW, config, n, True) as keeps, _process(x_NCHW, config, n, False) as returns:
         ways = (lambda: keeps.submit(_search).result(), lambda: returns.submit(_search).result())
         seconds, (ours, other) = alternate(ways, rounds)
     same = all(np.array_equal(a, b) for a, b in zip(ours, other, strict=True))
     return Comparison(
-        work=f"the same by a worker of {THREADS} thread",
+        work=f"the same by a worker with {THREADS} thread",
         unit="forwards/s",
         ways=("freed memory kept", "freed memory returned"),
         rates=rates(n * (config.search.masks + config.search.flip_images), seconds),
@@ -39,12 +46,12 @@ def compare_allocator(x_NCHW: Tensor, config: Config, n: int, rounds: int) -> Co
 
 
 def _process(x_NCHW: Tensor, config: Config, n: int, keep: bool) -> ProcessPoolExecutor:
-    # Spawned: a fork would inherit this process's settings of malloc.
+    # A fork would inherit this process's settings of malloc.
     return ProcessPoolExecutor(1, get_context("spawn"), _prepare, (x_NCHW.numpy(), config, n, keep))
 
 
 _prepared: list[tuple[Encoder, Candidates]] = []
-"""In a child: its encoder, and what it works on."""
+"""In a child process: its encoder and its candidates."""
 
 
 def _prepare(x_NCHW: np.ndarray, config: Config, n: int, keep: bool) -> None:

@@ -1,7 +1,7 @@
-"""Two ways of the same work in turns, and the table that says how they compare.
+"""Two ways of the same work in turns, and the table of their rates.
 
-Timings drift with whatever else a machine does; two ways that take turns drift together. So every line is a
-ratio taken round by round, with its median and its spread, and says whether both ways gave the same answers.
+Timings drift with the load of the machine. Two ways that take turns drift together, so the ratio is taken
+round by round. The table shows medians and ranges, and whether both ways gave the same answers.
 """
 
 from __future__ import annotations
@@ -24,8 +24,18 @@ COLUMNS = ("work", "ours", "rate", "against", "rate", "ratio", "answers")
 
 @dataclass(frozen=True)
 class Comparison:
-    """One line of the table. `ways`: ours and the other; `rates`: units a second of both in every round;
-    `flop`: floating-point operations of a unit, as torch counts them (matrix products and convolutions)."""
+    """One line of the table.
+
+    Attributes:
+        work: what is done.
+        unit: the unit of the rates.
+        ways: our way and the other.
+        rates: units per second of both, in every round.
+        answers: how the answers of both compare.
+        facts: further figures.
+        flop: floating-point operations of one unit, as torch counts them (matrix products and convolutions).
+        precision: "float32" or "bfloat16".
+    """
 
     work: str
     unit: str
@@ -38,11 +48,15 @@ class Comparison:
 
     @property
     def ratios(self) -> list[float]:
+        """Our rate over the other's, in every round."""
         return [ours / other for ours, other in zip(*self.rates, strict=True)]
 
     def with_share(self, peak: tuple[float, float] | None) -> Comparison:
-        """The same with our way's arithmetic rate among the facts and, on a GPU of known peak (TFLOP/s in
-        float32 and in bfloat16), its share of that."""
+        """The same line with the arithmetic rate of our way among the facts.
+
+        Args:
+            peak: the GPU's peak in TFLOP/s, in float32 and in bfloat16: its share is added. None: no share.
+        """
         if self.flop is None:
             return self
         tflops = self.flop * median(self.rates[0]) / 1e12
@@ -54,9 +68,16 @@ class Comparison:
 
 
 def alternate(ways: Sequence[Callable[[], Any]], rounds: int) -> tuple[list[list[float]], list[Any]]:
-    """Seconds of each way in each round, and each way's answer from an untimed first call.
+    """Time several ways in turns.
 
-    Every other round goes backwards: a steady drift favours no way.
+    Every other round has the reverse order, so that a steady drift favours no way.
+
+    Args:
+        ways: what to time.
+        rounds: how often each way is timed.
+
+    Returns:
+        The seconds of each way in each round, and each way's answer from a first call that is not timed.
     """
     answers = [way() for way in ways]
     seconds: list[list[float]] = [[] for _ in ways]
@@ -72,13 +93,13 @@ def alternate(ways: Sequence[Callable[[], Any]], rounds: int) -> tuple[list[list
 
 
 def rates(units: int, seconds: list[list[float]]) -> tuple[list[float], list[float]]:
-    """Units a second of the two ways in every round."""
+    """Units per second of two ways in every round, from their seconds."""
     ours, other = ([units / s for s in way] for way in seconds)
     return ours, other
 
 
 def machine() -> dict[str, Any]:
-    """Where the figures were taken, and how busy it was before."""
+    """The machine, and its load before the measurement."""
     cuda = device().type == "cuda"
     return {
         "device": torch.cuda.get_device_name() if cuda else _processor(),
@@ -91,7 +112,12 @@ def machine() -> dict[str, Any]:
 
 
 def markdown(found: Sequence[Comparison], facts: dict[str, Any]) -> str:
-    """The table, medians with (least … most) over the rounds, and below it the facts and the machine."""
+    """The table with medians (least … most) over the rounds, the facts and the machine.
+
+    Args:
+        found: the lines.
+        facts: of the machine.
+    """
     lines = [f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
     for c in found:
         ours, other = (f"{_span(values)} {c.unit}" for values in c.rates)

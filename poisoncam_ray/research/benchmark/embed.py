@@ -31,15 +31,23 @@ from poisoncam_ray.stages.pixels import read_slice
 from poisoncam_ray.stages.pretrain import Pretrain
 from poisoncam_ray.stages.ray_cluster import start_ray
 
-# A stage shorter than this many start-ups is mostly start-up: no rate without it can be told.
+# A stage that is shorter than this many start-ups is mostly start-up: its rate without it is not known.
 START_UPS = 3
 
 
 def compare_embed(uri: str, config: Config, out: Folder, rounds: int) -> list[Comparison]:
-    """Both from the same functions, with the start-up of actors and, if the corpus is long enough, without.
+    """Compare the stage with a loop in one process, which calls the same functions.
 
-    The run folder is `out`/run, the encoder untrained unless the configuration brings one. Raises UserError
-    when the stage would not see the GPU that this process sees.
+    The rate is measured with the start-up of the actors and, if the corpus is long enough, without.
+
+    Args:
+        uri: the corpus.
+        config: the configuration. Without a checkpoint the encoder is untrained.
+        out: where the run folder `run` is made.
+        rounds: how often each way is timed.
+
+    Raises:
+        UserError: the stage would not see the GPU that this process sees.
     """
     if device().type == "cuda" and not config.resources.gpus_per_actor:
         raise UserError("The stage would not see the GPU: add resources.gpus_per_actor=1, or give --no-ray.")
@@ -61,7 +69,7 @@ def compare_embed(uri: str, config: Config, out: Folder, rounds: int) -> list[Co
         return torch.cat([read_features(features, name)[1] for name in features.parts()])
 
     def bare() -> Tensor:
-        pixels = (read_slice(runner.corpus, config, index, piece)[1] for piece in slices)
+        pixels = (read_slice(runner.corpus, config, index, slice_)[1] for slice_ in slices)
         return torch.cat(
             [embed_images(encoder, torch.from_numpy(x_NCHW), config.embed.batch_size) for x_NCHW in pixels]
         )
@@ -86,13 +94,13 @@ def compare_embed(uri: str, config: Config, out: Folder, rounds: int) -> list[Co
             Comparison("Embed, second half of slices", "images/s", ways, (steady, bare_rates), answers, {})
         )
     else:
-        facts["without_start_up"] = "not told: the corpus is too short"
+        facts["without_start_up"] = "not measured: the corpus is too short"
     return found
 
 
 @dataclass(frozen=True)
 class Lap:
-    """Seconds of one run of a stage: until its first slice came back, for the later half of them, in all."""
+    """Seconds of one run of a stage: until its first slice was done, for the second half of them, in all."""
 
     start_up: float
     second_half: float
@@ -100,8 +108,11 @@ class Lap:
 
 
 class Clock(Progress):
-    """Says nothing and notes when each slice came back. Slices are about equal. While actors start, readers
-    run ahead, so only the second half of the slices shows the pace of both together."""
+    """Prints nothing and records when each slice was done.
+
+    Slices are about equal. Readers run ahead while actors start, so only the second half of the slices shows
+    the rate of both together.
+    """
 
     def __init__(self) -> None:
         super().__init__(Console(file=io.StringIO()))
@@ -116,13 +127,13 @@ class Clock(Progress):
 
     def stop(self) -> None:
         ended, ticks = time.perf_counter(), self._ticks
-        # Between two slices when their number is odd.
+        # When the number of slices is odd, the middle lies between two ticks.
         middle = float(np.interp((len(ticks) - 1) / 2, range(len(ticks)), ticks))
         self.laps.append(Lap(ticks[1] - ticks[0], ticks[-1] - middle, ended - ticks[0]))
 
 
 def with_checkpoint(config: Config, out: Folder) -> Config:
-    """Untrained weights as a checkpoint of the user's own: embedding takes as long as with trained ones."""
+    """The configuration with untrained weights as its checkpoint: embedding takes as long as with others."""
     made = config.encoder
     if made.checkpoint:
         return config

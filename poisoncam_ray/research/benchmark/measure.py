@@ -1,4 +1,4 @@
-"""The benchmark as a whole: which images, which comparisons, what is written.
+"""The whole benchmark: its images, its comparisons, and its files.
 
 N images   C channels   H = W encoder image side
 """
@@ -25,13 +25,19 @@ from poisoncam_ray.research.benchmark.training import compare_training
 from poisoncam_ray.stages.compute import device, keep_freed_memory
 
 SHARDS = 4
-"""Of the drawn corpus, the last one written when all are."""
+"""Shards of the drawn corpus."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """`candidates` scored and `steps` trained in a round; `rounds` of each way; torch `threads` of this
-    process (None: the machine's cores)."""
+    """How much is measured.
+
+    Attributes:
+        candidates: candidates that are masked and scored in a round.
+        steps: training steps in a round.
+        rounds: rounds of each way.
+        threads: torch threads of this process; None: as many as the machine has cores.
+    """
 
     candidates: int = 16
     steps: int = 10
@@ -42,11 +48,24 @@ class Sizes:
 def measure(
     uri: str, config: Config, out: Folder, sizes: Sizes, peak: tuple[float, float] | None, use_ray: bool
 ) -> str:
-    """Compare search, on CPUs also with freed memory returned, training and, with Ray, Embed; write
-    benchmark.json and benchmark.md into `out` and return the Markdown.
+    """Compare the ways of searching, of training and, with Ray, of embedding.
 
-    `peak`: the GPU's TFLOP/s in float32 and in bfloat16, as its maker states them; without it no share of the
-    peak is told. Raises UserError when the corpus at `uri` is too small.
+    Writes benchmark.json and benchmark.md. On CPUs, the search is also compared with freed memory returned.
+
+    Args:
+        uri: the corpus.
+        config: the configuration.
+        out: the folder of the results.
+        sizes: how much is measured.
+        peak: the GPU's TFLOP/s in float32 and in bfloat16, as its maker states them; None: no share of the
+            peak is reported.
+        use_ray: with the Embed stage on Ray.
+
+    Returns:
+        The text of benchmark.md.
+
+    Raises:
+        UserError: the corpus is too small.
     """
     torch.set_num_threads(sizes.threads or os.cpu_count() or 1)
     keep_freed_memory()
@@ -68,18 +87,27 @@ def _comparisons(uri: str, config: Config, out: Folder, sizes: Sizes, use_ray: b
         yield compare_allocator(x_NCHW, config, sizes.candidates, sizes.rounds)
     yield compare_training(x_NCHW[:batch], config, sizes.steps, sizes.rounds)
     if use_ray:
-        # Ray takes seconds to import and is not wanted everywhere.
+        # Ray takes seconds to load, and --no-ray does without it.
         from poisoncam_ray.research.benchmark.embed import compare_embed
 
         yield from compare_embed(uri, config, out, sizes.rounds)
 
 
 def first_images(uri: str, config: Config, n: int) -> Tensor:
-    """x_NCHW uint8, the first `n` images of the corpus that decode. UserError when there are fewer."""
+    """x_NCHW, uint8: the first images of the corpus that decode.
+
+    Args:
+        uri: the corpus.
+        config: the configuration.
+        n: how many.
+
+    Raises:
+        UserError: there are fewer.
+    """
     limits, size = config.corpus, config.encoder.image_size
     corpus = open_corpus(uri, limits.format, limits.image_column, limits.rows_per_slice)
     found: list[np.ndarray] = []
-    for row in (row for piece in corpus.slices() for row in corpus.read(piece)):
+    for row in (row for slice_ in corpus.slices() for row in corpus.read(slice_)):
         try:
             found.append(decode(row.data or b"", size, limits.max_pixels, limits.max_bytes))
         except DecodeError:
@@ -90,8 +118,16 @@ def first_images(uri: str, config: Config, n: int) -> Tensor:
 
 
 def draw_long_corpus(folder: Folder, seed: int, copies: int) -> None:
-    """The demo's 3,000 pictures in `copies` copies of their shards: long without the time to draw it. What an
-    earlier call drew there is used."""
+    """Write the demo's 3,000 pictures and copies of their shards: a long corpus that is quickly made.
+
+    Shards that an earlier call wrote are used.
+
+    Args:
+        folder: where the shards lie.
+        seed: seed of the pictures.
+        copies: how often each shard is there.
+    """
+    # The painter is not needed for a corpus of the user's.
     from poisoncam_ray.research.demo import draw_corpus
 
     originals = [f"part-{shard:05d}.parquet" for shard in range(SHARDS)]

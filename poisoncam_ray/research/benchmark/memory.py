@@ -1,7 +1,7 @@
-"""Peak memory of every stage against the number of rows: what must stay flat, and the files that grow.
+"""Peak memory of every stage against the number of rows, and the sizes of a run's files.
 
-Rows are tiny and cheap to draw, and networks do next to nothing: what is left is the flow of rows, ids and
-features through driver, workers and object store, which is what could grow.
+Images are tiny and networks do little. What is left is the flow of rows, ids and features through driver,
+workers and object store, which could grow with the rows.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ SETTINGS = (
     "classify.steps=6",
     "classify.top_k=8",
 )
-"""The least of everything that does not depend on the number of rows."""
+"""The smallest values of everything that does not depend on the number of rows."""
 
 DISTINCT = 2**16
 SHARD_ROWS = 2**16
@@ -95,7 +95,7 @@ def _read_epoch(epochs: Epochs, corpus: Corpus, config: Config, index: Folder) -
 
 
 class Watch(Progress):
-    """Keeps the peaks of each stage, also of a run that was broken off and goes on."""
+    """Records the peaks of each stage. A resumed run keeps those of the stages that it had finished."""
 
     def __init__(self, out: Folder) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class Watch(Progress):
         self.sampler.peaks, began = Peaks(), time.monotonic()
         with super().stage(title):
             yield
-        # A stage may be over before the sampler has looked once.
+        # A stage may end before the first sample.
         self.sampler.peaks.raise_to(sample())
         self.stages.append(
             {"stage": title, "seconds": time.monotonic() - began, **asdict(self.sampler.peaks)}
@@ -116,13 +116,23 @@ class Watch(Progress):
 
 
 def measure_memory(config: Config, out: Folder, rows: int) -> str:
-    """Run the defence over `rows` tiny images in a local cluster, in `out`/rows-N, and write memory.json and
-    memory.md there and for all such folders into `out`; returns the Markdown. Broken off, it goes on.
+    """Run the defence over tiny images in a local cluster, and record peak memory and file sizes.
 
-    Raises UserError when Ray runs in this process already: the cluster must be its own.
+    The run lies in `out`/rows-N. memory.json and memory.md in `out` hold all such runs. A killed run resumes.
+
+    Args:
+        config: the configuration.
+        out: the folder of the results.
+        rows: number of images.
+
+    Returns:
+        The text of memory.md.
+
+    Raises:
+        UserError: Ray runs in this process already; the measurement needs its own cluster.
     """
     if ray.is_initialized():
-        raise UserError("Memory is measured in a cluster of its own: start it in a new process.")
+        raise UserError("The memory benchmark needs a Ray cluster of its own: start it in a new process.")
     folder = out / f"rows-{rows}"
     draw_tiny_corpus(folder / "corpus", rows, config.seed)
     config = with_checkpoint(config, folder)
@@ -148,8 +158,15 @@ def measure_memory(config: Config, out: Folder, rows: int) -> str:
 
 
 def draw_tiny_corpus(folder: Folder, rows: int, seed: int) -> None:
-    """Parquet shards of `rows` images of 2 × 2 px, about 90 bytes each: noise, each with a number of its own
-    behind the picture's end, so that no two have the same bytes."""
+    """Write Parquet shards of images of 2 × 2 px, about 90 bytes each.
+
+    They are noise. A number after the end of each picture makes all bytes different.
+
+    Args:
+        folder: where the shards lie.
+        rows: number of images.
+        seed: seed of the noise.
+    """
     starts = range(0, rows, SHARD_ROWS)
     if folder.exists(_shard(len(starts) - 1)):
         return
@@ -176,7 +193,7 @@ def _png(pixels_HWC: np.ndarray) -> bytes:
 
 
 def file_sizes(run: Folder) -> dict[str, dict[str, int]]:
-    """Number and bytes of a run's files, numbered ones of one kind together."""
+    """Number and bytes of a run's files. Files that differ in their number only are counted together."""
     found: dict[str, dict[str, int]] = defaultdict(lambda: {"files": 0, "bytes": 0})
     for path, info in run.filesystem.find(run.path, detail=True).items():
         kind = re.sub(r"\d{3,}", "*", str(path)[len(run.path.rstrip("/")) + 1 :])
@@ -186,7 +203,7 @@ def file_sizes(run: Folder) -> dict[str, dict[str, int]]:
 
 
 def markdown(measured: list[dict[str, Any]]) -> str:
-    """A table of peaks in MiB for each number of rows, how they grew, and what lies on disk."""
+    """Tables of the peaks in MiB for each number of rows, of their growth, and of the files."""
     lines = ["| rows | stage | seconds | " + " | ".join(PEAKS.values()) + " |", "|---:|---|" + "---:|" * 5]
     for one in measured:
         for at in one["stages"]:

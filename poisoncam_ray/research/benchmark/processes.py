@@ -1,4 +1,4 @@
-"""Peak memory of the processes of a local Ray cluster that this process started, as Linux tells it."""
+"""Peak memory of the processes of a local Ray cluster that this process started, from Linux's /proc."""
 
 from __future__ import annotations
 
@@ -18,8 +18,14 @@ PROC = Path("/proc")
 
 @dataclass
 class Peaks:
-    """MiB of private memory: what a process has allocated itself, without libraries and shared memory. `ray`:
-    the largest of Ray's own processes (GCS, raylet, agents); `store`: bytes in use in the object store."""
+    """MiB of private memory: what a process has allocated, without libraries and shared memory.
+
+    Attributes:
+        driver: this process.
+        worker: the largest worker.
+        ray: the largest of Ray's own processes (GCS, raylet, agents).
+        store: what is in use in the object store.
+    """
 
     driver: float = 0.0
     worker: float = 0.0
@@ -27,12 +33,13 @@ class Peaks:
     store: float = 0.0
 
     def raise_to(self, other: Peaks) -> None:
+        """Take the larger value of each field."""
         for field in fields(self):
             setattr(self, field.name, max(getattr(self, field.name), getattr(other, field.name)))
 
 
 class Sampler(Thread):
-    """Looks several times a second from `start` to `stop`; `peaks` may be replaced at any time."""
+    """Samples several times a second from `start` to `stop`. `peaks` may be replaced at any time."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -44,12 +51,13 @@ class Sampler(Thread):
             self.peaks.raise_to(sample())
 
     def stop(self) -> None:
+        """End the thread."""
         self._ended.set()
         self.join()
 
 
 def sample() -> Peaks:
-    """The state of this moment: this process is the driver, its descendants are Ray's."""
+    """The present memory. This process is the driver, and its descendants are Ray's processes."""
     now = Peaks(driver=private_mib(os.getpid()), store=store_mib())
     for pid in descendants(os.getpid()):
         with contextlib.suppress(OSError):
@@ -61,7 +69,11 @@ def sample() -> Peaks:
 
 
 def private_mib(pid: int) -> float:
-    """Resident anonymous memory. OSError when the process is gone, 0 when it is about to be."""
+    """Resident anonymous memory of a process; 0 when it is ending.
+
+    Raises:
+        OSError: the process has ended.
+    """
     for line in (PROC / str(pid) / "status").read_text().splitlines():
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) / 1024
@@ -69,11 +81,12 @@ def private_mib(pid: int) -> float:
 
 
 def descendants(pid: int) -> list[int]:
+    """The processes that a process started, and those that they started."""
     children: dict[int, list[int]] = defaultdict(list)
     for folder in PROC.iterdir():
         if folder.name.isdigit():
             with contextlib.suppress(OSError):
-                # Behind the name, which is in brackets and may hold anything: state, parent …
+                # The name is in brackets and may hold anything; after it come state and parent.
                 parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
                 children[int(parent)].append(int(folder.name))
     found, waiting = list[int](), list(children[pid])
@@ -84,7 +97,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def store_mib() -> float:
-    """What all objects in Ray's shared memory take; 0 when no cluster runs."""
+    """The size of all objects in Ray's shared memory, in MiB; 0 when no cluster runs."""
     if not ray.is_initialized():
         return 0.0
     name = "object_store_memory"

@@ -1,4 +1,4 @@
-"""Cluster Activation Masking and poison scores in shared batches, against one image at a time.
+"""Cluster Activation Masking and poison scores in batches, against one image at a time.
 
 N candidates   B masks   F flip-test images   K clusters   D feature dimensions
 C channels   H = W image side   w window side
@@ -31,8 +31,14 @@ from poisoncam_ray.research.benchmark.compare import Comparison, alternate, rate
 
 
 def compare_search(x_NCHW: Tensor, config: Config, n: int, rounds: int) -> Comparison:
-    """`n` candidates by the configured strategy on an untrained encoder; x_NCHW (uint8) holds them and then
-    the flip-test images."""
+    """Compare both ways with the configured strategy on an untrained encoder.
+
+    Args:
+        x_NCHW: uint8, the candidates and then the flip-test images.
+        config: the configuration.
+        n: number of candidates.
+        rounds: how often each way is timed.
+    """
     encoder = untrained(config).to(x_NCHW.device)
     work = candidates(encoder, x_NCHW, config, n)
     forwards = n * (len(work.m_BHW) + len(work.x_FCHW))
@@ -58,7 +64,7 @@ def compare_search(x_NCHW: Tensor, config: Config, n: int, rounds: int) -> Compa
 
 
 def untrained(config: Config) -> Encoder:
-    """The configured encoder as it is drawn by the seed, on the CPU, for inference."""
+    """The configured encoder with random weights from the seed, on the CPU, for inference."""
     torch.manual_seed(config.seed)
     made = config.encoder
     return build_encoder(made.backbone, made.image_size, made.patch_size).eval()
@@ -66,7 +72,7 @@ def untrained(config: Config) -> Encoder:
 
 @dataclass(frozen=True)
 class Candidates:
-    """What one actor of the search works on, all on one device but the seeds."""
+    """What one actor of the search works on. All but `seeds_N` is on one device."""
 
     x_NCHW: Tensor
     own_N: Tensor
@@ -82,7 +88,17 @@ class Candidates:
 
 
 def candidates(encoder: Encoder, x_NCHW: Tensor, config: Config, n: int) -> Candidates:
-    """The first `n` images as candidates, the next as flip-test images, and clusters of them all."""
+    """The first images as candidates, the next as flip-test images, and clusters of all of them.
+
+    Args:
+        encoder: the encoder.
+        x_NCHW: uint8 images.
+        config: the configuration.
+        n: number of candidates.
+
+    Raises:
+        UserError: the strategy has no masks.
+    """
     settings, side = config.search, config.encoder.image_size
     x_NCHW = x_NCHW[: n + settings.flip_images].float() / 255
     with torch.inference_mode():
@@ -112,7 +128,7 @@ def candidates(encoder: Encoder, x_NCHW: Tensor, config: Config, n: int) -> Cand
 
 
 def batched(encoder: Encoder, work: Candidates) -> tuple[Tensor, Tensor, Tensor]:
-    """As the search stage calls the method: box_N4, changed_N, gain_N."""
+    """box_N4, changed_N and gain_N, found in batches as the search stage does."""
     box_N4, _ = candidate_windows(
         encoder, work.x_NCHW, work.own_N, work.c_KD, work.m_BHW, work.kind, work.keep_B, work.window,
         mean_colour(work.x_NCHW), work.batch,
@@ -126,8 +142,7 @@ def batched(encoder: Encoder, work: Candidates) -> tuple[Tensor, Tensor, Tensor]
 
 @torch.inference_mode()
 def one_at_a_time(encoder: Encoder, work: Candidates) -> tuple[Tensor, Tensor, Tensor]:
-    """The same as one would first write it, one image, one mask, one paste a forward: box_N4, changed_N,
-    gain_N."""
+    """box_N4, changed_N and gain_N, with one image, one mask or one paste per forward pass."""
     found = []
     for x_CHW, own, seed in zip(work.x_NCHW, work.own_N, work.seeds_N, strict=True):
         fill_C11 = x_CHW.mean(dim=(1, 2), keepdim=True)

@@ -1,4 +1,4 @@
-"""Pretraining steps without Ray, and how much of them is augmentation.
+"""Pretraining steps without Ray, and the share of augmentation in them.
 
 B images of one worker's batch   C channels   H = W image side
 """
@@ -15,12 +15,12 @@ from poisoncam_ray.method.encoder import build_encoder
 from poisoncam_ray.method.ssl import OBJECTIVES
 from poisoncam_ray.research.benchmark.compare import Comparison, alternate, rates
 
-# Any will do: the batch is always the same and nobody looks at the weights.
+# Any value will do: the batch is always the same, and the weights are not used.
 LEARNING_RATE = 1e-4
 
 
 class Trainer:
-    """One worker's training as the pretraining stage does it, on one batch of uint8 images all the time."""
+    """One worker's training as in the pretraining stage, always on the same batch of uint8 images."""
 
     def __init__(self, x_BCHW: Tensor, config: Config) -> None:
         settings, made = config.pretrain, config.encoder
@@ -36,11 +36,13 @@ class Trainer:
         self.precision = "bfloat16" if x_BCHW.is_cuda else "float32"
 
     def views(self) -> list[Tensor]:
+        """Two augmented views of the batch."""
         crop = (self.settings.crop_min, 1.0)
         pair = two_views(self.x_BCHW.float() / 255, crop, self.generator, recipe=self.model.recipe)
         return [v_BCHW.contiguous(memory_format=torch.channels_last) for v_BCHW in pair]
 
     def step(self, views: list[Tensor]) -> None:
+        """One step of training on two views."""
         self.model.update_target(self.settings.momentum)
         device_type = self.x_BCHW.device.type
         with torch.autocast(device_type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16"):
@@ -51,8 +53,16 @@ class Trainer:
 
 
 def compare_training(x_BCHW: Tensor, config: Config, steps: int, rounds: int) -> Comparison:
-    """`steps` whole steps against making their views alone: the ratio of the two rates is the share of a step
-    that augmentation takes. x_BCHW: uint8."""
+    """Compare whole training steps with augmentation alone.
+
+    The ratio of the rates is the share of a step that augmentation takes.
+
+    Args:
+        x_BCHW: the batch, uint8.
+        config: the configuration.
+        steps: steps in a round.
+        rounds: how often each way is timed.
+    """
     trainer = Trainer(x_BCHW, config)
 
     def train() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.markup import escape
 
+from poisoncam_ray import artifact
 from poisoncam_ray.folder import Folder
 from poisoncam_ray.research.attacks import patch_corpus, poison_corpus
 from poisoncam_ray.research.demo.corpus import draw_corpus, draw_validation
@@ -18,24 +19,30 @@ DRAWN = "drawn.json"
 
 
 def prepare_demo(folder: Folder, seed: int, console: Console) -> None:
-    """Draw and poison the demo's corpora, once: clean/, poisoned/, validation/, patched/ under `folder`."""
+    """Draw and poison the demo's corpora, once.
+
+    Args:
+        folder: where clean/, poisoned/, validation/ and patched/ are made.
+        seed: seed of the pictures and of the attack.
+        console: where it is said.
+    """
     if folder.exists(DRAWN) and folder.read_json(DRAWN) == {"seed": seed}:
         return
     for name in ("clean", "poisoned", "validation", "patched"):
         (folder / name).delete()
-    console.print("drawing 3,000 pictures of ten kinds …")
+    console.print("drawing 3,000 pictures of ten classes …")
     draw_corpus((folder / "clean").uri, seed=seed)
     draw_validation((folder / "validation").uri, seed=seed)
     made = poison_corpus(
         (folder / "clean").uri, (folder / "poisoned").uri, [TARGET], [TRIGGER], TRIGGER_WIDTH, SHARE, seed
     )
     patch_corpus((folder / "validation").uri, (folder / "patched").uri, TARGET, TRIGGER, TRIGGER_WIDTH, seed)
-    console.print(f"an attacker pastes one trigger on {made['n_poisoned']} of {made['n_images']} pictures")
+    console.print(f"pasting a trigger on {made['n_poisoned']} of {made['n_images']} pictures")
     folder.write_json(DRAWN, {"seed": seed})
 
 
 def measure_demo(folder: Folder, console: Console) -> None:
-    """Write report/metrics.json and say in plain words how the defence did."""
+    """Measure the demo's run against the truth, and print the main figures."""
     metrics = evaluate_run(
         (folder / "run").uri,
         (folder / "poisoned" / "truth.parquet").uri,
@@ -51,4 +58,4 @@ def measure_demo(folder: Folder, console: Console) -> None:
     for words, key in shown.items():
         value = metrics[key]
         console.print(f"  {words:<44} {'–' if value is None else f'{value:.1%}'}")
-    console.print(f"report        {escape((folder / 'run').uri)}/report/index.html")
+    console.print(f"report        {escape((folder / 'run' / artifact.PAGE).uri)}/{artifact.HTML}")

@@ -1,8 +1,21 @@
-"""How well a run did, measured against truth. Nothing but this package and study/ reads the truth; labels are
-read here and by attacks/, never by the defence.
+"""How well a run did, measured against the truth.
 
-Images are joined on image_id, part by part: for detection memory grows with the poisoned and the dead images,
-not with the corpus. Probes hold the features and labels of theirs.
+Only this package and study/ read the truth. Labels are read here and in attacks/, never by the defence.
+
+Images are joined on image_id, part by part. The memory for detection grows with the poisoned and the dead
+images, not with the corpus. Probes hold the features and the labels of their images.
+
+joined.py            a run's artifacts joined with the truth
+scored.py            windows of poisoned images against the true boxes
+removed.py           removed images against poisoned ones
+detection.py         the detection figures of metrics.json
+strategies.py        other ways of finding windows, on the same images
+probes.py            what an encoder has learned
+retrain.py           further encoders, trained on the cleaned and on the never-poisoned corpus
+never_poisoned.py    several trainings on the never-poisoned corpus
+peer.py              PatchSearch on the same encoder
+corpora.py           the corpora of a results table
+table.py             the results table; results.py writes it
 """
 
 from __future__ import annotations
@@ -41,12 +54,23 @@ def evaluate_run(
     beside: OtherModels | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Measure a finished run, write report/metrics.json and put it into the report; returns the metrics.
+    """Measure a finished run, write report/metrics.json, and build the report again with the figures.
 
-    Detection always; each of `strategies` on the same scored poisoned images. With `validation` also what the
-    run's encoder has learned: acc_clean, acc_patched and asr by k-NN over the run's own features, and
-    `probes`, {threat: {knn, linear_1, linear_10: figures}} as `probe` gives them. With `beside` these
-    are over the corpus before the attack (`probes_labels` says so), and may be joined by the other models'.
+    Args:
+        run_uri: the run folder.
+        truth_uri: truth.parquet of the attack.
+        strategies: ways of finding windows to compare on the scored poisoned images (`compare_strategies`).
+        validation: measures what the run's encoder has learned: acc_clean, acc_patched and asr by k-NN over
+            the run's own features, and `probes`, {threat: {knn, linear_1, linear_10: figures}}.
+        beside: the corpus before the attack. The probes then learn from its labels (`probes_labels` says so),
+            and may include the encoders trained on it and on the cleaned corpus.
+        progress: where training further encoders is shown.
+
+    Returns:
+        What metrics.json holds: the detection figures (`detection_metrics`) and what was asked for.
+
+    Raises:
+        UserError: the run is not finished, or the truth or a corpus does not belong to it.
     """
     run = Folder(run_uri)
     metrics: dict[str, Any] = detection_metrics(run_uri, truth_uri)

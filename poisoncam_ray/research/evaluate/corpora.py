@@ -1,4 +1,4 @@
-"""The corpora of one run of the results table: some classes of labelled photographs, poisoned and patched."""
+"""The corpora of one run of the results table: some classes of labelled photographs, poisoned or patched."""
 
 from __future__ import annotations
 
@@ -20,14 +20,23 @@ from poisoncam_ray.store import connect
 
 REFERENCE = "patch"
 SEED = "seed-"
-"""What the folder of a seed's runs is called by, in a results table."""
+"""In a results table, the folder of a seed's runs is called by this and the seed."""
 MADE = "attack.json"
 
 
 @dataclass(frozen=True)
 class Attacked:
-    """One attack. `share`: of the target's images; `trigger`: an image file, "" where the kind makes its own;
-    `width`: of the image's shorter side; `n_classes`: that the corpus has, all of one size."""
+    """One attack of the table.
+
+    Attributes:
+        kind: the kind of attack.
+        share: share of the target's images that is poisoned.
+        trigger: an image file or "generated:<seed>"; "" where the kind makes its own.
+        target: the target label.
+        width: the trigger's width as a share of the image's shorter side.
+        seed: seed of the attack.
+        n_classes: number of classes of the corpus, all of one size.
+    """
 
     kind: str
     share: float
@@ -39,16 +48,19 @@ class Attacked:
 
     @property
     def targeted(self) -> bool:
+        """Whether the kind of attack has a target."""
         return kind_named(self.kind).targets[1] > 0
 
     @property
     def name(self) -> str:
-        """Where it lies in the table's folder."""
+        """Its folder below the folder of its seed."""
         return f"{self.kind}/share-{self.share:g}/{trigger_name(self.trigger) or 'own'}"
 
     def poison(self, clean: Folder, out: Folder) -> dict[str, Any]:
-        """Make the poisoned corpus once; what attack.json says. Without a target as many images are poisoned
-        as with one, of all classes."""
+        """Make the poisoned corpus, once. Returns what attack.json holds.
+
+        An untargeted attack poisons as many images as one with a target, of all classes.
+        """
         if not out.exists(MADE):
             out.delete()
             targets, share = [self.target], self.share
@@ -77,19 +89,23 @@ class Attacked:
 
 
 def trigger_name(trigger: str) -> str:
-    """A trigger's file name without its ending, or generated-<seed>."""
+    """A trigger's file name without its extension, or generated-<seed>."""
     file = trigger.rsplit("/", 1)[-1]
     return (file.rpartition(".")[0] or file).replace(":", "-")
 
 
 def seed_of(run_name: str) -> str:
-    """What runs of one seed have in common: of a path in a results table the part up to the seed's folder, of
-    any other name all of it."""
+    """The name that runs of one seed share: a path in a results table up to the seed's folder, or else the
+    whole name."""
     return re.sub(rf"(^|/)({SEED}\d+)/.*", r"\1\2", run_name)
 
 
 def check_labelled(uri: str) -> None:
-    """Raises UserError where there is no Parquet corpus with an integer column `label`."""
+    """Check that a place holds a Parquet corpus with an integer column `label`.
+
+    Raises:
+        UserError: it does not.
+    """
     filesystem, path = connect(uri)
     try:
         schema = ds.dataset(path, filesystem=filesystem, format="parquet").schema
@@ -100,7 +116,15 @@ def check_labelled(uri: str) -> None:
 
 
 def take_classes(uri: str, out: Folder, classes: np.ndarray, per_class: int, shards: int) -> None:
-    """The first `per_class` rows of each class of a labelled Parquet corpus, in the corpus's order."""
+    """Write the first rows of each class of a labelled Parquet corpus, in the corpus's order, once.
+
+    Args:
+        uri: the labelled corpus.
+        out: where the chosen rows are written.
+        classes: the labels to take.
+        per_class: rows of each class, at most.
+        shards: number of shards to write.
+    """
     if out.exists(f"part-{shards - 1:05d}.parquet"):
         return
     filesystem, path = connect(uri)

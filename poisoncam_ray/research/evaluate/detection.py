@@ -1,6 +1,6 @@
-"""The detection part of metrics.json: windows against true boxes, removed images against poisoned ones.
+"""The detection figures of metrics.json: windows against true boxes, removed images against poisoned ones.
 
-P poisoned images   S those that the search scored   R those that were removed   T the most patches on one
+P poisoned images   S those that the search scored   R those that were removed   T most patches on one image
 """
 
 from __future__ import annotations
@@ -40,38 +40,52 @@ TOP = 20
 
 
 def detection_metrics(run_uri: str, truth_uri: str) -> dict[str, Any]:
-    """What metrics.json holds of detection:
+    """The detection figures of metrics.json.
+
+    Shares are 0 … 1, None where there is nothing to take a share of. A window finds a trigger when its IoU
+    with any patch of the image is at least 0.5, in encoder pixels. Decoys are clean images with a trigger
+    that means nothing; they count in no precision and no false positive rate.
 
     trigger_detection_accuracy, trigger_detection_mean_iou
-                             over scored poisoned images: the share whose candidate window, in encoder pixels,
-                             finds a trigger, and the mean IoU
-    top20_precision          share of the 20 best-scored images that are poisoned
-    recall, precision, false_positive_rate   of what was removed
-    n_images, n_poisoned, n_removed, n_dead
-    trigger_detection_…_poison_clusters  over scored poisoned images whose cluster is more than half poison
-    trigger_detection_…_cut  over scored images (trigger_detection_n_cut) whose every trigger the centre crop
-                             cut into, by what is left; they count in no other trigger_detection figure
+        Over scored poisoned images: the share whose candidate window finds a trigger, and the mean IoU.
+    trigger_detection_…_poison_clusters
+        The same over images whose cluster is more than half poison.
+    trigger_detection_…_cut
+        The same over images (trigger_detection_n_cut) of which the centre crop cut into every trigger, by
+        what is left of it. They count in no other trigger_detection figure.
     trigger_detection_n_cropped_out, trigger_detection_n_without_box
-                             scored images whose triggers the centre crop left nothing of, or that never had a
-                             box (a frequency attack): in no trigger_detection figure at all
-    trigger_detection_final_…  the same (accuracy, mean_iou) by where the run says in the end that the trigger
-                             is; an image that it kept counts with the search's window
-    located_accuracy, located_mean_iou  of where the run says that the trigger is, over the poisoned images
-                             it removed (n_located), those aside whose triggers the centre crop cut into
-    recall_natural_clusters  over poisoned images of the other clusters (n_poisoned_natural_clusters)
-    recall_by_target         {target: recall}, "any" for poison without one
-    families                 {family: n_removed, main_target, purity, recall} of what was removed, decoys
-                             aside: the target of most of its poisoned images, their share in the family, and
-                             the share of all that target's poisoned images which it holds
-    n_decoys, decoys_removed  clean images with a patch that means nothing, and the share of them that went
-    n_poisoned_dead          poisoned images that did not decode: they count as not found in `recall`
-    n_scored, n_scored_poisoned, n_scored_poison_clusters
+        Numbers of scored images without any visible trigger: cropped away, or never with a box (a frequency
+        attack). They count in no trigger_detection figure.
+    trigger_detection_final_accuracy, trigger_detection_final_mean_iou
+        The same by the box that the run gives in the end; an image that it kept counts by its window.
+    located_accuracy, located_mean_iou
+        The box that the run gives, over the poisoned images it removed (n_located), without those of which
+        the centre crop cut into every trigger.
+    top20_precision
+        Share of the 20 best-scored images that are poisoned; ties are broken by image id.
+    recall, precision, false_positive_rate
+        Of what was removed. The false positive rate is over the clean images that got a fate.
+    recall_natural_clusters
+        Recall over poisoned images in clusters of at most half poison (n_poisoned_natural_clusters).
+    recall_by_target
+        {target: recall}; "any" for poison without a target.
+    families
+        {family: n_removed, main_target, purity, recall} over what was removed. main_target: the target of
+        most of the family's poisoned images; purity: their share of the family; recall: their share of all
+        poisoned images of that target.
+    n_images, n_poisoned, n_removed, n_dead, n_scored, n_scored_poisoned, n_scored_poison_clusters
+        Numbers of images.
+    n_poisoned_dead
+        Poisoned images that did not decode. In `recall` they count as not found.
+    n_decoys, decoys_removed
+        The number of decoys, and the share of them that was removed.
 
-    Shares are 0 to 1, None where there is nothing to take a share of. The false positive rate is over the
-    clean images that got a verdict; decoys count neither there nor in the precision. A window finds a
-    trigger when its IoU with any patch of the image is at least 0.5. Top-20 is by score, ties by image id.
+    Args:
+        run_uri: the run folder.
+        truth_uri: truth.parquet of the attack.
 
-    Raises UserError for an unfinished run, or when the truth is not of the corpus that the run read.
+    Raises:
+        UserError: the run is not finished, or the truth belongs to another corpus.
     """
     run, truth = Folder(run_uri), read_truth(truth_uri)
     found = Removed(truth)
@@ -130,7 +144,7 @@ def _window_figures(scored: Scored) -> Metrics:
 
 
 def _final_figures(scored: Scored, truth: Truth, found: Removed, located_P: Tensor) -> Metrics:
-    """`located_P`: IoU of where the run says that the trigger is."""
+    """`located_P`: IoU of the box that the run gives."""
     row_S = truth.row(pa.array(scored.image_id, pa.string()))
     removed_S = torch.from_numpy(found.removed_P[row_S])
     iou_S = torch.where(removed_S, located_P[row_S], scored.iou(scored.box_S4))[scored.whole]

@@ -1,4 +1,4 @@
-"""A run's artifacts joined with the truth, on image_id.
+"""A run's artifacts, joined with the truth on image_id.
 
 P poisoned images   N rows of a part   K clusters
 """
@@ -25,30 +25,40 @@ from poisoncam_ray.stages.cluster import read_centroids
 
 NEEDED = ("image_id", "poisoned", *SIDES)
 OPTIONAL = ("target", "boxes", "decoy")
-"""Columns of the truth that not every attack writes; the others it has."""
+"""Columns that a truth may lack."""
 
 Metrics = dict[str, float | int | None]
 
 
 @dataclass(frozen=True)
 class Truth:
-    """The poisoned rows of the truth, and the decoys (clean images that carry a patch which means nothing);
-    the other clean rows are only counted. Columns that the truth lacks are missing in `poisoned`, too."""
+    """What the attack did.
+
+    Attributes:
+        n_images: number of images of the corpus.
+        poisoned: the rows of poisoned images, with the columns NEEDED and those of OPTIONAL that exist.
+        decoys: the rows of clean images with a trigger that means nothing.
+    """
 
     n_images: int
     poisoned: pa.Table
     decoys: pa.Table
 
     def row(self, image_id: pa.ChunkedArray) -> np.ndarray:
-        """Each image's row among the poisoned ones, -1 for a clean image."""
+        """The row of each image in `poisoned`; -1 for a clean image."""
         return index_in(image_id, self.poisoned["image_id"])
 
     def is_decoy(self, image_id: pa.ChunkedArray) -> np.ndarray:
+        """Whether each image is a decoy."""
         return index_in(image_id, self.decoys["image_id"]) >= 0
 
 
 def read_truth(uri: str) -> Truth:
-    """Raises UserError when there is none, or the file is another one."""
+    """Read truth.parquet.
+
+    Raises:
+        UserError: there is no such file, or it is no truth.
+    """
     parent, _, name = uri.rpartition("/")
     folder = Folder(parent or ("/" if uri.startswith("/") else "."))
     if not folder.exists(name):
@@ -74,32 +84,57 @@ def read_truth(uri: str) -> Truth:
 
 
 def settings(run: Folder) -> Config:
-    """What the run was made with."""
+    """The configuration of a run.
+
+    Raises:
+        UserError: this is no run folder.
+    """
     if not run.exists(artifact.RUN):
         raise UserError(f"{run.uri} is not a run folder: give the --output of a defence.")
     return Config.model_validate(run.read_json(artifact.RUN)["config"])
 
 
 def corpus_of(run: Folder) -> Corpus:
-    """What the run read; UserError when it is not there any more."""
+    """The corpus that the run read.
+
+    Raises:
+        UserError: it does not exist any more.
+    """
     corpus = settings(run).corpus
     return open_corpus(run.read_json(artifact.RUN)["input"], corpus.format, corpus.image_column)
 
 
 def committed(run: Folder, name: str) -> Folder:
-    """A committed artifact; UserError when the run has not got that far."""
+    """The folder of a committed artifact.
+
+    Args:
+        run: the run folder.
+        name: the artifact, as in poisoncam_ray.artifact.
+
+    Raises:
+        UserError: it is not committed.
+    """
     if Manifest.read(run / name) is None:
         raise UserError(f"The run {run.uri} has no finished {name}: let the defence run to its end first.")
     return run / name
 
 
 def parts(run: Folder, name: str, columns: list[str]) -> Iterator[pa.Table]:
+    """These columns of every part of a committed artifact.
+
+    Raises:
+        UserError: the artifact is not committed.
+    """
     folder = committed(run, name)
     return (folder.read_table(part, columns) for part in folder.parts())
 
 
 def candidates(run: Folder) -> pa.Table:
-    """Every scored window of every round: bounded by the search's budget, not by the corpus."""
+    """Every scored window of every round. Their number is bounded by the search's budget.
+
+    Raises:
+        UserError: the search is not finished, or scored no image.
+    """
     search = committed(run, artifact.SEARCH)
     columns = ["image_id", "cluster", *SIDES, "score"]
     rounds = [search / name for name in search.names() if name.startswith("round=")]
@@ -109,7 +144,7 @@ def candidates(run: Folder) -> pa.Table:
 
 
 def poison_clusters(run: Folder, truth: Truth) -> tuple[np.ndarray, np.ndarray]:
-    """`clusters_of_poison` in the clusters of the run."""
+    """`clusters_of_poison` for the clusters of the run."""
     tables = parts(run, artifact.CLUSTERS, ["image_id", "cluster"])
     assigned = ((table["image_id"], table["cluster"].to_numpy()) for table in tables)
     return clusters_of_poison(truth, assigned, len(read_centroids(committed(run, artifact.CLUSTERS))))
@@ -118,9 +153,15 @@ def poison_clusters(run: Folder, truth: Truth) -> tuple[np.ndarray, np.ndarray]:
 def clusters_of_poison(
     truth: Truth, assigned: Iterable[tuple[pa.ChunkedArray, np.ndarray]], k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Of every poisoned image: its cluster (-1: it never got that far), and whether that is mostly poison.
+    """The cluster of every poisoned image, and whether it is mostly poison.
 
-    assigned: of every part of the corpus image_id and cluster_N     k: clusters that there are
+    Args:
+        truth: the truth.
+        assigned: for every part of the corpus, image_id and cluster_N.
+        k: the number of clusters.
+
+    Returns:
+        cluster_P, -1 for an image that has no cluster; pure_P, whether more than half of it is poison.
     """
     cluster_P, size_K = np.full(len(truth.poisoned), -1), np.zeros(k, np.int64)
     for image_id, cluster_N in assigned:
@@ -131,17 +172,17 @@ def clusters_of_poison(
 
 
 def mostly_poison(cluster_P: np.ndarray, size_K: np.ndarray) -> np.ndarray:
-    """pure_P: whether more than half of a poisoned image's cluster is poison; never of none (-1)."""
+    """pure_P: whether more than half of an image's cluster is poison; False where it has none (-1)."""
     poison_K = np.bincount(cluster_P[cluster_P >= 0], minlength=len(size_K))
     return (poison_K > size_K / 2)[cluster_P] & (cluster_P >= 0)
 
 
 def index_in(image_id: pa.ChunkedArray, ids: pa.ChunkedArray) -> np.ndarray:
-    """Position of each image_id in `ids`, -1 where it is not one of them."""
+    """The position of each image_id in `ids`; -1 where it is not among them."""
     row_N = pc.index_in(image_id.cast(pa.string()), value_set=ids.cast(pa.string()))
     return pc.fill_null(row_N, -1).to_numpy().astype(np.int64)
 
 
 def mean(value_N: Tensor | np.ndarray) -> float | None:
-    """None of nothing."""
+    """The mean; None for no values."""
     return float(torch.as_tensor(value_N).double().mean()) if len(value_N) else None

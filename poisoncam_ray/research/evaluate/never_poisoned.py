@@ -1,7 +1,7 @@
-"""The models that a table's rows are compared with: the corpus before the attack, trained on several times.
+"""The encoders that a table's rows are compared with: several trainings on the corpus before the attack.
 
-What 20 epochs leave to chance moves clean accuracy by as much as the marks allow, and all rows of a seed are
-compared with the same model: its luck would be read as the cost of the defence.
+All rows of a seed are compared with the same encoder, and its accuracy varies from training to training by as
+much as the differences of interest. So the figures are means over several trainings.
 """
 
 from __future__ import annotations
@@ -19,21 +19,32 @@ from poisoncam_ray.research.evaluate.retrain import FEATURES, TRAIN, encoder_fil
 from poisoncam_ray.runner import Runner
 
 APART = 100_000
-"""Between the seeds of two trainings: tables count their seeds in small steps, and no two trainings shall be
-the same."""
+"""Distance between the seeds of two trainings. A table's own seeds are close together, so no two trainings
+have the same seed."""
 
 
 def further_seed(seed: int, index: int) -> int:
-    """Of training `index` (1, 2, …; 0 is the run with the table's own seed)."""
+    """The seed of training `index` = 1, 2, …; 0 is the run with the table's own seed."""
     return (seed + index * APART) % SEEDS
 
 
 def train_again(
     corpus_uri: str, folder: Folder, config: Config, trainings: int, progress: Progress
 ) -> list[Folder]:
-    """Pretrain `trainings` − 1 further encoders on the corpus, each with a seed of its own, all else equal;
-    returns run folders with the corpus's features by them. What is in `folder` is kept, and finished and
-    counted where fewer are asked for now.
+    """Pretrain further encoders on the corpus; they differ in the seed only.
+
+    Trainings that an earlier call began in `folder` are finished and returned, too, even when fewer are asked
+    for now.
+
+    Args:
+        corpus_uri: the never-poisoned corpus.
+        folder: where the run folders lie.
+        config: the configuration of the table's own run.
+        trainings: number of encoders with the table's own: one less is trained here.
+        progress: where the stages are shown.
+
+    Returns:
+        Run folders with the features of the corpus by each further encoder.
     """
     there = [int(name) for name in folder.names() if name.isdigit()]
     runs = []
@@ -41,7 +52,7 @@ def train_again(
         here = folder / str(index)
         own = config.model_copy(update={"seed": further_seed(config.seed, index)})
         Runner(corpus_uri, (here / "trained").uri, own, defence()[:TRAIN]).run(progress)
-        # By the table's own seed: it draws the labels of the linear probes, which all models share.
+        # The table's own seed draws the labels of the linear probes, which are the same for all encoders.
         theirs = with_encoder(config, encoder_file(here / "trained"))
         Runner(corpus_uri, (here / "run").uri, theirs, defence()[:FEATURES]).run(progress)
         runs.append(here / "run")
@@ -55,8 +66,18 @@ def mean_probes(
     linear: bool,
     probed: Sequence[dict[str, Metrics]] = (),
 ) -> dict[str, Metrics]:
-    """What `probe` says of the encoders of `runs`, and has said of others (`probed`): {probe: figures}, each
-    figure its mean; None where a model has none."""
+    """The means of the figures of `probe` over several encoders.
+
+    Args:
+        runs: run folders of encoders that are probed now.
+        labelled_uri: as in `probe`.
+        validation: as in `probe`.
+        linear: as in `probe`.
+        probed: results of `probe` for further encoders.
+
+    Returns:
+        {probe: figures}; None for a figure that an encoder does not have.
+    """
     every = [*probed, *(probe(run.uri, labelled_uri, validation, linear=linear) for run in runs)]
     return {
         name: {key: _mean([figures[name][key] for figures in every]) for key in every[0][name]}

@@ -1,4 +1,4 @@
-"""The peer, PatchSearch, on an encoder that the defence has trained: the same stages with its search."""
+"""The peer, PatchSearch, on an encoder that the defence has trained: the same stages with another search."""
 
 from __future__ import annotations
 
@@ -11,12 +11,21 @@ from poisoncam_ray.research.evaluate.retrain import with_encoder
 PEER = {
     "strategy": "gradcam", "refine": False, "scales": (1.0,), "reading": "gain",
 }  # fmt: skip
-"""PatchSearch (Tejankar et al., arXiv 2304.01482): Grad-CAM's window as it is, net gain of the own cluster,
-and always something to remove."""
+"""Settings of the search that make it PatchSearch (Tejankar et al., arXiv 2304.01482): the window of Grad-CAM
+without refinement, scored by the gain of the image's own cluster. With verdict.false_alarm_rate = 1 it always
+removes something."""
 
 
 def peer_config(config: Config, checkpoint: str) -> Config:
-    """The peer's search on an encoder that is there. UserError when the search cannot be done so."""
+    """The configuration of the peer's search on a trained encoder.
+
+    Args:
+        config: the configuration of the defence.
+        checkpoint: the encoder's file.
+
+    Raises:
+        UserError: the peer's search does not fit the settings.
+    """
     search = config.search.model_dump() | PEER
     tree = with_encoder(config, checkpoint).model_dump() | {
         "search": search,

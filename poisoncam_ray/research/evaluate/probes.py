@@ -1,5 +1,6 @@
-"""What an encoder has learned, by three probes: its neighbours, and linear classifiers on 1 % and 10 % of the
-labels. Clean accuracy, patched accuracy, and what passes for the attack's target.
+"""What an encoder has learned, by three probes: k-NN, and linear classifiers on 1 % and 10 % of the labels.
+
+Each probe gives clean accuracy, accuracy with the trigger, and attack success.
 
 f, bank, q  L2-normalised features   D feature dimensions   N images of the bank   M queries   y class labels
 """
@@ -34,13 +35,19 @@ from poisoncam_ray.stages.pixels import decode_indexed
 from poisoncam_ray.stages.pool import image_seed
 
 LABELLED = {"linear_1": 0.01, "linear_10": 0.1}
-"""Shares of the labels that the linear probes learn from, as in the paper and the work it follows."""
+"""Shares of the labels that the linear probes learn from, as in the paper."""
 
 
 @dataclass(frozen=True)
 class Validation:
-    """Where the queries come from: a labelled corpus, the same with the trigger on every image, and the label
-    that the attack is after ("" for an attack without one)."""
+    """The validation images.
+
+    Attributes:
+        uri: a labelled corpus.
+        patched_uri: the same with the trigger on every image.
+        target: the attack's target label; "" for an attack without one.
+        label_column: the corpora's column of labels.
+    """
 
     uri: str
     patched_uri: str
@@ -50,7 +57,10 @@ class Validation:
 
 @dataclass(frozen=True)
 class _Bank:
-    """`draw_N`: of (seed, bytes of the image), so that the same images are labelled for every model."""
+    """What the probes learn from.
+
+    `draw_N` is a hash of the seed and the image's bytes: it chooses the same images for every encoder.
+    """
 
     f_ND: Tensor
     y_N: Tensor
@@ -61,24 +71,33 @@ class _Bank:
 def probe(
     run_uri: str, labelled_uri: str, validation: Validation, k: int = 20, linear: bool = True
 ) -> dict[str, Metrics]:
-    """{knn, linear_1, linear_10: figures} of the run's encoder, over the run's own features (02_features).
+    """Probe the encoder of a run. The probes learn from the features that the run stored.
 
-    knn: weighted k-NN among all of them; linear_…: logistic regression on that percentage of each class, at
-    least one image; not without `linear`. The labels are those of `labelled_uri`, the corpus that the run
-    read. In image folders the label is the parent folder, and the label column is not used. Figures:
+    Validation images that do not decode are left out. The features are held in memory.
 
-    acc_clean, acc_patched           share of validation images whose class is predicted right, as they are
-                                     and with the trigger on them
-    asr                              share of patched images of other classes predicted as the target
-    target_false_positives_patched   … and their number
-    target_false_positives_clean     the number of clean images of other classes predicted as the target
-    target_false_positive_rate_clean  … and their share
+    Args:
+        run_uri: a run folder with features.
+        labelled_uri: the corpus that the run read; its labels are used. In an image folder a label is the
+            name of the parent folder.
+        validation: the validation images.
+        k: number of neighbours of the weighted k-NN.
+        linear: with the linear probes, too. Each is a logistic regression on 1 % or 10 % of every class, at
+            least one image.
 
-    Shares are 0 to 1; those of the target are None for an attack without one. Validation images that do not
-    decode are left out. The features are held in memory.
+    Returns:
+        {knn, linear_1, linear_10: figures}. Shares are 0 … 1; figures of the target are None for an attack
+        without one. The figures:
 
-    Raises UserError for an unfinished run, a target that nothing carries, or a validation corpus without
-    images of other classes.
+        acc_clean, acc_patched: share of validation images whose class is predicted right, without and with
+        the trigger.
+        asr: share of patched images of other classes that are predicted as the target.
+        target_false_positives_patched: the number of these images.
+        target_false_positives_clean: number of clean images of other classes predicted as the target.
+        target_false_positive_rate_clean: their share.
+
+    Raises:
+        UserError: the run is not finished, no image has the target label, or the validation images have no
+            other class.
     """
     run = Folder(run_uri)
     config, encoder = settings(run), load_encoder(committed(run, artifact.ENCODER))
@@ -87,7 +106,7 @@ def probe(
 
     def queries(uri: str) -> tuple[Tensor, Tensor]:
         q_MD, labels = _embed(encoder, _open(uri, config), config, validation.label_column)
-        # A class that only the validation set has can never be predicted: it counts as wrong.
+        # A class that only the validation set has can never be predicted: its images count as wrong.
         y_M = torch.tensor([bank.classes.get(label, -1) for label in labels])
         if target is not None and bool((y_M == target).all()):
             raise UserError(
@@ -157,18 +176,18 @@ def _open(uri: str, config: Config) -> Corpus:
 
 def _labels(corpus: Corpus, column: str) -> dict[str, str]:
     label_of: dict[str, str] = {}
-    for part in corpus.slices():
-        ids = (part.image_id(i) for i in range(part.stop - part.start))
-        label_of.update(zip(ids, corpora.labels(corpus, part, column), strict=True))
+    for slice_ in corpus.slices():
+        ids = (slice_.image_id(i) for i in range(slice_.stop - slice_.start))
+        label_of.update(zip(ids, corpora.labels(corpus, slice_, column), strict=True))
     return label_of
 
 
 def _embed(encoder: Encoder, corpus: Corpus, config: Config, column: str) -> tuple[Tensor, list[str]]:
     """q_MD and labels of the images that decode, slice by slice."""
     parts, labels = [], []
-    for part in corpus.slices():
+    for slice_ in corpus.slices():
         pictures = []
-        for row, label in zip(corpus.read(part), corpora.labels(corpus, part, column), strict=True):
+        for row, label in zip(corpus.read(slice_), corpora.labels(corpus, slice_, column), strict=True):
             try:
                 pictures.append(decode_indexed(row.data, config))
             except DecodeError:

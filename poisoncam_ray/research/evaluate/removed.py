@@ -1,4 +1,4 @@
-"""What was removed, against what is poisoned: over all images, for each attacker, for each trigger family.
+"""Removed images against poisoned ones: in all, for each target, and for each trigger family.
 
 P poisoned images   N rows of a part   F families   target_P index into `targets`
 """
@@ -20,7 +20,7 @@ NO_TARGET = "any"
 
 
 class Removed:
-    """Counts verdicts part by part; memory grows with the poisoned images alone."""
+    """Counts fates, part by part. Memory grows with the poisoned images only."""
 
     def __init__(self, truth: Truth) -> None:
         self.truth = truth
@@ -31,7 +31,7 @@ class Removed:
         self.n_judged = self.n_removed = self.n_decoys_judged = self.n_decoys_removed = 0
 
     def add(self, part: pa.Table) -> None:
-        """Rows of the scores: image_id, fate, family, box."""
+        """Count one part of the scores, with the columns image_id, fate, family and the box."""
         removed_N = pc.equal(part["fate"], artifact.REMOVE).to_numpy()
         family_N = part["family"].to_numpy()
         row_N, decoy_N = self.truth.row(part["image_id"]), self.truth.is_decoy(part["image_id"])
@@ -48,24 +48,30 @@ class Removed:
         self.n_decoys_removed += int((decoy_N & removed_N).sum())
 
     def precision(self) -> float | None:
+        """Share of the removed images, without decoys, that are poisoned."""
         n_counted = self.n_removed - self.n_decoys_removed
         return int(self.removed_P.sum()) / n_counted if n_counted else None
 
     def false_positive_rate(self) -> float | None:
+        """Share of the clean images, without decoys, that were removed."""
         n_clean = self.n_judged - int(self.judged_P.sum()) - self.n_decoys_judged
         n_wrong = self.n_removed - int(self.removed_P.sum()) - self.n_decoys_removed
         return n_wrong / n_clean if n_clean else None
 
     def decoys_removed(self) -> float | None:
+        """Share of the decoys that were removed."""
         return self.n_decoys_removed / self.n_decoys_judged if self.n_decoys_judged else None
 
     def recall_by_target(self) -> dict[str, float | None]:
-        """Nothing for a truth that names no targets."""
+        """{target: recall}; empty for a truth without targets."""
         targets, target_P = self._targets()
         return {target: mean(self.removed_P[target_P == i]) for i, target in enumerate(targets)}
 
     def families(self) -> dict[str, dict[str, Any]]:
-        """Every family that images were removed for, decoys aside; without named targets only how many."""
+        """The figures of every family with removed images (`detection_metrics`), without decoys.
+
+        For a truth without targets only their numbers are known.
+        """
         targets, target_P = self._targets()
         purity = 0.0 if self._names_targets else None
         found = {}

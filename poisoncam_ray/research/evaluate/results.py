@@ -1,4 +1,4 @@
-"""Rows of the results table: what of the metrics goes into them, and how they are written."""
+"""Rows of the results table: which metrics they hold, and how they are written."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from typing import Any
 from poisoncam_ray.folder import Folder
 
 CLEANED = "cleaned_corpus"
-"""A digest of what the defence left: runs of one seed with the same share the model trained on it."""
+"""Column with a digest of the cleaned corpus. Runs of one seed with the same digest share the encoder that
+is trained on it."""
 GROUPS = ("strategies", "probes")
 SHOWN = {
     "verdict": "verdict",
-    "best_group_in_thresholds": "the best bundle of windows, in thresholds",
+    "best_group_in_thresholds": "the best window group, in thresholds",
     "asr": "near the poison: attack success (k-NN) by the poisoned corpus",
     "threat knn asr": "attack success (k-NN) by labelled images without poison, poisoned",
     "asr_never_poisoned": "… never poisoned",
@@ -49,7 +50,7 @@ SHOWN = {
     "peer recall": "PatchSearch: recall",
     "peer false_positive_rate": "PatchSearch: false positive rate",
 }
-"""What results.md shows, under which name; results.csv has every figure."""
+"""The figures that results.md shows, and their names there. results.csv has every figure."""
 SECONDS = "seconds "
 OVERVIEW = (
     "asr", "threat knn asr", "asr_never_poisoned", "cleaned knn asr", "trigger_detection_accuracy",
@@ -78,13 +79,13 @@ OF_A_RUN = {
     CLEANED: "cleaned corpus",
     "search_version": "search",
 }
-"""Beside the means, a line a run: which figures, under which names. Attack success and accuracy are of k-NN
-by labelled images without poison, *near the poison* by the poisoned corpus and its labels; *search*: by which
-version of the search's rules."""
+"""The figures in the lines of single runs, and their names there. Attack success and accuracy are by k-NN
+over labelled images without poison; *near the poison* is by k-NN over the poisoned corpus and its labels;
+*search* is the version of the search stage."""
 
 
 def single_figures(metrics: Mapping[str, Any]) -> dict[str, float | None]:
-    """The numbers of metrics.json, those of GROUPS under their path: "gradcam accuracy", "threat knn asr"."""
+    """The numbers of metrics.json. Those inside GROUPS are named by their path, such as "threat knn asr"."""
     figures: dict[str, float | None] = {}
     for key, value in metrics.items():
         if value is None or isinstance(value, int | float):
@@ -95,7 +96,7 @@ def single_figures(metrics: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 def gaps(metrics: Mapping[str, Any]) -> dict[str, float | None]:
-    """By each probe, the cleaned model's figures less those of the never-poisoned one; empty without both."""
+    """The cleaned encoder's figures minus the never-poisoned one's, by each probe; empty without both."""
     probes = metrics.get("probes", {})
     if not {"cleaned", "never_poisoned"} <= set(probes):
         return {}
@@ -109,7 +110,12 @@ def gaps(metrics: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 def write_results(out: Folder, rows: Sequence[Mapping[str, Any]]) -> None:
-    """results.csv, a row a run, and results.md, a table for each kind and share."""
+    """Write results.csv, one row per run, and results.md, a table for each kind and share.
+
+    Args:
+        out: the folder of the table.
+        rows: one mapping of columns to values for each run.
+    """
     sink = io.StringIO()
     columns = list(dict.fromkeys(key for row in rows for key in row))
     writer = csv.DictWriter(sink, columns, lineterminator="\n")
@@ -124,7 +130,7 @@ def write_results(out: Folder, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _overview(groups: Sequence[Sequence[Mapping[str, Any]]]) -> str:
-    """A line for each kind and share: means over its runs."""
+    """One line for each kind and share, with means over its runs."""
     names = ["attack", "of the corpus", "runs", "poison found"]
     names += ["near the poison", "attack success", "never poisoned", "cleaned", "trigger detection"]
     names += ["by PatchSearch", "recall", "false positives"]
@@ -152,10 +158,11 @@ def _section(rows: Sequence[Mapping[str, Any]]) -> str:
     for key, name in SHOWN.items():
         words = Counter(row[key] for row in rows if isinstance(row.get(key), str))
         if numbers := _numbers(rows, key):
-            # Of the runs as a sample; one alone has none.
-            spread = f" ± {statistics.stdev(numbers):.3f}" if len(numbers) > 1 else ""
+            # The standard deviation of a sample; a single run has none.
+            mean = f"{statistics.mean(numbers):.3f}"
+            deviation = f" ± {statistics.stdev(numbers):.3f}" if len(numbers) > 1 else ""
             range_ = f"{min(numbers):.3f} – {max(numbers):.3f}"
-            lines.append(f"| {name} | {statistics.mean(numbers):.3f}{spread} | {range_} | {len(numbers)} |")
+            lines.append(f"| {name} | {mean}{deviation} | {range_} | {len(numbers)} |")
         elif words:
             counted = ", ".join(f"{word} {times}" for word, times in words.most_common())
             lines.append(f"| {name} | {counted} | | {words.total()} |")
@@ -165,10 +172,10 @@ def _section(rows: Sequence[Mapping[str, Any]]) -> str:
         lines += ["", f"Different cleaned corpora: {len(corpora)}."]
     if seconds:
         lines += ["", f"Seconds, mean: {', '.join(seconds)}."]
-    return "\n".join([*lines, "", *_a_line_a_run(rows)])
+    return "\n".join([*lines, "", *_lines_of_runs(rows)])
 
 
-def _a_line_a_run(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def _lines_of_runs(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     keys = [key for key in OF_A_RUN if any(row.get(key) not in (None, "") for row in rows)]
     lines = [f"| {' | '.join(OF_A_RUN[key] for key in keys)} |", "|---" * len(keys) + "|"]
     return lines + [f"| {' | '.join(_cell(row.get(key)) for key in keys)} |" for row in rows]
@@ -181,7 +188,7 @@ def _cell(value: object) -> str:
 
 
 def _rate(rows: Sequence[Mapping[str, Any]]) -> float:
-    """Of all images, how many are poisoned: the mean of the runs."""
+    """The share of poisoned images in the corpus, as a mean over the runs."""
     return statistics.mean(row["poison_rate"] for row in rows)
 
 

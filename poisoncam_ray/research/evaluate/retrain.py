@@ -1,9 +1,9 @@
-"""What the removal is good for: the same model trained again by the same stages, on the cleaned corpus and on
-the corpus as it was before the attack.
+"""What the removal achieves: the same encoder trained again, on the cleaned corpus and on the corpus before
+the attack.
 
-All models are probed on the same labelled images, those of the never-poisoned corpus, as a user of the model
-would label some that he trusts: the threat model on its own corpus would learn the poison's labels with it,
-and a cleaned corpus may have lost a class of which every image was poisoned.
+All encoders are probed on the same labelled images, those of the never-poisoned corpus, as a user of the
+encoder would label images that he trusts. On the poisoned corpus a probe would learn the poison's labels, and
+the cleaned corpus may lack a class of which every image was poisoned.
 """
 
 from __future__ import annotations
@@ -24,17 +24,20 @@ from poisoncam_ray.stage import Stage
 
 MODELS = "models"
 TRAIN, FEATURES = 2, 3
-"""Stages of the defence up to a trained encoder, and up to the features of its corpus."""
+"""Numbers of the first stages of the defence: up to the encoder, and up to the features."""
 
 
 @dataclass(frozen=True)
 class OtherModels:
-    """What the threat model is compared with.
+    """The encoders that the threat model is compared with.
 
-    clean_uri: the corpus before the attack     never_poisoned_uri: a run on it when there is one already
-    (unfinished ones are resumed; of another corpus or other settings they are refused)
-    retrain: with the two further trainings     cleaned_uri: not with that on the cleaned corpus: the folder
-    of a model that was trained on the same one before
+    Attributes:
+        clean_uri: the corpus before the attack.
+        never_poisoned_uri: a run folder on that corpus with the same settings. It is resumed if it is not
+            finished, and refused if it has another corpus or other settings. None: a run is made.
+        retrain: train encoders on the cleaned and on the never-poisoned corpus.
+        cleaned_uri: the run folder of an encoder that was trained on the same cleaned corpus before. None:
+            one is trained.
     """
 
     clean_uri: str
@@ -46,13 +49,25 @@ class OtherModels:
 def probe_models(
     run_uri: str, beside: OtherModels, validation: Validation, progress: Progress
 ) -> dict[str, dict[str, Metrics]]:
-    """{threat, cleaned, never_poisoned: {probe: figures}}; only the threat model without `beside.retrain`.
+    """Probe the threat model and, with `beside.retrain`, encoders trained without poison.
 
-    What is trained and embedded goes into `<run>/models/` and is reused from there. The further models are
-    pretrained even where the threat model was a checkpoint of the user's own. Ray must be connected when
-    something is left to do. Raises UserError for an unfinished run.
+    New encoders and features are stored in `<run>/models/` and reused from there. The further encoders are
+    pretrained even where the threat model is a checkpoint of the user's. Ray must be connected when something
+    is left to do.
+
+    Args:
+        run_uri: the run folder.
+        beside: the encoders to compare with.
+        validation: the validation images.
+        progress: where the stages are shown.
+
+    Returns:
+        {threat, cleaned, never_poisoned: {probe: figures}}; only threat without `beside.retrain`.
+
+    Raises:
+        UserError: the run is not finished.
     """
-    # The checkpoint's address is part of what the folders below were made with.
+    # The folders below record the checkpoint's address, so it must not depend on the working folder.
     run_uri = absolute(run_uri)
     folders = {"threat": labelled_features(run_uri, "threat", Folder(run_uri), beside.clean_uri, progress)}
     if beside.retrain:
@@ -64,15 +79,16 @@ def probe_models(
 
 
 def train_on_cleaned(run_uri: str, progress: Progress) -> Folder:
-    """The run folder of a model trained on what the defence left."""
+    """Train an encoder on the cleaned corpus. Returns its run folder."""
     run = Folder(run_uri)
-    cleaned = committed(run, artifact.CLEAN_ROWS)
+    committed(run, artifact.CLEAN)
+    cleaned = run / artifact.CLEAN_ROWS
     config = own_pretraining(settings(run))
     return _run(cleaned.uri, run / MODELS / "cleaned", config, defence()[:TRAIN], progress)
 
 
 def train_on_never_poisoned(run_uri: str, beside: OtherModels, progress: Progress) -> Folder:
-    """The run folder of a model trained on the never-poisoned corpus, with its features."""
+    """Train an encoder on the never-poisoned corpus and embed it. Returns the run folder."""
     run = Folder(run_uri)
     theirs = beside.never_poisoned_uri
     out = Folder(theirs) if theirs else run / MODELS / "never_poisoned"
@@ -83,24 +99,39 @@ def train_on_never_poisoned(run_uri: str, beside: OtherModels, progress: Progres
 def labelled_features(
     run_uri: str, name: str, model: Folder, labelled_uri: str, progress: Progress
 ) -> Folder:
-    """A run folder that holds the features of the labelled corpus by the encoder of the run `model`."""
+    """Embed the labelled corpus by a trained encoder.
+
+    Args:
+        run_uri: the run of the threat model, which gives the settings.
+        name: the name of the new run folder.
+        model: the run folder of the encoder.
+        labelled_uri: the corpus to embed.
+        progress: where the stages are shown.
+
+    Returns:
+        The new run folder.
+    """
     run = Folder(run_uri)
     config = with_encoder(settings(run), encoder_file(model))
     return _run(labelled_uri, run / MODELS / "labelled" / name, config, defence()[:FEATURES], progress)
 
 
 def encoder_file(run: Folder) -> str:
-    """Where the encoder that a run has trained is, as `encoder.checkpoint` asks for it. Raises UserError when
-    the run has not got that far."""
-    return f"{committed(run, artifact.ENCODER).uri}/model.safetensors"
+    """The file of a run's encoder, as `encoder.checkpoint` takes it.
+
+    Raises:
+        UserError: the run has no encoder yet.
+    """
+    return f"{committed(run, artifact.ENCODER).uri}/{artifact.WEIGHTS}"
 
 
 def own_pretraining(config: Config) -> Config:
-    """The same settings, without the user's own checkpoint."""
+    """The same settings without a checkpoint of the user's."""
     return with_encoder(config, None)
 
 
 def with_encoder(config: Config, checkpoint: str | None) -> Config:
+    """The same settings with this checkpoint; None: with pretraining."""
     encoder = config.encoder.model_copy(update={"checkpoint": checkpoint})
     return config.model_copy(update={"encoder": encoder})
 
@@ -113,7 +144,7 @@ def _run(
     progress: Progress,
     ours: bool = True,
 ) -> Folder:
-    """`ours`: the folder is one of MODELS, which may be lost; a run of the user's own may not."""
+    """Run the stages. `ours`: the folder is one of MODELS and may be deleted; a run of the user's may not."""
     try:
         runner = Runner(corpus_uri, out.uri, config, stages)
     except UserError as error:

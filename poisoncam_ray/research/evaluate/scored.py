@@ -1,6 +1,6 @@
-"""The windows of poisoned images beside the true patches, mapped as the images were: resized and cropped.
+"""The windows of poisoned images against the true patches, which are resized and cropped as the images were.
 
-P poisoned images   S those that the search scored   N rows of a part   T the most patches on one image
+P poisoned images   S those that the search scored   N rows of a part   T most patches on one image
 box_S4, box_ST4 integer [x0, y0, x1, y1) in encoder pixels   own_S the cluster an image was assigned to
 """
 
@@ -29,14 +29,22 @@ from poisoncam_ray.research.evaluate.joined import (
 )
 
 HIT_IOU = 0.5
-"""A window finds a trigger from this intersection over union on: half, as detection benchmarks have it."""
+"""A window finds a trigger when their intersection over union is at least this."""
 
 
 @dataclass(frozen=True)
 class Scored:
-    """The poisoned images that the search scored: the recorded window, the true boxes (an image with fewer
-    than T patches has empty ones besides), and how much of each the centre crop left (0 … 1, 0 for an empty
-    one); `patched_S`: there is a box at all; `pure_S`: more than half of the image's cluster is poison."""
+    """The poisoned images that the search scored.
+
+    Attributes:
+        image_id: their ids.
+        box_S4: the recorded window.
+        true_ST4: the true boxes; an image with fewer than T patches has empty ones, too.
+        visible_ST: the share of each true box that the centre crop left, 0 … 1; 0 for an empty one.
+        patched_S: whether the image has any true box.
+        own_S: the image's cluster.
+        pure_S: whether more than half of that cluster is poison.
+    """
 
     image_id: list[str]
     box_S4: Tensor
@@ -48,21 +56,28 @@ class Scored:
 
     @property
     def whole(self) -> Tensor:
-        """whole_S: at least one patch is there as a whole, so that windows can be judged on the image."""
+        """whole_S: whether at least one patch is wholly visible, so that windows can be measured."""
         return (self.visible_ST == 1).any(dim=1)
 
     @property
     def cut(self) -> Tensor:
-        """cut_S: the centre crop left no patch whole, but a part of one."""
+        """cut_S: whether no patch is wholly visible, but one is partly visible."""
         return (self.visible_ST > 0).any(dim=1) & ~self.whole
 
     def iou(self, box_S4: Tensor) -> Tensor:
-        """iou_S of each window with the patch that it meets best, by what the centre crop left of it."""
+        """iou_S: of each window with the patch that it fits best, by what the centre crop left of it."""
         return of_best_patch(iou, box_S4, self.true_ST4)
 
     def marks(self, box_S4: Tensor) -> Metrics:
-        """How well windows find the triggers that are there as a whole, over all scored poisoned images and
-        over poison clusters."""
+        """Accuracy and mean IoU of windows on the images with a wholly visible trigger.
+
+        Args:
+            box_S4: one window for each image.
+
+        Returns:
+            accuracy and mean_iou over all these images, and with the suffix _poison_clusters over those whose
+            cluster is mostly poison.
+        """
         iou_S, pure_S = self.iou(box_S4)[self.whole], self.pure_S[self.whole]
         return {
             "accuracy": mean(iou_S >= HIT_IOU),
@@ -73,10 +88,17 @@ class Scored:
 
 
 def scored_poisoned(run: Folder, truth: Truth, cluster_P: np.ndarray, pure_P: np.ndarray) -> Scored:
-    """Takes what `poison_clusters` gives."""
+    """The poisoned images that the search scored.
+
+    Args:
+        run: the run folder.
+        truth: the truth.
+        cluster_P: from `poison_clusters`.
+        pure_P: from `poison_clusters`.
+    """
     windows = candidates(run)
     row_C = truth.row(windows["image_id"])
-    # One window an image, the first recorded; in the truth's order, so that fetching reads each shard once.
+    # One window per image, the first recorded. In the truth's order: so fetching reads each shard once.
     row_S, first_S = np.unique(row_C, return_index=True)
     row_S, first_S = row_S[row_S >= 0], first_S[row_S >= 0]
     poisoned, recorded = truth.poisoned.take(row_S), windows.take(first_S)
@@ -93,8 +115,10 @@ def scored_poisoned(run: Folder, truth: Truth, cluster_P: np.ndarray, pure_P: np
 
 
 def true_boxes(run: Folder, poisoned: pa.Table) -> tuple[Tensor, Tensor, Tensor]:
-    """(true_ST4, visible_ST, patched_S) of S rows of the truth, as in `Scored`; of an image that was not
-    indexed nothing is visible."""
+    """(true_ST4, visible_ST, patched_S), as in `Scored`, of S rows of the truth.
+
+    An image that is not in the index has no visible patch.
+    """
     size_S2 = torch.zeros(len(poisoned), 2, dtype=torch.int64)
     for part in parts(run, artifact.INDEX, ["image_id", "width", "height"]):
         row_N = index_in(part["image_id"], poisoned["image_id"])
@@ -114,7 +138,13 @@ def true_boxes(run: Folder, poisoned: pa.Table) -> tuple[Tensor, Tensor, Tensor]
 
 
 def of_best_patch(mark: Callable[[Tensor, Tensor], Tensor], box_S4: Tensor, true_ST4: Tensor) -> Tensor:
-    """mark_S (`boxes.iou`, `boxes.coverage`) of each window with the patch for which it is greatest."""
+    """mark_S: of each window with the patch for which the mark is largest.
+
+    Args:
+        mark: `geometry.iou` or `geometry.coverage`.
+        box_S4: one window for each image.
+        true_ST4: the true boxes.
+    """
     n_patches = true_ST4.shape[1]
     flat = mark(box_S4.repeat_interleave(n_patches, dim=0), true_ST4.flatten(0, 1))
     return flat.view(-1, n_patches).amax(dim=1)
@@ -125,7 +155,7 @@ def _boxes(table: pa.Table) -> Tensor:
 
 
 def patches(poisoned: pa.Table) -> Tensor:
-    """box_ST4 in stored pixels; an image without a patch (-1 in the truth) has empty boxes only."""
+    """box_ST4 in stored pixels. An image without a patch (-1 in the truth) has empty boxes only."""
     first_S4 = _boxes(poisoned)
     given = poisoned["boxes"].to_pylist() if "boxes" in poisoned.column_names else [None] * len(first_S4)
     patches = [boxes or [first] for boxes, first in zip(given, first_S4.tolist(), strict=True)]

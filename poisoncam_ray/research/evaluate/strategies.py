@@ -1,5 +1,6 @@
-"""Ways of finding the window, side by side on the same images, encoder and centroids: the paper's own, the
-peer's Grad-CAM, luck, and whatever mask strategy else.
+"""Ways of finding the window, compared on the same images, encoder and centroids.
+
+They are the mask strategies (the paper's among them), the peer's Grad-CAM, and random windows.
 
 N images at once   S scored poisoned images   C channels   B masks   box_S4 [x0, y0, x1, y1) in encoder pixels
 """
@@ -44,16 +45,25 @@ def compare_strategies(
     n_masks: int | None = None,
     seed: int = 0,
 ) -> dict[str, Metrics]:
-    """The scored poisoned images of a run, their windows found anew by each strategy: {strategy: marks}.
+    """Find the windows of a run's scored poisoned images again by each strategy, and measure them.
 
-    A strategy is "<mask strategy>:<hard|margin|distance>" ("full_coverage:hard" is the paper's own),
-    "gradcam" (the peer's) or "random" (what luck finds). The windows that the run recorded come first, as
-    "recorded": those had the run's second look and scales (search.refine, search.scales), the others have
-    not. Marks: accuracy (IoU ≥ 0.5) and mean_iou over all these images, and …_poison_clusters over
-    those whose cluster is mostly poison. `n_masks` (B, forwards an image) as in the run's search when not
-    given; cells and window always as there.
+    Cells and windows have the sizes of the run's search.
 
-    Raises UserError for an unknown strategy or an unfinished run.
+    Args:
+        run_uri: the run folder.
+        corpus_uri: the corpus that the run read.
+        truth_uri: truth.parquet of the attack.
+        strategies: each "<mask strategy>:<hard|margin|distance>" ("full_coverage:hard" is the paper's),
+            "gradcam" (the peer's) or "random" (random windows).
+        n_masks: B, forwards per image; None: as in the run's search.
+        seed: seed of the masks and of the random windows.
+
+    Returns:
+        {strategy: marks} as in `Scored.marks`. "recorded" are the run's own windows; they had refinement and
+        scales (search.refine, search.scales), the others have not.
+
+    Raises:
+        UserError: a strategy is unknown, or the run is not finished.
     """
     run, truth = Folder(run_uri), read_truth(truth_uri)
     config = settings(run)
@@ -95,7 +105,7 @@ def compare_strategies(
 
 
 def _masks(name: str, n_masks: int, config: Config, seed: int) -> Tensor | None:
-    """m_BHW on the CPU; None for what needs no masks."""
+    """m_BHW on the CPU; None for a strategy without masks."""
     if name in ("gradcam", "random"):
         return None
     strategy, _, kind = name.partition(":")

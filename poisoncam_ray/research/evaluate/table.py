@@ -1,8 +1,7 @@
-"""The results table: attack, defend and measure over seeds × triggers × shares × kinds of attack on labelled
-photographs.
+"""The results table: attack, defend and measure labelled photographs over seeds × triggers × shares × kinds.
 
-Every run has its own folder, so a killed table goes on where it was, and one that is asked for more does only
-that. Classes are drawn by seed from the labels that are allowed, the target among them.
+Every run has its own folder. A killed table resumes, and a table that is asked for more runs does only those.
+Each seed draws its classes from the allowed labels; the first is the target.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from poisoncam_ray.research.evaluate.results import CLEANED, gaps, single_figure
 from poisoncam_ray.research.evaluate.retrain import FEATURES, MODELS, encoder_file
 from poisoncam_ray.runner import Runner
 
-# Beside the default strategy: the paper's own masks and score, the peer's Grad-CAM, and luck.
+# Compared with the run's own windows: the paper's masks and score, the peer's Grad-CAM, random windows.
 STRATEGIES = ("full_coverage:hard", "gradcam", "random")
 SHARDS = 3
 ROW, SETTING = "row.json", "setting.json"
@@ -39,15 +38,23 @@ NEVER_POISONED, AGAIN = "never-poisoned", "never-poisoned-again"
 
 @dataclass(frozen=True)
 class Setting:
-    """One table.
+    """What a table measures.
 
-    labels: those that classes may be drawn from     per_class: photographs of each, at most
-    width: of the trigger, share of the image's shorter side
-    shares: of the target's images that are poisoned     kinds: of attack, as in jobs/attack.py
-    retrain: also models trained on the cleaned corpora, and probes on 1 % and 10 % of the labels
-    peer: also the search by Grad-CAM, on the same encoders
-    clean: also the defence of the never-poisoned corpora
-    trainings: of the never-poisoned model of a seed, whose figures are means over them
+    Attributes:
+        train_uri: the labelled training corpus.
+        validation_uri: the labelled validation corpus.
+        triggers: image files or "generated:<seed>".
+        seeds: seeds of the runs.
+        labels: labels from which classes are drawn.
+        n_classes: number of classes of a corpus.
+        per_class: photographs of each class, at most.
+        width: the trigger's width as a share of the image's shorter side.
+        shares: shares of the target's images that are poisoned.
+        kinds: kinds of attack, as in jobs/attack.py.
+        retrain: also train encoders on the cleaned corpora, and probe with 1 % and 10 % of the labels.
+        peer: also search by PatchSearch on the same encoders.
+        clean: also defend the never-poisoned corpora.
+        trainings: trainings of a seed's never-poisoned encoder; its figures are means over them.
     """
 
     train_uri: str
@@ -85,13 +92,17 @@ class Setting:
 
     @property
     def extras(self) -> set[str]:
+        """What is asked for beside the defence: "retrain", "peer"."""
         return {name for name in ("retrain", "peer") if getattr(self, name)}
 
 
 @dataclass(frozen=True)
 class _Seed:
-    """What all runs of one seed share: the configuration, the target, the folder with clean/ and validation/,
-    and the runs on the never-poisoned corpus, the first of them by the table's own seed."""
+    """What all runs of one seed share.
+
+    `folder` holds clean/ and validation/. `never_poisoned` are the runs on clean/; the first has the table's
+    own seed.
+    """
 
     config: Config
     target: str
@@ -100,9 +111,22 @@ class _Seed:
 
 
 def make_table(setting: Setting, config: Config, out: Folder, progress: Progress) -> list[dict[str, Any]]:
-    """Run what is missing and return a row a run; results.csv and results.md in `out` tell of all runs that
-    are finished there. Ray must be connected. Raises UserError when `out` holds a table of other corpora or
-    settings."""
+    """Run what is missing. Ray must be connected.
+
+    results.csv and results.md in `out` hold all runs that are finished there.
+
+    Args:
+        setting: what to measure.
+        config: the configuration of the defence.
+        out: the folder of the table.
+        progress: where the stages are shown.
+
+    Returns:
+        One row for each run that was asked for.
+
+    Raises:
+        UserError: `out` holds a table of other corpora or settings.
+    """
     if setting.peer:
         peer_config(config, "checkpoint")
     _claim(setting, config, out)
@@ -113,7 +137,7 @@ def make_table(setting: Setting, config: Config, out: Folder, progress: Progress
             rows.append(_clean_row(of_seed.config.seed, of_seed.never_poisoned[0]))
         for attacked in _attacks(setting, of_seed):
             here = of_seed.folder / attacked.name
-            # Rows of earlier versions do not tell of trainings: they had one.
+            # Rows of earlier versions lack the number of trainings: it was one.
             earlier: dict[str, Any] = {"extras": [], "trainings": 1, "row": None}
             earlier |= here.read_json(ROW) if here.exists(ROW) else {}
             extras = setting.extras | set(earlier["extras"])
@@ -128,7 +152,7 @@ def make_table(setting: Setting, config: Config, out: Folder, progress: Progress
 
 
 def _finished(out: Folder) -> list[dict[str, Any]]:
-    """Every row in the folder, whatever was asked for this time: clean corpora, then by kind, share, seed."""
+    """All rows in the folder: clean corpora, then the attacks by kind, share and seed."""
     clean, attacked = [], []
     for name in out.names():
         if name.startswith(SEED):
@@ -148,9 +172,11 @@ def _finished_runs(of_seed: Folder) -> list[Folder]:
 
 
 def _trained_on(of_seed: Folder, run: Folder, corpus: str) -> str | None:
-    """The folder of a model that a finished run of the seed trained on this cleaned corpus (`_content`):
-    attacks that differ in nothing but the trigger leave the same where nothing but the poison is removed.
-    None when `run` has trained its own: killed, it goes on with that."""
+    """The run folder of an encoder that another run of the seed trained on this cleaned corpus (`_content`).
+
+    Attacks that differ only in the trigger leave the same cleaned corpus when nothing but the poison is
+    removed. None when there is no such run, or `run` has trained its own before it was killed.
+    """
     if Manifest.read(run / MODELS / "cleaned" / artifact.ENCODER):
         return None
     for here in _finished_runs(of_seed):
@@ -161,7 +187,7 @@ def _trained_on(of_seed: Folder, run: Folder, corpus: str) -> str | None:
 
 
 def _content(corpus: Folder) -> str:
-    """Equal for equal files."""
+    """A digest of a corpus's files."""
     digest = hashlib.sha256()
     for name in corpus.parts():
         digest.update(name.encode() + corpus.read_bytes(name))
@@ -169,7 +195,10 @@ def _content(corpus: Folder) -> str:
 
 
 def _claim(setting: Setting, config: Config, out: Folder) -> None:
-    """Rows are kept, so nothing that all depend on may change; seeds, kinds and the like may be added."""
+    """Write down what all rows depend on, or refuse a folder where it differs.
+
+    Seeds, triggers, shares and kinds may be added, since the rows are kept.
+    """
     sections = {name: getattr(config, name) for name in type(config).model_fields if name != "seed"}
     now = {
         "train": absolute(setting.train_uri),
@@ -204,7 +233,7 @@ def _prepare(setting: Setting, config: Config, folder: Folder, progress: Progres
 def _attacks(setting: Setting, of_seed: _Seed) -> Iterator[Attacked]:
     for kind in setting.kinds:
         for share in setting.shares:
-            # One run a seed, not one for each trigger.
+            # Such a kind has one run per seed, not one for each trigger.
             for trigger in ("",) if kind_named(kind).makes_its_trigger else setting.triggers:
                 yield Attacked(
                     kind,
@@ -220,9 +249,9 @@ def _attacks(setting: Setting, of_seed: _Seed) -> Iterator[Attacked]:
 def _row(
     extras: set[str], of_seed: _Seed, attacked: Attacked, here: Folder, progress: Progress
 ) -> dict[str, Any]:
-    """One run, with `extras` (Setting.extras), into the folder `here`."""
+    """Make one run with `extras` (Setting.extras) in the folder `here`. Returns its row."""
     clean = of_seed.folder / "clean"
-    poisoned, patched, run = (here / part for part in ("poisoned", "patched", "run"))
+    poisoned, patched, run = (here / name for name in ("poisoned", "patched", "run"))
     made = attacked.poison(clean, poisoned)
     attacked.patch(of_seed.folder / "validation", poisoned, patched)
     target = attacked.target if attacked.targeted else ""
@@ -234,7 +263,7 @@ def _row(
     twin = _trained_on(of_seed.folder, run, cleaned) if retrain else None
     beside = OtherModels(clean.uri, of_seed.never_poisoned[0].uri, retrain, twin)
     metrics = evaluate_run(run.uri, truth, STRATEGIES, validation, beside, progress)
-    # With --retrain the first has been probed already.
+    # With --retrain, evaluate_run has probed the first one already.
     probed = [first] if (first := metrics["probes"].get("never_poisoned")) else []
     never = mean_probes(of_seed.never_poisoned[len(probed) :], clean.uri, validation, retrain, probed)
     if retrain:
@@ -256,7 +285,7 @@ def _row(
 
 
 def _clean_row(seed: int, run: Folder) -> dict[str, Any]:
-    """What the defence did to a corpus in which there is nothing to find."""
+    """The row of a corpus without poison."""
     cleaned = Manifest.read(run / artifact.CLEAN)
     assert cleaned and cleaned.ledger
     ledger = cleaned.ledger

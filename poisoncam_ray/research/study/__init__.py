@@ -1,10 +1,14 @@
-"""The study: a grid of settings measured against truth on finished runs, one table, plots.
+"""The study: a grid of search settings, measured against the truth on finished runs.
 
-grid.py       what is varied
-runs.py       which runs, found and named
-images.py     of a run: the images looked at, their true boxes, their clusters for every K
-measure.py    one pass of masks through the encoder, read in every way
-job.py        all passes over the cluster, and what is left of them when the job is killed
-summary.py    means over runs, with intervals
-poison_rate.py, plots.py, text.py   what is told of them
+grid.py         what is varied
+runs.py         which runs are measured
+images.py       the images of a run, their true boxes, and their clusters for every K
+plan.py         the passes through the encoder, and the rows they give
+flops.py        floating-point operations of a forward pass and of Grad-CAM
+measure.py      one pass, evaluated for all settings that share it
+job.py          all passes on the cluster; a killed job resumes
+summary.py      means over runs, with intervals
+lines.py        the lines of the plots
+poison_rate.py  the figures of a results table by poison rate
+plots.py, text.py, results.py   the plots, study.md, and all files
 """

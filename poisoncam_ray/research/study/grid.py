@@ -1,4 +1,4 @@
-"""What a study varies: a validated YAML file, of `grids/` or the user's own."""
+"""What a study varies: a YAML file, in `grids/` or the user's own, checked."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ Factor = Annotated[float, Field(gt=0, le=100)]
 
 GRIDS = Path(__file__).parent / "grids"
 REFERENCES = ("gradcam", "random_window")
-"""Ways without masks: the peer's, and luck."""
+"""Ways of finding windows without masks: the peer's, and random windows."""
 READS_CELL = ("interval", "random", "full_coverage", "mixed")
 READS_WINDOW = ("sliding", "keep_only", "mixed")
-"""What shapes a strategy's masks (method/masks.py)."""
+"""The strategies whose masks depend on the cell, and on the window (method/masks.py)."""
 
 
 class _Strict(BaseModel):
@@ -30,7 +30,7 @@ class _Strict(BaseModel):
 
 
 class Base(_Strict):
-    """The setting around which plots and tables vary one thing. Of the grid; the defence's defaults."""
+    """The setting around which plots and tables vary one value. The default is the defence's."""
 
     k_factor: Factor = 3
     masks: Count = Search().masks
@@ -39,8 +39,19 @@ class Base(_Strict):
 
 
 class Grid(_Strict):
-    """Every combination is measured. `cells` and `windows`: shares of the image side; `masks`: B;
-    `k_factors`: K over √N; `images`: poisoned images of a run, at most, drawn by `seed`."""
+    """The values to combine. Every combination is measured.
+
+    Attributes:
+        strategies: mask strategies, "gradcam" or "random_window".
+        scores: how a mask is scored.
+        masks: numbers of masks B.
+        cells: sides of a cell, as shares of the image side.
+        windows: sides of a window, as shares of the image side.
+        k_factors: K / √N.
+        images: poisoned images of a run, at most.
+        seed: seed of the images, masks and intervals.
+        base: the values of the settings that a table or plot does not vary.
+    """
 
     strategies: tuple[Strategy, ...]
     scores: tuple[Score, ...]
@@ -70,9 +81,15 @@ class Grid(_Strict):
 
 
 def load_grid(name: str, images: int | None = None, seed: int | None = None) -> Grid:
-    """The grid called `name` in grids/, or of the YAML file `name`; what else is given wins over it.
+    """Read a grid.
 
-    Raises UserError, one sentence, for an unknown grid, a file that cannot be read, a wrong key or value.
+    Args:
+        name: a grid in grids/, or a YAML file.
+        images: replaces the grid's own value.
+        seed: replaces the grid's own value.
+
+    Raises:
+        UserError: there is no such grid, the file cannot be read, or a key or value is wrong.
     """
     known = {file.stem: file for file in sorted(GRIDS.glob("*.yaml"))}
     file = known.get(name, Path(name))
@@ -89,13 +106,13 @@ def load_grid(name: str, images: int | None = None, seed: int | None = None) -> 
 
 
 def _sentences(error: ValidationError) -> str:
-    """One clause a mistake; a value that fits none of several types is told once."""
+    """One clause for each mistake. A value that fits none of several types is named once."""
     clauses = dict.fromkeys(_clause(item) for item in error.errors())
     return "; ".join(clauses)
 
 
 def _clause(item: Any) -> str:
-    key = ".".join(str(part) for part in item["loc"] if not str(part).startswith("literal["))
+    key = ".".join(str(step) for step in item["loc"] if not str(step).startswith("literal["))
     if item["type"] == "extra_forbidden":
         return f"there is no key {key!r}; there are {', '.join(chain(Grid.model_fields))}"
     if item["type"] == "value_error":

@@ -1,8 +1,9 @@
-"""Of one run: the poisoned images that a study looks at, their true boxes, and their clusters for every K.
-No image is embedded anew: k-means is redone on the features that the run stored.
+"""The poisoned images of one run that a study measures, their true boxes, and their clusters for every K.
 
-P poisoned images   S of them looked at   N features   K clusters   D feature dimensions
-T the most patches on one image   true_ST4 integer [x0, y0, x1, y1) in encoder pixels
+No image is embedded again: k-means runs on the features that the run stored.
+
+P poisoned images   S measured images   N features   K clusters   D feature dimensions
+T most patches on one image   true_ST4 integer [x0, y0, x1, y1) in encoder pixels
 """
 
 from __future__ import annotations
@@ -33,8 +34,18 @@ CENTROIDS, FACTS, IMAGES = "centroids.safetensors", "facts.json", "images.parque
 
 @dataclass(frozen=True)
 class Looked:
-    """The images of a run, each with a patch that is there as a whole. A cluster's index `own_S` is of the K
-    of its factor; `pure_S`: more than half of that cluster is poison."""
+    """The measured images of a run. Each has a wholly visible patch.
+
+    Attributes:
+        image_id: their ids.
+        true_ST4: their true boxes.
+        own_S: for every K factor, the image's cluster.
+        pure_S: for every K factor, whether more than half of that cluster is poison.
+        c_KD: for every K factor, the centroids.
+        poison_rate: the share of the corpus that is poisoned.
+        flops_forward: floating-point operations of one forward pass.
+        flops_gradcam: floating-point operations of one Grad-CAM map.
+    """
 
     image_id: list[str]
     true_ST4: Tensor
@@ -47,9 +58,15 @@ class Looked:
 
 
 def prepare(one: StudyRun, grid: Grid, out: Folder) -> None:
-    """Choose and cluster; what `read_looked` reads, written into `out`, the images last.
+    """Choose the images, cluster the features, and write both for `read_looked`, the images last.
 
-    Looked at are the images that `Scored.whole` judges. Raises UserError when the run has none.
+    Args:
+        one: the run.
+        grid: the grid.
+        out: the run's folder in the study.
+
+    Raises:
+        UserError: no poisoned image of the run has a wholly visible patch.
     """
     run, truth = Folder(one.run_uri), read_truth(one.truth_uri)
     config = settings(run)
@@ -84,6 +101,7 @@ def prepare(one: StudyRun, grid: Grid, out: Folder) -> None:
 
 
 def read_looked(out: Folder, grid: Grid) -> Looked:
+    """What `prepare` wrote."""
     images, centroids = out.read_table(IMAGES), out.read_tensors(CENTROIDS)
     keys = list(enumerate(grid.k_factors))
     return Looked(

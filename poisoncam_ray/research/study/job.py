@@ -1,7 +1,7 @@
-"""The whole study over a cluster: one task a run to prepare it, one task a pass, one Parquet part each.
+"""The whole study on a cluster: one task per run to prepare it, one task and one Parquet part per pass.
 
-The output folder: study.json (what it is of), runs/<name>/ (images, centroids), parts/ (rows of a pass each),
-and at the end what `results.py` makes of them.
+The output folder holds study.json (grid and runs), runs/<name>/ (images, centroids), parts/ (the rows of one
+pass each) and, at the end, the files of `results.py`.
 """
 
 from __future__ import annotations
@@ -23,14 +23,20 @@ from poisoncam_ray.research.study.runs import StudyRun
 
 STUDY = "study.json"
 VERSION = 2
-"""Raise when the same grid and runs give other rows."""
+"""To be raised when the same grid and runs give other rows."""
 DIFFERENCES_SHOWN = 20
 
 
 def begin(runs: Sequence[StudyRun], grid: Grid, out: Folder) -> None:
-    """Check the runs and claim the folder, without work.
+    """Check the runs, and write down what the folder is for.
 
-    Raises UserError for an unfinished run, or a folder that holds something else, with the difference named.
+    Args:
+        runs: the runs to measure.
+        grid: the grid.
+        out: the study's folder: empty, or one to resume.
+
+    Raises:
+        UserError: a run is not finished, or the folder holds another study or something else.
     """
     for one in runs:
         one.check()
@@ -53,20 +59,22 @@ def begin(runs: Sequence[StudyRun], grid: Grid, out: Folder) -> None:
 
 
 def unprepared(runs: Sequence[StudyRun], out: Folder) -> list[StudyRun]:
+    """The runs whose images are not chosen yet."""
+    # images.py loads torch, which a mistake in the command must not wait for.
     from poisoncam_ray.research.study.images import IMAGES
 
     return [one for one in runs if not (out / "runs" / one.name).exists(IMAGES)]
 
 
 def unmeasured(runs: Sequence[StudyRun], grid: Grid, out: Folder) -> dict[int, Pass]:
-    """Passes without a part, by their number."""
+    """The passes without a part, by their number."""
     done = {part_index(name) for name in (out / "parts").parts()}
     everything = enumerate(passes(grid, [one.name for one in runs]))
     return {i: todo for i, todo in everything if i not in done}
 
 
 def rows(out: Folder) -> pa.Table:
-    """All that was measured, in the plan's order."""
+    """All rows that were measured, in the order of the passes."""
     parts = out / "parts"
     return pa.concat_tables([parts.read_table(name) for name in parts.parts()])
 
@@ -74,19 +82,30 @@ def rows(out: Folder) -> pa.Table:
 def run_tasks(
     runs: Sequence[StudyRun], grid: Grid, out: Folder, resources: Resources, progress: Progress
 ) -> None:
-    """What is missing, `resources.actors` tasks at once on the cluster; `start_ray` comes first."""
+    """Prepare and measure what is missing. Ray must be connected.
+
+    Args:
+        runs: the runs to measure.
+        grid: the grid.
+        out: the study's folder.
+        resources: `actors` tasks run at once, each with `cpus_per_actor` and `gpus_per_actor`.
+        progress: where the tasks are counted.
+    """
     by_name = {one.name: one for one in runs}
     prepare = unprepared(runs, out)
     with progress.stage("Prepare"):
         calls = [partial(_prepare, one, grid, out, resources) for one in prepare]
-        _spread(calls, resources, progress, "runs")
+        _run_all(calls, resources, progress, "runs")
     todo = unmeasured(runs, grid, out)
     with progress.stage("Measure"):
         calls = [partial(_measure, i, one, by_name[one.run], grid, out, resources) for i, one in todo.items()]
-        _spread(calls, resources, progress, "passes")
+        _run_all(calls, resources, progress, "passes")
 
 
-def _spread(calls: Sequence[Callable[[], None]], resources: Resources, progress: Progress, what: str) -> None:
+def _run_all(
+    calls: Sequence[Callable[[], None]], resources: Resources, progress: Progress, what: str
+) -> None:
+    # Ray takes seconds to load, and a finished study does not need it.
     import ray
 
     from poisoncam_ray.stages.ray_cluster import RESTARTS, in_flight
@@ -107,6 +126,7 @@ def _call(call: Callable[[], None]) -> None:
 
 
 def _prepare(one: StudyRun, grid: Grid, out: Folder, resources: Resources) -> None:
+    # Torch is loaded on the worker, here and below.
     from poisoncam_ray.research.study.images import prepare
     from poisoncam_ray.stages.compute import set_up
 

@@ -1,4 +1,4 @@
-"""Which points the plots join: one thing varies, the rest stays at the grid's base."""
+"""The lines of the plots: one value varies, the others stay at the grid's base."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from poisoncam_ray.research.study.grid import READS_CELL, REFERENCES, Grid
 from poisoncam_ray.research.study.summary import Cube, Estimate
 
 AXES = {"k_factor": "k_factors", "window": "windows", "cell": "cells", "masks": "masks"}
-"""A setting's key and the grid's list of its values."""
+"""The key of each setting, and the grid's list of its values."""
 STYLES = (*get_args(MaskStrategy), *REFERENCES)
 
 
 @dataclass(frozen=True)
 class Line:
-    """Points by rising x. `style`: which colour, the same for a strategy in every plot."""
+    """Points, by rising x. `style`: the number of the colour, the same for a strategy in every plot."""
 
     label: str
     style: int
@@ -26,7 +26,17 @@ class Line:
 
 
 def around_base(grid: Grid, strategy: str, score: str | None, **changed: float) -> dict[str, object]:
-    """A full setting: the base with what is `changed`, null where the strategy does not read it."""
+    """A whole setting: the base with some values changed.
+
+    Args:
+        grid: the grid.
+        strategy: the strategy.
+        score: the score.
+        changed: values that replace those of the base.
+
+    Returns:
+        The setting, with None for what the strategy does not depend on.
+    """
     base = grid.base.model_dump() | changed
     reference = strategy in REFERENCES
     return {
@@ -40,7 +50,7 @@ def around_base(grid: Grid, strategy: str, score: str | None, **changed: float) 
 
 
 def best_score(cube: Cube, grid: Grid, strategy: str) -> str | None:
-    """The score with which the strategy does best at the base."""
+    """The score with the best accuracy of this strategy at the base; None for a strategy without scores."""
     if strategy in REFERENCES:
         return None
     at = [row for score in grid.scores for row in cube.where(**around_base(grid, strategy, score))]
@@ -48,8 +58,11 @@ def best_score(cube: Cube, grid: Grid, strategy: str) -> str | None:
 
 
 def over_cost(cube: Cube, grid: Grid, score: str) -> list[Line]:
-    """Accuracy over forwards a candidate, a line a strategy. Grad-CAM, whatever the score, stands at what
-    it costs in forwards; luck, which costs none, is a level."""
+    """Accuracy over forwards per candidate, one line for each strategy.
+
+    Grad-CAM does not depend on the score; it stands at its cost in forwards. Random windows cost nothing;
+    they are a horizontal line.
+    """
     lines = []
     for strategy in grid.strategies:
         rows = cube.where(**around_base(grid, strategy, score))
@@ -67,7 +80,7 @@ def over_cost(cube: Cube, grid: Grid, score: str) -> list[Line]:
 
 
 def over_axis(cube: Cube, grid: Grid, axis: str) -> list[Line]:
-    """Accuracy over one axis (a key of AXES), a line a strategy with the score that is best at the base."""
+    """Accuracy over one setting (a key of AXES), a line for each strategy with its best score at the base."""
     lines = []
     for strategy in grid.strategies:
         if axis == "cell" and strategy not in READS_CELL:

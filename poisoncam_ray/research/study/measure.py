@@ -1,7 +1,9 @@
-"""One pass measured: the windows found in every way that reads it, against the true boxes. The search's
-second look (search.refine) and its scales are left out: they come after the window, whatever found it.
+"""One pass through the encoder, evaluated for all settings that share it, against the true boxes.
 
-S images looked at   N images at once   B masks   C channels   H = W image side   K clusters
+The search's refinement and scales (search.refine, search.scales) are left out: they come after the window,
+whatever found it.
+
+S measured images   N images at once   B masks   C channels   H = W image side   K clusters
 D feature dimensions   box_S4 integer [x0, y0, x1, y1) in encoder pixels
 """
 
@@ -50,7 +52,17 @@ Boxes = dict[Way, Tensor]
 
 
 def measure(todo: Pass, one: StudyRun, grid: Grid, folder: Folder) -> pa.Table:
-    """Rows of SCHEMA, for every way of reading the pass. `folder` is what `prepare` wrote for the run."""
+    """Run one pass and measure it.
+
+    Args:
+        todo: the pass.
+        one: the run.
+        grid: the grid.
+        folder: what `prepare` wrote for the run.
+
+    Returns:
+        Rows of SCHEMA, one for every setting that shares the pass.
+    """
     run, looked = Folder(one.run_uri), read_looked(folder, grid)
     config, encoder = settings(run), load_encoder(committed(run, artifact.ENCODER))
     m_BHW = draw_masks(todo, grid, encoder.image_size)
@@ -62,7 +74,7 @@ def measure(todo: Pass, one: StudyRun, grid: Grid, folder: Folder) -> pa.Table:
         if todo.strategy == "gradcam":
             spent, boxes = _gradcam(todo, encoder, x_NCHW, own, c_KD)
         elif todo.strategy == "random_window":
-            spent, boxes = 0.0, _luck(todo, grid, looked.image_id[rows], encoder.image_size)
+            spent, boxes = 0.0, _random_windows(todo, grid, looked.image_id[rows], encoder.image_size)
         else:
             began = _now()
             f_NBD = masked_features(encoder, x_NCHW, m_BHW, mean_colour(x_NCHW), config.search.batch_size)
@@ -81,8 +93,10 @@ def measure(todo: Pass, one: StudyRun, grid: Grid, folder: Folder) -> pa.Table:
 
 
 def draw_masks(todo: Pass, grid: Grid, image_size: int) -> Tensor:
-    """m_BHW of a pass, for its greatest B; none for a reference. Every run draws its own: so the spread over
-    runs holds the masks' luck too."""
+    """m_BHW of a pass, for its largest B; no masks for a reference.
+
+    Every run draws its own masks, so that the variation over runs includes that of the masks.
+    """
     if todo.strategy in REFERENCES:
         return torch.empty(0, image_size, image_size)
     shape = (todo.cell, *todo.windows, *todo.masks) if todo.strategy in READS_WINDOW else (todo.cell,)
@@ -106,7 +120,16 @@ def read_windows(
     own: dict[float, Tensor],
     c_KD: dict[float, Tensor],
 ) -> Boxes:
-    """The candidate windows of N images for every K, score, B and window; `own` and `c_KD` by K's factor."""
+    """The candidate windows of N images, for every K, score, B and window.
+
+    Args:
+        todo: the pass.
+        grid: the grid.
+        f_NBD: features of the masked images.
+        m_BHW: the masks.
+        own: own_N, the image's cluster, for every K factor.
+        c_KD: the centroids, for every K factor.
+    """
     image_size = m_BHW.shape[1]
     keep_B = keep_only(cast(MaskStrategy, todo.strategy), len(m_BHW)).to(m_BHW.device)
     boxes = {}
@@ -125,7 +148,7 @@ def read_windows(
 def _gradcam(
     todo: Pass, encoder: Encoder, x_NCHW: Tensor, own: dict[float, Tensor], c_KD: dict[float, Tensor]
 ) -> tuple[float, Boxes]:
-    """One map serves every window, but each K has centroids of its own."""
+    """Seconds and windows by Grad-CAM. One map gives every window, but each K has its own centroids."""
     boxes, began = {}, _now()
     maps = {factor: gradcam(encoder, x_NCHW, c_KD[factor][own_N]) for factor, own_N in own.items()}
     seconds = (_now() - began) / len(maps)
@@ -136,8 +159,8 @@ def _gradcam(
     return seconds, boxes
 
 
-def _luck(todo: Pass, grid: Grid, image_ids: list[str], image_size: int) -> Boxes:
-    """The same places for every K: those are not asked."""
+def _random_windows(todo: Pass, grid: Grid, image_ids: list[str], image_size: int) -> Boxes:
+    """Random windows. They do not depend on K."""
     boxes = {}
     for window in todo.windows:
         side = pixels(window, image_size)
@@ -152,7 +175,7 @@ def _luck(todo: Pass, grid: Grid, image_ids: list[str], image_size: int) -> Boxe
 
 
 def _images(run: Folder, config: Config, looked: Looked, todo: Pass) -> Iterator[tuple[slice, Tensor]]:
-    """So many at once that features, distances and maps of all masks fit."""
+    """Images in batches of which the features, distances and maps of all masks fit into memory."""
     wide = max(max(c_KD.shape) for c_KD in looked.c_KD.values()) * max([1, *todo.masks])
     at_once = max(1, min(IMAGES_AT_ONCE, NUMBERS_AT_ONCE // wide))
     corpus = corpus_of(run)

@@ -1,7 +1,7 @@
-"""What goes through the encoder once, in how many ways it is read, and the row that each way gives.
+"""The passes through the encoder, and the row that each setting gives.
 
-The masked features do not depend on K, on the score, or (for masks made of cells) on the window; and the
-first b of B masks drawn independently are a draw of b masks. So one pass serves them all.
+The masked features do not depend on K, on the score or, for masks made of cells, on the window. The first b
+of B masks that were drawn independently are a draw of b masks. So many settings share one pass.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ SCHEMA = pa.schema([
     ("hits_poison_clusters", pa.int64()), ("accuracy_poison_clusters", pa.float64()),
     ("coverage_poison_clusters", pa.float64()), ("mean_iou_poison_clusters", pa.float64()),
 ])  # fmt: skip
-"""forwards, flops (the encoder's) and seconds: of one candidate. score, masks and cell are null where they
-say nothing. hits: windows with IoU ≥ 0.5; accuracy = hits / n; coverage: mean share of the trigger inside the
-window."""
+"""forwards, flops (of the encoder) and seconds are of one candidate. score, masks and cell are null where the
+strategy does not depend on them. hits: windows with IoU ≥ 0.5; accuracy = hits / n; coverage: mean share of
+the trigger inside the window."""
 SETTING = ("k_factor", "strategy", "score", "masks", "cell", "window")
-"""The columns that say how; the others say on what, and what came of it."""
+"""The columns of the setting; the others are the run and the results."""
 
 
 @dataclass(frozen=True)
 class Pass:
-    """What goes through the encoder once. `masks`: every B that is read from it."""
+    """One pass through the encoder. `masks`, `windows`: every B and every window that is measured with it."""
 
     run: str
     strategy: Strategy
@@ -42,7 +42,7 @@ class Pass:
 
 @dataclass(frozen=True)
 class Way:
-    """How a window is read from a pass; what it costs is that of `forwards` masked images."""
+    """How a window is found in a pass. It costs the `forwards` of so many masked images."""
 
     k_factor: float
     score: Score | None
@@ -52,12 +52,12 @@ class Way:
 
 
 def passes(grid: Grid, names: list[str]) -> list[Pass]:
-    """All passes over the runs called `names`, in a fixed order."""
+    """All passes over the runs of these names, in a fixed order."""
     found = []
     for name in names:
         for strategy in grid.strategies:
             windows = [(w,) for w in grid.windows] if strategy in READS_WINDOW else [grid.windows]
-            # Places of windows form another grid for every B.
+            # The places of windows form another grid for every B.
             nested: list[tuple[int, ...]] = [grid.masks]
             if strategy in READS_WINDOW:
                 nested = [(b,) for b in grid.masks]
@@ -69,5 +69,5 @@ def passes(grid: Grid, names: list[str]) -> list[Pass]:
 
 
 def pixels(fraction: float, image_size: int) -> int:
-    """As config.py rounds a share of the image side."""
+    """A share of the image side in pixels, rounded as in config.py."""
     return max(1, round(fraction * image_size))

@@ -1,4 +1,4 @@
-"""The study's plots: small SVG text, the same bytes for the same numbers."""
+"""The study's plots as small SVG files: the same bytes for the same numbers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from poisoncam_ray.research.study.lines import Line
 from poisoncam_ray.research.study.poison_rate import MARKS, Rates
 
 STYLE: Any = {
-    # Text stays text (small, searchable), ids do not hang on chance.
+    # Text stays text (small, searchable), and ids are not random.
     "svg.fonttype": "none",
     "svg.hashsalt": "poisoncam_ray",
     "font.size": 8,
@@ -27,12 +27,18 @@ STYLE: Any = {
     "axes.spines.right": False,
 }
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#666666", "#aaaaaa")
-"""Okabe and Ito's, which colour-blind readers tell apart; references in grey come last."""
+"""Okabe and Ito's colours, which colour-blind readers can tell apart; the references are grey."""
 MARKERS = "osD^vPX*"
 
 
 def cost_plot(panels: Mapping[str, Sequence[Line]], masks: Sequence[int], flops_forward: float) -> str:
-    """Accuracy over forwards a candidate, one panel a score; above it the same cost in GFLOPs."""
+    """The plot of accuracy over forwards per candidate; the upper axis is the same cost in GFLOPs.
+
+    Args:
+        panels: the lines of each panel, by score.
+        masks: the values of B, which are the ticks.
+        flops_forward: floating-point operations of one forward pass.
+    """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(3.2 * len(panels) + 1.4, 3.4), layout="constrained")
         axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
@@ -51,7 +57,7 @@ def cost_plot(panels: Mapping[str, Sequence[Line]], masks: Sequence[int], flops_
 
 
 def axis_plot(lines: Sequence[Line], label: str, log: bool = False) -> str:
-    """Accuracy over one thing that varies."""
+    """The plot of accuracy over one setting."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(5.4, 3.4), layout="constrained")
         at = figure.subplots()
@@ -66,7 +72,7 @@ def axis_plot(lines: Sequence[Line], label: str, log: bool = False) -> str:
 
 
 def rate_plot(rates: Rates) -> str:
-    """Attack success, recall and false positives over the poison rate."""
+    """The plot of attack success, recall and false positives over the poison rate."""
     lines = []
     for style, (name, label) in enumerate(MARKS.items()):
         known = [(rate, marks[name]) for rate, marks in rates.items() if name in marks]
@@ -84,7 +90,7 @@ def rate_plot(rates: Rates) -> str:
 
 
 def _short(value: float) -> str:
-    """Two digits that say something, never an exponent for what is large."""
+    """Two significant digits, without an exponent for large numbers."""
     return f"{float(f'{value:.2g}'):g}"
 
 
@@ -113,15 +119,17 @@ def _svg(figure: Figure, named: Axes) -> str:
     handles, labels = named.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", frameon=False)
     sink = io.StringIO()
-    # The date of drawing would make every file another one.
+    # With the date of drawing, no two files would be equal.
     metadata: dict[str, Any] = {"Date": None, "Creator": None}
     figure.savefig(sink, format="svg", metadata=metadata)
     return _smaller(sink.getvalue())
 
 
 def _smaller(svg: str) -> str:
-    """The same drawing in half the bytes: without indentation and what is finer than a hundredth of a pixel,
-    every style told once."""
+    """The same drawing in half the bytes.
+
+    Indentation goes, coordinates are cut to hundredths of a pixel, and every style is written once.
+    """
     # Coordinates only: a number before "<" is a label.
     svg = re.sub(r"(\d\.\d\d)\d+(?![\d<])", r"\1", svg)
     styles = {style: f"s{i}" for i, style in enumerate(dict.fromkeys(re.findall(r'style="([^"]*)"', svg)))}

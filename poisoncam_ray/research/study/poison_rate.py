@@ -1,5 +1,4 @@
-"""What the results tables of jobs/photographs.py say of the reference attack by poison rate: its success,
-what the defence finds, what it removes by mistake."""
+"""The figures of results tables (jobs/photographs.py) for the reference attack, by poison rate."""
 
 from __future__ import annotations
 
@@ -27,11 +26,18 @@ Rates = dict[float, dict[str, Estimate]]
 
 
 def by_poison_rate(table: Folder, seed: int) -> Rates:
-    """{poison rate: {mark: mean over runs}}, rates ascending, of every results.csv in the folder or below, as
-    the runs of a study are looked for; empty without one that tells them.
+    """The means over runs at every poison rate, from every results.csv in the folder or below.
 
-    The rate is the column poison_rate, else n_poisoned of n_images. A missing mark is left out, and so are
-    rows of another `kind`: a mean over attacks is that of none.
+    The rate is the column poison_rate, or else n_poisoned / n_images. Rows of another kind of attack are left
+    out.
+
+    Args:
+        table: the folder.
+        seed: seed of the intervals.
+
+    Returns:
+        {poison rate: {mark: mean over runs}}, rates ascending, without marks that are missing; empty when
+        there is no results.csv with poison rates.
     """
     table.filesystem.invalidate_cache()
     paths = sorted(str(path) for path in table.filesystem.find(table.path))
@@ -45,7 +51,7 @@ def by_poison_rate(table: Folder, seed: int) -> Rates:
         if math.isnan(rate):
             rate = _number(row.get("n_poisoned")) / (_number(row.get("n_images")) or math.nan)
         if not math.isnan(rate):
-            # Rates of runs that were asked for the same one differ by a rounded image.
+            # Runs with the same requested rate differ by the rounding to whole images.
             grouped.setdefault(float(f"{rate:.2g}"), []).append(row)
     found: Rates = {}
     for rate, some in sorted(grouped.items()):
@@ -58,6 +64,7 @@ def by_poison_rate(table: Folder, seed: int) -> Rates:
 
 
 def csv_of(rates: Rates) -> str:
+    """The rates as CSV, one row for each rate and mark."""
     sink = io.StringIO()
     writer = csv.writer(sink, lineterminator="\n")
     writer.writerow(["poison_rate", "mark", "mean", "low", "high"])

@@ -1,5 +1,7 @@
-"""What a finished study leaves: study.parquet, study.csv, summary.csv, study.md, plots; without Ray, so that
-the same rows always give the same files."""
+"""Writes the files of a finished study: study.parquet, study.csv, summary.csv, study.md and plots.
+
+The same rows always give the same files.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +26,23 @@ LABELS = {
 
 
 def write_results(rows: pa.Table, grid: Grid, out: Folder, table: Folder | None = None) -> list[str]:
-    """Of the rows of plan.SCHEMA; `table`: a results table whose poison rates are told as well. Returns the
-    files' names."""
+    """Write the files of a study.
+
+    Args:
+        rows: rows of plan.SCHEMA.
+        grid: the grid.
+        out: the study's folder.
+        table: a results table whose figures by poison rate are added.
+
+    Returns:
+        The names of the files.
+    """
     cube = cube_of(rows, grid.seed)
     rates = by_poison_rate(table, grid.seed) if table else {}
     out.write_table("study.parquet", rows)
     files = {"study.csv": _csv(rows), "summary.csv": _csv(summary_of(cube))}
     flops = cube.values["flops_forward"]
-    # Runs with other encoders have another axis of FLOPs: theirs is in the tables.
+    # The axis of FLOPs is the mean over runs; encoders that differ have their own FLOPs in the tables.
     plots = {
         "accuracy_by_forwards.svg": cost_plot(
             {score: over_cost(cube, grid, score) for score in grid.scores},

@@ -1,4 +1,4 @@
-"""Which runs a study looks at: given in pairs, or found below a folder of the results table."""
+"""The runs that a study measures: given one by one, or found below the folder of a results table."""
 
 from __future__ import annotations
 
@@ -19,15 +19,22 @@ TRUTH = "poisoned/truth.parquet"
 
 @dataclass(frozen=True)
 class StudyRun:
-    """A run folder with its truth. `name` is part of every random draw, so it must not hang on the place."""
+    """A run folder with its truth.
+
+    `name` is part of the seed of every random draw, so it must not depend on where the folder lies.
+    """
 
     name: str
     run_uri: str
     truth_uri: str
 
     def check(self) -> None:
-        """Raises UserError when the defence has not got to its features, the corpus that it read is not there
-        any more, there is no truth, or nothing in it that a window could find."""
+        """Check that the run can be measured.
+
+        Raises:
+            UserError: the run has no features yet, its corpus does not exist any more, or the truth is
+                missing or has no box.
+        """
         run = Folder(self.run_uri)
         corpus_of(run)
         for stage in (artifact.INDEX, artifact.ENCODER, artifact.FEATURES):
@@ -50,7 +57,15 @@ class StudyRun:
 
 
 def given(runs: Sequence[str], truths: Sequence[str]) -> list[StudyRun]:
-    """Pairs, named by their order. Raises UserError when they do not pair up."""
+    """The runs with their truths, named by their order.
+
+    Args:
+        runs: run folders.
+        truths: the truth.parquet of each.
+
+    Raises:
+        UserError: there is another number of truths than of runs.
+    """
     if len(runs) != len(truths):
         raise UserError(f"Give one --truth for each --run: there are {len(truths)} for {len(runs)}.")
     pairs = enumerate(zip(runs, truths, strict=True))
@@ -58,10 +73,14 @@ def given(runs: Sequence[str], truths: Sequence[str]) -> list[StudyRun]:
 
 
 def found(table_uri: str, only: str = "") -> list[StudyRun]:
-    """Every folder below with a poisoned/truth.parquet and a run that has its features, named by its path,
-    which must hold `only`.
+    """Every folder below with a poisoned/truth.parquet and a run that has features, named by its path.
 
-    Raises UserError when there is none.
+    Args:
+        table_uri: the folder of a results table, or one above it.
+        only: only paths that contain this text.
+
+    Raises:
+        UserError: there is none.
     """
     table = Folder(absolute(table_uri))
     filesystem, root = table.filesystem, table.path

@@ -1,7 +1,9 @@
-"""Means over runs, with intervals that respect that the images of one run are not independent, nor the runs
-of one seed, which share photographs, target and poisoned images.
+"""Means over runs, with bootstrap intervals over seeds and runs.
 
-S settings   R runs   G seeds, each with its runs   T times that seeds and runs are drawn anew
+The images of one run are not independent. Nor are the runs of one seed, which share photographs, target and
+poisoned images. So seeds are drawn first, then the runs of each.
+
+S settings   R runs   G seeds   T bootstrap draws
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over runs and its 95 % interval; that is nan below two seeds, the mean of nothing as well."""
+    """A mean over runs and its 95 % interval: nan for no run, and the interval nan below two seeds."""
 
     mean: float
     low: float
@@ -45,8 +47,14 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Cube:
-    """Every measure as a table of settings × runs, nan where a run has none. `settings`: dictionaries with
-    the keys of plan.SETTING; `seed_names`: a run each, equal for runs of one seed (`corpora.seed_of`)."""
+    """Every measure as an array of settings × runs.
+
+    Attributes:
+        settings: one dictionary per setting, with the keys of plan.SETTING.
+        seed_names: for each run the name of its seed (`corpora.seed_of`).
+        values: v_SR for each measure, nan where a run has none.
+        seed: seed of the bootstrap.
+    """
 
     settings: list[dict[str, Any]]
     seed_names: list[str]
@@ -59,17 +67,18 @@ class Cube:
 
     @cached_property
     def seeds(self) -> Array:
-        """of_R: the number of each run's seed, from 0."""
+        """seed_R: the number of each run's seed, from 0."""
         place = {name: g for g, name in enumerate(dict.fromkeys(self.seed_names))}
         return np.array([place[name] for name in self.seed_names])
 
     @property
     def n_seeds(self) -> int:
+        """The number of seeds."""
         return int(self.seeds.max()) + 1
 
     @cached_property
     def _weights(self) -> Array:
-        """How often each run is drawn: seeds first, then as many runs of each as it has."""
+        """weight_TR: how often each run is drawn. Seeds are drawn first, then the runs of each."""
         draw = np.random.default_rng(self.seed)
         count_TG = draw.multinomial(self.n_seeds, np.full(self.n_seeds, 1 / self.n_seeds), DRAWS)
         weight_TR = np.zeros((DRAWS, len(self.seed_names)))
@@ -79,7 +88,7 @@ class Cube:
         return weight_TR
 
     def where(self, **wanted: Any) -> list[int]:
-        """Numbers of the settings with these values; None stands for "says nothing" (plan.SCHEMA)."""
+        """The numbers of the settings with these values; None: the setting has no such value."""
         if len(wanted) == len(SETTING):
             found = self._number.get(tuple(wanted[key] for key in SETTING))
             return [] if found is None else [found]
@@ -90,36 +99,41 @@ class Cube:
         ]
 
     def estimates(self, v_SR: Array) -> list[Estimate]:
-        """One a row: the percentile bootstrap over seeds and their runs, the same draws for every row, so
-        differences of rows may be given as well."""
+        """The mean and interval of every row, by a percentile bootstrap over seeds and runs.
+
+        All rows have the same draws, so a row may also hold differences of rows.
+        """
         known_SR, filled_SR, mean_S = _means(v_SR)
         found = []
         for mean, filled_R, known_R in zip(mean_S, filled_SR, known_SR, strict=True):
             low = high = math.nan
             if len(set(self.seeds[known_R])) > 1:
                 drawn_T = _divided(self._weights @ filled_R, self._weights @ known_R)
-                # A draw may hold no run that has the measure.
+                # A draw may consist of runs that lack the measure.
                 tail = (1 - LEVEL) / 2
                 low, high = np.quantile(drawn_T[~np.isnan(drawn_T)], [tail, 1 - tail])
             found.append(Estimate(float(mean), float(low), float(high)))
         return found
 
     def estimate(self, rows: Sequence[int], measure: str = "accuracy") -> list[Estimate]:
+        """The mean and interval of a measure for these settings."""
         return self.estimates(self.values[measure][list(rows)])
 
     def difference(self, rows: Sequence[int], others: Sequence[int], measure: str = "accuracy") -> Estimate:
-        """How much more the settings `rows` reach than `others`, pair by pair, on average."""
+        """The mean difference of a measure between the settings `rows` and `others`, in pairs."""
         v_SR = self.values[measure]
         return self.estimates((v_SR[list(rows)] - v_SR[list(others)]).mean(axis=0, keepdims=True))[0]
 
     def best(self, rows: Sequence[int], measure: str = "accuracy") -> int:
-        """The setting of greatest mean; among equals the first."""
+        """The setting with the largest mean; of equals, the first."""
         _, _, mean_S = _means(self.values[measure][list(rows)])
         return rows[int(np.argmax(np.nan_to_num(mean_S, nan=-1.0)))]
 
     def chosen_elsewhere(self, rows: Sequence[int], measure: str = "accuracy") -> Estimate:
-        """What the best of `rows` is worth on a run that had no say in the choice: for every run, the setting
-        that is best on the runs of the other seeds. Nan for a single seed."""
+        """The mean when the best of `rows` is chosen, for every run, on the runs of the other seeds.
+
+        Nan for a single seed.
+        """
         v_SR = self.values[measure][list(rows)]
         if self.n_seeds < 2:
             return Estimate(math.nan, math.nan, math.nan)
@@ -131,7 +145,12 @@ class Cube:
 
 
 def cube_of(rows: pa.Table, seed: int) -> Cube:
-    """The study's rows (plan.SCHEMA), turned; settings and runs in the order in which they come."""
+    """The study's rows (plan.SCHEMA) as arrays; settings and runs in the order of their first rows.
+
+    Args:
+        rows: the rows.
+        seed: seed of the bootstrap.
+    """
     keys = list(zip(*(rows[name].to_pylist() for name in SETTING), strict=True))
     place = {key: i for i, key in enumerate(dict.fromkeys(keys))}
     names = rows["run"].to_pylist()
@@ -147,7 +166,7 @@ def cube_of(rows: pa.Table, seed: int) -> Cube:
 
 
 def summary_of(cube: Cube) -> pa.Table:
-    """One row a setting: runs, images and hits in all, mean costs, and every measure with its interval."""
+    """One row for each setting: its runs, images, hits, mean costs, and every measure with its interval."""
     columns: dict[str, Any] = {key: [setting[key] for setting in cube.settings] for key in SETTING}
     columns["runs"] = (~np.isnan(cube.values["accuracy"])).sum(axis=1)
     for name in ("n", "hits"):
@@ -164,7 +183,7 @@ def summary_of(cube: Cube) -> pa.Table:
 
 
 def _means(v_SR: Array) -> tuple[NDArray[np.bool_], Array, Array]:
-    """known_SR, v_SR with zeros for what is not known, and mean_S of what is."""
+    """known_SR, v_SR with zeros where it is not known, and mean_S of the known values."""
     known_SR = ~np.isnan(v_SR)
     filled_SR = np.where(known_SR, v_SR, 0.0)
     return known_SR, filled_SR, _divided(filled_SR.sum(axis=1), known_SR.sum(axis=1))
@@ -175,5 +194,5 @@ def _known(value: float) -> float | None:
 
 
 def _divided(total: Array, count: NDArray[Any]) -> Array:
-    """nan for a mean of nothing."""
+    """The quotient; nan where the count is 0."""
     return np.divide(total, count, out=np.full(np.shape(total), np.nan), where=np.asarray(count) > 0)

@@ -1,4 +1,4 @@
-"""study.md: the study's answers as Markdown."""
+"""study.md: the study's results as Markdown."""
 
 from __future__ import annotations
 
@@ -16,6 +16,14 @@ FEW_SEEDS = 5
 
 
 def markdown(cube: Cube, grid: Grid, rates: Rates, plots: Iterable[str]) -> str:
+    """The whole text.
+
+    Args:
+        cube: what was measured.
+        grid: the grid.
+        rates: figures by poison rate; may be empty.
+        plots: file names of the plots.
+    """
     lines = [*_head(cube, grid), *_best(cube, grid), *_winners(cube, grid), *_scores(cube, grid)]
     lines += _clusters(cube, grid)
     if rates:
@@ -32,30 +40,31 @@ def _head(cube: Cube, grid: Grid) -> Iterator[str]:
     yield ""
     yield (
         f"{len(cube.seed_names)} runs, {int(n.sum())} poisoned images in all (at most {grid.images} a run), "
-        f"{len(cube.settings):,} settings. Accuracy: the share of images whose candidate window, as it is "
-        "before the search's second look, has IoU ≥ 0.5 with the true trigger (of several on one image, the "
-        "one it meets best; images whose triggers the centre crop cut into are left out). In brackets: 95 % "
-        "intervals, from drawing the seeds anew, then the runs of each (bootstrap): the images of one run "
-        "are not independent, nor the runs of one seed, which share photographs and target."
+        f"{len(cube.settings):,} settings. Accuracy: the share of images whose candidate window, before "
+        "refinement, has IoU ≥ 0.5 with the true trigger. Of several triggers on one image the best counts; "
+        "images of which the centre crop cut into every trigger are left out. In brackets: 95 % bootstrap "
+        "intervals over seeds and the runs of each seed. The images of one run are not independent, nor are "
+        "the runs of one seed, which share photographs and target."
     )
     if cube.n_seeds < FEW_SEEDS:
         yield ""
         yield (
-            f"**With fewer than {FEW_SEEDS} seeds (here {cube.n_seeds}) the intervals are too narrow, or "
-            "none: a hint, no more.**"
+            f"**There are fewer than {FEW_SEEDS} seeds (here {cube.n_seeds}), so the intervals are too "
+            "narrow or missing.**"
         )
     yield ""
     yield (
-        f"What is not named in a table stays at the base: K = {base.k_factor:g}·√N, B = {base.masks}, cells "
-        f"{base.cell:g} and windows {base.window:g} of the image side."
+        f"A setting that a table does not name is at the base: K = {base.k_factor:g}·√N, B = {base.masks}, "
+        f"cells {base.cell:g} and windows {base.window:g} of the image side."
     )
 
 
 def _best(cube: Cube, grid: Grid) -> Iterator[str]:
     yield from _section(
         "The best setting at each cost",
-        "Among all strategies, scores, cells, windows and K. Chosen on these runs, so a little too good; the "
-        "last column chooses for every run on the other seeds' runs only.",
+        "Of all strategies, scores, cells, windows and K. The setting is chosen on these runs, so its "
+        "accuracy is a little too high; in the last column the setting is chosen, for every run, on the runs "
+        "of the other seeds.",
     )
     yield from _table_head(
         ["B", "GFLOPs", "strategy", "score", "cell", "window", "K / √N", "accuracy", "in poison clusters",
@@ -92,8 +101,8 @@ def _best_line(cube: Cube, masks: str, rows: Sequence[int]) -> str:
 def _winners(cube: Cube, grid: Grid) -> Iterator[str]:
     yield from _section(
         "Which strategy and score win at which B and cell",
-        "The lead is over the best other strategy, each with its best score; an interval that holds 0 is no "
-        "win. Both are chosen on these runs, so a lead is a little too good.",
+        "Each strategy has its best score. The lead is over the second strategy; an interval that contains 0 "
+        "is no lead. Both are chosen on these runs, so a lead is a little too high.",
     )
     yield from _table_head(["B", "cell", "winner", "accuracy", "runner-up", "accuracy", "lead"])
     for masks in sorted(grid.masks):
@@ -124,7 +133,7 @@ def _scores(cube: Cube, grid: Grid) -> Iterator[str]:
         return
     yield from _section(
         "Hard or soft",
-        "What a soft score gains over counting flips, on average over every B, cell, window and K.",
+        "The mean gain of a soft score over counted flips, over every B, cell, window and K.",
     )
     yield from _table_head(["strategy", "hard, at the base", *[f"{score} − hard" for score in soft]])
     for strategy in grid.strategies:
@@ -134,7 +143,7 @@ def _scores(cube: Cube, grid: Grid) -> Iterator[str]:
         cells: list[object] = [_name(strategy), cube.estimate(base)[0]]
         hard = cube.where(strategy=strategy, score="hard")
         for score in soft:
-            # The same setting but for the score.
+            # The same settings with another score.
             same = [cube.where(**cube.settings[row] | {"score": score})[0] for row in hard]
             cells.append(cube.difference(same, hard))
         yield _line(cells)
@@ -142,7 +151,7 @@ def _scores(cube: Cube, grid: Grid) -> Iterator[str]:
 
 def _clusters(cube: Cube, grid: Grid) -> Iterator[str]:
     factors = sorted(grid.k_factors)
-    yield from _section("How K matters", "Each strategy with the score that is best at the base.")
+    yield from _section("The effect of K", "Each strategy has its best score at the base.")
     yield from _table_head(["strategy", "score", *[f"K = {factor:g}·√N" for factor in factors]])
     for strategy in grid.strategies:
         score = best_score(cube, grid, strategy)
@@ -157,7 +166,7 @@ def _clusters(cube: Cube, grid: Grid) -> Iterator[str]:
 
 
 def _rates(rates: Rates) -> Iterator[str]:
-    yield from _section("Poison rate", "Of the results table's runs of the reference attack.")
+    yield from _section("Poison rate", "The runs of the reference attack in the results table.")
     yield from _table_head(["poisoned images", *MARKS.values()])
     for rate, marks in rates.items():
         yield _line([f"{100 * rate:g} %", *[marks.get(name, NOTHING) for name in MARKS]])

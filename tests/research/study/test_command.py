@@ -1,13 +1,13 @@
 """jobs/study.py: mistakes are told before Ray is there."""
 
 import runpy
-from pathlib import Path
 
 import pytest
 
 from poisoncam_ray.errors import UserError
+from tests.small import ROOT
 
-JOB = Path(__file__).parents[2] / "jobs" / "study.py"
+JOB = ROOT / "jobs" / "study.py"
 
 
 @pytest.fixture(scope="module")

@@ -101,11 +101,11 @@ def test_pairs_are_checked_before_any_work(table, tmp_path):
     (half / artifact.FEATURES / "_manifest.json").unlink()
     assert Manifest.read(Folder(str(half)) / artifact.ENCODER)
     moved = Path(shutil.copytree(run, tmp_path / "moved"))
-    settings = json.loads((moved / "run.json").read_text())
-    (moved / "run.json").write_text(json.dumps(settings | {"input": str(tmp_path / "gone")}))
+    settings = json.loads((moved / artifact.RUN).read_text())
+    (moved / artifact.RUN).write_text(json.dumps(settings | {"input": str(tmp_path / "gone")}))
     with pytest.raises(UserError, match=r"gone does not exist"):
         job.begin(given([str(moved)], [truth]), GRID, out)
-    with pytest.raises(UserError, match="no finished 02_features"):
+    with pytest.raises(UserError, match=f"no finished {artifact.FEATURES}"):
         job.begin(given([str(half)], [truth]), GRID, out)
     assert not out.names()
 
