@@ -95,6 +95,7 @@ def acquit(run: Folder) -> None:
         verdict=NO_EVIDENCE,
         p_value=0.31,
         best_score=0.06,
+        n_candidates=(run / artifact.VERDICT).rows(artifact.TRIGGERS),
         best_group=0.03,
         group_scores=(0.03, *NULL),
     )

@@ -50,10 +50,10 @@ def against_null(scores: Sequence[float], null: Sequence[float], threshold: floa
         x, wide = 100 * (i - first) / n, 85 / n
         if up[i]:
             kind = "chosen" if threshold is not None and i >= 0 else "other"
-            label = f"{around}: {up[i]:,} window groups"
+            label = f"{around}: {_groups(up[i])}"
             bars.append(Bar(x, zero - height(up[i]), wide, height(up[i]), kind, label))
         if down[i]:
-            label = f"{around}: {down[i]:,} benign window groups"
+            label = f"{around}: {_groups(down[i], 'benign ')}"
             bars.append(Bar(x, zero, wide, height(down[i]), "benign", label))
     ticks = [
         Tick(zero + way * height(10**d), f"{10**d:,}")
@@ -69,6 +69,10 @@ def against_null(scores: Sequence[float], null: Sequence[float], threshold: floa
         bars=bars,
         mark=None if threshold is None else Tick(at(threshold), f"threshold {100 * threshold:.3g} %"),
     )
+
+
+def _groups(n: int, kind: str = "") -> str:
+    return f"{n:,} {kind}window group{'' if n == 1 else 's'}"
 
 
 def _width(low: float, high: float, scores: Sequence[float]) -> float:

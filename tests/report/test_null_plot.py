@@ -1,4 +1,4 @@
-"""Scores against the null: every window is in a bar, on its side of the threshold."""
+"""Scores against the null distribution: every group is counted once, on its side of the threshold."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def counted(plot: Plot, kind: str) -> int:
 
 
 @given(scores, scores, st.one_of(st.none(), shares, st.floats(-1, 1)))
-def test_every_window_is_counted_once_on_its_side(tried: list, null: list, threshold: float | None) -> None:
+def test_every_group_is_counted_once_on_its_side(tried: list, null: list, threshold: float | None) -> None:
     plot = against_null(tried, null, threshold)
     assert (plot is None) == (not tried and not null)
     if plot:
@@ -44,6 +44,13 @@ def test_bars_stay_inside_and_the_threshold_divides_them(tried: list, null: list
             assert bar.x + bar.width <= plot.mark.at + 1e-6
     ticks = [*plot.x_ticks, *plot.y_ticks, plot.mark] if plot else []
     assert all(-1e-6 <= tick.at <= 100 + 1e-6 for tick in ticks)
+
+
+def test_bars_say_what_they_count() -> None:
+    labels = [bar.label for bar in against_null([0.5, 0.05, 0.05], [0.05], 0.2).bars]
+    assert [label.partition(": ")[2] for label in labels] == [
+        "2 window groups", "1 benign window group", "1 window group",
+    ]  # fmt: skip
 
 
 def test_scores_in_steps_leave_no_gaps() -> None:
