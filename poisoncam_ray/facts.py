@@ -1,7 +1,6 @@
-"""What each stage reports beside its artifact: numbers for people and for the stages after it.
+"""The facts of each stage: numbers that it reports beside its artifact, for people and for later stages.
 
-A stage hands one of these to the runner, which writes it into the manifest; `of_manifest` reads it back.
-`summary` is the stage's line on the console.
+A stage returns its facts to the runner, which writes them into the manifest. `of_manifest` reads them back.
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ F = TypeVar("F", bound="Facts")
 
 @dataclass(frozen=True)
 class Facts(ABC):
-    """The base of all facts. Every field is JSON."""
+    """The base class of all facts. Every field is a JSON value."""
 
     @property
     @abstractmethod
     def summary(self) -> str:
-        """One line for the console, without a full stop."""
+        """The stage's line on the console, without a full stop."""
 
     def as_json(self) -> dict[str, Any]:
         """The fields and the summary, as the manifest holds them."""
@@ -30,14 +29,26 @@ class Facts(ABC):
 
 
 def of_manifest(kind: type[F], manifest: Manifest) -> F:
-    """The facts that a stage left in its manifest."""
+    """Read the facts of a stage from its manifest.
+
+    Args:
+        kind: the class of the stage's facts.
+        manifest: the manifest of the stage. Fields that the class does not have are ignored.
+    """
     known = {f.name for f in fields(kind)}
     return kind(**{name: value for name, value in manifest.facts.items() if name in known})
 
 
 @dataclass(frozen=True)
 class Indexed(Facts):
-    """Of Index. `slices_reused`: slices that an earlier attempt had finished."""
+    """Facts of Index.
+
+    Attributes:
+        images: rows that hold an image that decodes.
+        dead: rows that do not.
+        slices_reused: slices that an earlier attempt had finished.
+        shards_skipped: shards that cannot be read.
+    """
 
     images: int
     dead: int
@@ -55,7 +66,13 @@ class Indexed(Facts):
 
 @dataclass(frozen=True)
 class Pretrained(Facts):
-    """Of Pretrain. `loss`: the last mean over an epoch; None for a checkpoint that was taken over."""
+    """Facts of Pretrain.
+
+    Attributes:
+        loss: the mean over the last epoch; None where the user's own checkpoint is used.
+        resumed_at_step: the step at which this attempt went on; 0 for the first.
+        checkpoint: the user's own checkpoint; None where the encoder was trained.
+    """
 
     backbone: str
     objective: str | None = None
@@ -68,13 +85,13 @@ class Pretrained(Facts):
     @property
     def summary(self) -> str:
         if self.checkpoint:
-            return f"your own {self.backbone} taken over"
+            return f"{self.backbone} from your own checkpoint"
         return f"{self.backbone} by {self.objective}, {self.epochs} epochs, loss {self.loss:.2f}"
 
 
 @dataclass(frozen=True)
 class Embedded(Facts):
-    """Of Embed."""
+    """Facts of Embed. `slices_reused`: slices that an earlier attempt had finished."""
 
     features: int
     slices: int
@@ -87,7 +104,7 @@ class Embedded(Facts):
 
 @dataclass(frozen=True)
 class Clustered(Facts):
-    """Of Cluster. `k`: clusters that own at least one image."""
+    """Facts of Cluster. `k`: the number of clusters, empty ones not counted."""
 
     k: int
     slices_reused: int
@@ -99,7 +116,7 @@ class Clustered(Facts):
 
 @dataclass(frozen=True)
 class Searched(Facts):
-    """Of Search. `stopped`: why there was no further round."""
+    """Facts of Search. `stopped`: why there was no further round."""
 
     candidates: int
     rounds: int
@@ -113,7 +130,7 @@ class Searched(Facts):
 
 @dataclass(frozen=True)
 class Decided(Facts):
-    """Of Verdict. `verdict`: artifact.POISON or artifact.NO_EVIDENCE."""
+    """Facts of Verdict. `verdict`: artifact.POISON or artifact.NO_EVIDENCE."""
 
     verdict: str
     families: int
@@ -127,8 +144,15 @@ class Decided(Facts):
 
 @dataclass(frozen=True)
 class Classified(Facts):
-    """Of Classify. `recall`: share of held-out pastes recognised, of the family that came out worst;
-    `in_doubt`: families of which nothing is removed, because their classifier is unsure."""
+    """Facts of Classify.
+
+    Attributes:
+        trained: whether there was a trigger family to train on.
+        models_reused: models that an earlier attempt had trained.
+        recall: the share of held-out pastes recognised, of the family with the lowest share.
+        in_doubt: families whose classifier leaves too many images close to its threshold. No image is removed
+            for them.
+    """
 
     trained: bool
     families: int = 0
@@ -140,15 +164,15 @@ class Classified(Facts):
     @property
     def summary(self) -> str:
         if not self.trained:
-            return "nothing to train: no evidence of poison"
+            return "no classifier: no evidence of poison"
         each = "" if self.families == 1 else f" for each of {self.families} families"
-        spared = f"; {len(self.in_doubt)} in doubt, not erased" if self.in_doubt else ""
-        return f"{self.models} models{each}, {self.recall:.1%} of held-out pastes recognised{spared}"
+        doubt = f"; {len(self.in_doubt)} in doubt, nothing removed for them" if self.in_doubt else ""
+        return f"{self.models} models{each}, {self.recall:.1%} of held-out pastes recognised{doubt}"
 
 
 @dataclass(frozen=True)
 class Judged(Facts):
-    """Of Judge."""
+    """Facts of Judge. `flagged`: images to be removed."""
 
     images: int
     flagged: int
@@ -161,7 +185,15 @@ class Judged(Facts):
 
 @dataclass(frozen=True)
 class Cleaned(Facts):
-    """Of Clean. `files`: units of writing, a shard or a slice of a folder."""
+    """Facts of Clean.
+
+    Attributes:
+        kept: rows written to `clean/`.
+        removed: rows written to `removed/`.
+        dead: rows without an image that decodes.
+        files: units of work, each a shard or a slice of a folder.
+        files_reused: units that an earlier attempt had finished.
+    """
 
     kept: int
     removed: int
@@ -177,7 +209,12 @@ class Cleaned(Facts):
 
 @dataclass(frozen=True)
 class Reported(Facts):
-    """Of Report. `removed_by_family`: removed images by the family's number, as text."""
+    """Facts of Report.
+
+    Attributes:
+        page: the URI of the page.
+        removed_by_family: the number of removed images by the family's number, as text.
+    """
 
     page: str
     removed_by_family: dict[str, int]

@@ -1,4 +1,4 @@
-"""One progress line per stage: alive on a terminal, plain lines in logs."""
+"""Progress on the console: a line that is updated in place on a terminal, plain lines in a log."""
 
 from __future__ import annotations
 
@@ -16,17 +16,23 @@ LOG_EVERY_S = 15.0
 
 
 class Progress:
-    """Says which stage runs, how far it is, and how it ended. `title` is the stage last begun."""
+    """Prints which stage runs, how far it is, and how it ended.
+
+    Attributes:
+        console: where it prints.
+        title: the title of the stage that began last; empty before the first.
+    """
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False, soft_wrap=True)
         self._status: Status | None = None
         self.title = ""
-        self._said = 0.0
+        self._printed_at = 0.0
 
     @contextmanager
     def stage(self, title: str) -> Iterator[None]:
-        self.title, self._said = title, time.monotonic()
+        """Announce a stage; inside this context `update` prints its progress."""
+        self.title, self._printed_at = title, time.monotonic()
         if not self.console.is_terminal:
             self.console.print(f"{title:<9} …")
             yield
@@ -36,16 +42,22 @@ class Progress:
         self._status = None
 
     def update(self, text: str) -> None:
-        """`text` says how far: '12 of 40 slices'."""
+        """Print the progress of the stage, in a log at most every LOG_EVERY_S seconds.
+
+        Args:
+            text: how far the stage is: '12 of 40 slices'.
+        """
         if self._status is not None:
             self._status.update(f"{self.title:<9} {escape(text)}")
-        elif time.monotonic() - self._said > LOG_EVERY_S:
-            self._said = time.monotonic()
+        elif time.monotonic() - self._printed_at > LOG_EVERY_S:
+            self._printed_at = time.monotonic()
             self.console.print(f"{self.title:<9} {escape(text)}")
 
     def skip(self, title: str) -> None:
+        """Print that an earlier run has committed the stage."""
         self.console.print(f"{title:<9} done before, nothing to do")
 
     def finish(self, title: str, manifest: Manifest) -> None:
-        said = manifest.facts.get("summary", "")
-        self.console.print(f"{title:<9} {escape(str(said))} ({manifest.seconds:.0f} s)")
+        """Print the summary of a committed stage and its time."""
+        summary = manifest.facts.get("summary", "")
+        self.console.print(f"{title:<9} {escape(str(summary))} ({manifest.seconds:.0f} s)")

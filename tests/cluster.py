@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,10 +48,10 @@ class Node:
     @property
     def node_id(self) -> str:
         """Ray's own name of the node, in hex."""
-        words = next(filter(None, (_raylet_id(p) for p in self.tree())), None)
-        if words is None:
+        found = next(filter(None, (_raylet_id(p) for p in self.tree())), None)
+        if found is None:
             raise RuntimeError(f"{self.ip} has no raylet")
-        return words
+        return found
 
     def tree(self) -> list[psutil.Process]:
         with suppress(psutil.NoSuchProcess):
@@ -59,18 +60,22 @@ class Node:
         return []
 
     def kill(self) -> None:
-        """SIGKILL to the whole tree. Stopped first: what is listed is then all there is."""
+        """SIGKILL to the whole tree. It is stopped first, so that no process starts another meanwhile."""
         for process in (stopped := freeze(self.tree)):
             _signal(process, signal.SIGKILL)
-        psutil.wait_procs(stopped, timeout=10)
         self.process.wait()
+        until(lambda: not any(is_alive(process) for process in stopped), 10, f"{self.ip} outlives SIGKILL")
 
 
 class RayNodes:
-    """The cluster: a head at 127.0.0.2, and workers that come and go.
+    """The cluster: a head at 127.0.0.2, and worker nodes that are added and lost.
 
-    `head_cpus` and `cpus` are logical. With 0 at the head all work is done on workers, and only there can a
-    lost node cost work. `gpus` are Ray's bookkeeping only. With `dashboard`, jobs can be submitted.
+    Args:
+        workers: worker nodes at the start.
+        cpus: logical CPUs of a worker node.
+        gpus: GPUs of a worker node, for Ray's scheduler only.
+        head_cpus: logical CPUs of the head. With 0, all work is done on worker nodes, which can be lost.
+        dashboard: whether jobs can be submitted.
     """
 
     def __init__(
@@ -83,7 +88,7 @@ class RayNodes:
         dashboard: bool = False,
     ) -> None:
         self.cpus, self.gpus, self.dashboard = cpus, gpus, dashboard
-        # A node that is added later lives in the same place as the first.
+        # A node that is added later gets the environment and the working folder of the first.
         self._environment, self._cwd = dict(os.environ), os.getcwd()
         self.token = secrets.token_hex(32)
         # Short: Ray's sockets lie below, and a socket's path may have no more than 107 characters.
@@ -96,8 +101,9 @@ class RayNodes:
             if dashboard:
                 head += ["--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard_port}"]
             self.head = self._up(*head, f"--num-cpus={head_cpus}", "--num-gpus=0")
-            for _ in range(workers):
-                self.add_node()
+            # Together: a node waits most of the time that it needs to start.
+            with ThreadPoolExecutor(max(1, workers)) as pool:
+                list(pool.map(lambda _: self.add_node(), range(workers)))
             if dashboard:
                 self._await_jobs()
         except BaseException:
@@ -136,7 +142,7 @@ class RayNodes:
         }
 
     def find(self, title: str) -> list[tuple[Node, psutil.Process]]:
-        """Worker processes, with their nodes, whose title matches; Ray sets it to what a process works on."""
+        """Worker processes whose title (the task that Ray runs there) matches, with their nodes."""
         named = {pid for pid in psutil.pids() if re.search(title, title_of(pid))}
         trees = [(node, node.tree()) for node in self.workers] if named else []
         return [(node, process) for node, tree in trees for process in tree if process.pid in named]
@@ -154,7 +160,7 @@ class RayNodes:
         threading.Thread(target=self.add_node, daemon=True).start()
 
     def kill_node(self, node: Node) -> None:
-        """Lose the node: raylet, agents and workers die at once, without a word to the cluster."""
+        """Lose the node: raylet, agents and workers die at once; the cluster is not told."""
         node.kill()
 
     def drain_node(self, node: Node, deadline_s: int) -> None:
@@ -203,7 +209,12 @@ class RayNodes:
         command += [f"--object-store-memory={OBJECT_STORE}", f"--temp-dir={home}", *options]
         # The agent that takes jobs listens on 127.0.0.1 too, where another Ray may hold the usual port.
         command += [f"--dashboard-agent-listen-port={free_port('127.0.0.1')}"]
-        quick = {"RAY_health_check_period_ms": "1000", "RAY_health_check_initial_delay_ms": "1000"}
+        # A lost node is noticed after five failed checks.
+        quick = {
+            "RAY_health_check_period_ms": "400",
+            "RAY_health_check_initial_delay_ms": "1000",
+            "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+        }
         environment = {**self._environment, **self.environment(), **quick}
         # `ray start` refuses to start a head where an address is set already.
         for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
@@ -247,6 +258,13 @@ def title_of(pid: int) -> str:
     """`ray::Scorer.work` and the like; empty for a process that is no Ray worker, or gone."""
     line = _command_line(pid)
     return line if line.startswith("ray::") else ""
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Whether it still runs: not gone, and no zombie."""
+    with suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def until(true: Callable[[], object], seconds: float, complaint: str) -> None:

@@ -77,12 +77,15 @@ def triggers() -> Path:
 
 @pytest.fixture(scope="session")
 def ray_cluster():
-    """A real Ray on this machine, as the stages start it."""
+    """One local Ray cluster for all tests that use Ray in this process."""
     import ray
 
     from poisoncam_ray.stages.ray_cluster import start_ray
 
-    start_ray()
+    with pytest.MonkeyPatch.context() as patch:
+        # By default a process reports what it counted every ten seconds.
+        patch.setenv("RAY_metrics_report_interval_ms", "2000")
+        start_ray()
     yield
     ray.shutdown()
 

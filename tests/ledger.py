@@ -1,4 +1,4 @@
-"""Broken corpora, and the ledger of a defence without a cluster: where each of their rows went."""
+"""Broken corpora, and where each of their rows goes in a defence without a cluster."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from poisoncam_ray.artifact import SIDES
 from poisoncam_ray.corpus import Corpus
 from poisoncam_ray.folder import Folder, part_name
 from poisoncam_ray.settings import load_config
-from poisoncam_ray.stages.clean import UNITS, write_unit
+from poisoncam_ray.stages.clean import write_unit
 from poisoncam_ray.stages.index import index_slice
 from tests.tars import image, special, tar_bytes
 
@@ -51,7 +51,13 @@ def spoil(path: Path, group: int, column: int, share: float = 0.5) -> None:
 
 
 class Ends(NamedTuple):
-    """Where the rows of a corpus went, by image id; `errors`: kind of each dead row."""
+    """Where the rows of a corpus went.
+
+    Attributes:
+        kept: ids of the kept rows.
+        removed: ids of the removed rows.
+        errors: the kind of each dead row, by its id.
+    """
 
     kept: list[str]
     removed: list[str]
@@ -59,35 +65,34 @@ class Ends(NamedTuple):
 
 
 def defend(corpus: Corpus, run: Folder) -> Ends:
-    """Index and Clean without a cluster; every third living row is called poison."""
+    """Index and Clean without a cluster. Of each slice every third row that is alive is removed."""
     index, dead = run / artifact.INDEX, run / artifact.DEAD_ROWS
     ends, slices = Ends([], [], {}), corpus.slices()
-    for piece in slices:
-        index_slice(piece, corpus, CONFIG, index, dead)
-        name = part_name(piece.index)
+    for slice_ in slices:
+        index_slice(slice_, corpus, CONFIG, index, dead)
+        name = part_name(slice_.index)
         ids = index.read_table(name)["image_id"].to_pylist()
-        verdicts = ["remove" if i % 3 == 1 else "keep" for i in range(len(ids))]
-        for image_id, verdict in zip(ids, verdicts, strict=True):
-            (ends.removed if verdict == "remove" else ends.kept).append(image_id)
+        fates = [artifact.REMOVE if i % 3 == 1 else artifact.KEEP for i in range(len(ids))]
+        for image_id, fate in zip(ids, fates, strict=True):
+            (ends.removed if fate == artifact.REMOVE else ends.kept).append(image_id)
         n = len(ids)
         columns = {
             "image_id": pa.array(ids, pa.string()),
             "p_poison": np.full(n, 0.5, np.float32),
-            "verdict": pa.array(verdicts, pa.string()),
+            "fate": pa.array(fates, pa.string()),
             "family": pa.array([0] * n, pa.int32()),
             **{side: pa.array([1] * n, pa.int32()) for side in SIDES},
         }
-        (run / artifact.SCORES).write_table(name, pa.table(columns))
+        (run / artifact.SCORES).write_table(name, pa.table(columns, schema=artifact.SCORE_SCHEMA))
     for name in dead.parts():
         rows = dead.read_table(name).to_pylist()
         ends.errors.update({row["image_id"]: row["error"] for row in rows})
     counts: Counter[str] = Counter()
     for number, unit in enumerate(corpus.units(slices)):
-        folders = {name: run / name for name in (artifact.INDEX, artifact.SCORES, "removed")}
-        write_unit(number, unit, corpus, folders, run / artifact.CLEAN_ROWS)
-        counts.update((run / artifact.CLEAN_ROWS / UNITS).read_json(f"unit-{number:06d}.json"))
+        write_unit(number, unit, corpus, run)
+        counts.update((run / artifact.CLEAN).read_json(artifact.unit_name(number)))
     assert counts == {"kept": len(ends.kept), "removed": len(ends.removed), "dead": len(ends.errors)}
-    announced = sum(piece.stop - piece.start for piece in slices)
+    announced = sum(slice_.stop - slice_.start for slice_ in slices)
     assert announced == len({*ends.kept, *ends.removed, *ends.errors}) == counts.total()
     return ends
 

@@ -1,4 +1,4 @@
-"""A corpus and settings small enough that the whole defence takes a minute."""
+"""A corpus and settings so small that the whole defence takes half a minute, and what it leaves behind."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SETTINGS = [
     "search.per_cluster=1",
     "search.chunk=6",
     "search.min_live=6",
-    # Whatever is found is taken for poison: every stage has work, on a corpus without a backdoor too.
+    # Every candidate is taken for poison: every stage has work, on a corpus without a backdoor too.
     "verdict.false_alarm_rate=1",
     "classify.models=2",
     "classify.steps=8",
@@ -40,7 +40,12 @@ SETTINGS = [
 ]
 
 
+# Ray Train's controller looks at its workers every two seconds, also at the end of the training.
+QUICK = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
+
+
 def draw_small(folder: Path, n_images: int = 240) -> Path:
+    """The demo's pictures as a Parquet corpus in two shards."""
     draw_corpus(str(folder), n_images=n_images, n_categories=4, size=48, seed=5, shards=2)
     return folder
 
@@ -48,21 +53,32 @@ def draw_small(folder: Path, n_images: int = 240) -> Path:
 def defend(
     *arguments: str, wait: bool = True, timeout: float = 900, environment: dict[str, str] | None = None
 ) -> subprocess.Popen:
-    """jobs/defend.py as its own process, as a user runs it, with `environment` besides ours."""
+    """Run jobs/defend.py as a process of its own, as a user does.
+
+    Args:
+        arguments: of the command.
+        wait: whether to wait for its end.
+        timeout: seconds to wait.
+        environment: variables that are set in addition to those of this process.
+
+    Returns:
+        The process; when it has ended, `said` holds what it wrote.
+    """
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "jobs" / "defend.py"), *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        env=os.environ | (environment or {}),
+        env=os.environ | QUICK | (environment or {}),
     )
     if wait:
         process.said = process.communicate(timeout=timeout)[0]
     return process
 
 
-def verdicts(run: Path) -> list[dict]:
+def scores(run: Path) -> list[dict]:
+    """The score of every image, as Judge writes it."""
     folder = Folder(str(run)) / artifact.SCORES
     return [row for name in folder.parts() for row in folder.read_table(name).to_pylist()]
 
@@ -79,5 +95,11 @@ def stamps(folder: Path) -> dict[str, tuple[str, int]]:
     }
 
 
+def parquet_digests(folder: Path) -> dict[str, str]:
+    """Digest of every Parquet file."""
+    return {name: digest for name, (digest, _) in stamps(folder).items() if name.endswith(".parquet")}
+
+
 def rows_of(folder: Path) -> list[dict]:
+    """The rows of all Parquet files that lie directly in the folder."""
     return [row for path in sorted(folder.glob("*.parquet")) for row in pq.read_table(path).to_pylist()]

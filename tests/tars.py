@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from poisoncam_ray.corpus import Corpus, Row, WebDatasetCorpus, open_corpus
+from poisoncam_ray.corpus import Corpus, Row, open_corpus
 
 Members = Iterable[tuple[str | tarfile.TarInfo, bytes]]
 
@@ -48,7 +48,8 @@ def image(i: int = 0, size: int = 4) -> bytes:
     return out.getvalue()
 
 
-def corpus_of(folder: Path, *archives: bytes, **options) -> WebDatasetCorpus:
+def corpus_of(folder: Path, *archives: bytes, **options) -> Corpus:
+    """The corpus `folder`/in of these archives, 0.tar, 1.tar …"""
     (folder / "in").mkdir(exist_ok=True)
     for i, archive in enumerate(archives):
         (folder / "in" / f"{i}.tar").write_bytes(archive)
@@ -56,7 +57,8 @@ def corpus_of(folder: Path, *archives: bytes, **options) -> WebDatasetCorpus:
 
 
 def rows_of(corpus: Corpus, whole: bool = True) -> list[Row]:
-    return [row for part in corpus.slices() for row in corpus.read(part, whole)]
+    """Every row, read slice by slice."""
+    return [row for slice_ in corpus.slices() for row in corpus.read(slice_, whole)]
 
 
 def plain_members(n: int = 6) -> list[tuple[str, bytes]]:

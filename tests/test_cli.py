@@ -157,6 +157,14 @@ def test_brackets_in_a_path_are_shown_as_they_are(refuses, tmp_path):
     )
 
 
+def test_the_share_of_broken_rows_is_an_option(monkeypatch):
+    limits = []
+    monkeypatch.setattr(cli, "run_defence", lambda _, __, config, *___: limits.append(config.corpus))
+    cli.defend(input="corpus", output="run", max_dead_fraction=0.25)
+    cli.defend(input="corpus", output="run")
+    assert [limit.max_dead_fraction for limit in limits] == [0.25, 0.5]
+
+
 def test_an_option_that_does_not_exist_shows_the_usage(program, corpus):
     code, said = program(cli.defend, "--inptu", corpus)
     assert code == 2 and "--inptu" in said and "Traceback" not in said

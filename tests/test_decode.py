@@ -8,11 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 from poisoncam_ray.decode import DecodeError, decode, header
+from tests.examples import examples
 
 LIMIT = 10**7
 
@@ -220,7 +221,7 @@ def decodes_or_says_why(data: bytes) -> None:
         assert error.kind in ("empty", "undecodable", "truncated", "bomb", "zero_size")
 
 
-@settings(max_examples=400, deadline=None)
+@examples(400)
 @given(st.sampled_from(SEEDS), st.data())
 def test_mutated_files_decode_or_give_a_decode_error(seed, data):
     mutated = bytearray(seed)
@@ -240,7 +241,7 @@ def test_mutated_files_decode_or_give_a_decode_error(seed, data):
     decodes_or_says_why(bytes(mutated))
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(st.sampled_from([b"", b"\xff\xd8", b"\xff\xd8\xff\xc0", b"\x89PNG\r\n\x1a\n", b"RIFF"]), st.binary())
 def test_noise_after_a_magic_number(magic, tail):
     decodes_or_says_why(magic + tail)

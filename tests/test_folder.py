@@ -8,7 +8,7 @@ import uuid
 import pyarrow as pa
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from poisoncam_ray import artifact
@@ -104,7 +104,6 @@ def test_manifests_keep_every_field(folder):
     assert Manifest.read(folder) == whole
 
 
-@settings(deadline=None)
 @given(st.integers(0, 999_999), st.integers(0, 999_999))
 def test_parts_are_named_in_the_order_of_their_slices(a, b):
     assert part_index(part_name(a)) == a

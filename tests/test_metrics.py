@@ -10,12 +10,12 @@ from collections import defaultdict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from poisoncam_ray.pipeline import Runner
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
 from poisoncam_ray import metrics
 from poisoncam_ray.progress import Progress
+from poisoncam_ray.runner import Runner
 from poisoncam_ray.settings import load_config
 from poisoncam_ray.stages.index import Index
 from tests.small import draw_small

@@ -1,9 +1,10 @@
-"""The report: what it says of a run written by hand, and that nothing of the corpus can act in it."""
+"""The report of a small run: numbers and words are those of the run; no text of the corpus acts in it."""
 
 import base64
 import hashlib
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poisoncam_ray import artifact
-from poisoncam_ray.artifact import SLICES
+from poisoncam_ray.artifact import NO_EVIDENCE, POISON, SLICES
 from poisoncam_ray.corpus import Slice
 from poisoncam_ray.corpus.slices import slice_table
+from poisoncam_ray.defence import stages
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.folder import MANIFEST, Folder, Ledger
-from poisoncam_ray.report import Facts, build_report, gather, render
-from poisoncam_ray.report.facts import SKIPPED_SHARDS
-from poisoncam_ray.report.model import SkippedShard
+from poisoncam_ray.report.gather import SKIPPED_SHARDS, TITLES, gather
+from poisoncam_ray.report.model import PageContent, SkippedShard
+from poisoncam_ray.report.page import build_report, render
 from poisoncam_ray.report.plot import curve, histogram, ranked, stacked, steps
+from tests.fake_evidence import FOUND
 from tests.fake_run import DEAD, ERROR, FakeRun, make_fake_run
 from tests.page import Page
 
@@ -44,36 +47,47 @@ def head_of(html: str) -> Page:
 
 def test_the_headline_and_the_ledger_are_those_of_the_run(fake: FakeRun, html: str) -> None:
     page = Page(html)
-    assert "19 of 120 images carry what looks like one trigger. They were removed." in page.text
+    assert "19 of 120 images were removed. They carry one suspected trigger." in page.text
     assert "120 in = 100 kept + 19 removed + 1 unreadable" in page.text
     assert "Measured against truth" not in page.text
 
 
-def test_gathered_facts_are_those_of_the_run(fake: FakeRun) -> None:
-    facts = gather(fake.run)
-    assert facts.ledger == Ledger(120, 100, 19, 1) and facts.ledger.balanced
-    assert facts.families == {1: 19}
-    assert [trigger.rank for trigger in facts.triggers] == list(range(8))
-    assert facts.triggers[0].role == "train" and facts.triggers[0].picture
-    assert len(facts.scores) == 18 and sum(chosen for _, chosen in facts.scores) == 8
-    assert [(row["live"], row["tried"]) for row in facts.rounds] == [(4, 9), (2, 9)]
-    assert {thumb.image_id for thumb in facts.removed_sample} == fake.removed
+def test_the_content_of_the_page_is_that_of_the_run(fake: FakeRun) -> None:
+    content = gather(fake.run)
+    assert content.ledger == Ledger(120, 100, 19, 1) and content.ledger.balanced
+    assert content.families == {1: 19}
+    assert [trigger.rank for trigger in content.triggers] == list(range(8))
+    assert content.triggers[0].role == "train" and content.triggers[0].picture
+    assert len(content.scores) == 18 and sum(chosen for _, chosen in content.scores) == 8
+    assert [(row["live"], row["tried"]) for row in content.rounds] == [(4, 9), (2, 9)]
+    assert {image.image_id for image in content.removed_sample} == fake.removed
     # 48 × 40 stored pixels, of which the square shows the middle 40, at 32.
-    assert {thumb.box for thumb in facts.removed_sample} == {(5, 5, 14, 14)}
-    assert {thumb.box for thumb in facts.borderline_sample} == {None}
-    assert len(facts.borderline_sample) == 24
-    assert not {thumb.image_id for thumb in facts.borderline_sample} & (fake.removed | {DEAD})
-    assert [row["count"] for row in facts.dead] == [1]
+    assert {image.box for image in content.removed_sample} == {(5, 5, 14, 14)}
+    assert {image.box for image in content.borderline_sample} == {None}
+    assert len(content.borderline_sample) == 24
+    assert not {image.image_id for image in content.borderline_sample} & (fake.removed | {DEAD})
+    assert [row["count"] for row in content.dead] == [1]
 
 
 def test_histogram_and_borderline_equal_a_read_of_everything(fake: FakeRun) -> None:
-    facts, scores = gather(fake.run), Folder(fake.run) / artifact.SCORES
+    content, scores = gather(fake.run), Folder(fake.run) / artifact.SCORES
     rows = [row for name in scores.parts() for row in scores.read_table(name).to_pylist()]
-    for fate, bins in ((artifact.KEEP, facts.kept_bins), (artifact.REMOVE, facts.removed_bins)):
+    for fate, bins in ((artifact.KEEP, content.kept_bins), (artifact.REMOVE, content.removed_bins)):
         p = [row["p_poison"] for row in rows if row["fate"] == fate]
         assert bins == np.histogram(p, bins=50, range=(0, 1))[0].tolist()
     kept = sorted((row["p_poison"] for row in rows if row["fate"] == artifact.KEEP), reverse=True)
-    assert [thumb.p_poison for thumb in facts.borderline_sample] == kept[:24]
+    assert [image.p_poison for image in content.borderline_sample] == kept[:24]
+
+
+def test_the_page_names_the_stages_by_their_titles(html: str) -> None:
+    titles = {stage.name: stage.title for stage in stages() if stage.name != artifact.REPORT}
+    assert titles == TITLES and list(titles) == list(TITLES)
+    assert all(f"{title}." in Page(html).text for title in titles.values())
+
+
+def test_the_page_says_where_the_removed_images_and_the_verdict_are(html: str) -> None:
+    text = Page(html).text
+    assert "report/removed.csv" in text and "report/verdict.json" in text
 
 
 def test_nothing_of_the_corpus_acts_and_nothing_is_fetched(html: str) -> None:
@@ -108,10 +122,10 @@ def test_skipped_shards_are_named_on_the_first_screen(fake: FakeRun, html: str, 
         *(Slice(3 + i, f"cut-{i:02d}.parquet", 0, 1, error=EVIL, **footer) for i in range(SKIPPED_SHARDS)),
     ]
     (run / artifact.INDEX).write_table(SLICES, slice_table(slices))
-    facts = gather(run.uri)
-    assert facts.n_skipped == SKIPPED_SHARDS + 1 and len(facts.skipped) == SKIPPED_SHARDS
-    assert facts.skipped[0] == SkippedShard("cut-00.parquet", None, EVIL)
-    page = render(facts)
+    content = gather(run.uri)
+    assert content.n_skipped == SKIPPED_SHARDS + 1 and len(content.skipped) == SKIPPED_SHARDS
+    assert content.skipped[0] == SkippedShard("cut-00.parquet", None, EVIL)
+    page = render(content)
     head = head_of(page).text
     assert "21 shards were skipped" in head and "cut-19.parquet" in head and "and 1 more" in head
     assert "rows unknown, counted as one" in head and EVIL in head and "<script" not in page
@@ -191,15 +205,15 @@ def test_a_clean_corpus_is_told_without_triumph(tmp_path: Path) -> None:
     fake = make_fake_run(tmp_path, poison=False)
     text = Page(build_report(fake.run)).text
     assert "No evidence of poison. All 119 readable images were kept." in text
-    assert "none convincing" in text and "absence of evidence" in text
+    assert "none used as a trigger" in text and "absence of evidence" in text
 
 
 def test_a_corpus_that_is_gone_costs_the_pictures_only(fake: FakeRun, tmp_path: Path) -> None:
     run = Folder(str(shutil.copytree(fake.run, tmp_path / "run")))
     run.write_json(artifact.RUN, run.read_json(artifact.RUN) | {"input": str(tmp_path / "gone")})
-    facts = gather(run.uri)
-    assert {trigger.picture for trigger in facts.triggers} == {None}
-    assert "no image" in Page(render(facts)).text
+    content = gather(run.uri)
+    assert {trigger.picture for trigger in content.triggers} == {None}
+    assert "no image" in Page(render(content)).text
 
 
 def test_a_missing_part_of_the_run_costs_its_section_only(fake: FakeRun, tmp_path: Path) -> None:
@@ -234,25 +248,34 @@ def test_equal_runs_give_equal_pages(fake: FakeRun) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ledger", "families", "headline"),
+    ("ledger", "families", "verdict", "headline"),
     [
         (
             Ledger(60_000, 59_588, 412),
-            {0: 412},
-            "412 of 60,000 images carry what looks like one trigger. They were removed.",
+            {1: 412},
+            POISON,
+            "412 of 60,000 images were removed. They carry one suspected trigger.",
         ),
         (
             Ledger(9, 6, 3),
-            {0: 1, 4: 2},
-            "3 of 9 images carry what look like 2 different triggers. They were removed.",
+            {1: 1, 4: 2},
+            POISON,
+            "3 of 9 images were removed. Each carries one of 2 suspected triggers.",
         ),
-        (Ledger(9, 8, 1), {0: 1}, "1 of 9 images carries what looks like one trigger. It was removed."),
-        (Ledger(9, 8, 0, 1), {}, "Nothing was removed. All 8 readable images were kept."),
+        (Ledger(9, 8, 1), {1: 1}, POISON, "1 of 9 images was removed. It carries one suspected trigger."),
+        (
+            Ledger(9, 8, 0, 1),
+            {},
+            POISON,
+            "There is evidence of poison, but no poisoned image was identified. "
+            "All 8 readable images were kept.",
+        ),
+        (Ledger(9, 8, 0, 1), {}, NO_EVIDENCE, "No evidence of poison. All 8 readable images were kept."),
     ],
 )
-def test_headline(ledger: Ledger, families: dict, headline: str) -> None:
-    facts = Facts(title="t", about={}, ledger=ledger, families=families)
-    assert facts.headline == headline and headline in Page(render(facts)).text
+def test_headline(ledger: Ledger, families: dict, verdict: str, headline: str) -> None:
+    page = PageContent("t", {}, ledger, families, replace(FOUND, verdict=verdict))
+    assert page.headline == headline and headline in Page(render(page)).text
 
 
 counts = st.lists(st.integers(0, 10**9), min_size=50, max_size=50)

@@ -1,5 +1,5 @@
-"""What hostile corpora, checkpoints and run folders try, through the code that meets them: each is refused in
-words, and nothing is run or written outside. The threat model is .github/SECURITY.md."""
+"""Hostile corpora, checkpoints and run folders are refused in words; nothing they hold is run, and nothing is
+written outside the output. The threat model is .github/SECURITY.md."""
 
 import io
 import json
@@ -19,10 +19,11 @@ import torch
 
 from poisoncam_ray import artifact
 from poisoncam_ray.config import Config
-from poisoncam_ray.corpus import Slice, open_corpus
+from poisoncam_ray.corpus import DEAD, KEPT, REMOVED, Slice, open_corpus
 from poisoncam_ray.errors import UserError
-from poisoncam_ray.folder import Folder, Manifest, part_name
-from poisoncam_ray.report import build_report
+from poisoncam_ray.folder import MANIFEST, Folder, Manifest, part_name
+from poisoncam_ray.report.page import build_report
+from poisoncam_ray.report.removed import removed_csv
 from poisoncam_ray.stages.embed import load_encoder, read_features
 from poisoncam_ray.stages.index import index_slice
 from poisoncam_ray.stages.own_encoder import MAX_BYTES, read_checkpoint
@@ -55,8 +56,8 @@ def dead_letter(corpus_folder: Path, folder: Path) -> dict[str, tuple[str, str]]
     """Index the corpus; (error, message) by image id of the rows that died."""
     corpus = open_corpus(str(corpus_folder))
     out, dead = Folder(str(folder / "index")), Folder(str(folder / "dead"))
-    for piece in corpus.slices():
-        index_slice(piece, corpus, Config(), out, dead)
+    for slice_ in corpus.slices():
+        index_slice(slice_, corpus, Config(), out, dead)
     rows = [row for name in dead.parts() for row in dead.read_table(name).to_pylist()]
     return {row["image_id"]: (row["error"], row["message"]) for row in rows}
 
@@ -163,10 +164,10 @@ def test_unsafe_tar_members_die_and_are_never_written(tmp_path, name):
             archive.addfile(info, io.BytesIO(data))
     before = listing(tmp_path)
     corpus = open_corpus(str(shard.parent))
-    rows = [row for part in corpus.slices() for row in corpus.read(part)]
+    rows = [row for slice_ in corpus.slices() for row in corpus.read(slice_)]
     assert [row.error and row.error[0] for row in rows] == [None, "unsafe_member", None]
     kept, removed = tmp_path / "out" / "kept", tmp_path / "out" / "removed"
-    assert corpus.split(corpus.slices(), [0, 2, 0], {}, str(kept), str(removed)) == (2, 0)
+    assert corpus.split(corpus.slices(), [KEPT, DEAD, KEPT], str(kept), str(removed)) == (2, 0)
     assert listing(tmp_path) - before == {"out/kept/shard.tar"}
     with tarfile.open(kept / "shard.tar") as archive:
         assert archive.getnames() == ["good.png", "later.png"]
@@ -184,9 +185,9 @@ def test_a_parquet_shard_that_asks_to_be_unpickled_is_read_as_data(tmp_path, mar
     (tmp_path / "corpus").mkdir()
     pq.write_table(table, tmp_path / "corpus" / "a.parquet")
     corpus = open_corpus(str(tmp_path / "corpus"))
-    assert [row.data for part in corpus.slices() for row in corpus.read(part)] == images.to_pylist()
+    assert [row.data for slice_ in corpus.slices() for row in corpus.read(slice_)] == images.to_pylist()
     out = str(tmp_path / "kept")
-    assert corpus.split(corpus.slices(), [0, 1, 2], {}, out, str(tmp_path / "removed")) == (1, 1)
+    assert corpus.split(corpus.slices(), [KEPT, REMOVED, DEAD], out, str(tmp_path / "removed")) == (1, 1)
 
 
 def test_a_footer_that_announces_more_rows_than_could_be_costs_nothing(tmp_path):
@@ -201,7 +202,7 @@ def test_a_footer_that_announces_more_rows_than_could_be_costs_nothing(tmp_path)
     (tmp_path / "corpus" / "a.parquet").write_bytes(data)
     pq.write_table(pa.table({"image": [bombs.encode("PNG")] * 3}), tmp_path / "corpus" / "b.parquet")
     corpus = open_corpus(str(tmp_path / "corpus"))
-    assert sum(part.stop - part.start for part in corpus.slices()) < 100
+    assert sum(s.stop - s.start for s in corpus.slices()) < 100
 
 
 def rows_announced(data: bytes, rows: int) -> bytes:
@@ -227,7 +228,7 @@ def test_a_row_group_that_unpacks_to_far_more_than_it_stores_is_dead(tmp_path):
     pq.write_table(pa.table({"image": [bombs.encode("PNG")] * 3}), good)
     assert bomb.stat().st_size < 100_000
     corpus = open_corpus(str(tmp_path / "corpus"))
-    rows = [row for part in corpus.slices() for row in corpus.read(part)]
+    rows = [row for slice_ in corpus.slices() for row in corpus.read(slice_)]
     dead = [row for row in rows if row.error]
     assert len(rows) - len(dead) == 3 and dead
     assert all("unpack" in row.error[1] for row in dead)
@@ -312,15 +313,22 @@ def test_pickles_planted_in_the_run_folder_are_never_unpickled(tmp_path, mark):
     planted = pickle.dumps(Touch(mark))
     torch.save({"w": Touch(mark)}, buffer := io.BytesIO())
     reads = {
-        "01_encoder/model.safetensors": lambda run: load_encoder(run / artifact.ENCODER),
-        "01_encoder/config.json": lambda run: load_encoder(run / artifact.ENCODER),
-        f"02_features/{part_name(0)}": lambda run: read_features(run / artifact.FEATURES, part_name(0)),
-        "07_clean/_manifest.json": lambda run: Manifest.read(run / artifact.CLEAN),
-        f"06_verdicts/{part_name(0)}": lambda run: build_report(run.uri),
-        "05_classifier/triggers.parquet": lambda run: build_report(run.uri),
-        "05_classifier/whole_triggers.parquet": lambda run: build_report(run.uri),
-        "04_search/evidence.json": lambda run: build_report(run.uri),
-        "run.json": lambda run: build_report(run.uri),
+        f"{artifact.ENCODER}/{artifact.WEIGHTS}": lambda run: load_encoder(run / artifact.ENCODER),
+        f"{artifact.ENCODER}/{artifact.ENCODER_CONFIG}": lambda run: load_encoder(run / artifact.ENCODER),
+        f"{artifact.FEATURES}/{part_name(0)}": lambda run: read_features(
+            run / artifact.FEATURES, part_name(0)
+        ),
+        f"{artifact.CLEAN}/{MANIFEST}": lambda run: Manifest.read(run / artifact.CLEAN),
+        f"{artifact.SCORES}/{part_name(0)}": lambda run: build_report(run.uri),
+        f"{artifact.VERDICT}/{artifact.TRIGGERS}": lambda run: (run / artifact.VERDICT).read_table(
+            artifact.TRIGGERS
+        ),
+        f"{artifact.VERDICT}/{artifact.VERDICT_FILE}": lambda run: build_report(run.uri),
+        f"{artifact.CLASSIFIER}/{artifact.ROLES}": lambda run: build_report(run.uri),
+        f"{artifact.CLASSIFIER}/{artifact.WHOLE_TRIGGERS}": lambda run: build_report(run.uri),
+        f"{artifact.CLEAN}/{artifact.unit_reasons(0)}": removed_csv,
+        f"{artifact.INDEX}/{artifact.SLICES}": lambda run: build_report(run.uri),
+        artifact.RUN: lambda run: build_report(run.uri),
     }
     fake = make_fake_run(tmp_path)
     run = Folder(fake.run)
@@ -359,7 +367,7 @@ def test_a_run_folder_whose_slices_climb_reads_and_writes_nothing_outside(tmp_pa
     with pytest.raises((UserError, ValueError), match="leaves"):
         list(corpus.read(hostile))
     with pytest.raises((UserError, ValueError), match="leaves"):
-        corpus.split([hostile], [0], {}, str(tmp_path / "deep/out/kept"), str(tmp_path / "deep/out/removed"))
+        corpus.split([hostile], [KEPT], str(tmp_path / "deep/out/kept"), str(tmp_path / "deep/out/removed"))
     with pytest.raises((UserError, ValueError), match="leaves"):
         corpus.fetch([name if kind == "png" else f"{name}#0"])
     assert listing(tmp_path) == before

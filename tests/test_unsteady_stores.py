@@ -1,4 +1,5 @@
-"""Trouble with the store costs the job, which resumes, and never a row; files that change are refused."""
+"""A store that fails stops the job, which can be resumed, and makes no row dead; files that change are
+refused."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from poisoncam_ray.corpus import open_corpus
+from poisoncam_ray.corpus import KEPT, open_corpus
 from poisoncam_ray.errors import UserError
 from tests.ledger import write_parquet
 from tests.tars import image, rows_of, tar_bytes
@@ -110,7 +111,7 @@ def test_files_that_vanish_or_change_are_refused(tmp_path, kind):
     sha256 = {row.image_id: hashlib.sha256(row.data or b"").hexdigest() for row in corpus.read(unit[0])}
 
     def split():
-        return corpus.split(unit, [0] * n, {}, str(tmp_path / "kept"), str(tmp_path / "removed"), sha256)
+        return corpus.split(unit, [KEPT] * n, str(tmp_path / "kept"), str(tmp_path / "removed"), sha256)
 
     path.write_bytes(whole[: len(whole) // 2])
     # A file of a folder has no version: read_slice compares what it reads with the index.

@@ -8,39 +8,31 @@ import sys
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from poisoncam_ray.pipeline import Done, Run
-from poisoncam_ray.verdict import (
-    EVIDENCE,
-    NO_EVIDENCE,
-    NO_TRIGGER,
-    TOO_FEW,
-    TOO_LOUD,
-    chance,
-    p_words,
-    percent,
-    read_evidence,
-    tell,
-)
 
 from poisoncam_ray import artifact, cli
+from poisoncam_ray.artifact import NO_EVIDENCE, Verdict
 from poisoncam_ray.config import Config
 from poisoncam_ray.corpus import open_corpus
+from poisoncam_ray.facts import Classified
 from poisoncam_ray.folder import Folder, Manifest
 from poisoncam_ray.program import run_program
 from poisoncam_ray.progress import Progress
+from poisoncam_ray.report.words import NO_TRIGGER, TOO_FEW, TOO_HIGH, chance, p_words, percent, tell
+from poisoncam_ray.runner import Done
+from poisoncam_ray.stage import Run
 from poisoncam_ray.stages.report import Report
-from tests.fake_evidence import accuse, write_evidence
+from tests.fake_evidence import FOUND, accuse, write_evidence
 from tests.fake_run import FakeRun, make_fake_run
 
 
 @pytest.mark.parametrize(
     ("p_value", "words"),
     [
-        (1.0, "100 % of benign bundles of windows score"),
-        (0.31, "31 % of benign bundles of windows score"),
-        (1 / 513, "1 in 510 benign bundles of windows scores"),
-        (0.0004, "1 in 2,500 benign bundles of windows scores"),
-        (0.0, "fewer than 1 in 10,000 benign bundles of windows scores"),
+        (1.0, "100 % of benign window groups score"),
+        (0.31, "31 % of benign window groups score"),
+        (1 / 513, "1 in 510 benign window groups scores"),
+        (0.0004, "1 in 2,500 benign window groups scores"),
+        (0.0, "fewer than 1 in 10,000 benign window groups scores"),
     ],
 )
 def test_a_p_value_in_words(p_value: float, words: str) -> None:
@@ -60,10 +52,8 @@ def test_figures() -> None:
     assert (p_words(0.0004), p_words(1e-7), p_words(0.3123)) == ("p = 0.0004", "p < 0.0001", "p = 0.31")
 
 
-def test_the_line_for_one_and_for_many(tmp_path) -> None:
-    write_evidence(Folder(str(tmp_path)), families=[])
-    found = read_evidence(Folder(str(tmp_path)) / artifact.SEARCH)
-    assert tell(found, 1, {}) == ["Poison found: 0 trigger families, 1 image removed (p = 0.0004)."]
+def test_the_line_for_one_and_for_many() -> None:
+    assert tell(FOUND, 1, {}) == ["Poison found: 0 trigger families, 1 image removed (p = 0.0004)."]
 
 
 @pytest.mark.parametrize(
@@ -76,32 +66,24 @@ def test_the_line_for_one_and_for_many(tmp_path) -> None:
         ),
         (
             {"threshold": 1.2},
-            ["No evidence of poison (false alarm rate 5 %): nothing was removed.", f"  {TOO_LOUD}"],
+            ["No evidence of poison (false alarm rate 5 %): nothing was removed.", f"  {TOO_HIGH}"],
         ),
         ({"threshold": None}, ["No evidence of poison: nothing was removed.", f"  {TOO_FEW}"]),
     ],
 )
 def test_no_evidence_says_whether_windows_stood_out_and_whether_they_could(tmp_path, changes, lines) -> None:
     write_evidence(Folder(str(tmp_path)), verdict=NO_EVIDENCE, **changes)
-    found = read_evidence(Folder(str(tmp_path)) / artifact.SEARCH)
-    assert found is not None and tell(found, 0, {}) == lines
-
-
-def test_a_folder_of_before_has_no_evidence(tmp_path) -> None:
-    assert read_evidence(Folder(str(tmp_path))) is None
+    assert tell(Verdict.read(Folder(str(tmp_path)) / artifact.VERDICT), 0, {}) == lines
 
 
 def finish(fake: FakeRun) -> list[Done]:
-    """What the runner hands back, the report written by its stage."""
-    run = Folder(fake.run)
-    corpus = open_corpus(fake.corpus)
-    outcome = Report().run(Run(Config(), corpus, run, run / "report", Progress()))
-    report = Manifest({}, {}, "0", None, 1.0, outcome.facts)
-    return [
-        Done("Classify", Manifest.read(run / artifact.CLASSIFIER), False),
-        Done("Clean", Manifest.read(run / artifact.CLEAN), False),
-        Done("Report", report, False),
-    ]
+    """What the runner hands back, with the report written by its stage."""
+    run, report = Folder(fake.run), Report()
+    here = Run(Config(), open_corpus(fake.corpus), run, run / report.name, Progress())
+    outcome = report.run(here)
+    manifests = {name: here.manifest(name) for name in (artifact.CLASSIFIER, artifact.CLEAN)}
+    manifests[report.name] = Manifest({}, {}, "0", None, 1.0, outcome.facts.as_json())
+    return [Done(name, name, manifest, reused=False) for name, manifest in manifests.items()]
 
 
 @pytest.fixture
@@ -120,7 +102,7 @@ def defend(monkeypatch, capsys):
             def run(self, *_: object) -> list[Done]:
                 return finish(fake)
 
-        monkeypatch.setattr("poisoncam_ray.pipeline.Runner", Finished)
+        monkeypatch.setattr("poisoncam_ray.runner.Runner", Finished)
         monkeypatch.setattr(sys, "argv", ["defend", "--input", fake.corpus, "--output", fake.run, *flags])
         with pytest.raises(SystemExit) as ended:
             run_program(cli.defend)
@@ -150,7 +132,7 @@ def test_a_family_whose_classifier_was_in_doubt_says_why_nothing_of_it_went(tmp_
     fake = make_fake_run(tmp_path)
     accuse(Folder(fake.run), 2)
     trained = Folder(fake.run) / artifact.CLASSIFIER
-    Manifest({}, {}, "0", None, 1.0, {"in_doubt": [2]}).write(trained)
+    Manifest({}, {}, "0", None, 1.0, Classified(True, in_doubt=[2], recall=0.9).as_json()).write(trained)
     said = [line for line in defend(fake)[1] if line.startswith("  family ")]
     assert "images removed, best score 90 %" in said[0]
     assert said[1] == "  family 2: nothing removed, its classifier is in doubt, best score 87 % (p = 0.0008)"
@@ -169,11 +151,4 @@ def test_evidence_without_an_image_that_carries_it_is_no_all_clear(tmp_path, def
     write_evidence(Folder(fake.run))
     code, lines = defend(fake, "--exit-code")
     assert code == 3 and not any(line.startswith("Poison found") for line in lines)
-    assert any("no image is surely poison: nothing was removed." in line for line in lines)
-
-
-def test_a_run_of_before_says_nothing_of_a_verdict(tmp_path, defend) -> None:
-    fake = make_fake_run(tmp_path)
-    (Folder(fake.run) / artifact.SEARCH).delete(EVIDENCE)
-    code, lines = defend(fake, "--exit-code")
-    assert code == 3 and not [line for line in lines if "oison" in line]
+    assert any("no poisoned image was identified: nothing was removed." in line for line in lines)

@@ -25,7 +25,7 @@ ScoreKind = Literal["hard", "margin", "distance"]
 
 # Shifts of a refined window, in steps, along each axis.
 REFINE_SHIFTS = (-2, -1, 0, 1, 2)
-# A step as a share of the window's side: small enough to improve on the heat map, large enough to be seen.
+# A step as a share of the window's side: finer than the masks' cells, coarse enough to change a feature.
 REFINE_STEP = 0.18
 
 

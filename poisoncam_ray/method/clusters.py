@@ -17,7 +17,7 @@ from torch import Tensor
 DISTANCES_AT_ONCE = 1 << 24
 # A backdoor fills several small clusters that lie together; one supercluster should hold them.
 CLUSTERS_PER_SUPERCLUSTER = 8
-# Centroids are few: k-means over them converges well before this.
+# Centroids are few, so k-means over them can afford more iterations than k-means over the features.
 SUPERCLUSTER_ITERATIONS = 30
 
 

@@ -198,7 +198,7 @@ def crop(x_NCHW: Tensor, box_N4: Tensor) -> Tensor:
         t_NChw.
 
     Raises:
-        ValueError: the boxes differ in size, or one leaves its image.
+        ValueError: there is no box, the boxes differ in size, or one leaves its image.
     """
     height, width = _size_of(box_N4, x_NCHW.shape[-2], x_NCHW.shape[-1])
     y_Nh, x_Nw = _pixels(box_N4, height, width)
@@ -220,7 +220,7 @@ def paste(x_NCHW: Tensor, t_NChw: Tensor, box_N4: Tensor) -> Tensor:
         x_NCHW: the copies; pixels outside the box keep their values.
 
     Raises:
-        ValueError: the boxes differ in size, leave their image, or do not fit the windows.
+        ValueError: there is no box, or the boxes differ in size, leave their image or do not fit the windows.
     """
     height, width = _size_of(box_N4, x_NCHW.shape[-2], x_NCHW.shape[-1])
     if tuple(t_NChw.shape[-2:]) != (height, width):

@@ -21,7 +21,7 @@ from poisoncam_ray.method.similarity import sliding_ncc
 
 # Pixels: larger images are shrunk to this side, to bound the cost; a box is exact to a 64th of the side.
 SIDE = 64
-# Correlation from which an image shows a window; well above what unrelated photographs reach.
+# Correlation from which an image shows a window: lower accepts other things, higher misses resized triggers.
 MIN_NCC = 0.6
 # Correlation from which an image shows a whole trigger, so that its own window is not used beside it.
 MIN_TRIGGER_NCC = 0.8
@@ -31,7 +31,7 @@ MIN_IMAGES = 8
 MAX_VARIANCE = 0.4
 # Least agreement inside the rectangle, in units of the greatest agreement that one window can have.
 MIN_AGREEMENT = 0.1
-# Each round aligns the images by the mean of their windows; the alignment settles quickly.
+# Rounds of aligning the images by the mean of their windows; the second starts from a sharper mean.
 ALIGNMENT_ROUNDS = 2
 
 

@@ -1,6 +1,6 @@
 """Normalised cross-correlation: how alike two small pictures are, whatever their brightness and contrast.
 
-N, M  pictures   C channels   h, w a picture's sides   s a thumbnail's side   E compared dimensions
+N, M  pictures   P pairs   C channels   h, w a picture's sides   s a thumbnail's side   E compared dimensions
 S image side   y, x a place in an image
 """
 
@@ -53,6 +53,26 @@ def _overlap(t_NCss: Tensor, dy: int, dx: int) -> Tensor:
     part_NChw = t_NCss[:, :, rows, columns]
     # The bound keeps what rounding leaves of a flat thumbnail from becoming a pattern.
     return F.normalize((part_NChw - part_NChw.mean(dim=(2, 3), keepdim=True)).flatten(1), dim=1, eps=1e-3)
+
+
+def gradient_ncc(thumbnail_MCss: Tensor, max_shift: int) -> float:
+    """The median correlation of the gradients of two thumbnails, among all pairs.
+
+    Skies and lawns are alike in their slow variations, which dominate a photograph. Gradients weigh all
+    frequencies alike, so only the same picture correlates.
+
+    Args:
+        thumbnail_MCss: thumbnails, float.
+        max_shift: as in `shifted_ncc`.
+
+    Returns:
+        −1 … 1; −1 for fewer than two thumbnails.
+    """
+    here = thumbnail_MCss[..., :-1, :-1]
+    slope_MCss = torch.cat([thumbnail_MCss[..., :-1, 1:] - here, thumbnail_MCss[..., 1:, :-1] - here], dim=1)
+    first, second = torch.triu_indices(len(slope_MCss), len(slope_MCss), offset=1)
+    ncc_P = shifted_ncc(slope_MCss, slope_MCss, max_shift)[first, second]
+    return float(ncc_P.median()) if len(ncc_P) else -1.0
 
 
 def sliding_ncc(x_NCSS: Tensor, t_Chw: Tensor) -> Tensor:

@@ -8,14 +8,12 @@ other groups allows. The suspects' windows are then joined into trigger families
 N candidates, best first   M candidates of one group   P pairs   U window groups   S suspected windows
 F flip-test images   K clusters   C channels   s a thumbnail's side   L patterns (groups of look-alikes)
 
-Window groups are numbered from 0: first the superclusters, then the patterns. `n_super` is the number of the
-former.
+Window groups are numbered from 0: first the `n_super` superclusters, then the patterns.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
@@ -23,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from poisoncam_ray.method.similarity import shifted_ncc
+from poisoncam_ray.method.similarity import gradient_ncc, shifted_ncc
 
 AT_ONCE = 4096
 """Candidates compared or counted at once: bounds memory, changes no result."""
@@ -97,8 +95,7 @@ class Decision:
     Attributes:
         suspects: group scores, the null and the threshold.
         group_N: int64, the window group of each candidate.
-        family_N: int64, the trigger family of each candidate, from 1; 0 for none. Poison is found when there
-            is a family.
+        family_N: int64, the trigger family of each, from 1; 0 for none. Any family means poison.
         kept_M: int64, the candidates that are kept as triggers, best first.
     """
 
@@ -137,11 +134,8 @@ def decide(tried: Candidates, false_alarm_rate: float, rules: VerdictRules) -> D
 def window_groups(thumbnail_NCss: Tensor, super_N: Tensor, rules: VerdictRules) -> Tensor:
     """Group the windows that look alike; what looks like nothing else stays with its supercluster.
 
-    Windows of one trigger look alike wherever their images lie in feature space. A trigger whose look changes
-    from image to image still fills a region, which its supercluster covers.
-
-    Returns:
-        group_N, int64: superclusters are numbered first, then the patterns.
+    Windows of one trigger look alike wherever their images lie in feature space. A trigger that changes from
+    image to image still fills a region, which its supercluster covers.
     """
     group_N = super_N.to(torch.int64, copy=True)
     pattern_L = find_patterns(thumbnail_NCss[: rules.max_pattern_search], rules)
@@ -155,11 +149,7 @@ def window_groups(thumbnail_NCss: Tensor, super_N: Tensor, rules: VerdictRules) 
 
 
 def find_patterns(thumbnail_NCss: Tensor, rules: VerdictRules) -> Tensor:
-    """Find the windows that many others look like, greedily: the one with most look-alikes first.
-
-    Returns:
-        pattern_L, int64: the index of each pattern's central window.
-    """
+    """pattern_L, int64: the windows that many others look like, the one with most look-alikes first."""
     alike_NN = shifted_ncc(thumbnail_NCss, thumbnail_NCss, rules.max_shift) >= rules.min_pattern_ncc
     alike_NN.fill_diagonal_(True)
     free_N = torch.ones(len(alike_NN), dtype=torch.bool)
@@ -197,10 +187,9 @@ def flip_gains(tried: Candidates, group_N: Tensor, member_UK: Tensor, n_super: i
     counted_UK = _unexplained(member_UK, arrived_UK, torch.bincount(group_N), n_super)
     gain_N = torch.zeros(len(group_N), dtype=torch.float64)
     for i_M in torch.arange(len(group_N)).split(AT_ONCE):
-        counted_MK, landed_MF = counted_UK[group_N[i_M]], tried.landed_NF[i_M].long()
-        y_MF = tried.y_F.long().expand(len(landed_MF), -1)
-        moved_in_M = counted_MK.gather(1, landed_MF).sum(dim=1) - counted_MK.gather(1, y_MF).sum(dim=1)
-        gain_N[i_M] = moved_in_M.double()
+        change_MK = _changes(tried.landed_NF[i_M], tried.y_F, member_UK.shape[1])
+        # Whole numbers: their sum is exact.
+        gain_N[i_M] = (change_MK * counted_UK[group_N[i_M]]).sum(dim=1).double()
     return gain_N.clamp(min=0) * tried.step
 
 
@@ -249,8 +238,7 @@ def concentration(cluster_N: Tensor, group_N: Tensor, member_UK: Tensor, n_super
 def near_duplicates(
     thumbnail_NCss: Tensor, group_N: Tensor, member_UK: Tensor, n_super: int, rules: VerdictRules
 ) -> Tensor:
-    """near_duplicate_U, bool: patterns whose windows show one and the same picture in several clusters, as a
-    pasted trigger does. Never a supercluster."""
+    """duplicate_U, bool: patterns that show one picture in several clusters, as a pasted trigger does."""
     found_U = member_UK.sum(dim=1) >= rules.min_duplicate_clusters
     found_U[:n_super] = False
     for group in found_U.nonzero()[:, 0].tolist():
@@ -259,24 +247,9 @@ def near_duplicates(
     return found_U
 
 
-def gradient_ncc(thumbnail_MCss: Tensor, max_shift: int) -> float:
-    """The median correlation of two windows' gradients, −1 … 1; −1 for fewer than two windows.
-
-    Skies and lawns are alike in their slow variations, which dominate a photograph. Gradients weigh all
-    frequencies alike, so only the same picture correlates.
-    """
-    here = thumbnail_MCss[..., :-1, :-1]
-    right, down = thumbnail_MCss[..., :-1, 1:] - here, thumbnail_MCss[..., 1:, :-1] - here
-    slope_MCss = torch.cat([right, down], dim=1)
-    first, second = torch.triu_indices(len(slope_MCss), len(slope_MCss), offset=1)
-    ncc_P = shifted_ncc(slope_MCss, slope_MCss, max_shift)[first, second]
-    return float(ncc_P.median()) if len(ncc_P) else -1.0
-
-
 @dataclass(frozen=True)
 class Null:
-    """The scores of benign window groups: a Gumbel distribution, whose right tail is heavier than a normal
-    one's, with `mode` and `scale` in scores, fitted to `n` groups."""
+    """The distribution of the scores of `n` benign window groups: Gumbel's, for its heavy right tail."""
 
     mode: float
     scale: float
@@ -327,8 +300,13 @@ def find_suspects(
     its plain one.
 
     Args:
-        gain_N: the flip gain of each window, 0 … 1; windows that do not flip when occluded count 0.
+        gain_N: the flip gain of each window, 0 … 1.
+        flips_N: whether the window's image flips when occluded; the gain of other windows counts 0.
+        group_N: the window group of each window.
+        weight_U: the weight of each group.
+        false_alarm_rate: as in `decide`.
         step: the least difference between two gains, one flip-test image.
+        rules: the constants.
     """
     gain_N = torch.where(flips_N.cpu(), gain_N.double().cpu(), 0.0)
     scored = {u: group_score(gain_N[group_N == u], rules) for u in group_N.unique().tolist()}
@@ -337,19 +315,17 @@ def find_suspects(
     if false_alarm_rate >= 1:
         return Suspects(None, 0.0, score_U, torch.ones(len(gain_N), dtype=torch.bool), {})
     ranked = sorted(score_U, key=lambda u: (-score_U[u], u))
-    none_N = torch.zeros(len(gain_N), dtype=torch.bool)
-    found = Suspects(None, math.inf, score_U, none_N, {})
+    found = Suspects(None, math.inf, score_U, _contributing(gain_N, group_N, []), {})
     for m in range(1, max(1, math.floor(rules.max_suspect_share * len(ranked))) + 1):
         null_U = {u: plain_U[u] for u in ranked[m:]}
         null = fit_null(list(null_U.values()), step, rules)
         if null is None:
             break
         threshold = null.threshold(false_alarm_rate, len(ranked))
-        if score_U[ranked[m - 1]] >= threshold:
-            suspect_N = _contributing(gain_N, group_N, ranked[:m])
+        stands_out = score_U[ranked[m - 1]] >= threshold
+        if stands_out or m == 1:
+            suspect_N = _contributing(gain_N, group_N, ranked[:m] if stands_out else [])
             found = Suspects(null, threshold, score_U, suspect_N, null_U)
-        elif m == 1:
-            found = Suspects(null, threshold, score_U, none_N, null_U)
     return found
 
 
@@ -393,10 +369,9 @@ def trigger_families(
 ) -> Tensor:
     """Join the suspected windows into trigger families.
 
-    From the best window down, each that is left starts a family of all that look like it. Families whose
-    windows were mostly suspected by their pattern stay apart. The others join the family with the same mean
-    effect, if there is one: that is a trigger whose look changes. Small families dissolve, and their windows
-    join by effect.
+    From the best window down, each that is left starts a family of all that look like it. Families that were
+    mostly suspected by their pattern stay apart. The others join the family with the same mean effect, if
+    there is one: a trigger whose look changes. Small families dissolve, and their windows join by effect.
 
     Returns:
         family_N, int64: from 1, by falling best score; 0 for windows of no family.
@@ -409,18 +384,16 @@ def trigger_families(
     effect_SK = F.normalize(_changes(tried.landed_NF[i_S], tried.y_F, n_clusters).clamp(min=0), dim=1)
     by_pattern_S = group_N[i_S] != super_N[i_S]
     order = tried.score_N[i_S].cpu().argsort(descending=True, stable=True).tolist()
-    by_look = list(_lookalikes(tried.thumbnail_NCss[i_S], order, rules))
+    by_look = _lookalikes(tried.thumbnail_NCss[i_S], order, rules)
     large = [group for group in by_look if len(group) >= rules.min_lookalikes]
-    mostly = [float(by_pattern_S[group].double().mean()) > 0.5 for group in large]
-    found = [group for group, by_pattern in zip(large, mostly, strict=True) if by_pattern]
+    found = [group for group in large if by_pattern_S[group].double().mean() > 0.5]
+    others = [group for group in large if group not in found]
+    alone = {i for group in by_look if group not in large for i in group}
     sums = [effect_SK[group].sum(dim=0) for group in found]
-    for group, by_pattern in zip(large, mostly, strict=True):
-        if not by_pattern:
-            _join(group, effect_SK, found, sums, rules.min_merge_cosine)
-    alone = {i for group in by_look if len(group) < rules.min_lookalikes for i in group}
-    for i in order:
-        if i in alone:
-            _join([i], effect_SK, found, sums, rules.min_effect_cosine)
+    for group in others:
+        _join(group, effect_SK, found, sums, rules.min_merge_cosine)
+    for i in (i for i in order if i in alone):
+        _join([i], effect_SK, found, sums, rules.min_effect_cosine)
     place = {i: rank for rank, i in enumerate(order)}
     families = [group for group in found if len(group) >= rules.min_family_windows]
     families.sort(key=lambda group: min(place[i] for i in group))
@@ -439,7 +412,7 @@ def _best_suspects(suspect_N: Tensor, group_N: Tensor, most: int) -> Tensor:
     return torch.cat([i_S[group_N[i_S] == group][:share] for group in groups_U]).sort().values
 
 
-def _lookalikes(thumbnail_SCss: Tensor, order: list[int], rules: VerdictRules) -> Iterator[list[int]]:
+def _lookalikes(thumbnail_SCss: Tensor, order: list[int], rules: VerdictRules) -> list[list[int]]:
     """Windows that look alike, the largest group first, each in the given order."""
     alike_SS = shifted_ncc(thumbnail_SCss, thumbnail_SCss, rules.max_shift) >= rules.min_family_ncc
     groups: list[list[int]] = []
@@ -450,7 +423,7 @@ def _lookalikes(thumbnail_SCss: Tensor, order: list[int], rules: VerdictRules) -
             alike_S[i] = True
             free_S &= ~alike_S
             groups.append([j for j in order if alike_S[j]])
-    yield from sorted(groups, key=len, reverse=True)
+    return sorted(groups, key=len, reverse=True)
 
 
 def _join(

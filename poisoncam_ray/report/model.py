@@ -12,14 +12,28 @@ from poisoncam_ray.folder import Ledger
 
 
 class Fetcher(Protocol):
-    """The part of a corpus that the report needs."""
+    """What the report needs of a corpus."""
 
-    def fetch(self, image_ids: list[str], /) -> list[bytes]: ...
+    def fetch(self, image_ids: list[str], /) -> list[bytes]:
+        """The encoded images, in the order asked."""
 
 
 @dataclass(frozen=True)
 class Trigger:
-    """A candidate window among the best; `box` in pixels of a square of `side`."""
+    """One of the best candidate windows.
+
+    Attributes:
+        rank: its place among all candidates, from 0.
+        family: its trigger family, from 1; 0 for none.
+        role: "train", "validate" or "unused", by the classifier.
+        score: the poison score, 0 … 1.
+        moved: the flip-test images counted by the configured reading (search.reading).
+        n_flip: how many flip-test images there are.
+        cluster: the cluster of its own image.
+        box: [x0, y0, x1, y1) in pixels of a square of `PageContent.side`.
+        crop: the window, as a data: URI.
+        picture: its image, as a data: URI; None where the corpus could not be read.
+    """
 
     rank: int
     family: int
@@ -35,8 +49,15 @@ class Trigger:
 
 
 @dataclass(frozen=True)
-class Thumb:
-    """`box`: where the trigger is, if anywhere, in pixels of a square of `side`."""
+class ShownImage:
+    """An image in a gallery.
+
+    Attributes:
+        p_poison: the probability of poison.
+        picture: a data: URI; None where the corpus could not be read.
+        family: the trigger family; 0 for none.
+        box: where the trigger is, in pixels of a square of `PageContent.side`; None for a kept image.
+    """
 
     image_id: str
     p_poison: float
@@ -46,21 +67,28 @@ class Thumb:
 
 
 @dataclass(frozen=True)
-class Suspect:
-    """A trigger family, how many images were removed for it, its best windows, some of its images, and its
-    whole trigger as some of them show it. `erased`: whether its classifier was sure enough to remove any."""
+class ShownFamily:
+    """A trigger family.
+
+    Attributes:
+        removed: how many images were removed for it.
+        crops: its best windows, as data: URIs.
+        sample: some of its removed images.
+        whole: its whole trigger, as cut from some images, as data: URIs.
+        erased: whether its classifier was sure enough to remove images.
+    """
 
     family: Family
     removed: int
     crops: Sequence[str]
-    sample: Sequence[Thumb]
+    sample: Sequence[ShownImage]
     whole: Sequence[str] = ()
     erased: bool = True
 
 
 @dataclass(frozen=True)
 class SkippedShard:
-    """A shard that the run went on without, and why; `rows` is None when they cannot be counted."""
+    """A shard that could not be read and was skipped; `rows` is None when they cannot be counted."""
 
     source: str
     rows: int | None
@@ -68,16 +96,42 @@ class SkippedShard:
 
 
 @dataclass(frozen=True)
-class Facts:
-    """All that the page shows. Pictures are data: URIs; None where the corpus could not be read. `judged`:
-    whether any classifier was sure enough for its probabilities to mean something."""
+class PageContent:
+    """All that the page shows.
+
+    Attributes:
+        about: lines below the headline, by label.
+        ledger: where every row went.
+        families: the number of removed images by trigger family.
+        verdict: the verdict on the corpus.
+        suspects: the first trigger families.
+        triggers: the best candidate windows.
+        side: the side of the encoder's images, in pixels.
+        reading: which reading of the poison score ranked the candidates (search.reading).
+        scores: the score of each candidate, highest first, and whether the classifier used it.
+        rounds: of each search round the live clusters after it, the candidates scored and the best score.
+        kept_bins: counts of the kept images by probability of poison, in equal bins.
+        removed_bins: the same for the removed images.
+        validation: the figures of the classifier, by name.
+        judged: whether any classifier is sure enough for its probabilities to be shown.
+        removed_sample: some of the removed images.
+        borderline_sample: the kept images with the highest probability of poison.
+        loss: the training loss of the encoder by step.
+        seconds: of each stage its summary, time and pace.
+        dead: the dead rows by stage and error.
+        skipped: the first skipped shards, those without a count of rows before the others.
+        n_skipped: how many shards were skipped.
+        config: the configuration, by dotted key.
+        stage_facts: the facts of each stage, by dotted key.
+        metrics: metrics.json; None where there is none.
+    """
 
     title: str
     about: Mapping[str, str]
     ledger: Ledger
     families: Mapping[int, int]
-    evidence: Verdict | None = None
-    suspects: Sequence[Suspect] = ()
+    verdict: Verdict
+    suspects: Sequence[ShownFamily] = ()
     triggers: Sequence[Trigger] = ()
     side: int = 1
     reading: str = "gain"
@@ -87,52 +141,44 @@ class Facts:
     removed_bins: Sequence[int] = ()
     validation: Mapping[str, Any] = field(default_factory=dict)
     judged: bool = True
-    removed_sample: Sequence[Thumb] = ()
-    borderline_sample: Sequence[Thumb] = ()
+    removed_sample: Sequence[ShownImage] = ()
+    borderline_sample: Sequence[ShownImage] = ()
     loss: Sequence[tuple[float, float]] = ()
     seconds: Sequence[Mapping[str, Any]] = ()
     dead: Sequence[Mapping[str, Any]] = ()
     skipped: Sequence[SkippedShard] = ()
-    """The first of the skipped shards, those whose rows cannot be counted before the others."""
     n_skipped: int = 0
     config: Mapping[str, str] = field(default_factory=dict)
     stage_facts: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, Any] | None = None
 
     @property
-    def poison(self) -> bool:
-        """Runs made before there was a verdict are judged by what they removed."""
-        return self.evidence.poison if self.evidence else self.ledger.removed > 0
-
-    @property
     def trained(self) -> bool:
-        """Whether there was a classifier to judge the images."""
+        """Whether a classifier was trained."""
         return bool(self.validation.get("trained", True))
 
     @property
     def threshold(self) -> float | None:
+        """The classifier's threshold, a probability of poison."""
         return self.validation.get("threshold")
 
     @property
     def median_score(self) -> float | None:
+        """The median score of all candidates."""
         return statistics.median(score for score, _ in self.scores) if self.scores else None
 
     @property
     def headline(self) -> str:
-        """The verdict in one sentence."""
+        """The outcome in two sentences."""
         n, removed = self.ledger.rows_in, self.ledger.removed
         if removed == 0:
-            return f"{self._nothing_removed} All {self.ledger.rows_out:,} readable images were kept."
-        kinds = max(1, len(self.families))
-        what = "what looks like one trigger" if kinds == 1 else f"what look like {kinds} different triggers"
+            kept = f"All {self.ledger.rows_out:,} readable images were kept."
+            if self.verdict.poison:
+                return f"There is evidence of poison, but no poisoned image was identified. {kept}"
+            return f"No evidence of poison. {kept}"
         if removed == 1:
-            return f"1 of {n:,} images carries {what}. It was removed."
-        return f"{removed:,} of {n:,} images carry {what}. They were removed."
-
-    @property
-    def _nothing_removed(self) -> str:
-        if self.evidence is None:
-            return "Nothing was removed."
-        if self.evidence.poison:
-            return "There is evidence of poison, but no image was found to carry it."
-        return "No evidence of poison."
+            return f"1 of {n:,} images was removed. It carries one suspected trigger."
+        kinds = max(1, len(self.families))
+        carried = "They carry one" if kinds == 1 else f"Each carries one of {kinds}"
+        triggers = "suspected trigger" if kinds == 1 else "suspected triggers"
+        return f"{removed:,} of {n:,} images were removed. {carried} {triggers}."

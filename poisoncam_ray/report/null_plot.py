@@ -1,4 +1,4 @@
-"""The plot of the evidence: what all bundles of windows score, against those without poison."""
+"""The plot of the evidence: the scores of all window groups against those of the null distribution."""
 
 from __future__ import annotations
 
@@ -13,8 +13,18 @@ MOST_BINS, LEAST_BINS = 40, 8
 
 
 def against_null(scores: Sequence[float], null: Sequence[float], threshold: float | None) -> Plot | None:
-    """All bundles' scores upwards, benign bundles' downwards, counts on one logarithmic scale. The
-    threshold is an edge of a bin: no bar lies on both sides of it."""
+    """Two histograms of window groups back to back, counts on one logarithmic scale.
+
+    The threshold is an edge of a bin: no bar lies on both sides of it.
+
+    Args:
+        scores: of all window groups, drawn upwards.
+        null: of the groups that the null distribution was fitted to, drawn downwards.
+        threshold: the score from which a group is suspected; None without a null distribution.
+
+    Returns:
+        None where there is no score at all.
+    """
     both = [*scores, *null]
     if not both:
         return None
@@ -31,7 +41,7 @@ def against_null(scores: Sequence[float], null: Sequence[float], threshold: floa
         return 100 * ((score - edge) / width - first) / n
 
     def height(count: int) -> float:
-        # One bundle is still a visible bar: log(1 + n).
+        # One group is still a visible bar: log(1 + n).
         return unit * math.log10(1 + count)
 
     bars = []
@@ -40,10 +50,10 @@ def against_null(scores: Sequence[float], null: Sequence[float], threshold: floa
         x, wide = 100 * (i - first) / n, 85 / n
         if up[i]:
             kind = "chosen" if threshold is not None and i >= 0 else "other"
-            label = f"{around}: {up[i]:,} bundles"
+            label = f"{around}: {up[i]:,} window groups"
             bars.append(Bar(x, zero - height(up[i]), wide, height(up[i]), kind, label))
         if down[i]:
-            label = f"{around}: {down[i]:,} benign bundles"
+            label = f"{around}: {down[i]:,} benign window groups"
             bars.append(Bar(x, zero, wide, height(down[i]), "benign", label))
     ticks = [
         Tick(zero + way * height(10**d), f"{10**d:,}")
@@ -62,19 +72,19 @@ def against_null(scores: Sequence[float], null: Sequence[float], threshold: floa
 
 
 def _width(low: float, high: float, scores: Sequence[float]) -> float:
-    """Of a bin: no narrower than the least difference of two scores, which would leave gaps."""
+    """The width of a bin. Bins narrower than the least difference of two scores would leave gaps."""
     places = sorted({round(score, 6) for score in scores})
     step = min((b - a for a, b in pairwise(places)), default=0.0)
     return max((high - low) / MOST_BINS, min(step, (high - low) / LEAST_BINS))
 
 
 def _counts(scores: Sequence[float], edge: float, width: float, threshold: float | None) -> Counter[int]:
-    """How many lie in each bin, counted from the edge."""
+    """The number of scores in each bin, by the bin's place counted from the edge."""
     bins: Counter[int] = Counter()
     for score in scores:
         # A score on the edge of a bin must not fall to either side by its last digit.
         i = math.floor((score - edge) / width + 0.05)
-        # A score that equals the threshold belongs above it, whatever the division rounds to.
+        # A score equal to the threshold belongs above it, whatever the division rounds to.
         if threshold is not None:
             i = max(i, 0) if score >= threshold else min(i, -1)
         bins[i] += 1

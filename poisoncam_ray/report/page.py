@@ -1,5 +1,7 @@
-"""The page itself: one static, self-contained HTML file. No script, no fetch, and nothing of the corpus
-(names, messages, settings) reaches it unescaped."""
+"""The page: one static, self-contained HTML file.
+
+It has no script and fetches nothing. All text of the corpus (names, messages, settings) is escaped.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from poisoncam_ray.report.model import Facts
+from poisoncam_ray import artifact
+from poisoncam_ray.report.gather import gather
+from poisoncam_ray.report.model import Fetcher, PageContent
 from poisoncam_ray.report.null_plot import against_null
 from poisoncam_ray.report.plot import Plot, curve, histogram, ranked, stacked, steps
 from poisoncam_ray.report.words import chance, p_figure, p_words, percent, why_not
@@ -22,32 +26,62 @@ from poisoncam_ray.report.words import chance, p_figure, p_words, percent, why_n
 NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
-def render(facts: Facts) -> str:
-    """The page as HTML text. Deterministic: equal facts give equal pages."""
+FILES = {
+    "removed_csv": f"{artifact.PAGE}/{artifact.REMOVED_CSV}",
+    "verdict_json": f"{artifact.PAGE}/{artifact.VERDICT_FILE}",
+    "removed": f"{artifact.REMOVED_ROWS}/",
+    "dead": f"{artifact.DEAD_ROWS}/",
+}
+"""Files and folders that the page names, relative to the run folder."""
+
+
+def build_report(
+    run_uri: str,
+    title: str = "PoisonCAM report",
+    about: Mapping[str, str] | None = None,
+    corpus: Fetcher | None = None,
+) -> str:
+    """The page of a finished run, as HTML text.
+
+    Args:
+        run_uri: the run folder. With report/metrics.json the page has a section 'Measured against truth'.
+        title: the title of the page.
+        about: lines shown below the headline, by label: {"Corpus": "s3://…"}.
+        corpus: the input corpus; None to open the one that the run names (run.json).
+
+    Raises:
+        UserError: the run is not finished.
+    """
+    return render(gather(run_uri, title, about, corpus))
+
+
+def render(page: PageContent) -> str:
+    """The page as HTML text. Equal content gives equal text."""
     environment = _environment()
     style = resources.files("poisoncam_ray.report").joinpath("page.css").read_text()
-    ledger, evidence = facts.ledger, facts.evidence
+    ledger, verdict = page.ledger, page.verdict
     plots: dict[str, Plot | None] = {
         "ledger": stacked({"kept": ledger.rows_out, "removed": ledger.removed, "dead": ledger.dead}),
-        "evidence": against_null(evidence.group_scores, evidence.null_scores, evidence.threshold)
-        if evidence and evidence.null_scores
+        "evidence": against_null(verdict.group_scores, verdict.null_scores, verdict.threshold)
+        if verdict.null_scores
         else None,
-        "scores": ranked(facts.scores),
-        "rounds": steps([row["live"] for row in facts.rounds]),
-        "histogram": histogram(facts.kept_bins, facts.removed_bins, facts.threshold),
-        "loss": curve(facts.loss),
+        "scores": ranked(page.scores),
+        "rounds": steps([row["live"] for row in page.rounds]),
+        "histogram": histogram(page.kept_bins, page.removed_bins, page.threshold),
+        "loss": curve(page.loss),
     }
-    # Only this very style block may apply: markup smuggled in through a name could neither run nor restyle.
+    # Only this style block may apply: markup in a name could neither run nor restyle the page.
     style_hash = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     template = environment.get_template("page.html.j2")
-    page = template.render(
-        facts=facts,
+    text = template.render(
+        page=page,
         plots=plots,
+        files=FILES,
         style=Markup(style),
         style_hash=style_hash,
-        tables=_metric_tables(facts.metrics or {}),
+        tables=_metric_tables(page.metrics or {}),
     )
-    return page.lstrip()
+    return text.lstrip()
 
 
 @dataclass(frozen=True)
@@ -58,7 +92,7 @@ class _Table:
 
 
 def _metric_tables(metrics: Mapping[str, Any]) -> list[_Table]:
-    """The nested parts of metrics.json; groups of numbers with the same keys share a table, a row each."""
+    """The nested values of metrics.json as tables. Mappings with the same keys are rows of one table."""
     tables: list[_Table] = []
     groups: dict[tuple[str, ...], dict[str, Mapping[str, Any]]] = {}
     for name, group in metrics.items():
@@ -78,7 +112,7 @@ def _metric_tables(metrics: Mapping[str, Any]) -> list[_Table]:
 
 
 def _leaves(group: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The innermost groups, each by its name; deeper ones by the path to it, in words."""
+    """The innermost mappings by name; deeper ones by their path, in words."""
     for name, row in group.items():
         if not isinstance(row, Mapping):
             continue
@@ -110,7 +144,7 @@ def _environment() -> jinja2.Environment:
 
 
 def _share(value: float | None) -> str:
-    """0.00687 → 0.69 %."""
+    """A share in per cent: 0.00687 → '0.69 %'."""
     if value is None:
         return "–"
     percent = 100 * value

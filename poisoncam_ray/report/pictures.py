@@ -15,15 +15,28 @@ from poisoncam_ray.decode import DecodeError, decode
 from poisoncam_ray.errors import StoreAwayError
 from poisoncam_ray.report.model import Fetcher
 
-THUMBNAIL = 128
-"""Pictures are shown at the encoder's resolution up to this side in pixels, larger ones are shrunk to it."""
+MAX_SIDE = 128
+"""In pixels. Pictures are shown at the encoder's resolution; larger ones are shrunk to this side."""
 FETCHED_AT_ONCE = 16
 
 
 def fetch_pictures(
     corpus: Fetcher | None, settings: Mapping[str, Any], image_ids: Iterable[str], side: int
 ) -> dict[str, str]:
-    """Data URIs by image id, as the encoder saw them. A corpus that is gone costs the pictures only."""
+    """Pictures as the encoder saw them. A corpus that cannot be read gives none.
+
+    Args:
+        corpus: the corpus; None to open the one that the run names.
+        settings: run.json.
+        image_ids: the images wanted.
+        side: the side of the encoder's images, in pixels.
+
+    Returns:
+        data: URIs by image id, without the images that could not be read.
+
+    Raises:
+        StoreAwayError: the store does not answer.
+    """
     wanted, pictures = list(dict.fromkeys(image_ids)), dict[str, str]()
     if "config" not in settings:
         return pictures
@@ -35,9 +48,9 @@ def fetch_pictures(
             )
         except DecodeError:
             continue
-        picture.thumbnail((THUMBNAIL, THUMBNAIL))
+        picture.thumbnail((MAX_SIDE, MAX_SIDE))
         file = io.BytesIO()
-        # Small pictures are shown enlarged, where the losses of JPEG would look like content.
+        # Small pictures are shown enlarged: JPEG artefacts would look like content.
         lossless = side <= 64
         picture.save(file, "PNG") if lossless else picture.save(file, "JPEG", quality=88)
         pictures[image_id] = data_uri(file.getvalue(), "png" if lossless else "jpeg")
@@ -47,7 +60,7 @@ def fetch_pictures(
 def _fetched(
     corpus: Fetcher | None, settings: Mapping[str, Any], wanted: list[str]
 ) -> Iterator[tuple[str, bytes]]:
-    """A few at a time: a hostile image may be large."""
+    """Ids and bytes. A few images are held at a time: a hostile image may be large."""
     opened = settings["config"]["corpus"]
     try:
         corpus = corpus or open_corpus(settings["input"], opened["format"], opened["image_column"])
@@ -56,9 +69,10 @@ def _fetched(
             yield from zip(ids, corpus.fetch(ids), strict=True)
     except StoreAwayError:
         raise
-    except Exception:  # every store has errors of its own; none is worth a run its report
+    except Exception:  # each store has its own errors; none of them must cost the report
         return
 
 
 def data_uri(data: bytes, kind: str) -> str:
+    """An encoded image as a data: URI; `kind` is "png" or "jpeg"."""
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

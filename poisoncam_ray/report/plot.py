@@ -1,6 +1,7 @@
-"""Plots as plain geometry, in per cent of the plot's width and height: the page's template draws them as SVG.
+"""Plots as plain geometry, in per cent of the plot's width and height. The page's template draws them as SVG.
 
-No fixed pixels, so that text keeps its size and colours follow the reader's light or dark scheme.
+There are no fixed pixels, so text keeps its size. Colours come from the style sheet and follow the reader's
+light or dark scheme.
 """
 
 from __future__ import annotations
@@ -16,12 +17,16 @@ BINS = 60
 
 @dataclass(frozen=True)
 class Tick:
+    """A label on an axis, at a place in per cent."""
+
     at: float
     label: str
 
 
 @dataclass(frozen=True)
 class Bar:
+    """A rectangle in per cent; `kind` is its CSS class, `label` its tooltip."""
+
     x: float
     y: float
     width: float
@@ -32,6 +37,8 @@ class Bar:
 
 @dataclass(frozen=True)
 class Dot:
+    """A point in per cent; `kind` is its CSS class."""
+
     x: float
     y: float
     kind: str
@@ -39,7 +46,12 @@ class Dot:
 
 @dataclass(frozen=True)
 class Plot:
-    """`x` to the right, `y` downwards from the top. `line`: an SVG points list in a 100 × 100 square."""
+    """A plot. `x` counts to the right, `y` downwards from the top.
+
+    Attributes:
+        line: an SVG list of points in a 100 × 100 square.
+        mark: a vertical line.
+    """
 
     x_ticks: Sequence[Tick] = ()
     y_ticks: Sequence[Tick] = ()
@@ -49,19 +61,29 @@ class Plot:
     mark: Tick | None = None
 
 
-def stacked(parts: Mapping[str, int]) -> Plot:
-    """One bar from left to right; what is not zero gets at least one per cent, so that it can be seen."""
-    total = max(1, sum(parts.values()))
-    widths = {kind: max(1.0, 100 * n / total) for kind, n in parts.items() if n}
+def stacked(counts: Mapping[str, int]) -> Plot:
+    """One bar from left to right, divided by kind. Every count above zero gets about one per cent at least,
+    so that it is visible."""
+    total = max(1, sum(counts.values()))
+    widths = {kind: max(1.0, 100 * n / total) for kind, n in counts.items() if n}
     scale, x, bars = 100 / max(1.0, sum(widths.values())), 0.0, []
     for kind, width in widths.items():
-        bars.append(Bar(x, 0, width * scale, 100, kind, f"{parts[kind]:,} {kind}"))
+        bars.append(Bar(x, 0, width * scale, 100, kind, f"{counts[kind]:,} {kind}"))
         x += width * scale
     return Plot(bars=bars)
 
 
 def histogram(kept: Sequence[int], removed: Sequence[int], threshold: float | None) -> Plot | None:
-    """p_poison from 0 to 1, counts on a logarithmic scale; a bin of both kinds shows them side by side."""
+    """A histogram of the probability of poison, counts on a logarithmic scale.
+
+    Args:
+        kept: counts of the kept images in equal bins over 0 … 1.
+        removed: the same for the removed images; drawn beside the kept ones.
+        threshold: a probability to mark; None for no mark.
+
+    Returns:
+        None where all counts are zero.
+    """
     top = max([0, *kept, *removed])
     if top == 0:
         return None
@@ -89,7 +111,14 @@ def histogram(kept: Sequence[int], removed: Sequence[int], threshold: float | No
 
 
 def ranked(scores: Sequence[tuple[float, bool]]) -> Plot | None:
-    """(score, chosen) best first, one dot each over its rank; many unchosen ones are thinned out evenly."""
+    """One dot for each score over its rank; long lists of unchosen scores are thinned out evenly.
+
+    Args:
+        scores: (score, chosen), highest first.
+
+    Returns:
+        None where there is no score.
+    """
     if not scores:
         return None
     top, bottom = max(0.05, scores[0][0]), min(0.0, scores[-1][0])
@@ -105,14 +134,14 @@ def ranked(scores: Sequence[tuple[float, bool]]) -> Plot | None:
     # Chosen dots are drawn last, on top of their neighbours.
     shown.sort(key=lambda i: scores[i][1])
     return Plot(
-        x_ticks=[Tick(0, "best"), Tick(100, f"rank {len(scores):,}")],
+        x_ticks=[Tick(0, "rank 1"), Tick(100, f"rank {len(scores):,}")],
         y_ticks=[Tick(y(value), f"{100 * value:.3g} %") for value in ticks],
         dots=[Dot(100 * i / last, y(scores[i][0]), "chosen" if scores[i][1] else "other") for i in shown],
     )
 
 
 def steps(live: Sequence[int]) -> Plot | None:
-    """One bar a round."""
+    """One bar for each search round: the number of live clusters. None without a round."""
     if not live:
         return None
     ticks = round_values(0, max(1, *live), 3)
@@ -128,7 +157,7 @@ def steps(live: Sequence[int]) -> Plot | None:
                 0.8 * width,
                 100 * n / top,
                 "kept",
-                f"round {i + 1}: {n} live",
+                f"round {i + 1}: {n} live clusters",
             )
             for i, n in enumerate(live)
         ],
@@ -136,7 +165,8 @@ def steps(live: Sequence[int]) -> Plot | None:
 
 
 def curve(points: Sequence[tuple[float, float]]) -> Plot | None:
-    """y over x as a line; longer series are averaged down to CURVE_POINTS."""
+    """A line through the points (x, y); longer series are averaged down to CURVE_POINTS. None for fewer than
+    two finite points."""
     points = [(x, y) for x, y in points if math.isfinite(y)]
     if len(points) < 2:
         return None

@@ -10,10 +10,18 @@ from poisoncam_ray.folder import Folder
 
 
 def removed_csv(run: Folder) -> bytes:
-    """removed.csv: a line for every removed image, in the order of the corpus (artifact.REMOVED_SCHEMA).
+    """The table of the removed images, in the order of the corpus.
+
+    Columns: artifact.REMOVED_SCHEMA. Text is quoted as RFC 4180 asks, so an image id may hold commas, quotes
+    and line breaks. Text is not altered: an id such as `=cmd` stays as it is, because a prefix against
+    formulas would make it the id of no image. Readers that execute formulas must import the text columns as
+    text.
 
     Args:
         run: a run folder whose Clean stage is committed.
+
+    Returns:
+        UTF-8 text: a header, and a line for each removed image.
     """
     clean = run / artifact.CLEAN
     names = [name for name in clean.names() if name.endswith(".parquet")]

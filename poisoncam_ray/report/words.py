@@ -6,19 +6,19 @@ from collections.abc import Collection, Mapping
 
 from poisoncam_ray.artifact import Verdict
 
-NOTHING = "No group of windows moves more images than benign groups do."
-TOO_FEW = "Too few windows were scored to know how high benign windows score, so poison could not be seen."
-TOO_HIGH = "Benign windows of this corpus score so high that no window could stand out."
+NOTHING = "No window group reaches the threshold."
+TOO_FEW = "Too few windows were scored to fit a null distribution, so poison could not be detected."
+TOO_HIGH = "Benign window groups of this corpus score so high that no window group could reach the threshold."
 NO_TRIGGER = (
-    "A group of windows reaches the threshold, but no trigger family was found in it. A family needs at "
-    "least two windows that look alike or move images alike."
+    "A window group reaches the threshold, but no trigger family was found in it. A family needs at least "
+    "two windows that look alike or move images to the same clusters."
 )
 LEAST_P = 1e-4
-"""p-values below this are shown as 'below': no null is large enough to tell them apart."""
+"""Smaller p-values are shown as 'less than this': no null distribution is large enough to tell them apart."""
 
 
 def why_not(verdict: Verdict) -> str:
-    """Why there is no evidence of poison, in a sentence."""
+    """Why there is no evidence of poison, in one or two sentences."""
     if verdict.threshold is None:
         return TOO_FEW
     if verdict.threshold > 1:
@@ -35,7 +35,7 @@ def tell(
         verdict: the verdict of the run.
         removed: how many images were removed.
         by_family: removed images by family.
-        in_doubt: families whose classifier is unsure, so that nothing is removed for them.
+        in_doubt: families whose classifier is in doubt, so that nothing is removed for them.
     """
     if not verdict.poison:
         gone = "nothing was removed" if removed == 0 else f"{_images(removed)} removed"
@@ -49,8 +49,10 @@ def tell(
     if removed:
         lines = [f"Poison found: {kinds}, {_images(removed)} removed{sure}."]
     else:
-        # Most false alarms end here: their classifiers are unsure, so no image is removed.
-        lines = [f"Suspicious windows: {kinds}{sure}, but no image is surely poison: nothing was removed."]
+        # Most false alarms end here: their classifiers are in doubt, so no image is removed.
+        lines = [
+            f"Evidence of poison: {kinds}{sure}, but no poisoned image was identified: nothing was removed."
+        ]
     for family in verdict.families:
         gone = f"{_images(by_family.get(family.family, 0))} removed"
         if family.family in in_doubt:
@@ -61,26 +63,28 @@ def tell(
 
 
 def chance(p_value: float) -> str:
-    """0.0004 → '1 in 2,500 benign groups of windows scores'; common ones in per cent."""
+    """A p-value as a share of benign window groups: 0.0004 → '1 in 2,500 benign window groups scores'."""
     if p_value > 0.1:
-        return f"{percent(p_value)} of benign groups of windows score"
+        return f"{percent(p_value)} of benign window groups score"
     if p_value < LEAST_P:
-        return f"fewer than 1 in {1 / LEAST_P:,.0f} benign groups of windows scores"
+        return f"fewer than 1 in {1 / LEAST_P:,.0f} benign window groups scores"
     # Two digits: a p-value is no more exact than that.
-    return f"1 in {float(f'{1 / p_value:.2g}'):,.0f} benign groups of windows scores"
+    return f"1 in {float(f'{1 / p_value:.2g}'):,.0f} benign window groups scores"
 
 
 def p_figure(p_value: float) -> str:
+    """A p-value as a figure: 0.0004 → '0.0004', 1e-7 → '< 0.0001'."""
     return f"< {LEAST_P}" if p_value < LEAST_P else f"{p_value:.2g}"
 
 
 def p_words(p_value: float) -> str:
+    """A p-value as an equation: 0.0004 → 'p = 0.0004'."""
     figure = p_figure(p_value)
     return f"p {figure}" if figure.startswith("<") else f"p = {figure}"
 
 
 def percent(share: float) -> str:
-    """0.05 → '5 %'; three digits at most."""
+    """A share in per cent, three digits at most: 0.05 → '5 %'."""
     return f"{100 * share:.3g} %" if share < 1 else "100 %"
 
 

@@ -4,7 +4,9 @@ table."""
 from __future__ import annotations
 
 from poisoncam_ray import artifact, facts
-from poisoncam_ray.report import gather, removed_csv, render
+from poisoncam_ray.report.gather import gather
+from poisoncam_ray.report.page import render
+from poisoncam_ray.report.removed import removed_csv
 from poisoncam_ray.stage import Outcome, Run, Stage
 
 

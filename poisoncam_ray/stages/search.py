@@ -159,7 +159,7 @@ def score_round(
     # Sorted by id: images of one row group come into one chunk, and the row group is read once.
     ordered = sorted(zip(ids, pool.y_P[picks].tolist(), strict=True))
     chunks = [ordered[i : i + size] for i in range(0, len(ordered), size)]
-    # As tables: `landed` as Python numbers would need ten times the memory.
+    # As tables: `landed` as Python numbers needs far more memory.
     found: list[pa.Table] = []
     done = state.scored
     for rows in run_on(scorers, chunks):

@@ -33,14 +33,17 @@ class Verdict(Stage):
     inputs = (artifact.SEARCH,)
     sections = ("verdict",)
 
+    def __init__(self, rules: VerdictRules = RULES) -> None:
+        self.rules = rules
+
     def depends_on(self, config: Config) -> dict[str, Any]:
-        return {"rules": asdict(RULES)}
+        return {"rules": asdict(self.rules)}
 
     def run(self, run: Run) -> Outcome:
         search, rate = run.folder / artifact.SEARCH, run.config.verdict.false_alarm_rate
         rounds = facts.of_manifest(facts.Searched, run.manifest(artifact.SEARCH)).rounds
-        row_N, tried = read_candidates(search, rounds)
-        decision = decide(tried, rate, RULES)
+        row_N, tried = read_candidates(search, rounds, self.rules.thumbnail_side)
+        decision = decide(tried, rate, self.rules)
         triggers = read_rows(search, rounds, row_N[decision.kept_M.numpy()])
         family_M = decision.family_N[decision.kept_M].numpy()
         triggers = triggers.append_column("family", pa.array(family_M, pa.int32()))
@@ -51,12 +54,15 @@ class Verdict(Stage):
         return Outcome(facts.Decided(found.verdict, len(found.families)))
 
 
-def read_candidates(search: Folder, rounds: int) -> tuple[np.ndarray, Candidates]:
+def read_candidates(
+    search: Folder, rounds: int, side: int = RULES.thumbnail_side
+) -> tuple[np.ndarray, Candidates]:
     """Read what the verdict needs of every candidate.
 
     Args:
         search: the artifact of the search.
         rounds: its number of rounds.
+        side: of the thumbnails, in pixels.
 
     Returns:
         row_N, the place of each candidate in the rounds' files, counted through; the candidates, best first.
@@ -70,7 +76,7 @@ def read_candidates(search: Folder, rounds: int) -> tuple[np.ndarray, Candidates
     for i in range(rounds):
         part = _round(search, i, ["landed", "crop"])
         landed.append(np.stack(part["landed"].to_numpy(zero_copy_only=False)))
-        thumbnails += [thumbnail(from_png(data), RULES.thumbnail_side) for data in part["crop"].to_pylist()]
+        thumbnails += [thumbnail(from_png(data), side) for data in part["crop"].to_pylist()]
     flip_test = search.read_table(artifact.FLIP_TEST, ["cluster"])
     tried = Candidates(
         cluster_N=torch.from_numpy(table["cluster"].to_numpy().astype(np.int64)),

@@ -1,4 +1,4 @@
-"""The embedded demo, run once on local disk for all tests that look at it."""
+"""The embedded demo, run once on local disk for all tests that read its result."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ from tests.small import defend
 
 @pytest.fixture(scope="session")
 def local_demo(tmp_path_factory) -> tuple[Path, subprocess.Popen]:
-    """(its folder, the ended process)."""
+    """The demo's folder, and the process that has ended."""
     folder = tmp_path_factory.mktemp("local") / "demo"
     return folder, defend("--output", str(folder), timeout=1700)

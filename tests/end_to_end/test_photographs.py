@@ -12,6 +12,8 @@ from poisoncam_ray.progress import Progress
 from poisoncam_ray.research.evaluate.table import Setting, make_table
 from poisoncam_ray.settings import load_config
 
+pytestmark = pytest.mark.e2e
+
 
 @pytest.mark.photographs
 @pytest.mark.timeout(2400)
@@ -24,8 +26,7 @@ def test_a_backdoor_in_photographs_is_found_and_removed(photographs, triggers, r
         labels=tuple(range(10)),
     )
     (row,) = make_table(setting, load_config("tiny-cnn"), Folder(str(tmp_path)), Progress())
-    # One run: from seed to seed the search's own figures differ most. Bounds lie where a broken search
-    # does not come: a random window finds 0.04 of the triggers, the paper's masks 0.45.
+    # One run. The search's own figures differ most from seed to seed; a broken search does not reach these.
     assert row["verdict"] == "poison"
     assert row["asr"] >= 0.6
     assert row["asr_never_poisoned"] <= 0.2

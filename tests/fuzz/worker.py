@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from poisoncam_ray.corpus import open_corpus
+from poisoncam_ray.corpus import DEAD, KEPT, open_corpus
 from poisoncam_ray.decode import DecodeError, decode, header
 from poisoncam_ray.errors import UserError
 from tests.bombs import peak
@@ -72,17 +72,17 @@ def shard(suffix: str) -> Callable[[bytes, Path], str]:
         dead: Counter[str] = Counter()
         for unit in corpus.units(slices):
             fates: list[int] = []
-            for part in unit:
-                rows = list(corpus.read(part, whole=True))
-                assert [row.row for row in rows] == list(range(part.start, part.stop)), part
+            for slice_ in unit:
+                rows = list(corpus.read(slice_, whole=True))
+                assert [row.row for row in rows] == list(range(slice_.start, slice_.stop)), slice_
                 assert all(len(row.error) == 2 and all(row.error) for row in rows if row.error)
-                fates += [2 if row.error or row.data is None else 0 for row in rows]
+                fates += [DEAD if row.error or row.data is None else KEPT for row in rows]
             source = unit[0].source
-            alive[source] += fates.count(0)
-            dead[source] += fates.count(2)
+            alive[source] += fates.count(KEPT)
+            dead[source] += fates.count(DEAD)
             shutil.rmtree(folder / "out", ignore_errors=True)
-            kept, removed = corpus.split(unit, fates, {}, str(folder / "out/kept"), str(folder / "out/gone"))
-            assert (kept, removed) == (fates.count(0), 0), (kept, removed, Counter(fates))
+            kept, removed = corpus.split(unit, fates, str(folder / "out/kept"), str(folder / "out/gone"))
+            assert (kept, removed) == (fates.count(KEPT), 0), (kept, removed, Counter(fates))
         assert (alive[f"whole{suffix}"], dead[f"whole{suffix}"]) == (WHOLE, 0), "the whole shard lost rows"
         lived, died = alive[f"broken{suffix}"], dead[f"broken{suffix}"]
         return "all rows live" if not died else "some rows live" if lived else "all rows dead"

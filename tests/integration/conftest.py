@@ -1,17 +1,23 @@
-"""A cluster of several nodes, and the run that no fault disturbed: made once for all tests that strike."""
+"""What several files share: a finished defence on this machine, and a cluster of several nodes
+with the run on it that no fault disturbed."""
 
 from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.cluster import RayNodes
 from tests.small import SETTINGS, defend, draw_small
 
-# Units enough for two nodes; threads fixed, since by default they follow the number of nodes.
+# Rows of the first shard that hold no image, and what they hold instead.
+BROKEN = {3: b"", 17: b"no image", 30: None, 41: "truncated"}
+# Slices and chunks for two nodes; a fixed number of threads, since the default follows the number of actors.
 ON_NODES = [
     *SETTINGS,
     "corpus.rows_per_slice=16",
@@ -24,6 +30,40 @@ ON_NODES = [
     "resources.actors=2",
     "resources.threads_per_actor=1",
 ]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A defence that ended: its corpus, its run folder, what it said, and its command."""
+
+    corpus: Path
+    run: Path
+    said: str
+
+    def command(self, run: Path | None = None) -> list[str]:
+        """The arguments of the same defence, of another run folder if one is given."""
+        return ["--input", str(self.corpus), "--output", str(run or self.run), *SETTINGS]
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """An undisturbed defence of 240 images, four of them broken, with SETTINGS. Tests do not change it."""
+    folder = tmp_path_factory.mktemp("finished")
+    corpus = draw_small(folder / "corpus")
+    _break_some(corpus / "part-00000.parquet")
+    process = defend("--input", str(corpus), "--output", str(folder / "run"), *SETTINGS)
+    assert process.returncode == 0, process.said
+    return Finished(corpus, folder / "run", process.said)
+
+
+def _break_some(shard: Path) -> None:
+    table = pq.read_table(shard)
+    images = table["image"].to_pylist()
+    for row, data in BROKEN.items():
+        images[row]["bytes"] = images[row]["bytes"][:200] if data == "truncated" else data
+    column = pa.array(images, table.schema.field("image").type)
+    index = table.schema.get_field_index("image")
+    pq.write_table(table.set_column(index, table.schema.field(index), column), shard)
 
 
 def defend_on(nodes: RayNodes, corpus: Path, run: Path, *settings: str) -> subprocess.Popen:

@@ -1,4 +1,5 @@
-"""Every kind of corpus, good and broken, on a real S3 server: the ledger and the bytes are those on disk."""
+"""Corpora of every format with broken files on a real S3 server: the fates and the bytes are those on
+disk."""
 
 from __future__ import annotations
 
@@ -7,21 +8,20 @@ from pathlib import Path
 import pytest
 
 from poisoncam_ray import artifact
-from poisoncam_ray.corpus import open_corpus, storage
+from poisoncam_ray.corpus import open_corpus
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.folder import Folder
-from poisoncam_ray.s3 import PatientS3
+from poisoncam_ray.store import connect
 from tests.ledger import defend, write_mixed_parquet, write_mixed_tars
 from tests.tars import image
 
+pytestmark = pytest.mark.s3
+
 
 @pytest.fixture
-def bucket(s3, monkeypatch) -> str:
-    for name, value in s3.environment().items():
-        monkeypatch.setenv(name, value)
-    PatientS3.clear_instance_cache()
-    yield f"s3://{s3.bucket}"
-    PatientS3.clear_instance_cache()
+def bucket(s3, use_s3) -> str:
+    use_s3(s3.environment())
+    return f"s3://{s3.bucket}"
 
 
 def write_images(folder: Path) -> None:
@@ -32,7 +32,7 @@ def write_images(folder: Path) -> None:
 
 
 def files(uri: str) -> dict[str, bytes]:
-    fs, root = storage.connect(uri)
+    fs, root = connect(uri)
     return {str(path)[len(root) :]: fs.cat_file(path) for path in fs.find(root)}
 
 
@@ -40,7 +40,7 @@ def files(uri: str) -> dict[str, bytes]:
 def test_s3_and_disk_agree(tmp_path, bucket, write):
     write(tmp_path / "in")
     root = f"{bucket}/{write.__name__}"
-    fs = storage.connect(root)[0]
+    fs = connect(root)[0]
     for path in (tmp_path / "in").iterdir():
         fs.pipe_file(f"{root}/in/{path.name}", path.read_bytes())
     here, there = (
@@ -49,7 +49,7 @@ def test_s3_and_disk_agree(tmp_path, bucket, write):
     )
     ends = defend(here, Folder(str(tmp_path / "run")))
     assert defend(there, Folder(f"{root}/run")) == ends and ends.errors
-    for name in (artifact.CLEAN_ROWS, "removed"):
+    for name in (artifact.CLEAN_ROWS, artifact.REMOVED_ROWS):
         assert files(f"{root}/run/{name}") == files(f"{tmp_path}/run/{name}")
     wanted = ends.kept[::-7] + ends.removed[:3]
     assert there.fetch(wanted) == here.fetch(wanted)
@@ -60,4 +60,4 @@ def test_s3_and_disk_agree(tmp_path, bucket, write):
     if write is not write_images:
         fs.pipe_file(f"{root}/in/{name}", b"other")
         with pytest.raises(UserError, match="changed since it was indexed"):
-            list(there.read(next(part for part in slices if part.source == name)))
+            list(there.read(next(s for s in slices if s.source == name)))

@@ -20,12 +20,22 @@ import pytest
 import yaml
 
 from poisoncam_ray import artifact
+from poisoncam_ray.defence import stages
 from poisoncam_ray.folder import MANIFEST, STARTED, Folder, Manifest
 from tests.cluster import RAY, RayNodes, until
 from tests.infra.render import ray_job, render
-from tests.small import ROOT, SETTINGS, draw_small, stamps, verdicts
+from tests.small import ROOT, SETTINGS, draw_small, scores, stamps
+
+pytestmark = [pytest.mark.cluster, pytest.mark.s3]
 
 RUNS = "python jobs/defend.py"
+LIGHT = [
+    "pretrain.epochs=2",
+    "search.masks=16",
+    "search.refine=false",
+    "search.max_rounds=2",
+    "classify.steps=8",
+]
 
 
 class Jobs:
@@ -119,10 +129,10 @@ def finished(jobs, corpus, tmp_path_factory) -> tuple[Path, str]:
 
 def test_a_job_ends_with_exit_code_0_and_its_log_shows_stages_and_counts(finished, jobs):
     run, log = finished
-    for title in ("Index", "Pretrain", "Embed", "Cluster", "Search", "Classify", "Judge", "Clean", "Report"):
-        assert f"{title:<9} …" in log
+    for stage in stages():
+        assert f"{stage.title:<9} …" in log
     assert "160 rows = " in log and " + 0 dead" in log
-    assert f"{run}/report/index.html" in log
+    assert f"{run}/{artifact.PAGE}/{artifact.HTML}" in log
     assert "Traceback" not in log
     assert jobs.ask("calm")["driver_exit_code"] == 0
 
@@ -186,7 +196,7 @@ def test_a_second_job_on_the_folder_is_refused_and_a_stopped_one_resumes(finishe
     assert third.returncode == 0, third.stdout
     assert "Embed     done before" in third.stdout
     assert stamps(run / artifact.FEATURES) == before
-    assert verdicts(run) == verdicts(finished[0])
+    assert scores(run) == scores(finished[0])
 
 
 # Ten minutes; a small job loses a node in every stage in test_nodes.py.
@@ -207,16 +217,17 @@ def test_the_demo_survives_a_node_lost_in_search(jobs, cluster, tmp_path):
     record, log = jobs.ask("demo"), jobs.call("logs", "demo").stdout
     cluster.add_node()
     assert (record["status"], record["driver_exit_code"]) == ("SUCCEEDED", 0), log
-    ledger = Manifest.read(Folder(str(run / artifact.CLEAN_ROWS))).ledger
+    ledger = Manifest.read(Folder(str(run / artifact.CLEAN))).ledger
     assert ledger is not None and ledger.balanced
-    assert ledger.rows_in == len(verdicts(run)) == 3000
-    assert ledger.removed == sum(row["verdict"] == "remove" for row in verdicts(run))
+    assert ledger.rows_in == len(scores(run)) == 3000
+    assert ledger.removed == sum(row["fate"] == artifact.REMOVE for row in scores(run))
 
 
 def test_the_manifests_own_entrypoint_and_environment(jobs, corpus, s3):
     """As KubeRay's submitter does it: no working folder, the runtime environment as JSON."""
     spec = ray_job(render("overlays/kind"))["spec"]
-    words = shlex.split(spec["entrypoint"])
+    # With less to train and to search: its own settings take minutes, and are tested with the presets.
+    words = [*shlex.split(spec["entrypoint"]), *LIGHT]
     source, output = (urlsplit(words[words.index(option) + 1]) for option in ("--input", "--output"))
     client = s3.client()
     client.create_bucket(Bucket=source.netloc)
@@ -226,7 +237,7 @@ def test_the_manifests_own_entrypoint_and_environment(jobs, corpus, s3):
     job = jobs.call("submit", "--submission-id", "kind", "--runtime-env-json", environment, "--", *words)
     assert job.returncode == 0, job.stdout
     assert jobs.ask("kind")["driver_exit_code"] == 0
-    manifest = f"{output.path.strip('/')}/07_clean/{MANIFEST}"
+    manifest = f"{output.path.strip('/')}/{artifact.CLEAN}/{MANIFEST}"
     ledger = json.load(client.get_object(Bucket=output.netloc, Key=manifest)["Body"])["ledger"]
     assert ledger["rows_in"] == 160 == ledger["rows_out"] + ledger["removed"] + ledger["dead"]
 

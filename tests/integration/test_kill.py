@@ -1,4 +1,4 @@
-"""SIGKILL in stage after stage, the same command again: the same verdicts, and finished parts stay as is."""
+"""SIGKILL in stage after stage, then the same command: the same result, and no finished work is redone."""
 
 from __future__ import annotations
 
@@ -8,39 +8,34 @@ import signal
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from poisoncam_ray import artifact
+from poisoncam_ray.defence import stages
 from poisoncam_ray.folder import MANIFEST, STARTED
-from tests.small import SETTINGS, defend, draw_small, stamps, verdicts
+from tests.cluster import is_alive, until
+from tests.small import defend, parquet_digests, scores, stamps
 
-STAGES = (
-    artifact.INDEX,
-    artifact.ENCODER,
-    artifact.FEATURES,
-    artifact.CLUSTERS,
-    artifact.SEARCH,
-    artifact.CLASSIFIER,
-    artifact.SCORES,
-    artifact.CLEAN_ROWS,
-    "report",
-)
+pytestmark = pytest.mark.cluster
 
-# One of each way to go on: checkpoints, slices, rounds, a whole stage done again, shards.
+STAGES = tuple(stage.name for stage in stages())
+# One for each way to resume: checkpoints, slices, rounds, a stage that starts again, units.
 OF_EACH_KIND = (
     artifact.ENCODER,
     artifact.FEATURES,
     artifact.SEARCH,
     artifact.CLASSIFIER,
-    artifact.CLEAN_ROWS,
+    artifact.CLEAN,
 )
-
 # Over in a fraction of a second on this corpus.
-SHORT = (artifact.CLEAN_ROWS, "report")
+SHORT = (artifact.VERDICT, artifact.CLEAN, artifact.REPORT)
+# Which stage each folder of the run belongs to.
+OWNER = {folder: stage.name for stage in stages() for folder in (stage.name, *stage.writes)}
 
 
 def kill_in(stage: str, command: list[str], run: Path, seed: int) -> None:
-    """Start the command and SIGKILL its process group at a random moment of `stage`."""
+    """Start the command, and SIGKILL its process group at a random moment of `stage`."""
     process = defend(*command, wait=False)
     started, committed = run / stage / STARTED, run / stage / MANIFEST
     while not started.exists() and process.poll() is None:
@@ -49,24 +44,29 @@ def kill_in(stage: str, command: list[str], run: Path, seed: int) -> None:
     deadline = time.monotonic() + random.Random(seed).uniform(0.0, 0.1 if stage in SHORT else 2.0)
     while time.monotonic() < deadline and not committed.exists():
         time.sleep(0.005)
+    # Ray's processes end when they notice the driver's death; until then they may finish a slice.
+    below = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    # Ray's own processes notice the driver's death; until then they may finish the piece in hand.
-    time.sleep(3)
+    until(lambda: not any(is_alive(process) for process in below), 60, "Ray outlives its driver")
 
 
 def finished_files(run: Path) -> dict[str, tuple[str, int]]:
-    """What must never be written again: a committed stage, and the finished pieces of a running one."""
+    """Files that must never be written again: of committed stages, and what a running stage has finished."""
     committed = {stage for stage in STAGES if (run / stage / MANIFEST).exists()}
-    rounds = {f"04_search/{path.parent.name}" for path in (run / artifact.SEARCH).glob("round=*/live.json")}
+    rounds = tuple(
+        f"{path.parent.relative_to(run)}/"
+        for path in (run / artifact.SEARCH).glob(f"round=*/{artifact.ROUND_STATE}")
+    )
 
     def finished(name: str) -> bool:
-        stage, _, rest = name.partition("/")
-        return (
-            stage in committed
-            or rest.startswith(("part-", "family_", "_units/", "centroids"))
-            or any(name.startswith(f"{folder}/") for folder in rounds)
-        )
+        owner = next((stage for folder, stage in OWNER.items() if name.startswith(f"{folder}/")), None)
+        if owner in committed or name.startswith(rounds):
+            return True
+        file = name.removeprefix(f"{owner}/")
+        # A unit's reasons are written before the marker that commits the unit.
+        unit = file.startswith("unit-") and file.endswith(".json")
+        return unit or file.startswith(("part-", "family_", artifact.CENTROIDS))
 
     return {name: stamp for name, stamp in stamps(run).items() if finished(name)}
 
@@ -79,12 +79,9 @@ def finished_files(run: Path) -> dict[str, tuple[str, int]]:
     ],
 )
 @pytest.mark.timeout(1500)
-def test_killed_stage_after_stage_it_ends_as_if_undisturbed(struck, tmp_path):
-    corpus = draw_small(tmp_path / "corpus", 160)
-    calm, run = tmp_path / "calm", tmp_path / "run"
-    undisturbed = defend("--input", str(corpus), "--output", str(calm), *SETTINGS)
-    assert undisturbed.returncode == 0, undisturbed.said
-    command = ["--input", str(corpus), "--output", str(run), *SETTINGS]
+def test_killed_stage_after_stage_it_ends_as_if_undisturbed(struck, finished, tmp_path):
+    run = tmp_path / "run"
+    command = finished.command(run)
     earlier: dict[str, tuple[str, int]] = {}
     for number, stage in enumerate(struck):
         kill_in(stage, command, run, seed=number)
@@ -95,6 +92,6 @@ def test_killed_stage_after_stage_it_ends_as_if_undisturbed(struck, tmp_path):
     assert last.returncode == 0, last.said
     after = finished_files(run)
     assert {name: after.get(name) for name in earlier} == earlier
-    assert verdicts(run) == verdicts(calm)
-    clean = {k: v[0] for k, v in stamps(run / artifact.CLEAN_ROWS).items() if k.endswith(".parquet")}
-    assert clean == {k: v[0] for k, v in stamps(calm / artifact.CLEAN_ROWS).items() if k.endswith(".parquet")}
+    assert scores(run) == scores(finished.run)
+    for folder in (artifact.CLEAN_ROWS, artifact.REMOVED_ROWS):
+        assert parquet_digests(run / folder) == parquet_digests(finished.run / folder)

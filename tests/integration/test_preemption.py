@@ -1,5 +1,5 @@
-"""A node about to be taken away: its work goes on elsewhere, at most what is under way is done again. And
-where actors that ask for GPUs are placed."""
+"""A node with a preemption notice: its work goes on elsewhere, and at most one slice is done again. And where
+actors that ask for GPUs are placed."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from poisoncam_ray import artifact
 from poisoncam_ray.folder import MANIFEST
 from poisoncam_ray.method.encoder import build_encoder
 from tests.cluster import Node, RayNodes, until
-from tests.small import ROOT, draw_small, stamps
+from tests.small import QUICK, ROOT, draw_small, parquet_digests
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 # Index, an encoder of one's own, Embed: as the command line runs them.
 PROGRAM = """
@@ -56,7 +56,7 @@ class Watched:
         self.process = subprocess.Popen(
             [sys.executable, "-c", PROGRAM, str(corpus), str(run), *SETTINGS, encoder, *settings],
             cwd=ROOT,
-            env=os.environ | nodes.environment(),
+            env=os.environ | QUICK | nodes.environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -140,8 +140,4 @@ def test_a_preempted_node_costs_at_most_what_was_under_way(undisturbed, nodes, g
     assert struck
     assert undisturbed.written_again == 0
     assert job.written_again <= 1
-    assert contents(job.features) == contents(undisturbed.features)
-
-
-def contents(folder: Path) -> dict[str, str]:
-    return {name: digest for name, (digest, _) in stamps(folder).items() if name.endswith(".parquet")}
+    assert parquet_digests(job.features) == parquet_digests(undisturbed.features)

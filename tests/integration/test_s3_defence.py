@@ -1,7 +1,7 @@
 """The defence with corpus, run folder and output on S3, while storage fails in every stage.
 
 One run a kind of fault: a few faults of it strike at random moments of each stage. Each run must end as the
-undisturbed one on local disk does: the same verdicts, ledgers and clean bytes.
+undisturbed one on local disk does: the same scores, ledgers and clean bytes.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ import pytest
 from botocore.exceptions import BotoCoreError, ClientError
 
 from poisoncam_ray import artifact
+from poisoncam_ray.defence import stages
 from poisoncam_ray.folder import MANIFEST, STARTED
 from tests.chaos import Chaos
 from tests.cluster import RayNodes
 from tests.s3 import S3Server
 from tests.small import SETTINGS, defend, draw_small
 
-STAGES = (
-    artifact.INDEX, artifact.ENCODER, artifact.FEATURES, artifact.CLUSTERS, artifact.SEARCH, artifact.CLASSIFIER, artifact.SCORES,
-    artifact.CLEAN_ROWS, "report",
-)  # fmt: skip
+pytestmark = [pytest.mark.cluster, pytest.mark.s3]
+
+STAGES = tuple(stage.name for stage in stages())
 # Faults a stage. A black hole costs the client's read timeout each, a killed server its start.
 FAULTS = {"503": 3, "reset": 3, "cut": 3, "lost_ack": 3, "black_hole": 1, "kill": 1}
 # The storage tests have these too, for every way to read and write.
@@ -41,7 +41,7 @@ MORE = ("503", "reset", "cut", "lost_ack", "black_hole")
 AWAY_S = 3.0
 POLL_S = 0.05
 # Over in a fraction of a second on this corpus.
-SHORT = (artifact.CLUSTERS, artifact.CLEAN_ROWS, "report")
+SHORT = (artifact.CLUSTERS, artifact.VERDICT, artifact.CLEAN, artifact.REPORT)
 LIGHT = [*SETTINGS, "pretrain.epochs=1", "search.max_rounds=3"]
 
 
@@ -71,7 +71,7 @@ class Bucket:
 
 
 class Trouble(threading.Thread):
-    """Brings `fault` into each stage of the run at `prefix`; `struck` counts, stage by stage, what it did."""
+    """Injects `fault` into each stage of the run at `prefix`; `struck` counts the faults of each stage."""
 
     def __init__(
         self, fault: str, chaos: Chaos, bucket: Bucket, prefix: str, ended: Callable[[], bool]
@@ -175,7 +175,7 @@ def calm(start_defence, corpus, tmp_path_factory) -> dict[str, bytes]:
 
 @dataclass
 class Outcome:
-    """One run: faults that struck in each stage, the driver's words, how it ended, seconds of each stage."""
+    """One run: faults that struck in each stage, the driver's output, how it ended, seconds of each stage."""
 
     struck: dict[str, int]
     said: str
@@ -192,7 +192,7 @@ def outcomes() -> Iterator[dict[str, Outcome]]:
     for fault, outcome in told.items():
         for stage in STAGES:
             struck, seconds = outcome.struck.get(stage, 0), outcome.seconds.get(stage, 0)
-            print(f"{fault:<10} | {stage:<13} | {struck} struck | {seconds:5.1f} s | {outcome.words}")
+            print(f"{fault:<10} | {stage:<17} | {struck} struck | {seconds:5.1f} s | {outcome.words}")
 
 
 @pytest.mark.timeout(1000)
@@ -212,11 +212,11 @@ def test_a_fault_in_every_stage_changes_nothing(fault, s3, chaos, calm, start_de
     missed = {stage for stage, struck in trouble.struck.items() if not struck}
     assert missed <= set(SHORT), "over before a fault could strike"
     run = bucket.folder(f"{prefix}/")
-    assert verdicts_of(run) == verdicts_of(calm)
+    assert scores_of(run) == scores_of(calm)
     assert ledgers_of(run) == ledgers_of(calm)
     assert clean_of(run) == clean_of(calm)
     outcomes[fault].seconds = {stage: json.loads(run[f"{stage}/{MANIFEST}"])["seconds"] for stage in STAGES}
-    outcomes[fault].words = "verdicts, ledgers and clean bytes as undisturbed"
+    outcomes[fault].words = "scores, ledgers and clean bytes as undisturbed"
 
 
 def test_no_secret_is_written_anywhere(s3, cluster, titles, outcomes):
@@ -244,8 +244,8 @@ def readable(key: str, data: bytes) -> bytes:
         return data
 
 
-def verdicts_of(run: dict[str, bytes]) -> dict[str, Any]:
-    parts = [data for name, data in run.items() if name.startswith("06_verdicts/part-")]
+def scores_of(run: dict[str, bytes]) -> dict[str, Any]:
+    parts = [data for name, data in run.items() if name.startswith(f"{artifact.SCORES}/part-")]
     return {row["image_id"]: row for part in parts for row in pq.read_table(io.BytesIO(part)).to_pylist()}
 
 
@@ -254,4 +254,4 @@ def ledgers_of(run: dict[str, bytes]) -> dict[str, Any]:
 
 
 def clean_of(run: dict[str, bytes]) -> dict[str, bytes]:
-    return {name: run[name] for name in run if name.startswith("07_clean/") and name.endswith(".parquet")}
+    return {name: data for name, data in run.items() if name.startswith(f"{artifact.CLEAN_ROWS}/")}

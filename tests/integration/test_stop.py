@@ -1,4 +1,4 @@
-"""A defence that is told to stop, and one whose shard changes under a worker: exit codes and words."""
+"""A defence that is told to stop, and one whose shard changes under a worker: exit codes and messages."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import signal
 import subprocess
 
 import pyarrow.parquet as pq
+import pytest
 
 from tests.small import SETTINGS, defend, draw_small
+
+pytestmark = pytest.mark.cluster
 
 
 def wait_for(process: subprocess.Popen, words: str) -> None:

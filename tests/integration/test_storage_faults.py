@@ -1,4 +1,4 @@
-"""A real S3 server behind a fault proxy: every operation ends well, byte for byte, or says why it cannot."""
+"""A real S3 server behind a fault proxy: every operation ends well, byte for byte, or says why it fails."""
 
 from __future__ import annotations
 
@@ -13,14 +13,18 @@ import pytest
 
 from poisoncam_ray import s3 as s3_module
 from poisoncam_ray import store
-from poisoncam_ray.corpus import open_corpus, storage
+from poisoncam_ray.corpus import open_corpus
+from poisoncam_ray.corpus.listing import list_sources
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.folder import Folder
 from tests.s3 import S3Server
 
+pytestmark = pytest.mark.s3
+
 LARGE = os.urandom(60_000_000)
 SMALL = b"a small object"
-AWAY_S = 30
+# Longer than a client's first attempts take to fail, and far shorter than its patience.
+AWAY_S = 15
 FAULTS = ["503", "refuse", "reset", "cut", "black_hole", "lost_ack"]
 WRITES = ["write", "upload", "upload_file", "create", "delete", "delete_folder"]
 READS = ["read", "download", "list", "look", "parquet"]
@@ -85,14 +89,14 @@ class Operations:
 
     def list(self) -> None:
         assert Folder(self.objects).names() == ["corpus", "large", "small"]
-        assert [source.path for source in storage.list_sources(f"{self.objects}/corpus")] == ["a.parquet"]
+        assert [source.path for source in list_sources(f"{self.objects}/corpus")] == ["a.parquet"]
 
     def look(self) -> None:
         assert store.exists(self.objects, "small") and not store.exists(self.objects, "smaller")
 
     def parquet(self) -> None:
         corpus = open_corpus(f"{self.objects}/corpus", rows_per_slice=16)
-        assert [row.data for part in corpus.slices() for row in corpus.read(part)] == IMAGES
+        assert [row.data for slice_ in corpus.slices() for row in corpus.read(slice_)] == IMAGES
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +184,7 @@ def test_a_server_that_stays_away_is_named(s3, use_s3, monkeypatch):
         lambda: store.read_bytes(s3.uri("a"), "b"),
         lambda: store.write_bytes(s3.uri("a"), "b", SMALL),
         lambda: store.exists(s3.uri("a"), "b"),
-        lambda: storage.list_sources(s3.uri("a")),
+        lambda: list_sources(s3.uri("a")),
     ):
         with pytest.raises(s3_module.StoreAwayError, match=r"http://127\.0\.0\.1:9 failed for \d s"):
             operation()
@@ -207,7 +211,7 @@ def test_what_the_user_must_mend_is_one_sentence_at_once(s3, use_s3, monkeypatch
         lambda: store.read_bytes(uri, "b"),
         lambda: store.write_bytes(uri, "b", SMALL),
         lambda: store.create_once(uri, "b", SMALL),
-        lambda: storage.list_sources(uri),
+        lambda: list_sources(uri),
     ):
         try:
             with pytest.raises(UserError) as caught:

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from poisoncam_ray import artifact
 from poisoncam_ray.folder import Folder, Manifest
 from poisoncam_ray.research.attacks import poison_corpus
-from tests.small import SETTINGS, defend, draw_small, rows_of, verdicts
+from tests.small import SETTINGS, defend, draw_small, rows_of, scores
 from tests.tars import raw_members, tar_bytes
 
 BROKEN = {"00003": b"", "00070": b"no image"}
@@ -43,11 +43,11 @@ def test_tars_are_poisoned_defended_and_keep_their_members(tmp_path):
     corpus, run = tmp_path / "poisoned" / "corpus", tmp_path / "run"
     process = defend("--input", str(corpus), "--output", str(run), *SETTINGS)
     assert process.returncode == 0, process.said
-    ledger = Manifest.read(Folder(str(run / artifact.CLEAN_ROWS))).ledger
-    removed = {row["image_id"] for row in verdicts(run) if row["verdict"] == "remove"}
+    ledger = Manifest.read(Folder(str(run / artifact.CLEAN))).ledger
+    removed = {row["image_id"] for row in scores(run) if row["fate"] == artifact.REMOVE}
     assert (ledger.rows_in, ledger.dead, ledger.removed) == (160, len(BROKEN), len(removed))
-    kept, gone = members_of(run / artifact.CLEAN_ROWS), members_of(run / "removed")
+    kept, gone = members_of(run / artifact.CLEAN_ROWS), members_of(run / artifact.REMOVED_ROWS)
     assert len(kept) == 3 * ledger.rows_out and len(gone) == 3 * ledger.removed
     dead = [(name, data) for name, data in members_of(corpus) if name.partition(".")[0] in BROKEN]
     assert sorted(kept + gone + dead) == sorted(members_of(corpus))
-    assert {row["_image_id"] for row in rows_of(run / "removed")} == removed
+    assert {row["image_id"] for row in rows_of(run / artifact.CLEAN)} == removed

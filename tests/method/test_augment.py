@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from poisoncam_ray.method.augment import (
@@ -17,6 +17,7 @@ from poisoncam_ray.method.augment import (
     solarize,
     two_views,
 )
+from tests.examples import examples
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -29,7 +30,7 @@ def coordinates(n: int, height: int, width: int) -> torch.Tensor:
     return torch.stack([x, y, torch.ones_like(x)]).expand(n, -1, -1, -1)
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(
     size=st.integers(8, 40),
     out=st.integers(4, 40),
@@ -63,7 +64,7 @@ def test_a_crop_of_everything_is_the_image_or_its_mirror_image():
     assert (straight ^ flipped).all() and 0 < straight.sum() < 20
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(out=st.integers(4, 24), seed=st.integers(0, 999))
 def test_a_crop_is_resized_as_by_torch(out, seed):
     """Read the box off the coordinate image and cut an image of noise with grid_sample."""

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from poisoncam_ray.method.cam import (
@@ -18,6 +18,7 @@ from poisoncam_ray.method.cam import (
 )
 from poisoncam_ray.method.clusters import assign
 from poisoncam_ray.method.masks import keep_only, make_masks
+from tests.examples import examples
 
 
 class RedPatch:
@@ -35,7 +36,7 @@ def red_patch_images(corners, side, patch):
     return x_NCHW
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(n=st.integers(1, 4), b=st.integers(1, 5), k=st.integers(2, 6), seed=st.integers(0, 999))
 def test_mask_scores_equal_a_double_loop(n, b, k, seed):
     generator = torch.Generator().manual_seed(seed)
@@ -60,7 +61,7 @@ def test_an_unknown_score_and_a_margin_with_one_cluster_are_refused():
         mask_scores(f_NBD, own_N, torch.randn(1, 3), "margin")
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(
     n=st.integers(1, 3),
     b=st.integers(1, 6),
@@ -84,7 +85,7 @@ def test_heat_map_equals_a_double_loop(n, b, seed, keep, binary):
                     assert float(fast[i, y, x]) == pytest.approx(-slow if keep else slow, abs=1e-4)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(height=st.integers(1, 9), width=st.integers(1, 9), seed=st.integers(0, 999), data=st.data())
 def test_best_window_equals_brute_force(height, width, seed, data):
     window = data.draw(st.integers(1, min(height, width)))
@@ -224,7 +225,7 @@ places = st.integers(0, SIDE - WINDOW)
 shifts = st.integers(-2 * STEP - 1, 2 * STEP + 1)
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(places, places, shifts, shifts, st.sampled_from(["distance", "margin"]))
 def test_a_refined_window_is_not_farther_from_the_square(x, y, dx, dy, kind):
     corner = [min(max(at + by, 0), SIDE - WINDOW) for at, by in ((x, dx), (y, dy))]

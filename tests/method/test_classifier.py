@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from poisoncam_ray.method.classifier import (
@@ -16,6 +16,7 @@ from poisoncam_ray.method.classifier import (
     robust_loss,
     train_classifier,
 )
+from tests.examples import examples
 
 
 def photographs(n: int, side: int, seed: int) -> torch.Tensor:
@@ -128,7 +129,7 @@ def normal(n: int, mean: float, seed: int, deviation: float = 1.0) -> torch.Tens
 
 
 @given(st.floats(-5, 5), st.floats(9, 30), st.sampled_from([30, 300, 900]), st.integers(0, 99))
-@settings(max_examples=30, deadline=None)
+@examples(30)
 def test_the_threshold_separates_two_distant_modes(clean_at, apart, n_poison, seed):
     clean, poison = normal(2000, clean_at, seed), normal(n_poison, clean_at + apart, seed + 1)
     held_out = normal(300, clean_at + apart, seed + 2)

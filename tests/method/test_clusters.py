@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from poisoncam_ray.method import clusters
 from poisoncam_ray.method.clusters import assign, auto_k, kmeans
+from tests.examples import examples
 
 
 def blobs(n_blobs: int, each: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -52,7 +53,7 @@ def test_duplicate_features_give_fewer_centroids(distinct):
     assert len(c_KD.unique(dim=0)) == len(c_KD)
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(n=st.integers(2, 40), k=st.integers(1, 40), repeats=st.integers(1, 4), seed=st.integers(0, 99))
 def test_no_cluster_is_empty(n, k, repeats, seed):
     f_ND = torch.randn(n, 3, generator=torch.Generator().manual_seed(seed)).repeat(repeats, 1)
@@ -74,7 +75,7 @@ def test_features_that_are_not_finite_are_refused():
         kmeans(f_ND, 2, iterations=3, seed=0)
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(n=st.integers(1, 30), k=st.integers(1, 12), seed=st.integers(0, 999), at_once=st.integers(1, 40))
 def test_assign_equals_a_double_loop_whatever_the_chunks(n, k, seed, at_once):
     generator = torch.Generator().manual_seed(seed)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from poisoncam_ray.method.geometry import (
@@ -20,6 +20,7 @@ from poisoncam_ray.method.geometry import (
     same_size,
     unmap_box,
 )
+from tests.examples import examples
 
 edge = st.integers(0, 12)
 box = st.builds(lambda x, y, w, h: [x, y, x + w, y + h], edge, edge, st.integers(0, 8), st.integers(0, 8))
@@ -44,7 +45,7 @@ def test_disjoint_boxes_have_iou_zero():
     assert iou(torch.tensor([[0, 0, 2, 2]]), torch.tensor([[5, 5, 7, 7]])).item() == 0
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(box_4=box, width=st.integers(21, 90), height=st.integers(21, 90), size=st.integers(8, 64))
 def test_map_box_equals_the_decoders_geometry(box_4, width, height, size):
     mapped_N4, visible_N = map_box(torch.tensor([box_4]), torch.tensor([width]), torch.tensor([height]), size)
@@ -57,7 +58,7 @@ def test_map_box_equals_the_decoders_geometry(box_4, width, height, size):
     assert float(visible_N[0]) == pytest.approx((x1 - x0) * (y1 - y0) / whole if whole else 0, abs=1e-5)
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(box_4=box, width=st.integers(21, 200), height=st.integers(21, 200))
 def test_unmap_box_inverts_map_box_up_to_a_pixel(box_4, width, height):
     size_N = torch.tensor([width]), torch.tensor([height])
@@ -80,7 +81,7 @@ def test_map_box_scales_a_square_image_and_cuts_the_sides_of_a_wide_one():
     assert visible_N.tolist() == pytest.approx([1.0, 0.2, 0.0])
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(size=st.integers(1, 10), side=st.integers(24, 64), seed=st.integers(0, 99))
 def test_random_boxes_lie_in_the_region(size, side, seed):
     box_N4 = random_boxes(
@@ -104,7 +105,7 @@ def test_random_boxes_refuse_a_region_that_is_too_small():
         random_boxes(1, 17, 3, 32, 32, (0.25, 0.75), torch.Generator())
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(st.integers(0, 20), st.integers(0, 20), st.integers(1, 12), st.integers(1, 32))
 def test_about_centres_keeps_the_centre_unless_the_border_is_near(x, y, old, new):
     (made,) = about_centres(torch.tensor([[x, y, x + old, y + old]]), new, 32).tolist()
@@ -139,7 +140,7 @@ def draw_boxes(n: int, size: int, height: int, width: int, seed: int) -> torch.T
 
 
 @given(st.integers(1, 5), st.integers(1, 7), st.integers(7, 12), st.integers(7, 12), st.integers(0, 99))
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_crop_and_paste_equal_slicing_each_image(n, size, height, width, seed):
     x, other = images(n, height, width, seed), images(n, height, width, seed + 1)
     box = draw_boxes(n, size, height, width, seed)
@@ -179,7 +180,7 @@ def test_paste_refuses_a_window_of_another_size_than_its_box():
 
 
 @given(st.integers(1, 6), st.integers(1, 6), st.integers(1, 8), st.integers(0, 2**62))
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_random_places_lie_inside_and_do_not_depend_on_batches(n, f, size, seed):
     seeds, index = torch.arange(n) * 7919 + seed, torch.arange(f)
     box = random_places(seeds, index, size, size, 8, 9)
@@ -219,7 +220,7 @@ def test_paste_resized_equals_an_antialiased_resize_on_whole_pixels(size):
 
 
 @given(st.floats(0.5, 30), st.floats(-4, 24), st.floats(-4, 20))
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_paste_resized_changes_only_the_pixels_that_it_covers(size, cx, cy):
     x, t = images(1, 16, 20).float() / 255, images(1, 6, 6, 5).float() / 255
     pasted = paste_resized(x, t, torch.tensor([size]), torch.tensor([[cx, cy]]))

@@ -5,11 +5,12 @@ from typing import get_args
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from poisoncam_ray.method import masks
 from poisoncam_ray.method.masks import GROUP, make_masks
+from tests.examples import examples
 
 
 def make(strategy, n_masks=16, image_size=32, cell=4, window=11, seed=0):
@@ -30,7 +31,7 @@ def test_random_strategies_depend_on_the_seed(strategy):
     assert not torch.equal(make(strategy, seed=0), make(strategy, seed=1))
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(
     groups=st.integers(1, 5), image_size=st.integers(4, 40), cell=st.integers(1, 12), seed=st.integers(0, 99)
 )
@@ -55,7 +56,7 @@ def test_full_coverage_refuses_an_incomplete_group():
         make("full_coverage", 10)
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(image_size=st.integers(2, 40), cell=st.integers(1, 12), seed=st.integers(0, 99))
 def test_random_hides_half_of_the_cells(image_size, cell, seed):
     cell = min(cell, image_size)
@@ -73,7 +74,7 @@ def test_interval_is_continuous_and_centred():
     assert (m_BHW.diff(dim=2).abs() <= 0.25 + 1e-6).all()
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(n_masks=st.integers(1, 90), image_size=st.integers(2, 24), data=st.data())
 def test_keep_only_equals_slow_drawing_and_sliding_is_its_complement(n_masks, image_size, data):
     window = data.draw(st.integers(1, image_size))

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy, normalize
 
@@ -16,6 +16,7 @@ from poisoncam_ray.method.probes import (
     knn_predict,
     linear_predict,
 )
+from tests.examples import examples
 
 
 def features(n: int, dim: int, seed: int) -> torch.Tensor:
@@ -34,7 +35,7 @@ def slow_knn(bank, labels, query, k, temperature):
 
 
 @given(st.integers(1, 20), st.integers(1, 25), st.sampled_from([0.02, 0.07, 1.0]), st.integers(0, 999))
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_knn_equals_counting_votes_in_a_loop(n, k, temperature, seed):
     bank, query = features(n, 4, seed), features(6, 4, seed + 1)
     labels = torch.randint(0, 5, (n,), generator=torch.Generator().manual_seed(seed))
@@ -73,7 +74,7 @@ def test_probes_without_features_or_queries_are_refused():
         attack_success(torch.tensor([1]), torch.tensor([1]), target=1)
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(
     labels=st.lists(st.integers(0, 4), min_size=1, max_size=60),
     share=st.sampled_from([0.01, 0.1, 0.5, 1.0]),

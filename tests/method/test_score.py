@@ -1,11 +1,14 @@
-"""The poison score against slow loops."""
+"""The poison score, the supercluster gain, and occlusion flips."""
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
+from poisoncam_ray.method.cam import mean_colour
 from poisoncam_ray.method.clusters import assign
 from poisoncam_ray.method.geometry import random_places
-from poisoncam_ray.method.score import poison_scores
+from poisoncam_ray.method.score import occlusion_flips, poison_scores, supercluster_gain
 
 
 class Projection:
@@ -75,3 +78,71 @@ def test_a_paste_without_effect_on_pixels_moves_nothing():
         encoder, torch.full((1, 3, 3, 3), 0.3), x_FCHW, y_F, y_F[:1], c_KD, torch.tensor([1]), 8
     )
     assert (int(changed_N), int(gain_N)) == (0, 0) and torch.equal(landed_NF[0], y_F)
+
+
+# --- the supercluster gain ---
+
+
+@st.composite
+def pastes(draw):
+    """landed_NF, y_F, own_N, supercluster_K of a few candidates, flip-test images and clusters."""
+    n, f, k = draw(st.integers(1, 4)), draw(st.integers(1, 6)), draw(st.integers(1, 5))
+
+    def clusters(size: int) -> torch.Tensor:
+        return torch.tensor(draw(st.lists(st.integers(0, k - 1), min_size=size, max_size=size)))
+
+    return clusters(n * f).view(n, f), clusters(f), clusters(n), clusters(k)
+
+
+@given(pastes())
+def test_the_supercluster_gain_equals_a_double_loop(pasted):
+    landed_NF, y_F, own_N, supercluster_K = pasted
+    gain_N = supercluster_gain(*pasted)
+    for n, own in enumerate(own_N.tolist()):
+        slow = 0
+        for after, before in zip(landed_NF[n].tolist(), y_F.tolist(), strict=True):
+            slow += (supercluster_K[after] == supercluster_K[own]) * 1 - (
+                supercluster_K[before] == supercluster_K[own]
+            ) * 1
+        assert int(gain_N[n]) == slow
+    assert int(supercluster_gain(landed_NF, y_F, own_N, torch.zeros_like(supercluster_K)).abs().sum()) == 0
+
+
+# --- occlusion flips ---
+
+SIDE = 8
+# Clusters by brightness of the image's upper left corner.
+CORNER_KD = torch.tensor([[0.0], [0.3], [1.0]])
+
+
+class Corner:
+    def embed(self, x_BCHW):
+        return x_BCHW[:, :1, :4, :4].mean(dim=(2, 3))
+
+
+def flips(x_NCHW, box_N4, own, batch=5):
+    own_N = torch.tensor(own)
+    return occlusion_flips(Corner(), x_NCHW, box_N4, own_N, CORNER_KD, mean_colour(x_NCHW), batch).tolist()
+
+
+def test_only_the_window_that_holds_the_image_in_its_cluster_flips_it():
+    bright = torch.zeros(3, SIDE, SIDE)
+    bright[:, :4, :4] = 1
+    x_NCHW = bright.expand(2, -1, -1, -1)
+    box_N4 = torch.tensor([[0, 0, 4, 4], [4, 4, 8, 8]])
+    assert flips(x_NCHW, box_N4, [2, 2]) == [True, False]
+
+
+def test_the_nearest_other_cluster_is_another_cluster():
+    dark = torch.zeros(1, 3, SIDE, SIDE)
+    dark[:, :, 4:] = 0.6
+    # Occluded, the corner takes the mean, 0.3: the second cluster.
+    assert flips(dark, torch.tensor([[0, 0, 4, 4]]), [0]) == [True]
+    assert flips(dark, torch.tensor([[0, 0, 4, 4]]), [1]) == [False]
+
+
+def test_the_batch_does_not_matter_to_occlusion():
+    x_NCHW = torch.rand(7, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+    box_N4 = torch.tensor([[i % 4, 0, i % 4 + 4, 4] for i in range(7)])
+    own = [i % 3 for i in range(7)]
+    assert flips(x_NCHW, box_N4, own, 1) == flips(x_NCHW, box_N4, own, 100)

@@ -7,7 +7,7 @@ import json
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from poisoncam_ray.config import Config
@@ -21,6 +21,7 @@ from poisoncam_ray.research.benchmark.measure import Sizes, draw_long_corpus, fi
 from poisoncam_ray.research.benchmark.search import batched, candidates, one_at_a_time
 from poisoncam_ray.research.benchmark.training import Trainer
 from poisoncam_ray.settings import load_config
+from tests.examples import examples
 from tests.small import draw_small
 
 SMALL = [
@@ -111,7 +112,7 @@ def test_every_way_has_its_turn_in_every_round(n_ways, rounds):
     assert all(a == b[::-1] for a, b in itertools.pairwise(turns[1:]))
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(st.lists(st.tuples(st.floats(0.1, 1e6), st.floats(0.1, 1e6)), min_size=1, max_size=5))
 def test_ratios_are_taken_round_by_round(pairs):
     ours, other = [a for a, _ in pairs], [b for _, b in pairs]

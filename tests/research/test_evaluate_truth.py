@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -20,6 +20,7 @@ from poisoncam_ray.method.geometry import iou, map_box
 from poisoncam_ray.research.evaluate import detection_metrics
 from poisoncam_ray.research.evaluate.joined import poison_clusters, read_truth
 from poisoncam_ray.research.evaluate.scored import Scored, scored_poisoned
+from tests.examples import examples
 from tests.fake_run import HEIGHT, SIDE, WIDTH, FakeRun, image_ids, make_fake_run
 
 NONE = [-1, -1, -1, -1]
@@ -155,7 +156,7 @@ def test_a_truth_that_names_no_targets(fake: FakeRun, tmp_path: Path) -> None:
     assert got["families"]["1"] == {"n_removed": 19, "main_target": None, "purity": None, "recall": None}
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     width=st.integers(24, 120),
     height=st.integers(24, 120),

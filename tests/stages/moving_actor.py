@@ -1,4 +1,4 @@
-"""A program of its own: an actor with a large argument, whose node leaves while a crew holds it.
+"""A program of its own: an actor with a large argument, whose node leaves while its group exists.
 
 Prints "moved" when it works on the next node.
 """
@@ -9,7 +9,7 @@ import numpy as np
 import ray
 from ray.cluster_utils import Cluster
 
-from poisoncam_ray.stages.actors import Crew, spread
+from poisoncam_ray.stages.actors import ActorGroup, run_on
 
 NUMBERS = 20 * 2**20
 
@@ -32,13 +32,13 @@ def main() -> None:
     ray.init(address=cluster.address)
     node = cluster.add_node(num_cpus=1)
     adder = ray.remote(Adder).options(num_cpus=1, max_restarts=5)
-    crew = Crew.start(adder, 1, np.zeros(NUMBERS, np.uint8))
-    assert list(spread(crew, [1])) == [1 + NUMBERS]
-    # What nobody holds is gone by then.
+    group = ActorGroup.start(adder, 1, np.zeros(NUMBERS, np.uint8))
+    assert list(run_on(group, [1])) == [1 + NUMBERS]
+    # Long enough for Ray to release an object without a reference.
     time.sleep(3)
     cluster.add_node(num_cpus=1)
     cluster.remove_node(node, allow_graceful=True)
-    assert list(spread(crew, [2])) == [2 + NUMBERS]
+    assert list(run_on(group, [2])) == [2 + NUMBERS]
     print("moved")
 
 

@@ -1,4 +1,4 @@
-"""Chunks over actors: every chunk once, lost actors replaced, actors without a place never waited for."""
+"""Chunks on actors: every chunk once, lost actors replaced, no wait for actors without a node."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import pytest
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from poisoncam_ray.stages.actors import Crew, spread
+from poisoncam_ray.stages.actors import ActorGroup, run_on
 from tests.small import ROOT
 
-pytestmark = pytest.mark.usefixtures("ray_cluster")
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_cluster")]
 
 
 class Worker:
-    """Doubles numbers; a negative one kills the process the first time it is met."""
+    """Returns the chunk; a negative one kills the process the first time."""
 
     def __init__(self, met: str) -> None:
         self.met = met
@@ -38,29 +38,29 @@ class Worker:
         return chunk, os.getpid()
 
 
-def workers(folder, n: int, restarts: int = 5, **needs) -> Crew:
+def workers(folder, n: int, restarts: int = 5, **needs) -> ActorGroup:
     actor = ray.remote(Worker).options(num_cpus=0.1, max_restarts=restarts, **needs)
-    return Crew.start(actor, n, str(folder))
+    return ActorGroup.start(actor, n, str(folder))
 
 
 def test_every_chunk_is_done_once_by_all_of_the_actors(tmp_path):
-    crew = workers(tmp_path, 2)
-    ray.get([actor.ready.remote() for actor in crew.actors])
-    found = list(spread(crew, list(range(100, 140))))
+    group = workers(tmp_path, 2)
+    ray.get([actor.ready.remote() for actor in group.actors])
+    found = list(run_on(group, list(range(100, 140))))
     assert sorted(chunk for chunk, _ in found) == list(range(100, 140))
     assert len({pid for _, pid in found}) == 2
-    assert list(spread(workers(tmp_path, 1), [])) == []
+    assert list(run_on(workers(tmp_path, 1), [])) == []
 
 
 def test_a_killed_actor_costs_no_chunk_even_the_last(tmp_path):
-    found = [chunk for chunk, _ in spread(workers(tmp_path, 2), [1, -2, 3, 4, -5])]
+    found = [chunk for chunk, _ in run_on(workers(tmp_path, 2), [1, -2, 3, 4, -5])]
     assert sorted(found) == [-5, -2, 1, 3, 4]
 
 
 def test_an_actor_without_a_place_holds_nothing_back(tmp_path):
     here, nowhere = workers(tmp_path, 1), workers(tmp_path, 1, resources={"nowhere": 1})
-    crowd = Crew(here.actors + nowhere.actors, here.given + nowhere.given)
-    assert sorted(chunk for chunk, _ in spread(crowd, list(range(8)))) == list(range(8))
+    both = ActorGroup(here.actors + nowhere.actors, here.arguments + nowhere.arguments)
+    assert sorted(chunk for chunk, _ in run_on(both, list(range(8)))) == list(range(8))
 
 
 def test_an_actor_with_large_arguments_is_made_again_on_another_node():
@@ -72,15 +72,15 @@ def test_an_actor_with_large_arguments_is_made_again_on_another_node():
 
 
 def test_a_chunk_lost_with_an_actor_that_never_returns_goes_to_an_idle_one(tmp_path):
-    found = [chunk for chunk, _ in spread(workers(tmp_path, 2, restarts=0), [1, -3])]
+    found = [chunk for chunk, _ in run_on(workers(tmp_path, 2, restarts=0), [1, -3])]
     assert sorted(found) == [-3, 1]
 
 
 def test_when_every_actor_is_gone_for_good_it_raises(tmp_path):
     with pytest.raises(RayActorError):
-        list(spread(workers(tmp_path, 1, restarts=0), [-1, -2]))
+        list(run_on(workers(tmp_path, 1, restarts=0), [-1, -2]))
 
 
 def test_what_work_raises_reaches_the_caller(tmp_path):
     with pytest.raises(RayTaskError, match="unlucky"):
-        list(spread(workers(tmp_path, 1), [13]))
+        list(run_on(workers(tmp_path, 1), [13]))

@@ -1,4 +1,5 @@
-"""Before any work every shard is opened: what cannot be used is told together, or skipped and counted."""
+"""Before any work every shard is opened: those that cannot be used are named together, or skipped and
+counted."""
 
 from __future__ import annotations
 
@@ -8,18 +9,18 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from poisoncam_ray.pipeline import Runner
 
-from poisoncam_ray import cli
-from poisoncam_ray.artifact import STARTED, Folder, Ledger, Manifest
-from poisoncam_ray.corpus import open_corpus
-from poisoncam_ray.corpus.shardfile import OTHER_SCHEMA, UNREADABLE_SHARD, Problem
-from poisoncam_ray.corpus.slices import SLICES
+from poisoncam_ray import artifact, cli
+from poisoncam_ray.corpus import Problem, open_corpus
+from poisoncam_ray.corpus.protocol import OTHER_SCHEMA, UNREADABLE_SHARD
 from poisoncam_ray.errors import UserError
+from poisoncam_ray.folder import MANIFEST, STARTED, Folder, Ledger, Manifest
 from poisoncam_ray.program import run_program
 from poisoncam_ray.progress import Progress
+from poisoncam_ray.runner import Runner
 from poisoncam_ray.settings import load_config
-from poisoncam_ray.stages.check import SHARDS_SHOWN, refuse_problems
+from poisoncam_ray.stage import Run
+from poisoncam_ray.stages.check import SHARDS_SHOWN, find_problems, refuse_problems
 from poisoncam_ray.stages.index import Index
 from tests.ledger import samples
 from tests.tars import image, tar_bytes
@@ -57,11 +58,11 @@ def signals():
 def index(corpus: Path, run: Path, *overrides: str) -> Manifest:
     config = load_config(overrides=[*SMALL, *overrides])
     Runner(str(corpus), str(run), config, [Index()]).run(Progress())
-    return Manifest.read(Folder(str(run)) / "00_index")
+    return Manifest.read(Folder(str(run)) / artifact.INDEX)
 
 
 def dead_rows(run: Path) -> list[dict]:
-    dead = Folder(str(run)) / "dead" / "00_index"
+    dead = Folder(str(run)) / artifact.DEAD_ROWS
     return [row for name in dead.parts() for row in dead.read_table(name).to_pylist()]
 
 
@@ -79,8 +80,8 @@ def test_drifted_shards_are_refused_together_with_exit_code_2(
         reason = f"{i}.parquet: the image column image is missing; the columns are img, n"
         assert (reason in said) == (i in (1, 3, 4))
     assert "set corpus.image_column" in said and SKIP in said
-    index_folder = tmp_path / "run" / "00_index"
-    assert not (index_folder / SLICES).exists() and not list(index_folder.glob("part-*"))
+    index_folder = tmp_path / "run" / artifact.INDEX
+    assert not (index_folder / artifact.SLICES).exists() and not list(index_folder.glob("part-*"))
 
 
 def test_a_run_that_skips_them_counts_their_rows_as_dead(ray_cluster, drifted, tmp_path):
@@ -98,7 +99,7 @@ def test_a_refused_folder_takes_the_option_and_repaired_shards(ray_cluster, drif
     for run in ("skips", "repaired"):
         with pytest.raises(UserError, match="3 of the 6 shards"):
             index(drifted, tmp_path / run)
-        assert not (tmp_path / run / "00_index" / STARTED).exists()
+        assert not (tmp_path / run / artifact.INDEX / STARTED).exists()
     assert index(drifted, tmp_path / "skips", SKIP).ledger == Ledger(600, 300, dead=300)
     # The option decides what comes out: a finished run cannot change it.
     with pytest.raises(UserError, match=r"corpus\.skip_unreadable: True then, False now"):
@@ -108,7 +109,7 @@ def test_a_refused_folder_takes_the_option_and_repaired_shards(ray_cluster, drif
     assert index(drifted, tmp_path / "repaired").ledger == Ledger(600, 600)
 
 
-def test_a_minority_that_comes_first_does_not_choose_the_column_in_silence(ray_cluster, drifted, tmp_path):
+def test_a_minority_that_comes_first_does_not_choose_the_column_unseen(ray_cluster, drifted, tmp_path):
     write_shard(drifted / "0.parquet", "img")
     write_shard(drifted / "1.parquet")
     write_shard(drifted / "3.parquet")
@@ -168,7 +169,7 @@ def test_a_finished_index_is_not_checked_again_and_an_unfinished_one_is(
     for _ in range(2):
         index(drifted, tmp_path / "run")
     assert checked == [6]
-    (tmp_path / "run" / "00_index" / "_manifest.json").unlink()
+    (tmp_path / "run" / artifact.INDEX / MANIFEST).unlink()
     index(drifted, tmp_path / "run")
     assert checked == [6, 6]
 
@@ -191,3 +192,12 @@ def test_the_refusal_names_so_many_and_counts_the_others():
     assert said.count("no tar header") == SHARDS_SHOWN and "; and 3 more. Repair them, or" in said
     assert said.startswith("23 of the 1,030 shards of in cannot be used: 000.tar: no tar header; 001.tar: ")
     assert "image_column" not in said
+
+
+def test_the_files_of_a_folder_are_not_opened(tmp_path, monkeypatch):
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "a.png").write_bytes(b"no image")
+    monkeypatch.setattr("poisoncam_ray.stages.check.ray.remote", None)
+    corpus = open_corpus(str(tmp_path / "corpus"))
+    out = Folder(str(tmp_path / "run"))
+    assert find_problems(Run(load_config(), corpus, out, out, Progress()), corpus.sources()) == []

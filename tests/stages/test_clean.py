@@ -1,43 +1,78 @@
-"""Clean: the removed rows say which family they were removed for, and where its trigger is."""
+"""Clean: a row is kept or removed by its score, and a removed row has its reason beside it."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from pathlib import Path
 
-import pyarrow.parquet as pq
+import pyarrow as pa
+import pytest
 
 from poisoncam_ray import artifact
 from poisoncam_ray.artifact import SIDES
 from poisoncam_ray.corpus import open_corpus
-from poisoncam_ray.folder import Folder
+from poisoncam_ray.corpus.slices import slices_of
+from poisoncam_ray.errors import LedgerError
+from poisoncam_ray.folder import Folder, part_name
 from poisoncam_ray.stages.clean import write_unit
-from tests.fake_evidence import accuse
+from tests.fake_evidence import accuse, replace_column
 from tests.fake_run import BOXED, make_fake_run
 
 
-def test_removed_rows_carry_the_family_and_box_of_their_verdict(tmp_path):
+@pytest.fixture
+def accused(tmp_path) -> tuple[Folder, dict[int, int]]:
+    """A run that removed images of two trigger families, and how many of each."""
     fake = make_fake_run(tmp_path)
-    run = Folder(fake.run)
-    removed = accuse(run, 2)
-    corpus = open_corpus(fake.corpus)
-    first, second = corpus.slices()
-    # As the fake run is sliced.
-    units = [[replace(first, stop=40), replace(first, index=1, start=40)], [replace(second, index=2)]]
-    folders = {
-        artifact.INDEX: run / artifact.INDEX,
-        artifact.SCORES: run / artifact.SCORES,
-        "removed": run / "removed",
-    }
+    return Folder(fake.run), accuse(Folder(fake.run), 2)
+
+
+def of_parts(folder: Folder) -> list[dict]:
+    return [row for name in folder.parts() for row in folder.read_table(name).to_pylist()]
+
+
+def write_units(run: Folder) -> None:
+    corpus = open_corpus(run.read_json(artifact.RUN)["input"])
+    units = corpus.units(slices_of((run / artifact.INDEX).read_table(artifact.SLICES)))
     for number, unit in enumerate(units):
-        write_unit(number, unit, corpus, folders, run / artifact.CLEAN_ROWS)
-    tables = [pq.read_table(path) for path in (tmp_path / "run" / "removed").rglob("*.parquet")]
-    rows = [row for table in tables for row in table.to_pylist()]
-    verdicts = [
-        row for name in folders[artifact.SCORES].parts()
-        for row in folders[artifact.SCORES].read_table(name).to_pylist()
-    ]  # fmt: skip
-    family_of = {row["image_id"]: row["family"] for row in verdicts if row["verdict"] == "remove"}
-    assert {row["_image_id"]: row["_family"] for row in rows} == family_of
-    box_of = {row["image_id"]: [row[side] for side in SIDES] for row in verdicts}
-    assert all(row["_box"] == box_of[row["_image_id"]] == list(BOXED) for row in rows)
-    assert sorted(family_of.values()) == [1] * removed[1] + [2] * removed[2]
+        write_unit(number, unit, corpus, run)
+
+
+def test_a_removed_row_has_the_family_score_and_box_of_its_verdict(accused):
+    run, removed = accused
+    write_units(run)
+    clean = run / artifact.CLEAN
+    tables = [clean.read_table(name) for name in clean.names() if name.endswith(".parquet")]
+    assert all(table.schema.equals(artifact.REMOVED_SCHEMA) for table in tables)
+    rows = {row["image_id"]: row for table in tables for row in table.to_pylist()}
+    scores = {row["image_id"]: row for row in of_parts(run / artifact.SCORES)}
+    assert set(rows) == {i for i, score in scores.items() if score["fate"] == artifact.REMOVE}
+    for image_id, row in rows.items():
+        assert f"{row['source']}#{row['row']}" == image_id and row["reason"] == "poison_classifier"
+        assert all(row[name] == scores[image_id][name] for name in ("family", "p_poison", *SIDES))
+        assert [row[side] for side in SIDES] == list(BOXED)
+    families = sorted(row["family"] for row in rows.values())
+    assert families == [1] * removed[1] + [2] * removed[2]
+
+
+def test_clean_and_removed_hold_nothing_but_the_corpus_s_own_layout(accused, tmp_path):
+    run, removed = accused
+    write_units(run)
+    corpus = open_corpus(run.read_json(artifact.RUN)["input"])
+    counts = []
+    for name in (artifact.CLEAN_ROWS, artifact.REMOVED_ROWS):
+        written = open_corpus((run / name).uri)
+        files = {
+            p.relative_to(Path(run.uri) / name) for p in (Path(run.uri) / name).rglob("*") if p.is_file()
+        }
+        assert {str(path) for path in files} <= {source.path for source in corpus.sources()}
+        counts.append(sum(s.stop - s.start for s in written.slices()))
+    units = [(run / artifact.CLEAN).read_json(artifact.unit_name(i)) for i in range(len(corpus.units()))]
+    assert counts == [sum(u["kept"] for u in units), sum(u["removed"] for u in units)]
+    assert counts[1] == sum(removed.values()) and sum(u["dead"] for u in units) == 1
+
+
+def test_scores_of_other_rows_are_refused(accused):
+    run, _ = accused
+    ids = (run / artifact.SCORES).read_table(part_name(1))["image_id"].to_pylist()
+    replace_column(run / artifact.SCORES, part_name(1), "image_id", pa.array(ids[::-1]))
+    with pytest.raises(LedgerError, match="the scores of slice 1 are not those of its indexed rows"):
+        write_units(run)

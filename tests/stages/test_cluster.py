@@ -1,11 +1,11 @@
-"""Cluster: the bounded sample, the assignment of every image, and too few images told in one sentence."""
+"""Cluster: the bounded sample, the cluster of every image, and the error for too few images."""
 
 from __future__ import annotations
 
 import pyarrow as pa
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from poisoncam_ray import artifact
@@ -14,7 +14,7 @@ from poisoncam_ray.corpus import Slice
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.folder import Folder, part_name
 from poisoncam_ray.settings import load_config
-from poisoncam_ray.stages.cluster import Cluster, _assign_slice, _train, read_centroids, spread
+from poisoncam_ray.stages.cluster import Cluster, assign_slice, fit_centroids, read_centroids, sample_parts
 from poisoncam_ray.stages.embed import feature_table, read_features
 from poisoncam_ray.stages.pretrain import Pretrain
 
@@ -24,7 +24,7 @@ SIZES = [30, 0, 50, 20]
 
 @pytest.fixture
 def features(tmp_path) -> Folder:
-    """Four far corners of the sphere, in every part alike; the second part is empty."""
+    """Four orthogonal directions in every part, and some noise; the second part is empty."""
     folder, generator = Folder(str(tmp_path / artifact.FEATURES)), torch.Generator().manual_seed(0)
     for i, n in enumerate(SIZES):
         f_ND = torch.eye(4, DIM)[torch.arange(n) % 4] + 0.01 * torch.randn(n, DIM, generator=generator)
@@ -34,13 +34,13 @@ def features(tmp_path) -> Folder:
 
 
 def trained(features: Folder, out: Folder, sample: int = 1000, seed: int = 0) -> torch.Tensor:
-    _train(features, out, spread(SIZES, sample, seed), 4, 10, seed, Resources())
+    fit_centroids(features, out, sample_parts(SIZES, sample, seed), 4, 10, seed, Resources())
     return read_centroids(out)
 
 
 def assigned(features: Folder, out: Folder) -> dict[str, tuple[int, float]]:
     for i, n in enumerate(SIZES):
-        _assign_slice(Slice(i, "a", 0, n), features, out, seed=0)
+        assign_slice(Slice(i, "a", 0, n), features, out, seed=0)
     rows = [row for name in out.parts() for row in out.read_table(name).to_pylist()]
     return {row["image_id"]: (row["cluster"], row["distance"]) for row in rows}
 
@@ -64,9 +64,9 @@ def test_every_image_gets_its_nearest_centroid(features, tmp_path):
             cluster, distance = found[image_id]
             assert cluster == min(range(4), key=distances.__getitem__)
             assert distance == pytest.approx(distances[cluster], abs=1e-3)
-    # The corners come back as clusters, in every part.
-    corner = {cluster: int(image_id.partition("#")[2]) % 4 for image_id, (cluster, _) in found.items()}
-    assert all(corner[cluster] == int(i.partition("#")[2]) % 4 for i, (cluster, _) in found.items())
+    # Each direction is a cluster, the same in every part.
+    direction = {cluster: int(image_id.partition("#")[2]) % 4 for image_id, (cluster, _) in found.items()}
+    assert all(direction[cluster] == int(i.partition("#")[2]) % 4 for i, (cluster, _) in found.items())
 
 
 def test_the_same_seed_gives_the_same_centroids_also_of_a_sample(features, tmp_path):
@@ -76,10 +76,9 @@ def test_the_same_seed_gives_the_same_centroids_also_of_a_sample(features, tmp_p
     assert pa.table(assigned(features, Folder(str(tmp_path / "40a")))).num_columns == sum(SIZES)
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 500), min_size=1, max_size=20), st.integers(1, 3000))
 def test_a_sample_is_bounded_and_an_equal_share_of_every_part(rows, most):
-    chosen = dict(spread(rows, most, seed=0))
+    chosen = dict(sample_parts(rows, most, seed=0))
     filled = {part_name(i): n for i, n in enumerate(rows) if n}
     assert chosen.keys() == filled.keys()
     assert all(1 <= chosen[name] <= filled[name] for name in chosen)
@@ -92,9 +91,9 @@ def test_a_sample_is_bounded_and_an_equal_share_of_every_part(rows, most):
 def test_k_means_reads_a_bounded_number_of_parts(monkeypatch):
     monkeypatch.setattr("poisoncam_ray.stages.cluster.PARTS_READ", 10)
     rows = [0, *[100] * 50]
-    chosen = spread(rows, 200, seed=1)
+    chosen = sample_parts(rows, 200, seed=1)
     assert len(chosen) == 10 and {n for _, n in chosen} == {20}
-    assert chosen == spread(rows, 200, seed=1) != spread(rows, 200, seed=2)
+    assert chosen == sample_parts(rows, 200, seed=1) != sample_parts(rows, 200, seed=2)
     assert part_name(0) not in dict(chosen)
 
 
@@ -123,6 +122,6 @@ def test_more_clusters_than_images_and_batches_larger_than_the_corpus():
         (["encoder.checkpoint=/nowhere/x.safetensors"], "cannot be read"),
     ],
 )
-def test_encoders_that_cannot_be_are_told_before_the_work(overrides, words):
+def test_impossible_encoders_are_refused_before_the_work(overrides, words):
     with pytest.raises(UserError, match=words):
         Pretrain().check(load_config(overrides=overrides), None)

@@ -1,4 +1,4 @@
-"""The verdict of one ensemble a family."""
+"""The scores of an image by the ensembles of several families, and which family's trigger is on it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import nn
 
+from poisoncam_ray import artifact
 from poisoncam_ray.folder import Folder
 from poisoncam_ray.method.classifier import PoisonClassifier, poison_logit
 from poisoncam_ray.settings import load_config
 from poisoncam_ray.stages.crops import to_png
-from poisoncam_ray.stages.ensembles import PICTURES, VALIDATION, Ensembles, load_ensembles, model_name
+from poisoncam_ray.stages.ensembles import Ensembles, load_ensembles
 
 
 class Channel(nn.Module):
@@ -47,7 +48,7 @@ def test_above_a_half_is_poison_and_nothing_else():
         assert (float(p_N) > 0.5) == bool(flagged_AN[0, 0]), cut
 
 
-def test_a_chance_of_exactly_a_half_is_none():
+def test_a_probability_of_exactly_a_half_is_not_flagged():
     class Hair(nn.Module):
         def forward(self, x_BCHW):
             return torch.full((len(x_BCHW),), 1e-9)
@@ -58,7 +59,7 @@ def test_a_chance_of_exactly_a_half_is_none():
 
 def test_without_families_nothing_is_poison(tmp_path):
     out = Folder(str(tmp_path))
-    out.write_json(VALIDATION, {"families": {}})
+    out.write_json(artifact.VALIDATION, {"families": {}})
     ensembles, x_NCHW = load_ensembles(load_config(), out), torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
     p_N, flagged_AN = ensembles.judge(x_NCHW)
     assert p_N.tolist() == [0.0] * 4 and flagged_AN.shape == (0, 4)
@@ -82,7 +83,7 @@ def test_of_families_that_flag_an_image_it_is_of_the_one_whose_trigger_is_on_it(
     assert box_N4.tolist() == [[2, 3, 8, 9], [2, 11, 8, 17], [-1] * 4, [2, 9, 8, 15], [2, 5, 8, 11]]
 
 
-def test_a_family_that_does_not_flag_an_image_has_no_say():
+def test_a_family_that_does_not_flag_an_image_is_not_chosen():
     t_Chw = torch.rand(3, 6, 6, generator=torch.Generator().manual_seed(1))
     x_NCHW = torch.full((1, 3, 24, 24), 0.5)
     x_NCHW[0, :, 4:10, 5:11] = t_Chw
@@ -98,14 +99,14 @@ def test_ensembles_come_back_with_their_thresholds(tmp_path):
         torch.manual_seed(family)
         made[family] = [PoisonClassifier(32).eval() for _ in range(2)]
         for i, model in enumerate(made[family]):
-            out.write_tensors(model_name(family, i), model.state_dict())
+            out.write_tensors(artifact.model_name(family, i), model.state_dict())
     chosen = {str(family): {"threshold_logit": family / 4, "erased": True} for family in made}
     rows = [
         {"family": family, "picture": to_png(torch.full((3, size, 5), grey))}
         for family, size, grey in ((1, 5, 0.2), (2, 7, 0.6), (2, 3, 0.8), (3, 5, 1.0))
     ]
-    out.write_table(PICTURES, pa.Table.from_pylist(rows))
-    out.write_json(VALIDATION, {"families": chosen})
+    out.write_table(artifact.WHOLE_TRIGGERS, pa.Table.from_pylist(rows, schema=artifact.WHOLE_TRIGGER_SCHEMA))
+    out.write_json(artifact.VALIDATION, {"families": chosen})
     loaded = load_ensembles(config, out).families
     x_NCHW = torch.randint(0, 256, (3, 3, 32, 32)).to(torch.uint8)
     for family, (models, cut) in loaded.items():
@@ -121,5 +122,5 @@ def test_ensembles_come_back_with_their_thresholds(tmp_path):
         2: [(7, 0.6), (3, 0.8)],
     }
     chosen["1"]["erased"] = False
-    out.write_json(VALIDATION, {"families": chosen})
+    out.write_json(artifact.VALIDATION, {"families": chosen})
     assert list(load_ensembles(config, out).families) == [2]

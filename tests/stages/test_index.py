@@ -1,4 +1,4 @@
-"""Index: whatever lies in the image column, every row ends alive or in the dead letter, once."""
+"""Index: whatever lies in the image column, every row is indexed or dead, and not both."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from poisoncam_ray.pipeline import Runner
 
 from poisoncam_ray import artifact
+from poisoncam_ray.artifact import SLICES
 from poisoncam_ray.corpus import open_corpus
-from poisoncam_ray.corpus.slices import SLICES, slice_table
+from poisoncam_ray.corpus.slices import slice_table
 from poisoncam_ray.errors import LedgerError, UserError
 from poisoncam_ray.folder import Folder, Ledger, Manifest, part_name
 from poisoncam_ray.progress import Progress
+from poisoncam_ray.runner import Runner
 from poisoncam_ray.settings import load_config
 from poisoncam_ray.stages.index import ENOUGH, Index, index_slice, refuse_mostly_dead, refuse_other_cut
 from poisoncam_ray.stages.pixels import fetch_images, read_slice
@@ -126,11 +127,11 @@ def test_every_row_is_alive_or_dead_and_the_ledger_says_so(indexed, corpus):
     assert Manifest.read(indexed / artifact.INDEX).ledger == Ledger(len(names), len(ALIVE), dead=len(DEAD))
 
 
-def test_the_dead_letter_says_where_and_why(indexed, corpus):
+def test_a_dead_row_says_where_it_lies_and_why(indexed, corpus):
     names = names_by_id(corpus)
     for row in rows_of(indexed / artifact.DEAD_ROWS):
         assert row["error"] == DEAD[names[row["image_id"]]][1], names[row["image_id"]]
-        assert row["message"] and row["stage"] == artifact.INDEX
+        assert row["message"] and row["stage"] == Index.title
         assert f"{row['source']}#{row['row']}" == row["image_id"]
 
 
@@ -152,8 +153,8 @@ def test_equal_images_under_equal_keys_stay_two_rows(indexed, corpus):
 
 def test_what_is_indexed_can_be_read_by_slice_and_by_id(indexed, corpus):
     opened = open_corpus(str(corpus), rows_per_slice=5)
-    for piece in opened.slices():
-        ids, x_NCHW = read_slice(opened, CONFIG, indexed / artifact.INDEX, piece)
+    for slice_ in opened.slices():
+        ids, x_NCHW = read_slice(opened, CONFIG, indexed / artifact.INDEX, slice_)
         assert x_NCHW.shape == (len(ids), 3, 16, 16) and x_NCHW.dtype == np.uint8
         assert np.array_equal(fetch_images(opened, CONFIG, ids[::-1]), x_NCHW[::-1])
 
@@ -164,26 +165,26 @@ def test_a_file_of_a_folder_that_was_replaced_is_not_taken_for_what_was_indexed(
     for name, colour in (("a", 10), ("b", 20)):
         Image.new("RGB", (20, 20), (colour, 0, 0)).save(corpus / f"{name}.png")
     opened, index = open_corpus(str(corpus)), Folder(str(tmp_path / "index"))
-    (piece,) = opened.slices()
-    index_slice(piece, opened, CONFIG, index, Folder(str(tmp_path / "dead")))
-    assert read_slice(opened, CONFIG, index, piece)[0] == ["a.png", "b.png"]
+    (slice_,) = opened.slices()
+    index_slice(slice_, opened, CONFIG, index, Folder(str(tmp_path / "dead")))
+    assert read_slice(opened, CONFIG, index, slice_)[0] == ["a.png", "b.png"]
     Image.new("RGB", (20, 20), (0, 30, 0)).save(corpus / "b.png")
     with pytest.raises(LedgerError, match=r"b\.png changed since it was indexed"):
-        read_slice(opened, CONFIG, index, piece)
+        read_slice(opened, CONFIG, index, slice_)
 
 
 def test_a_slice_indexed_again_gives_the_same_files(corpus, tmp_path):
     opened = open_corpus(str(corpus), rows_per_slice=5)
     out, dead = Folder(str(tmp_path / "out")), Folder(str(tmp_path / "dead"))
     for _ in range(2):
-        counts = [index_slice(piece, opened, CONFIG, out, dead) for piece in opened.slices()]
+        counts = [index_slice(slice_, opened, CONFIG, out, dead) for slice_ in opened.slices()]
         files = {path: path.read_bytes() for path in tmp_path.rglob("*.parquet")}
     assert files == {path: path.read_bytes() for path in tmp_path.rglob("*.parquet")}
     assert sum(c["alive"] for c in counts) == len(ALIVE) and sum(c["dead"] for c in counts) == len(DEAD)
     assert len(out.parts()) == len(counts)
 
 
-def test_a_corpus_without_one_image_that_decodes_is_told(ray_cluster, tmp_path):
+def test_a_corpus_without_one_image_that_decodes_is_a_mistake(ray_cluster, tmp_path):
     (tmp_path / "corpus").mkdir()
     pq.write_table(pa.table({"image": [b"no", b"image"]}), tmp_path / "corpus" / "a.parquet")
     runner = Runner(str(tmp_path / "corpus"), str(tmp_path / "run"), CONFIG, [Index()])
@@ -191,7 +192,7 @@ def test_a_corpus_without_one_image_that_decodes_is_told(ray_cluster, tmp_path):
         runner.run(Progress())
 
 
-def dead_letter(folder: Path, parts: list[list[str]]) -> Folder:
+def dead_parts(folder: Path, parts: list[list[str]]) -> Folder:
     for i, kinds in enumerate(parts):
         rows = [{"image_id": f"{i}#{j}", "error": kind} for j, kind in enumerate(kinds)]
         Folder(str(folder)).write_table(f"part-{i:06d}.parquet", pa.Table.from_pylist(rows))
@@ -212,7 +213,7 @@ def dead_letter(folder: Path, parts: list[list[str]]) -> Folder:
     ],
 )
 def test_a_corpus_is_refused_by_the_share_of_rows_that_died(tmp_path, alive, died, limit, enough, refused):
-    folder = dead_letter(tmp_path, [["bomb"]])
+    folder = dead_parts(tmp_path, [["bomb"]])
     if not refused:
         refuse_mostly_dead(alive, died, limit, folder, enough)
         return
@@ -221,7 +222,7 @@ def test_a_corpus_is_refused_by_the_share_of_rows_that_died(tmp_path, alive, die
 
 
 def test_the_refusal_names_the_commonest_kinds_the_place_and_the_way_on(tmp_path):
-    folder = dead_letter(tmp_path, [["bomb", "empty", "empty"], ["truncated", "truncated", "empty"]])
+    folder = dead_parts(tmp_path, [["bomb", "empty", "empty"], ["truncated", "truncated", "empty"]])
     with pytest.raises(UserError) as caught:
         refuse_mostly_dead(2, 6, 0.25, folder, enough=1)
     said = str(caught.value)
@@ -267,8 +268,8 @@ def test_a_corpus_that_is_cut_otherwise_than_before_is_refused(tmp_path, corpus)
     refuse_other_cut(index, [replace(lost, error="no footer, in other words"), *slices[1:]])
 
 
-def test_the_dead_letter_of_a_try_that_did_not_end_goes_when_nothing_is_dead(tmp_path, corpus):
-    """Killed between dead letter and part, then a better decoder: no row may be in both."""
+def test_dead_rows_of_a_try_that_did_not_end_go_when_nothing_is_dead(tmp_path, corpus):
+    """A task was killed between both files, and its second try decodes more: no row may be in both."""
     opened = open_corpus(str(corpus), rows_per_slice=1)
     out, dead = Folder(str(tmp_path / "out")), Folder(str(tmp_path / "dead"))
     alive = next(p for p in opened.slices() if index_slice(p, opened, CONFIG, out, dead)["alive"])

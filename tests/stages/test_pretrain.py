@@ -1,4 +1,4 @@
-"""Pretrain: a checkpoint is the whole state of the training; a user's own is read, never run."""
+"""Pretrain: a checkpoint holds the whole state of the training; a user's own checkpoint runs no code."""
 
 from __future__ import annotations
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from poisoncam_ray.stages.triggers import CANDIDATES
 
+from poisoncam_ray import artifact
 from poisoncam_ray.config import Config
 from poisoncam_ray.corpus import open_corpus
 from poisoncam_ray.folder import Folder
-from poisoncam_ray.method.clusters import assign, group_clusters, kmeans
+from poisoncam_ray.method.clusters import assign, kmeans, superclusters
 from poisoncam_ray.method.encoder import build_encoder
 from poisoncam_ray.settings import load_config
-from poisoncam_ray.stages.cluster import CENTROIDS
 from poisoncam_ray.stages.crops import from_png
 from poisoncam_ray.stages.embed import embed_images, write_encoder
 from poisoncam_ray.stages.pixels import fetch_images
@@ -28,10 +27,10 @@ def config(*overrides: str) -> Config:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """(corpus, encoder folder, clusters folder, chunk, flip-test images, groups) of a few drawn images."""
+    """(corpus, encoder folder, clusters folder, chunk, flip-test images, superclusters) of drawn images."""
     folder = tmp_path_factory.mktemp("scorer")
     corpus = open_corpus(str(draw_small(folder / "corpus", 48)), "auto", None)
-    ids = [row.image_id for part in corpus.slices() for row in corpus.read(part)]
+    ids = [row.image_id for slice_ in corpus.slices() for row in corpus.read(slice_)]
     torch.manual_seed(0)
     encoder = build_encoder("resnet_tiny_s2", 32).eval()
     encoders, clusters = Folder(str(folder / "encoder")), Folder(str(folder / "clusters"))
@@ -39,30 +38,30 @@ def place(tmp_path_factory):
     x_NCHW = fetch_images(corpus, config(), ids)
     f_ND = embed_images(encoder, torch.from_numpy(x_NCHW), 64)
     c_KD = kmeans(f_ND, 16, 10, 0)
-    clusters.write_tensors(CENTROIDS, {"centroids_KD": c_KD})
+    clusters.write_tensors(artifact.CENTROIDS, {"centroids_KD": c_KD})
     chunk = list(zip(ids, assign(f_ND, c_KD)[0].tolist(), strict=True))
-    return corpus, encoders, clusters, chunk[:6], x_NCHW[-12:], group_clusters(c_KD, 0)
+    return corpus, encoders, clusters, chunk[:6], x_NCHW[-12:], superclusters(c_KD, 0)
 
 
 def work(place, *overrides: str, chunk: slice = slice(None)) -> list[dict]:
-    corpus, encoders, clusters, rows, flip, g_K = place
-    return Scorer(config(*overrides), corpus, encoders, clusters, flip, g_K).work(rows[chunk])
+    corpus, encoders, clusters, rows, flip, supercluster_K = place
+    return Scorer(config(*overrides), corpus, encoders, clusters, flip, supercluster_K).work(rows[chunk])
 
 
 def test_a_row_holds_what_the_search_writes(place):
     rows = work(place)
-    assert [set(row) for row in rows] == [set(CANDIDATES.names)] * 6
+    assert [set(row) for row in rows] == [set(artifact.CANDIDATE_SCHEMA.names)] * 6
     window = config().window_px
     for row in rows:
         assert (row["x1"] - row["x0"], row["y1"] - row["y0"]) == (window, window)
         assert row["n_flip"] == len(row["landed"]) == 12
-        assert row["score"] == pytest.approx(max(0, row["group_gain"]) / 12)
+        assert row["score"] == pytest.approx(max(0, row["supercluster_gain"]) / 12)
         x_CHW = torch.from_numpy(fetch_images(place[0], config(), [row["image_id"]]))[0] / 255
         cut = x_CHW[:, row["y0"] : row["y1"], row["x0"] : row["x1"]]
         assert torch.allclose(from_png(row["crop"]), cut)
 
 
-@pytest.mark.parametrize("reading", ["changed", "gain", "group_gain"])
+@pytest.mark.parametrize("reading", ["changed", "gain", "supercluster_gain"])
 def test_each_image_keeps_its_best_scale_and_the_first_of_equals(place, reading):
     reads = f"search.reading={reading}"
     small, large = (work(place, reads, f"search.scales=[{scale}]") for scale in (0.5, 2))

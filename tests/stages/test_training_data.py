@@ -1,4 +1,4 @@
-"""Training data: the order depends on (seed, epoch, rank) alone, a resumed stream is a tail."""
+"""Training data: the order depends only on (seed, epoch, rank), and a resumed stream is its tail."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from poisoncam_ray.pipeline import Runner
 
 from poisoncam_ray import artifact
 from poisoncam_ray.corpus import open_corpus
-from poisoncam_ray.corpus.slices import SLICES
 from poisoncam_ray.folder import Folder
 from poisoncam_ray.progress import Progress
+from poisoncam_ray.runner import Runner
 from poisoncam_ray.settings import load_config
 from poisoncam_ray.stages.index import Index
 from poisoncam_ray.stages.training_data import Epochs
@@ -40,7 +39,6 @@ def some_epochs(draw) -> Epochs:
     )
 
 
-@settings(deadline=None)
 @given(some_epochs(), st.integers(0, 2))
 def test_a_plan_holds_the_rows_its_batches_need_and_no_slice_too_many(epochs, epoch):
     needed = epochs.steps_per_epoch * epochs.batch_size // epochs.workers
@@ -53,7 +51,6 @@ def test_a_plan_holds_the_rows_its_batches_need_and_no_slice_too_many(epochs, ep
         assert sum(rows[:-1]) < needed or not plan
 
 
-@settings(deadline=None)
 @given(some_epochs(), st.integers(0, 2))
 def test_no_slice_is_read_again_before_all_of_the_ranks_own_were(epochs, epoch):
     filled = {i for i, n in enumerate(epochs.slice_rows) if n}
@@ -76,20 +73,19 @@ def test_epochs_and_seeds_have_orders_of_their_own():
     assert tuple(Epochs([4] * 20, 5, 8, 1, 1, 1000).plan(0, 0)) not in orders
 
 
-@settings(deadline=None)
 @given(some_epochs(), st.integers(0, 2))
 def test_an_epoch_has_exactly_its_steps_and_no_row_twice_in_a_window(epochs, epoch):
     """Whatever the window's size against batch and slices."""
     for rank in range(epochs.workers):
         plan = epochs.plan(epoch, rank)
-        pieces = [torch.arange(epochs.slice_rows[i]) + 1000 * turn for turn, i in enumerate(plan)]
-        batches = list(epochs._shuffled(iter(pieces), epoch, rank)) if plan else []
+        images = [torch.arange(epochs.slice_rows[i]) + 1000 * turn for turn, i in enumerate(plan)]
+        batches = list(epochs._shuffled(iter(images), epoch, rank)) if plan else []
         assert [len(b) for b in batches] == [epochs.batch_size // epochs.workers] * (
             epochs.steps_per_epoch if plan else 0
         )
         seen = torch.cat(batches).tolist() if batches else []
         assert len(set(seen)) == len(seen)
-        assert set(seen) <= set(torch.cat(pieces).tolist() if pieces else [])
+        assert set(seen) <= set(torch.cat(images).tolist() if images else [])
 
 
 def test_a_window_is_shuffled():
@@ -125,7 +121,7 @@ def indexed(ray_cluster, tmp_path_factory):
     runner = Runner(str(folder / "corpus"), str(folder / "run"), config, [Index()])
     runner.run(Progress())
     index = Folder(str(folder / "run")) / artifact.INDEX
-    assert index.read_table(SLICES)["rows"].to_pylist() == ROWS
+    assert index.read_table(artifact.SLICES)["rows"].to_pylist() == ROWS
     return open_corpus(str(folder / "corpus")), config, index
 
 
@@ -133,6 +129,7 @@ def shades(batches) -> list[list[int]]:
     return [x_BCHW[:, 0, 0, 0].tolist() for x_BCHW in batches]
 
 
+@pytest.mark.cluster
 def test_batches_cover_the_corpus_and_a_resumed_stream_is_the_tail(indexed):
     epochs = Epochs(ROWS, 2, 8, 1, 0, 20)
     assert epochs.steps_per_epoch == 4
@@ -150,6 +147,7 @@ def test_batches_cover_the_corpus_and_a_resumed_stream_is_the_tail(indexed):
     assert shades(epochs.batches(*indexed, rank=0, start=8)) == []
 
 
+@pytest.mark.cluster
 def test_ranks_share_the_corpus(indexed):
     epochs = Epochs(ROWS, 1, 8, 2, 0, 20)
     ranks = [shades(epochs.batches(*indexed, rank=rank, start=0)) for rank in (0, 1)]

@@ -26,7 +26,7 @@ from typing import Any
 from poisoncam_ray import artifact
 from poisoncam_ray.folder import Folder
 from poisoncam_ray.progress import Progress
-from poisoncam_ray.report import build_report
+from poisoncam_ray.report.page import build_report
 from poisoncam_ray.research.evaluate.detection import detection_metrics
 from poisoncam_ray.research.evaluate.joined import settings
 from poisoncam_ray.research.evaluate.probes import Validation, probe

@@ -6,7 +6,7 @@ import io
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -14,6 +14,7 @@ from poisoncam_ray.errors import UserError
 from poisoncam_ray.research.attacks import KINDS
 from poisoncam_ray.research.attacks.encoded import paint
 from poisoncam_ray.research.attacks.kind import How
+from tests.examples import examples
 
 BOXED = [name for name in KINDS if name != "frequency"]
 
@@ -40,7 +41,7 @@ def stamped(kind: str, image: Image.Image, width: float, seed: int, **options: f
 
 
 @pytest.mark.parametrize("kind", BOXED)
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(
     width=st.integers(16, 70),
     height=st.integers(16, 70),
@@ -63,7 +64,7 @@ def test_the_boxes_hold_what_changed_and_no_more(kind, width, height, share, see
     assert not changed.any()
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(alpha=st.floats(0.05, 1), seed=st.integers(0, 99))
 def test_blended_mixes_by_alpha(alpha, seed) -> None:
     before, after, [(x0, y0, x1, y1)] = stamped("blended", dark(40, 30, seed), 0.5, seed, alpha=alpha)

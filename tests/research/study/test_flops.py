@@ -1,3 +1,5 @@
+"""Counting operations, against counts by hand."""
+
 import torch
 from torch import nn
 
@@ -6,7 +8,7 @@ from poisoncam_ray.research.study.flops import forward_flops, gradcam_flops
 
 
 class OneConvolution(nn.Module):
-    """8 filters of 3 × 3 over 3 channels, then the mean: nothing else multiplies."""
+    """8 filters of 3 × 3 over 3 channels, then the mean, which has no product."""
 
     num_features = 8
 
@@ -27,7 +29,7 @@ def test_a_convolution_is_counted_by_hand():
     assert gradcam_flops(encoder) == forward_flops(encoder), "the gradient of a mean multiplies nothing"
 
 
-def test_attention_is_counted_and_grows_with_the_square_of_the_tokens():
+def test_attention_is_counted_and_is_quadratic_in_the_tokens():
     def flops(size):
         return forward_flops(build_encoder("vit_tiny_convstem", size).eval())
 
@@ -38,7 +40,7 @@ def test_attention_is_counted_and_grows_with_the_square_of_the_tokens():
     assert gradcam_flops(encoder) > forward_flops(encoder)
 
 
-def test_counting_leaves_the_weights_and_gradients_alone():
+def test_counting_does_not_change_weights_or_gradients():
     encoder = build_encoder("resnet_tiny", 16).eval()
     before = {key: value.clone() for key, value in encoder.state_dict().items()}
     assert forward_flops(encoder) == forward_flops(encoder) > 0

@@ -2,10 +2,11 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from poisoncam_ray.research.study.summary import Cube, cube_of, summary_of
+from tests.examples import examples
 from tests.research.study.small_grid import invented_rows, small_grid
 
 
@@ -22,7 +23,7 @@ def cube(v_SR, seed=0) -> Cube:
 shares = st.lists(st.floats(0, 1), min_size=2, max_size=6)
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(values=shares, seed=st.integers(0, 99))
 def test_the_interval_holds_the_mean_and_stays_within_the_runs(values, seed):
     (got,) = cube([values], seed).estimate([0])

@@ -1,4 +1,4 @@
-"""Tars made to deceive, damaged or cut: they cost their own samples, and nothing climbs out."""
+"""Hostile, damaged and cut tars: only their own samples die, and nothing is written outside the output."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import tarfile
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from poisoncam_ray.corpus import DEAD, KEPT, REMOVED
 from poisoncam_ray.errors import UserError
+from tests.examples import examples
 from tests.tars import (
     corpus_of,
     image,
@@ -52,8 +54,8 @@ def test_unsafe_members_cost_their_sample(tmp_path, name, info, format):
     rows = rows_of(corpus)
     assert (rows[0].data, rows[-1].data) == (image(0), image(2))
     assert {r.error[0] for r in rows[1:-1]} == {"unsafe_member"}
-    fates = [0, *[2] * (len(rows) - 2), 0]
-    corpus.split(corpus.units()[0], fates, {}, str(tmp_path / "kept"), str(tmp_path / "removed"))
+    fates = [KEPT, *[DEAD] * (len(rows) - 2), KEPT]
+    corpus.split(corpus.units()[0], fates, str(tmp_path / "kept"), str(tmp_path / "removed"))
     assert [n for n, _ in raw_members(tmp_path / "kept/0.tar")] == ["0.png", "2.png"]
 
 
@@ -86,7 +88,7 @@ HOSTILE = {
 @pytest.mark.parametrize("trick", HOSTILE, ids=list(HOSTILE))
 @pytest.mark.parametrize("before", [0, 2])
 def test_hostile_headers_cost_the_rest_of_their_shard(tmp_path, trick, before):
-    """The samples before live; one row stands for all that follows; the other shard does not notice."""
+    """The samples before it live, one row stands for all that follows, and the other shard is whole."""
     start = b"".join(one(f"{i}.png", image(i)) for i in range(before))
     corpus = corpus_of(tmp_path, start + HOSTILE[trick], tar_bytes(plain_members(2)))
     rows = rows_of(corpus)
@@ -95,15 +97,15 @@ def test_hostile_headers_cost_the_rest_of_their_shard(tmp_path, trick, before):
     # The last sample may lack members, unless the header that is cut names another.
     assert alive in ([image(i) for i in range(before)], [image(i) for i in range(before)][:-1])
     first, _ = corpus.units()
-    fates = [0] * len(alive) + [2]
-    assert corpus.split(first, fates, {}, f"{tmp_path}/kept", f"{tmp_path}/removed") == (len(alive), 0)
+    fates = [KEPT] * len(alive) + [DEAD]
+    assert corpus.split(first, fates, f"{tmp_path}/kept", f"{tmp_path}/removed") == (len(alive), 0)
     kept = tmp_path / "kept/0.tar"
     assert kept.exists() == bool(alive)
     if alive:
         assert [n for n, _ in raw_members(kept)] == [f"{i}.png" for i in range(len(alive))]
 
 
-def test_all_shards_broken_is_a_mistake(tmp_path):
+def test_a_corpus_of_broken_or_empty_shards_is_a_mistake(tmp_path):
     with pytest.raises(UserError, match=r"Tar shard 0\.tar cannot be read \(.*compressed archive"):
         corpus_of(tmp_path, HOSTILE["compressed"], b"").slices()
     with pytest.raises(UserError, match="hold no rows"):
@@ -116,14 +118,14 @@ def test_harmless_oddities_pass(tmp_path):
     archive = shared + one("./a.b.png", image(0)) + renamed + LONG + one("z", image(2)) + bytes(512)
     corpus = corpus_of(tmp_path, archive)
     assert [r.data for r in rows_of(corpus)] == [image(0), image(1), image(2)]
-    corpus.split(corpus.units()[0], [1, 0, 0], {"_reason": ["r"]}, f"{tmp_path}/kept", f"{tmp_path}/removed")
+    corpus.split(corpus.units()[0], [REMOVED, KEPT, KEPT], f"{tmp_path}/kept", f"{tmp_path}/removed")
     start = len(shared)
     first = start + len(one("./a.b.png", image(0)))
     assert (tmp_path / "kept/0.tar").read_bytes() == shared + archive[first:-512] + END
     assert (tmp_path / "removed/0.tar").read_bytes() == archive[:first] + END
 
 
-@settings(max_examples=80, deadline=None)
+@examples(80)
 @given(st.integers(0, 10**6), st.sampled_from([tarfile.PAX_FORMAT, tarfile.GNU_FORMAT]))
 def test_cut_shards(tmp_path_factory, where, format):
     folder = tmp_path_factory.mktemp("c")
@@ -145,7 +147,7 @@ def test_cut_shards(tmp_path_factory, where, format):
     assert all(row.error is None for row in rows[:-1])
     assert complete - 1 <= len(rows) - 1 <= complete
     unit = corpus.units()[0]
-    fates = np.array([0] * (len(rows) - 1) + [2])
-    assert corpus.split(unit, fates, {}, f"{folder}/kept", f"{folder}/removed") == (len(rows) - 1, 0)
+    fates = np.array([KEPT] * (len(rows) - 1) + [DEAD])
+    assert corpus.split(unit, fates, f"{folder}/kept", f"{folder}/removed") == (len(rows) - 1, 0)
     if len(rows) > 1:
         assert raw_members(folder / "kept/0.tar") == raw_members(folder / "whole.tar")[: 2 * (len(rows) - 1)]

@@ -1,4 +1,4 @@
-"""What a run has to tell, read from its folder part by part: memory does not grow with the corpus."""
+"""Reads what the page shows from a run folder, slice by slice: memory does not grow with the corpus."""
 
 from __future__ import annotations
 
@@ -16,25 +16,27 @@ from poisoncam_ray.artifact import Verdict
 from poisoncam_ray.corpus.protocol import OTHER_SCHEMA
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.folder import Folder, Ledger, Manifest
-from poisoncam_ray.report.model import Facts, Fetcher, SkippedShard, Suspect, Thumb, Trigger
+from poisoncam_ray.report.model import Fetcher, PageContent, ShownFamily, ShownImage, SkippedShard, Trigger
 from poisoncam_ray.report.pictures import data_uri, fetch_pictures
-from poisoncam_ray.report.verdicts import Drawn, read_verdicts, tables
+from poisoncam_ray.report.scores import Drawn, read_scores
 
-STAGES = (
-    artifact.INDEX,
-    artifact.ENCODER,
-    artifact.FEATURES,
-    artifact.CLUSTERS,
-    artifact.SEARCH,
-    artifact.VERDICT,
-    artifact.CLASSIFIER,
-    artifact.SCORES,
-    artifact.CLEAN,
-)
+TITLES = {
+    artifact.INDEX: "Index",
+    artifact.ENCODER: "Pretrain",
+    artifact.FEATURES: "Embed",
+    artifact.CLUSTERS: "Cluster",
+    artifact.SEARCH: "Search",
+    artifact.VERDICT: "Verdict",
+    artifact.CLASSIFIER: "Classify",
+    artifact.SCORES: "Judge",
+    artifact.CLEAN: "Clean",
+}
+"""The titles of the stages by their artifact, in order."""
 TRIGGERS = 20
 TRIGGERS_OF_A_FAMILY = 4
-"""Shown at least, however many families there are."""
-DOUBTFUL_TRIGGERS = 6
+"""Triggers shown of a family at least."""
+UNUSED_TRIGGERS = 6
+"""Windows shown where none was used as a trigger."""
 FAMILIES = 12
 DEAD_LINES = 30
 SKIPPED_SHARDS = 20
@@ -45,46 +47,59 @@ def gather(
     title: str = "PoisonCAM report",
     about: Mapping[str, str] | None = None,
     corpus: Fetcher | None = None,
-) -> Facts:
-    """Read everything the page needs from the run folder. See `build_report`."""
+) -> PageContent:
+    """Read everything that the page shows from the run folder.
+
+    Args:
+        run_uri: the run folder.
+        title: the title of the page.
+        about: more lines below the headline, by label.
+        corpus: the input corpus; None to open the one that the run names.
+
+    Raises:
+        UserError: the run is not finished.
+        StoreAwayError: the store of the corpus does not answer.
+    """
     run = Folder(run_uri)
-    manifests = {stage: m for stage in STAGES if (m := Manifest.read(run / stage)) is not None}
+    manifests = {name: m for name in TITLES if (m := Manifest.read(run / name)) is not None}
     if artifact.CLEAN not in manifests:
         raise UserError(f"The run {run_uri} is not finished: let the defence run to its end first.")
     settings = _json(run, artifact.RUN) or {}
     config = settings.get("config", {})
     side = (_json(run / artifact.ENCODER, artifact.ENCODER_CONFIG) or {}).get("image_size", 1)
-    verdicts = read_verdicts(run)
+    scored = read_scores(run)
     dead, skipped = _dead(run), _skipped(run)
     candidates = _trigger_table(run)
     scores, rounds = _search(run, candidates)
-    evidence = Verdict.read(run / artifact.VERDICT)
-    triggers = _best_triggers(candidates, evidence)
+    verdict = Verdict.read(run / artifact.VERDICT)
+    triggers = _best_triggers(candidates, verdict)
     validation = _json(run / artifact.CLASSIFIER, artifact.VALIDATION) or {}
     by_family = validation.pop("families", {})
     if len(by_family) > 1:
         validation |= _flat({"family": by_family})
 
-    shown = evidence.families[:FAMILIES] if evidence else ()
-    of_family = {family.family: verdicts.of_family.get(family.family, []) for family in shown}
+    shown = verdict.families[:FAMILIES]
+    of_family = {family.family: scored.of_family.get(family.family, []) for family in shown}
     wanted = [row["image_id"] for row in triggers]
-    samples = [verdicts.removed, verdicts.borderline, *of_family.values()]
+    samples = [scored.removed, scored.borderline, *of_family.values()]
     wanted += [drawn.image_id for sample in samples for drawn in sample]
     whole = _whole_triggers(run)
     pictures = fetch_pictures(corpus, settings, wanted, side)
 
-    def thumbs(sample: list[Drawn]) -> list[Thumb]:
+    def images(sample: list[Drawn]) -> list[ShownImage]:
         return [
-            Thumb(drawn.image_id, drawn.p, pictures.get(drawn.image_id), drawn.family, _seen(drawn, side))
+            ShownImage(
+                drawn.image_id, drawn.p, pictures.get(drawn.image_id), drawn.family, _seen(drawn, side)
+            )
             for drawn in sorted(sample, key=lambda drawn: (drawn.p, drawn.image_id), reverse=True)
         ]
 
     suspects = [
-        Suspect(
+        ShownFamily(
             family,
-            verdicts.families[family.family],
+            scored.families[family.family],
             _crops(candidates, family.family),
-            thumbs(of_family[family.family]),
+            images(of_family[family.family]),
             whole.get(family.family, ()),
             by_family.get(str(family.family), {}).get("erased", True),
         )
@@ -92,12 +107,12 @@ def gather(
     ]
 
     reading = config.get("search", {}).get("reading", "supercluster_gain")
-    return Facts(
+    return PageContent(
         title=title,
         about={"Corpus": _public(settings.get("input", "")), "Run folder": _public(run_uri), **(about or {})},
         ledger=_ledger(manifests, sum(row["count"] for row in dead)),
-        families=dict(sorted(verdicts.families.items())),
-        evidence=evidence,
+        families=dict(sorted(scored.families.items())),
+        verdict=verdict,
         suspects=suspects,
         triggers=[
             Trigger(
@@ -116,26 +131,26 @@ def gather(
         reading=reading,
         scores=scores,
         rounds=rounds,
-        kept_bins=verdicts.kept_bins.tolist(),
-        removed_bins=verdicts.removed_bins.tolist(),
+        kept_bins=scored.kept_bins.tolist(),
+        removed_bins=scored.removed_bins.tolist(),
         validation=validation,
         judged=validation.get("trained", True)
         and (not by_family or any(chosen.get("erased", True) for chosen in by_family.values())),
-        removed_sample=thumbs(verdicts.removed),
-        borderline_sample=thumbs(verdicts.borderline),
+        removed_sample=images(scored.removed),
+        borderline_sample=images(scored.borderline),
         loss=[(row["step"], row["loss"]) for row in _json(run / artifact.ENCODER, artifact.HISTORY) or []],
-        seconds=[_pace(stage, manifest) for stage, manifest in manifests.items()],
+        seconds=[_pace(TITLES[name], manifest) for name, manifest in manifests.items()],
         dead=dead[:DEAD_LINES],
         skipped=skipped[:SKIPPED_SHARDS],
         n_skipped=len(skipped),
         config=_flat(config),
-        stage_facts=_flat({stage: manifest.facts for stage, manifest in manifests.items()}),
+        stage_facts=_flat({TITLES[name]: manifest.facts for name, manifest in manifests.items()}),
         metrics=_json(run / artifact.PAGE, artifact.METRICS),
     )
 
 
 def _search(run: Folder, triggers: pa.Table) -> tuple[list[tuple[float, bool]], list[dict[str, Any]]]:
-    """Every candidate's score, best first, with whether it became a trigger; and what each round did."""
+    """Every candidate's score, highest first, with whether the classifier used it; a row for each round."""
     search = run / artifact.SEARCH
     top = set(triggers.filter(_used(triggers))["image_id"].to_pylist())
     scores: list[tuple[float, bool]] = []
@@ -152,7 +167,7 @@ def _search(run: Folder, triggers: pa.Table) -> tuple[list[tuple[float, bool]], 
 
 
 def _trigger_table(run: Folder) -> pa.Table:
-    """The best candidates by rank, with the role and family that the classifier gave them."""
+    """The kept candidates by rank, with the role that Classify gave them."""
     made = run / artifact.CLASSIFIER
     if made.exists(artifact.ROLES):
         return made.read_table(artifact.ROLES).sort_by("rank")
@@ -164,12 +179,12 @@ def _used(triggers: pa.Table) -> pa.ChunkedArray:
     return pc.not_equal(triggers["role"], "unused")
 
 
-def _best_triggers(table: pa.Table, evidence: Verdict | None) -> list[dict[str, Any]]:
-    """By rank, of every family on the page its share."""
+def _best_triggers(table: pa.Table, verdict: Verdict) -> list[dict[str, Any]]:
+    """The best triggers by rank, an equal share of every family on the page."""
     used = table.filter(pc.and_(_used(table), pc.less_equal(table["family"], FAMILIES))).to_pylist()
-    if not used or (evidence and not evidence.poison):
-        # A search that trusted none of its windows still shows the best it found.
-        return table.slice(0, DOUBTFUL_TRIGGERS).to_pylist()
+    if not used or not verdict.poison:
+        # Where no window is a trigger, the page still shows the best windows.
+        return table.slice(0, UNUSED_TRIGGERS).to_pylist()
     share = max(TRIGGERS_OF_A_FAMILY, TRIGGERS // len({row["family"] for row in used}))
     taken: Counter[int] = Counter()
     shown = []
@@ -187,7 +202,7 @@ def _crops(triggers: pa.Table, family: int) -> list[str]:
 
 
 def _whole_triggers(run: Folder) -> dict[int, list[str]]:
-    """By family, as Classify found them; runs of before it did have none."""
+    """Pictures of the whole trigger, by family."""
     made, name = run / artifact.CLASSIFIER, artifact.WHOLE_TRIGGERS
     found: dict[int, list[str]] = {}
     for row in made.read_table(name).to_pylist() if made.exists(name) else ():
@@ -198,7 +213,7 @@ def _whole_triggers(run: Folder) -> dict[int, list[str]]:
 
 
 def _seen(drawn: Drawn, side: int) -> tuple[int, ...] | None:
-    """The box on the picture, which shows the centre square; plain numbers, as in method/boxes.map_box."""
+    """The box on the picture, which shows the centre square of the stored image (method.geometry.map_box)."""
     if drawn.box is None:
         return None
     shorter = max(1, min(drawn.size))
@@ -208,8 +223,8 @@ def _seen(drawn: Drawn, side: int) -> tuple[int, ...] | None:
 
 
 def _ledger(manifests: Mapping[str, Manifest], n_dead: int) -> Ledger:
-    """Kept and removed as the last stage counted them, dead as they lie in the dead letters: the page says
-    whether that adds up to what came in."""
+    """Rows in by Index, kept and removed by Clean, dead as counted in `dead/`: the page says whether they add
+    up."""
     clean = manifests[artifact.CLEAN].ledger or Ledger(0, 0)
     first = manifests[artifact.INDEX].ledger if artifact.INDEX in manifests else None
     return Ledger((first or clean).rows_in, clean.rows_out, clean.removed, n_dead)
@@ -218,8 +233,9 @@ def _ledger(manifests: Mapping[str, Manifest], n_dead: int) -> Ledger:
 def _dead(run: Folder) -> list[dict[str, Any]]:
     counts: Counter[tuple[str, str]] = Counter()
     example: dict[tuple[str, str], str] = {}
-    for part in tables(run / artifact.DEAD_ROWS, ["stage", "error", "message"]):
-        for row in part.to_pylist():
+    folder = run / artifact.DEAD_ROWS
+    for name in folder.parts():
+        for row in folder.read_table(name, ["stage", "error", "message"]).to_pylist():
             counts[row["stage"], row["error"]] += 1
             example.setdefault((row["stage"], row["error"]), row["message"] or "")
     return [
@@ -229,7 +245,7 @@ def _dead(run: Folder) -> list[dict[str, Any]]:
 
 
 def _skipped(run: Folder) -> list[SkippedShard]:
-    """The shards of which no row could be read; those without a count of rows come first."""
+    """The skipped shards, those without a count of rows first."""
     index = run / artifact.INDEX
     if not index.exists(artifact.SLICES):
         return []
@@ -237,11 +253,11 @@ def _skipped(run: Folder) -> list[SkippedShard]:
     broken = table.filter(pc.is_valid(table["error"]))
     rows: Counter[str] = Counter()
     found: dict[str, SkippedShard] = {}
-    for part in broken.to_pylist():
-        source = part["source"]
-        rows[source] += part["stop"] - part["start"]
-        n_rows = rows[source] if part["kind"] == OTHER_SCHEMA else None
-        found[source] = SkippedShard(source, n_rows, part["error"])
+    for piece in broken.to_pylist():
+        source = piece["source"]
+        rows[source] += piece["stop"] - piece["start"]
+        n_rows = rows[source] if piece["kind"] == OTHER_SCHEMA else None
+        found[source] = SkippedShard(source, n_rows, piece["error"])
     return sorted(found.values(), key=lambda shard: (shard.rows is not None, shard.source))
 
 
@@ -271,5 +287,5 @@ def _flat(tree: Any, path: str = "") -> dict[str, str]:
 
 
 def _public(uri: str) -> str:
-    """A page that people pass on must not carry the credentials or the signature of a URL."""
+    """The URI without credentials and signature: people pass the page on."""
     return re.sub(r"(?<=://)[^/\s]+@|\?\S*$", "…", uri) if "://" in uri else uri

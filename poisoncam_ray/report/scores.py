@@ -1,4 +1,4 @@
-"""The verdicts on all images, boiled down part by part to what a page can show."""
+"""The scores of all images, reduced slice by slice to what a page can show."""
 
 from __future__ import annotations
 
@@ -25,9 +25,16 @@ SIZE = ["width", "height"]
 
 @dataclass(frozen=True)
 class Drawn:
-    """An image drawn into a sample: `draw` is its id's checksum, so the sample depends neither on parts nor
-    on their order. `box`: where the trigger is, None on a kept image, in pixels of the stored image of
-    `size` (width, height)."""
+    """An image drawn into a sample.
+
+    Attributes:
+        draw: a checksum of the id. The sample takes the lowest, so it depends neither on the slices nor on
+            their order.
+        p: the probability of poison.
+        family: the trigger family; 0 for a kept image.
+        box: where the trigger is, in pixels of the stored image; None for a kept image.
+        size: width and height of the stored image.
+    """
 
     draw: int
     image_id: str
@@ -38,8 +45,17 @@ class Drawn:
 
 
 @dataclass
-class Verdicts:
-    """Counts by probability (BINS of 0 … 1) and of removed images by family; samples of both kinds."""
+class ScoredImages:
+    """The scores of all images.
+
+    Attributes:
+        kept_bins: counts of the kept images by probability of poison, BINS equal bins over 0 … 1.
+        removed_bins: the same for the removed images.
+        families: the number of removed images by family.
+        removed: a random sample of the removed images.
+        of_family: a random sample of the removed images of each family.
+        borderline: the kept images with the highest probability.
+    """
 
     kept_bins: np.ndarray
     removed_bins: np.ndarray
@@ -49,14 +65,18 @@ class Verdicts:
     borderline: list[Drawn]
 
 
-def read_verdicts(run: Folder) -> Verdicts:
-    """One pass: histograms, families, fair samples of the removed, the nearest of the kept."""
+def read_scores(run: Folder) -> ScoredImages:
+    """Read the scores in one pass. Memory does not grow with the corpus.
+
+    Args:
+        run: a run folder whose Judge stage is committed.
+    """
     bins = np.zeros((2, BINS), np.int64)
     families: Counter[int] = Counter()
     sample: list[Drawn] = []
     of_family: dict[int, list[Drawn]] = {}
     borderline: list[Drawn] = []
-    for part in _judged(run):
+    for part in _scored(run):
         gone = pc.equal(part["fate"], artifact.REMOVE)
         kept, removed = part.filter(pc.invert(gone)), part.filter(gone)
         for row, rows in enumerate((kept, removed)):
@@ -71,14 +91,14 @@ def read_verdicts(run: Folder) -> Verdicts:
         for family in {drawn.family for drawn in new}:
             mine = [drawn for drawn in new if drawn.family == family]
             of_family[family] = _lowest(FAMILY_SAMPLE, [*of_family.get(family, []), *mine])
-    return Verdicts(bins[0], bins[1], families, sample, of_family, borderline)
+    return ScoredImages(bins[0], bins[1], families, sample, of_family, borderline)
 
 
-def _judged(run: Folder) -> Iterator[pa.Table]:
-    """Verdicts, each beside its image's size."""
-    verdicts, index = run / artifact.SCORES, run / artifact.INDEX
-    for name in verdicts.parts():
-        part = verdicts.read_table(name, ["image_id", "p_poison", "fate", "family", *SIDES])
+def _scored(run: Folder) -> Iterator[pa.Table]:
+    """The scores of each slice, with the size of each image."""
+    scores, index = run / artifact.SCORES, run / artifact.INDEX
+    for name in scores.parts():
+        part = scores.read_table(name, ["image_id", "p_poison", "fate", "family", *SIDES])
         sizes = index.read_table(name, SIZE)
         for column in SIZE:
             part = part.append_column(column, sizes[column])
@@ -101,8 +121,3 @@ def _drawn(rows: pa.Table) -> list[Drawn]:
 
 def _lowest(n: int, rows: list[Drawn]) -> list[Drawn]:
     return heapq.nsmallest(n, rows, key=lambda drawn: (drawn.draw, drawn.image_id))
-
-
-def tables(folder: Folder, columns: list[str]) -> Iterator[pa.Table]:
-    """Part by part."""
-    return (folder.read_table(name, columns) for name in folder.parts())
