@@ -1,12 +1,17 @@
-"""Rows and Markdown of the results table."""
+"""Rows and Markdown of the results table, those in jobs/results among them."""
 
 import csv
+import re
 from pathlib import Path
 
 import pytest
 
 from poisoncam_ray.folder import Folder
-from poisoncam_ray.research.evaluate.results import gaps, single_figures, write_results
+from poisoncam_ray.research.evaluate.results import CLEANED, gaps, single_figures, write_results
+from tests.small import ROOT
+
+RESULTS = ROOT / "jobs" / "results"
+COMMITTED = sorted(RESULTS.rglob("results.csv"))
 
 METRICS = {
     "recall": 0.5,
@@ -83,3 +88,37 @@ def test_a_table_for_each_kind_and_share_and_every_row_in_the_csv(tmp_path: Path
         read = list(csv.DictReader(file))
     assert [line["recall"] for line in read] == ["", "", "0.8", "1.0", "0.25", "0.25", "0.25", "0.75"]
     assert [line["verdict"] for line in read[:3]] == ["no_evidence", "poison", "poison"]
+
+
+def committed_rows(file: Path) -> list[dict]:
+    """The rows of a committed results.csv, with the types that they had when they were written."""
+    texts = {"trigger", "target", "verdict", "kind", CLEANED}
+
+    def typed(column: str, cell: str) -> str | int | float:
+        if column in texts:
+            return cell
+        return float(cell) if column == "share" or "." in cell or "e" in cell else int(cell)
+
+    with file.open() as lines:
+        read = list(csv.DictReader(lines))
+    # An empty cell is a figure that the run does not have.
+    return [{key: typed(key, cell) for key, cell in row.items() if cell} for row in read]
+
+
+@pytest.mark.parametrize("file", COMMITTED, ids=lambda file: str(file.parent.relative_to(RESULTS)))
+def test_committed_tables_follow_from_their_committed_rows(file: Path, tmp_path: Path) -> None:
+    write_results(Folder(str(tmp_path)), committed_rows(file))
+    assert (tmp_path / "results.md").read_text() == (file.parent / "results.md").read_text()
+    with file.open() as lines:
+        assert "best_group_in_thresholds" in next(csv.reader(lines))
+
+
+def test_links_in_the_results_lead_somewhere() -> None:
+    text = (RESULTS / "README.md").read_text()
+    titles = [line.lstrip("# ").lower() for line in text.splitlines() if line.startswith("#")]
+    anchors = {"".join(c for c in title if c.isalnum() or c in " -").replace(" ", "-") for title in titles}
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    readme = re.findall(r"\]\(jobs/results/README\.md(#[^)]+)\)", (ROOT / "README.md").read_text())
+    assert readme and len(links) > 20
+    for link in [*links, *readme]:
+        assert link[1:] in anchors if link[0] == "#" else (RESULTS / link).is_file(), link

@@ -113,7 +113,7 @@ def test_a_model_of_other_settings_is_refused_with_the_way_out(
         raise UserError("It was made with another seed.")
 
     monkeypatch.setattr(runner, "__init__", refuse)
-    with pytest.raises(UserError, match=r"another seed\. To begin it anew delete .*/labelled/threat\."):
+    with pytest.raises(UserError, match=r"another seed\. To start again, delete .*/labelled/threat\."):
         probe_models(run.uri, OtherModels("clean"), VALIDATION, Progress())
 
 

@@ -148,7 +148,7 @@ def _run(
     try:
         runner = Runner(corpus_uri, out.uri, config, stages)
     except UserError as error:
-        way_out = f"To begin it anew delete {out.uri}." if ours else "Or leave --never-poisoned-run out."
+        way_out = f"To start again, delete {out.uri}." if ours else "Or leave --never-poisoned-run out."
         raise UserError(f"{error} {way_out}") from None
     if runner.pending():
         progress.console.print(f"{corpus_uri} into {out.uri}", markup=False)

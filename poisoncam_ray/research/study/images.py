@@ -33,7 +33,7 @@ CENTROIDS, FACTS, IMAGES = "centroids.safetensors", "facts.json", "images.parque
 
 
 @dataclass(frozen=True)
-class Looked:
+class StudyImages:
     """The measured images of a run. Each has a wholly visible patch.
 
     Attributes:
@@ -58,7 +58,7 @@ class Looked:
 
 
 def prepare(one: StudyRun, grid: Grid, out: Folder) -> None:
-    """Choose the images, cluster the features, and write both for `read_looked`, the images last.
+    """Choose the images, cluster the features, and write both for `read_images`, the images last.
 
     Args:
         one: the run.
@@ -100,11 +100,11 @@ def prepare(one: StudyRun, grid: Grid, out: Folder) -> None:
     out.write_table(IMAGES, pa.table({"image_id": [ids[row] for row in row_S], "boxes": boxes, **columns}))
 
 
-def read_looked(out: Folder, grid: Grid) -> Looked:
+def read_images(out: Folder, grid: Grid) -> StudyImages:
     """What `prepare` wrote."""
     images, centroids = out.read_table(IMAGES), out.read_tensors(CENTROIDS)
     keys = list(enumerate(grid.k_factors))
-    return Looked(
+    return StudyImages(
         image_id=images["image_id"].to_pylist(),
         true_ST4=torch.tensor(images["boxes"].to_pylist()).unflatten(1, (-1, 4)),
         own_S={factor: torch.from_numpy(images[f"own_{i}"].to_numpy().copy()) for i, factor in keys},

@@ -36,7 +36,7 @@ from poisoncam_ray.method.masks import keep_only, make_masks
 from poisoncam_ray.research.evaluate.joined import committed, corpus_of, mean, settings
 from poisoncam_ray.research.evaluate.scored import HIT_IOU, of_best_patch
 from poisoncam_ray.research.study.grid import READS_WINDOW, REFERENCES, Grid
-from poisoncam_ray.research.study.images import Looked, read_looked
+from poisoncam_ray.research.study.images import StudyImages, read_images
 from poisoncam_ray.research.study.plan import SCHEMA, Pass, Way, pixels
 from poisoncam_ray.research.study.runs import StudyRun
 from poisoncam_ray.stages.compute import device
@@ -63,18 +63,18 @@ def measure(todo: Pass, one: StudyRun, grid: Grid, folder: Folder) -> pa.Table:
     Returns:
         Rows of SCHEMA, one for every setting that shares the pass.
     """
-    run, looked = Folder(one.run_uri), read_looked(folder, grid)
+    run, chosen = Folder(one.run_uri), read_images(folder, grid)
     config, encoder = settings(run), load_encoder(committed(run, artifact.ENCODER))
     m_BHW = draw_masks(todo, grid, encoder.image_size)
     found: dict[Way, list[Tensor]] = defaultdict(list)
     seconds = 0.0
-    for rows, x_NCHW in _images(run, config, looked, todo):
-        own = {factor: own_S[rows].to(device()) for factor, own_S in looked.own_S.items()}
-        c_KD = {factor: centroids.to(device()) for factor, centroids in looked.c_KD.items()}
+    for rows, x_NCHW in _images(run, config, chosen, todo):
+        own = {factor: own_S[rows].to(device()) for factor, own_S in chosen.own_S.items()}
+        c_KD = {factor: centroids.to(device()) for factor, centroids in chosen.c_KD.items()}
         if todo.strategy == "gradcam":
             spent, boxes = _gradcam(todo, encoder, x_NCHW, own, c_KD)
         elif todo.strategy == "random_window":
-            spent, boxes = 0.0, _random_windows(todo, grid, looked.image_id[rows], encoder.image_size)
+            spent, boxes = 0.0, _random_windows(todo, grid, chosen.image_id[rows], encoder.image_size)
         else:
             began = _now()
             f_NBD = masked_features(encoder, x_NCHW, m_BHW, mean_colour(x_NCHW), config.search.batch_size)
@@ -83,10 +83,10 @@ def measure(todo: Pass, one: StudyRun, grid: Grid, folder: Folder) -> pa.Table:
         seconds += spent
         for way, box_N4 in boxes.items():
             found[way].append(box_N4.cpu())
-    per_pass = seconds / len(looked.image_id)
+    per_pass = seconds / len(chosen.image_id)
     share = {way: way.forwards / len(m_BHW) if len(m_BHW) else 1.0 for way in found}
     rows_found = [
-        _row(todo, way, looked, encoder, torch.cat(parts)) | {"seconds": per_pass * share[way]}
+        _row(todo, way, chosen, encoder, torch.cat(parts)) | {"seconds": per_pass * share[way]}
         for way, parts in found.items()
     ]
     return pa.Table.from_pylist(rows_found, SCHEMA)
@@ -174,26 +174,26 @@ def _random_windows(todo: Pass, grid: Grid, image_ids: list[str], image_size: in
     return boxes
 
 
-def _images(run: Folder, config: Config, looked: Looked, todo: Pass) -> Iterator[tuple[slice, Tensor]]:
+def _images(run: Folder, config: Config, chosen: StudyImages, todo: Pass) -> Iterator[tuple[slice, Tensor]]:
     """Images in batches of which the features, distances and maps of all masks fit into memory."""
-    wide = max(max(c_KD.shape) for c_KD in looked.c_KD.values()) * max([1, *todo.masks])
+    wide = max(max(c_KD.shape) for c_KD in chosen.c_KD.values()) * max([1, *todo.masks])
     at_once = max(1, min(IMAGES_AT_ONCE, NUMBERS_AT_ONCE // wide))
     corpus = corpus_of(run)
-    for start in range(0, len(looked.image_id), at_once):
+    for start in range(0, len(chosen.image_id), at_once):
         rows = slice(start, start + at_once)
-        x_NCHW = torch.from_numpy(fetch_images(corpus, config, looked.image_id[rows]))
+        x_NCHW = torch.from_numpy(fetch_images(corpus, config, chosen.image_id[rows]))
         yield rows, x_NCHW.to(device()).float() / 255
 
 
-def _row(todo: Pass, way: Way, looked: Looked, encoder: Encoder, box_S4: Tensor) -> dict[str, Any]:
-    pure_S = looked.pure_S[way.k_factor]
-    iou_S, coverage_S = (of_best_patch(mark, box_S4, looked.true_ST4) for mark in (iou, coverage))
-    flops = looked.flops_gradcam if todo.strategy == "gradcam" else way.forwards * looked.flops_forward
+def _row(todo: Pass, way: Way, chosen: StudyImages, encoder: Encoder, box_S4: Tensor) -> dict[str, Any]:
+    pure_S = chosen.pure_S[way.k_factor]
+    iou_S, coverage_S = (of_best_patch(mark, box_S4, chosen.true_ST4) for mark in (iou, coverage))
+    flops = chosen.flops_gradcam if todo.strategy == "gradcam" else way.forwards * chosen.flops_forward
     row = {
         "run": todo.run,
-        "poison_rate": looked.poison_rate,
+        "poison_rate": chosen.poison_rate,
         "k_factor": way.k_factor,
-        "k": len(looked.c_KD[way.k_factor]),
+        "k": len(chosen.c_KD[way.k_factor]),
         "strategy": todo.strategy,
         "score": way.score,
         "masks": way.masks,
@@ -203,7 +203,7 @@ def _row(todo: Pass, way: Way, looked: Looked, encoder: Encoder, box_S4: Tensor)
         "window_px": pixels(way.window, encoder.image_size),
         "forwards": way.forwards,
         "flops": flops,
-        "flops_forward": looked.flops_forward,
+        "flops_forward": chosen.flops_forward,
     }
     for suffix, of_S in (("", torch.ones_like(pure_S)), ("_poison_clusters", pure_S)):
         row |= {

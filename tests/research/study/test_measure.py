@@ -14,7 +14,7 @@ from poisoncam_ray.method.clusters import auto_k, distances, kmeans
 from poisoncam_ray.method.masks import keep_only
 from poisoncam_ray.research.study import images as images_file
 from poisoncam_ray.research.study import measure as measure_file
-from poisoncam_ray.research.study.images import prepare, read_looked
+from poisoncam_ray.research.study.images import prepare, read_images
 from poisoncam_ray.research.study.measure import draw_masks, measure, read_windows
 from poisoncam_ray.research.study.plan import Pass, Way, passes, pixels
 from poisoncam_ray.research.study.runs import StudyRun
@@ -72,19 +72,19 @@ def test_one_pass_reads_as_the_method_does_one_setting_at_a_time(todo):
 
 
 def test_clusters_are_those_of_k_means_on_the_stored_features(fake, one, prepared):
-    looked = read_looked(prepared, GRID)
+    chosen = read_images(prepared, GRID)
     parts = [read_features(Folder(fake.run) / artifact.FEATURES, f"part-{i:06d}.parquet") for i in range(3)]
     ids, f_ND = [j for part in parts for j in part[0]], torch.cat([part[1] for part in parts])
     for factor in GRID.k_factors:
         k = auto_k(len(ids), factor)
-        assert torch.equal(looked.c_KD[factor], kmeans(f_ND, k, 20, 0))
-        cluster = dict(zip(ids, distances(f_ND, looked.c_KD[factor]).argmin(dim=1).tolist(), strict=True))
-        for i, image_id in enumerate(looked.image_id):
+        assert torch.equal(chosen.c_KD[factor], kmeans(f_ND, k, 20, 0))
+        cluster = dict(zip(ids, distances(f_ND, chosen.c_KD[factor]).argmin(dim=1).tolist(), strict=True))
+        for i, image_id in enumerate(chosen.image_id):
             members = [j for j in ids if cluster[j] == cluster[image_id]]
             mostly_poison = sum(j in fake.poisoned for j in members) > len(members) / 2
-            assert looked.own_S[factor][i] == cluster[image_id]
-            assert bool(looked.pure_S[factor][i]) == mostly_poison
-    assert looked.poison_rate == pytest.approx(20 / 120)
+            assert chosen.own_S[factor][i] == cluster[image_id]
+            assert bool(chosen.pure_S[factor][i]) == mostly_poison
+    assert chosen.poison_rate == pytest.approx(20 / 120)
 
 
 def test_images_are_poisoned_ones_drawn_by_seed(fake, one, tmp_path, monkeypatch):
@@ -94,7 +94,7 @@ def test_images_are_poisoned_ones_drawn_by_seed(fake, one, tmp_path, monkeypatch
     for seed, most in ((0, 5), (1, 5), (0, 6), (0, 99)):
         grid = small_grid(seed=seed, images=most, k_factors=[1])
         prepare(one, grid, Folder(str(tmp_path / f"{seed}-{most}")))
-        drawn[seed, most] = set(read_looked(Folder(str(tmp_path / f"{seed}-{most}")), grid).image_id)
+        drawn[seed, most] = set(read_images(Folder(str(tmp_path / f"{seed}-{most}")), grid).image_id)
     assert len(drawn[0, 5]) == 5 and drawn[0, 5] != drawn[1, 5]
     assert drawn[0, 5] < drawn[0, 6] < drawn[0, 99], "more images add to the same ones"
     # One lies at the left edge, which the centre crop cuts into.
@@ -131,12 +131,12 @@ def test_rows_do_not_hang_on_how_many_images_go_at_once(one, prepared, todo, mon
 
 
 def test_a_window_may_meet_any_of_several_patches(one, prepared):
-    looked, todo = read_looked(prepared, GRID), Pass("a/run", "random_window", (), None, (0.3,))
-    first_S4 = looked.true_ST4[:, 0]
+    chosen, todo = read_images(prepared, GRID), Pass("a/run", "random_window", (), None, (0.3,))
+    first_S4 = chosen.true_ST4[:, 0]
     far_S4 = torch.tensor([[0, 0, 1, 1]]).expand_as(first_S4)
-    two = replace(looked, true_ST4=torch.stack([far_S4, first_S4], dim=1))
+    two = replace(chosen, true_ST4=torch.stack([far_S4, first_S4], dim=1))
     way = Way(1, None, None, 0.3, 0)
-    for marks in (looked, two):
+    for marks in (chosen, two):
         row = measure_file._row(todo, way, marks, SimpleNamespace(image_size=SIDE), first_S4)
         assert (row["accuracy"], row["mean_iou"], row["coverage"]) == (1, 1, 1)
 
