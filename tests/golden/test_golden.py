@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,45 @@ def test_the_verdict_is_the_old_code_s(stored, tmp_path):
             if other.get(name) is not None:
                 assert one.pop(name) == pytest.approx(other.pop(name), rel=1e-9)
     assert found == before
+
+
+ROW = {"image_id": "a#0", "x0": 1, "y0": 2, "x1": 5, "y1": 6, "family": 1}
+
+
+def write_run(run: Path, at: compare.Layout, fate: str, group: str, flips: str, **changed: Any) -> Path:
+    """A run of one candidate and one removed image in one of the formats, with the words of that format."""
+
+    def table(path: str, row: dict[str, Any]) -> None:
+        (run / path).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.Table.from_pylist([row]), run / path)
+
+    box = ROW | changed
+    table(f"{at.search}/round=000/candidates.parquet", ROW | {flips: True})
+    table(f"{at.verdict.rsplit('/', 1)[0]}/triggers.parquet", ROW | {flips: True})
+    table(f"{at.classifier}/{at.roles}", ROW | {flips: True, "role": "train"})
+    table(f"{at.scores}/part-000000.parquet", box | {"p_poison": 0.9, fate: "remove"})
+    for path, tree in {
+        at.verdict: {"verdict": "poison", group: 0.5},
+        f"{at.search}/{at.superclusters}": [0],
+        "report/metrics.json": {"recall": 1.0},
+    }.items():
+        (run / path).parent.mkdir(parents=True, exist_ok=True)
+        (run / path).write_text(json.dumps(tree))
+    return run
+
+
+def test_runs_of_both_formats_are_compared_by_their_new_words(tmp_path, capsys):
+    old = compare.read_run(write_run(tmp_path / "old", compare.OLD, "verdict", "best_bundle", "needed"))
+    new_words = ("fate", "best_group", "occlusion_flips")
+    new = compare.read_run(write_run(tmp_path / "new", compare.NEW, *new_words))
+    assert old["verdict"] == {"verdict": "poison", "best_group": 0.5} and len(old["candidates"]) == 1
+    assert compare.compare(old, new) == []
+    moved = compare.read_run(write_run(tmp_path / "moved", compare.NEW, *new_words, x0=0))
+    assert compare.compare(old, moved) == ["scores of all images", "removed images, boxes, p"]
+    assert "[0].x0: 1 before, 0 now" in capsys.readouterr().out
+    (tmp_path / "moved/report/removed.csv").write_text("image_id\na#1\n")
+    with pytest.raises(SystemExit, match="does not list"):
+        compare.read_run(tmp_path / "moved")
 
 
 def test_differences_are_found_wherever_they_are():

@@ -16,6 +16,7 @@ from poisoncam_ray.stages.verdict import RULES, read_candidates
 
 MAX_CORRELATION = 0.99
 SHARES = ("max_suspect_share",)
+COMMAND = "python jobs/rules.py --output OUT --run RUN"
 MARKDOWN, JSON = "rules.md", "rules.json"
 
 
@@ -118,14 +119,24 @@ def _row(
 
 
 def write_rules(rows: Sequence[Row], out: Folder) -> None:
-    """Write the rows as Markdown and JSON."""
+    """Write the rows as Markdown and JSON; of the runs' addresses only what tells them apart."""
+    split = {run: run.rstrip("/").split("/") for run in {row.run for row in rows}}
+    same = [
+        len(set(level)) == 1 for level in zip(*(folders[:-1] for folders in split.values()), strict=False)
+    ]
+    shared = same.index(False) if False in same else len(same)
+    rows = [replace(row, run="/".join(split[row.run][shared:])) for row in rows]
     out.write_json(JSON, [asdict(row) for row in rows])
     out.write_bytes(MARKDOWN, markdown(rows).encode())
 
 
 def markdown(rows: Sequence[Row]) -> str:
     """One table for each run; its first row are the rules as they are."""
-    lines = ["# The verdict's rules, each halved and doubled"]
+    lines = [
+        "# The verdict's rules, each halved and doubled",
+        "",
+        f"By `{COMMAND}`, with a `--run` for each table.",
+    ]
     for run in dict.fromkeys(row.run for row in rows):
         lines += ["", f"## {run}", ""]
         lines += ["| rule | value | families | best group / threshold | suspected windows | kept | verdict |"]
