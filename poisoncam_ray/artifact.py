@@ -16,6 +16,7 @@
     work/8_scores/        part-*.parquet: the score, the fate and the trigger's box of each image
     work/clean/           unit-*.json, unit-*.parquet: which rows of each shard were removed, and why
     work/report/          the report's manifest
+    work/models/          further encoders, trained by an evaluation to compare with
 
 Every folder under work/ holds the manifest of its stage. A part belongs to one slice of the corpus.
 """

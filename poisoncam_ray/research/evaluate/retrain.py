@@ -22,7 +22,7 @@ from poisoncam_ray.research.evaluate.probes import Validation, probe
 from poisoncam_ray.runner import Runner
 from poisoncam_ray.stage import Stage
 
-MODELS = "models"
+MODELS = f"{artifact.WORK}/models"
 TRAIN, FEATURES = 2, 3
 """Numbers of the first stages of the defence: up to the encoder, and up to the features."""
 
@@ -51,7 +51,7 @@ def probe_models(
 ) -> dict[str, dict[str, Metrics]]:
     """Probe the threat model and, with `beside.retrain`, encoders trained without poison.
 
-    New encoders and features are stored in `<run>/models/` and reused from there. The further encoders are
+    New encoders and features are stored in `<run>/work/models/` and reused from there. The further encoders are
     pretrained even where the threat model is a checkpoint of the user's. Ray must be connected when something
     is left to do.
 
