@@ -32,7 +32,7 @@ TOP = 8
 """Windows that are triggers, the best of all."""
 
 
-def accuse(run: Folder, n_families: int = 2) -> dict[int, int]:
+def flag_images(run: Folder, n_families: int = 2) -> dict[int, int]:
     """Poison found: the triggers and the removed images are of the families 1, 2 … in turn.
 
     Returns:
@@ -83,7 +83,7 @@ def accuse(run: Folder, n_families: int = 2) -> dict[int, int]:
     return removed
 
 
-def acquit(run: Folder) -> None:
+def unflag_all(run: Folder) -> None:
     """No evidence: no model, no probability, nothing removed. For a run without poison."""
     nothing = {"threshold": 0.5, "trained": False, "families": {}}
     (run / artifact.CLASSIFIER).write_json(artifact.VALIDATION, nothing)

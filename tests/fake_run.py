@@ -27,7 +27,7 @@ from poisoncam_ray.method.encoder import build_encoder
 from poisoncam_ray.stages.embed import feature_table, write_encoder
 from poisoncam_ray.stages.index import index_slice
 from poisoncam_ray.stages.pool import image_seed
-from tests.fake_evidence import accuse, acquit, replace_column
+from tests.fake_evidence import flag_images, replace_column, unflag_all
 
 SIDE = 32
 WIDTH, HEIGHT = 48, 40
@@ -105,9 +105,9 @@ def make_fake_run(folder: Path, poison: bool = True) -> FakeRun:
     (run / artifact.CLUSTERS).write_tensors(artifact.CENTROIDS, {"centroids_KD": c_KD})
     candidates = _write_search(run, poisoned, cluster, ids)
     if poison:
-        accuse(run, 1)
+        flag_images(run, 1)
     else:
-        acquit(run)
+        unflag_all(run)
     _commit(run, len(ids), len(removed), candidates, poison)
     return FakeRun(
         run.uri, str(corpus), str(folder / "truth.parquet"), poisoned, cluster, removed, candidates, label

@@ -28,7 +28,7 @@ from poisoncam_ray.stages.embed import load_encoder, read_features
 from poisoncam_ray.stages.index import index_slice
 from poisoncam_ray.stages.own_encoder import MAX_BYTES, read_checkpoint
 from tests import bombs
-from tests.fake_evidence import accuse
+from tests.fake_evidence import flag_images
 from tests.fake_run import make_fake_run
 
 ROOT = Path(__file__).parents[1]
@@ -332,7 +332,7 @@ def test_pickles_planted_in_the_run_folder_are_never_unpickled(tmp_path, mark):
     }
     fake = make_fake_run(tmp_path)
     run = Folder(fake.run)
-    accuse(run)
+    flag_images(run)
     for name, read in reads.items():
         whole = run.read_bytes(name)
         read(run)

@@ -16,7 +16,7 @@ from poisoncam_ray.method.verdict import VerdictRules
 from poisoncam_ray.report.gather import gather
 from poisoncam_ray.report.page import build_report, render
 from poisoncam_ray.report.words import NO_TRIGGER, NOTHING, TOO_FEW
-from tests.fake_evidence import accuse, write_evidence
+from tests.fake_evidence import flag_images, write_evidence
 from tests.fake_run import make_fake_run
 from tests.page import Page
 
@@ -61,7 +61,7 @@ def test_without_a_classifier_the_page_says_why_and_shows_no_probabilities(run_o
 
 def test_every_family_has_its_triggers_images_and_count(run_of) -> None:
     run = run_of(True)
-    removed = accuse(run, 3)
+    removed = flag_images(run, 3)
     content = gather(run.uri)
     assert {suspect.family.family: suspect.removed for suspect in content.suspects} == removed
     assert sum(removed.values()) == content.ledger.removed
@@ -81,7 +81,7 @@ def test_every_family_has_its_triggers_images_and_count(run_of) -> None:
 
 def test_the_table_of_families_is_what_was_gathered(run_of) -> None:
     run = run_of(True)
-    removed = accuse(run, 2)
+    removed = flag_images(run, 2)
     html = build_report(run.uri)
     table = Page(html[html.index('<table class="families">') : html.index("</table>") + len("</table>")])
     for family, n in removed.items():
@@ -94,7 +94,7 @@ def test_the_table_of_families_is_what_was_gathered(run_of) -> None:
 
 def test_without_pictures_of_whole_triggers_there_is_still_a_page(run_of) -> None:
     run = run_of(True)
-    accuse(run, 2)
+    flag_images(run, 2)
     (run / artifact.CLASSIFIER).delete(artifact.WHOLE_TRIGGERS)
     assert [list(suspect.whole) for suspect in gather(run.uri).suspects] == [[], []]
     assert "2 trigger families" in text_of(run)
@@ -103,7 +103,7 @@ def test_without_pictures_of_whole_triggers_there_is_still_a_page(run_of) -> Non
 def test_each_family_has_the_validation_of_its_own_classifier(run_of) -> None:
     run = run_of(True)
     assert "family.1.recall" not in text_of(run)
-    accuse(run, 2)
+    flag_images(run, 2)
     text = text_of(run)
     assert "family.1.recall" in text and "family.2.recall" in text and "{'" not in text
 
@@ -132,7 +132,7 @@ def test_windows_above_the_threshold_that_were_no_trigger_are_not_denied(run_of)
 
 def test_a_family_whose_classifier_was_in_doubt_says_so(run_of) -> None:
     run = run_of(True)
-    accuse(run, 2)
+    flag_images(run, 2)
     assert "A classifier is in doubt if" not in text_of(run)
     made = run / artifact.CLASSIFIER
     validation = made.read_json(artifact.VALIDATION)
@@ -163,7 +163,7 @@ def test_a_store_that_stays_away_is_no_corpus_without_pictures(run_of) -> None:
             raise self.trouble
 
     run = run_of(True)
-    accuse(run, 1)
+    flag_images(run, 1)
     assert all(trigger.picture is None for trigger in gather(run.uri, corpus=Away(OSError("gone"))).triggers)
     with pytest.raises(StoreAwayError):
         gather(run.uri, corpus=Away(StoreAwayError("The store failed for 150 s")))
@@ -171,7 +171,7 @@ def test_a_store_that_stays_away_is_no_corpus_without_pictures(run_of) -> None:
 
 def test_only_families_on_the_page_cost_pictures(run_of, monkeypatch) -> None:
     run = run_of(True)
-    accuse(run, 3)
+    flag_images(run, 3)
     monkeypatch.setattr("poisoncam_ray.report.gather.FAMILIES", 2)
     monkeypatch.setattr("poisoncam_ray.report.scores.REMOVED_SAMPLE", 0)
     asked: list[str] = []
@@ -219,7 +219,7 @@ def test_one_family_is_one_trigger(run_of) -> None:
 
 def test_every_family_shows_its_best_triggers_however_strong_the_first_is(run_of) -> None:
     run = run_of(True)
-    accuse(run, 2)
+    flag_images(run, 2)
     made = run / artifact.CLASSIFIER
     rows = made.read_table(artifact.ROLES).to_pylist()
     strong = [{**rows[0], "rank": i} for i in range(30)]
@@ -259,7 +259,7 @@ def test_a_verdict_that_holds_markup_stays_text(run_of) -> None:
 
 def test_nothing_acts_on_the_page_of_a_verdict(run_of) -> None:
     run = run_of(True)
-    accuse(run, 3)
+    flag_images(run, 3)
     page = Page(render(gather(run.uri)))
     assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "form"}
     assert not [name for _, attrs in page.tags for name in attrs if name.startswith("on") or name == "style"]

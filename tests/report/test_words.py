@@ -21,7 +21,7 @@ from poisoncam_ray.report.words import NO_TRIGGER, TOO_FEW, TOO_HIGH, chance, p_
 from poisoncam_ray.runner import Done
 from poisoncam_ray.stage import Run
 from poisoncam_ray.stages.report import Report
-from tests.fake_evidence import FOUND, accuse, write_evidence
+from tests.fake_evidence import FOUND, flag_images, write_evidence
 from tests.fake_run import FakeRun, make_fake_run
 
 
@@ -115,7 +115,7 @@ def defend(monkeypatch, capsys):
 
 def test_poison_is_said_by_family_and_is_an_exit_code_for_those_who_ask(tmp_path, defend) -> None:
     fake = make_fake_run(tmp_path)
-    removed = accuse(Folder(fake.run), 2)
+    removed = flag_images(Folder(fake.run), 2)
     code, lines = defend(fake, "--exit-code")
     counts = next(i for i, line in enumerate(lines) if line.startswith("120 rows = 100 kept"))
     assert code == 3
@@ -130,7 +130,7 @@ def test_poison_is_said_by_family_and_is_an_exit_code_for_those_who_ask(tmp_path
 
 def test_a_family_whose_classifier_was_in_doubt_says_why_nothing_of_it_went(tmp_path, defend) -> None:
     fake = make_fake_run(tmp_path)
-    accuse(Folder(fake.run), 2)
+    flag_images(Folder(fake.run), 2)
     trained = Folder(fake.run) / artifact.CLASSIFIER
     Manifest({}, {}, "0", None, 1.0, Classified(True, in_doubt=[2], recall=0.9).as_json()).write(trained)
     said = [line for line in defend(fake)[1] if line.startswith("  family ")]

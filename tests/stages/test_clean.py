@@ -14,15 +14,15 @@ from poisoncam_ray.corpus.slices import slices_of
 from poisoncam_ray.errors import LedgerError
 from poisoncam_ray.folder import Folder, part_name
 from poisoncam_ray.stages.clean import write_unit
-from tests.fake_evidence import accuse, replace_column
+from tests.fake_evidence import flag_images, replace_column
 from tests.fake_run import BOXED, make_fake_run
 
 
 @pytest.fixture
-def accused(tmp_path) -> tuple[Folder, dict[int, int]]:
+def flagged_run(tmp_path) -> tuple[Folder, dict[int, int]]:
     """A run that removed images of two trigger families, and how many of each."""
     fake = make_fake_run(tmp_path)
-    return Folder(fake.run), accuse(Folder(fake.run), 2)
+    return Folder(fake.run), flag_images(Folder(fake.run), 2)
 
 
 def of_parts(folder: Folder) -> list[dict]:
@@ -36,8 +36,8 @@ def write_units(run: Folder) -> None:
         write_unit(number, unit, corpus, run)
 
 
-def test_a_removed_row_has_the_family_score_and_box_of_its_verdict(accused):
-    run, removed = accused
+def test_a_removed_row_has_the_family_score_and_box_of_its_verdict(flagged_run):
+    run, removed = flagged_run
     write_units(run)
     clean = run / artifact.CLEAN
     tables = [clean.read_table(name) for name in clean.names() if name.endswith(".parquet")]
@@ -53,8 +53,8 @@ def test_a_removed_row_has_the_family_score_and_box_of_its_verdict(accused):
     assert families == [1] * removed[1] + [2] * removed[2]
 
 
-def test_clean_and_removed_hold_nothing_but_the_corpus_s_own_layout(accused, tmp_path):
-    run, removed = accused
+def test_clean_and_removed_hold_nothing_but_the_corpus_s_own_layout(flagged_run, tmp_path):
+    run, removed = flagged_run
     write_units(run)
     corpus = open_corpus(run.read_json(artifact.RUN)["input"])
     counts = []
@@ -70,8 +70,8 @@ def test_clean_and_removed_hold_nothing_but_the_corpus_s_own_layout(accused, tmp
     assert counts[1] == sum(removed.values()) and sum(u["dead"] for u in units) == 1
 
 
-def test_scores_of_other_rows_are_refused(accused):
-    run, _ = accused
+def test_scores_of_other_rows_are_refused(flagged_run):
+    run, _ = flagged_run
     ids = (run / artifact.SCORES).read_table(part_name(1))["image_id"].to_pylist()
     replace_column(run / artifact.SCORES, part_name(1), "image_id", pa.array(ids[::-1]))
     with pytest.raises(LedgerError, match="the scores of slice 1 are not those of its indexed rows"):
