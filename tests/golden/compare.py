@@ -97,7 +97,7 @@ def read_run(run: Path) -> dict[str, Any]:
         "triggers' ids and boxes": [_of(row, "image_id", *BOX) for row in _rows([triggers])],
         "triggers, all columns": _rows([triggers]),
         "triggers' roles": _rows([run / at.classifier / at.roles]),
-        "validation of the classifiers": _json(run / at.classifier / "validation.json"),
+        "validation of the classifiers": _without_sentences(_json(run / at.classifier / "validation.json")),
         "whole triggers": _rows([whole]) if whole.exists() else MISSING,
         "scores of all images": scores,
         "removed images, boxes, p": [_of(row, "image_id", *BOX, "p_poison", "family") for row in removed],
@@ -118,6 +118,11 @@ def _check_removed_csv(path: Path, removed: list[dict[str, Any]]) -> None:
 
 def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else MISSING
+
+
+def _without_sentences(validation: Any) -> Any:
+    """Format 1 also stored why there was no evidence, in words. The report now derives the sentence."""
+    return {key: value for key, value in validation.items() if key != "why"} if validation else validation
 
 
 def _json(path: Path) -> Any:
