@@ -122,7 +122,11 @@ def _digest(path: Path) -> str:
 
 def _without_sentences(validation: Any) -> Any:
     """Format 1 also stored why there was no evidence, in words. The report now derives the sentence."""
-    return {key: value for key, value in validation.items() if key != "why"} if validation else validation
+    return (
+        {key: value for key, value in validation.items() if key != "why"}
+        if isinstance(validation, dict)
+        else validation
+    )
 
 
 def _json(path: Path) -> Any:
