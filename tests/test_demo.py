@@ -59,9 +59,15 @@ def test_the_seed_decides(tmp_path: Path) -> None:
     assert not images["a"] & images["c"] and not images["a"] & images["d"]
 
 
+def test_a_picture_depends_on_the_seed_its_number_and_its_category_alone(tmp_path: Path) -> None:
+    draw_corpus(str(tmp_path / "long"), n_images=24, n_categories=4, size=32, seed=1, shards=3)
+    draw_corpus(str(tmp_path / "short"), n_images=10, n_categories=4, size=32, seed=1, shards=1)
+    assert rows(tmp_path / "short") == rows(tmp_path / "long")[:10]
+
+
 @pytest.mark.parametrize("scene", SCENES)
 def test_pictures_of_a_scene_differ_and_are_well_exposed(scene: str) -> None:
-    x_NHWC = draw(scene, 24, 32, np.random.default_rng(0))
+    x_NHWC = np.stack([draw(scene, 32, np.random.default_rng((0, number))) for number in range(24)])
     assert x_NHWC.shape == (24, 32, 32, 3) and x_NHWC.dtype == np.uint8
     x_NHWC = x_NHWC / 255
     assert 0.1 < x_NHWC.mean() < 0.85
