@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadScopeScheduling
 
 # First: it sets what Ray reads when a test module imports it.
 import poisoncam_ray  # noqa: F401
@@ -30,26 +32,37 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help="unit tests only: under two minutes on two cores")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Give every test its kind, by its folder and fixtures; unit where none applies.
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Give a test its kind, by its folder and fixtures; unit where none applies."""
+    folders = item.path.relative_to(Path(__file__).parent).parts
+    used = {FIXTURES[name] for name in getattr(item, "fixturenames", ()) if name in FIXTURES}
+    used |= {"e2e"} if "end_to_end" in folders else {"cluster"} if "integration" in folders else set()
+    for kind in used:
+        item.add_marker(kind)
+    if not any(item.get_closest_marker(kind) for kind in KINDS):
+        item.add_marker("unit")
 
-    Tests that start Ray wait more than they compute, so the unit tests run beside them in another process
-    (pytest-xdist). Those that start Ray share one process and its clusters; those with an S3 server too.
+
+class OneRay(LoadScopeScheduling):
+    """Deals the files out to the processes of pytest-xdist.
+
+    Tests that start Ray wait more than they compute, so all of them go to one process, where they share
+    clusters, and the unit tests run beside them in another.
     """
-    for item in items:
-        folders = item.path.relative_to(Path(__file__).parent).parts
-        used = {FIXTURES[name] for name in getattr(item, "fixturenames", ()) if name in FIXTURES}
-        used |= {"e2e"} if "end_to_end" in folders else {"cluster"} if "integration" in folders else set()
-        for kind in used:
-            item.add_marker(kind)
-        kinds = [kind for kind in KINDS if item.get_closest_marker(kind)]
-        if not kinds:
-            item.add_marker("unit")
-        else:
-            item.add_marker(pytest.mark.xdist_group("s3" if kinds == ["s3"] else "ray"))
-    # The longest work first: a worker takes a whole group.
-    items.sort(key=lambda item: item.get_closest_marker("unit") is not None)
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        if any(folder in file for folder in ("integration/", "end_to_end/")):
+            return "ray"
+        text = (Path(__file__).parents[1] / file).read_text()
+        return "ray" if "ray_cluster" in text or "mark.cluster" in text else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneRay:
+    return OneRay(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--quick"):
         slow = [item for item in items if not item.get_closest_marker("unit")]
         config.hook.pytest_deselected(items=slow)
