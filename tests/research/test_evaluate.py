@@ -281,3 +281,9 @@ def test_what_is_measured_is_written_beside_the_report(fake: FakeRun, embedded: 
     run.write_json(artifact.RUN, made)
     got = evaluate_run(run.uri, fake.truth, validation=Validation(fake.corpus, fake.corpus, "cat"))
     assert "your own checkpoint mine" in got["threat_model"]
+
+
+def test_a_run_of_an_earlier_version_is_refused(tmp_path) -> None:
+    (tmp_path / "run.json").write_text('{"input": "corpus", "config": {"index": {}}}')
+    with pytest.raises(UserError, match="made by another version of poisoncam_ray"):
+        evaluate_run(str(tmp_path), str(tmp_path / "truth.parquet"))

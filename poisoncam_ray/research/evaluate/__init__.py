@@ -73,6 +73,7 @@ def evaluate_run(
         UserError: the run is not finished, or the truth or a corpus does not belong to it.
     """
     run = Folder(run_uri)
+    config = settings(run)
     metrics: dict[str, Any] = detection_metrics(run_uri, truth_uri)
     corpus_uri = run.read_json(artifact.RUN)["input"]
     if strategies:
@@ -84,7 +85,7 @@ def evaluate_run(
         if beside:
             metrics["probes"] = probe_models(run_uri, beside, validation, progress or Progress())
             metrics["probes_labels"] = "those of the never-poisoned corpus"
-        if checkpoint := settings(run).encoder.checkpoint:
+        if checkpoint := config.encoder.checkpoint:
             metrics["threat_model"] = f"your own checkpoint {checkpoint}; further models are pretrained here"
     (run / artifact.PAGE).write_json(artifact.METRICS, metrics)
     (run / artifact.PAGE).write_bytes(artifact.HTML, build_report(run_uri).encode())

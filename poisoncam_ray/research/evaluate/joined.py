@@ -21,6 +21,7 @@ from poisoncam_ray.config import Config
 from poisoncam_ray.corpus import Corpus, open_corpus
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.folder import Folder, Manifest
+from poisoncam_ray.runner import refuse_foreign
 from poisoncam_ray.stages.cluster import read_centroids
 
 NEEDED = ("image_id", "poisoned", *SIDES)
@@ -87,10 +88,11 @@ def settings(run: Folder) -> Config:
     """The configuration of a run.
 
     Raises:
-        UserError: this is no run folder.
+        UserError: this is no run folder, or one of another format.
     """
     if not run.exists(artifact.RUN):
         raise UserError(f"{run.uri} is not a run folder: give the --output of a defence.")
+    refuse_foreign(run)
     return Config.model_validate(run.read_json(artifact.RUN)["config"])
 
 
