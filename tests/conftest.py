@@ -23,8 +23,9 @@ settings.register_profile("thorough", derandomize=False, deadline=None, max_exam
 settings.load_profile("steady")
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
-KINDS = ("cluster", "s3", "e2e")
+KINDS = ("cluster", "s3", "e2e", "fuzz")
 """Markers of tests that are not unit tests."""
+FOLDERS = {"end_to_end": "e2e", "integration": "cluster", "fuzz": "fuzz"}
 FIXTURES = {"ray_cluster": "cluster", "nodes": "cluster", "s3": "s3"}
 
 
@@ -36,7 +37,9 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     """Give a test its kind, by its folder and fixtures; unit where none applies."""
     folders = item.path.relative_to(Path(__file__).parent).parts
     used = {FIXTURES[name] for name in getattr(item, "fixturenames", ()) if name in FIXTURES}
-    used |= {"e2e"} if "end_to_end" in folders else {"cluster"} if "integration" in folders else set()
+    used |= {FOLDERS[name] for name in folders if name in FOLDERS}
+    # A fixture that a test asks for by name while it runs is none of its arguments.
+    used |= {"s3"} if "[s3" in item.name else set()
     for kind in used:
         item.add_marker(kind)
     if not any(item.get_closest_marker(kind) for kind in KINDS):

@@ -50,7 +50,7 @@ def test_scores_and_reasons_say_what_was_removed(finished):
     found = artifact.Verdict.read(Folder(str(finished.run / artifact.VERDICT)))
     assert found.poison and [family.family for family in found.families] == [1]
     assert found.n_candidates == found.families[0].n_candidates > 0
-    headline = "Poison found" if flagged else "Suspicious windows"
+    headline = "Poison found" if flagged else "Evidence of poison"
     assert f"{headline}: 1 trigger family" in finished.said
     assert f", {len(flagged)} image" in finished.said or not flagged
 

@@ -190,7 +190,7 @@ def test_a_second_job_on_the_folder_is_refused_and_a_stopped_one_resumes(finishe
     assert stopped.returncode == 0, stopped.stdout
     until(lambda: jobs.ended("first"), 60, f"still running {time.monotonic() - began:.0f} s after the stop")
     assert jobs.ask("first")["status"] == "STOPPED"
-    assert "Stopped. What was finished is kept" in jobs.call("logs", "first").stdout
+    assert "Stopped. Finished work is kept" in jobs.call("logs", "first").stdout
     before = stamps(run / artifact.FEATURES)
     third = jobs.submit("third", *arguments)
     assert third.returncode == 0, third.stdout

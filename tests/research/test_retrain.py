@@ -46,7 +46,9 @@ def run(tmp_path: Path) -> Folder:
     """A finished defence whose threat model was the user's own."""
     run = Folder(str(tmp_path / "run"))
     config = Config(seed=5, encoder=Encoder(checkpoint="mine.safetensors"))
-    run.write_json(artifact.RUN, {"input": "poisoned", "config": config.model_dump()})
+    run.write_json(
+        artifact.RUN, {"format": artifact.FORMAT, "input": "poisoned", "config": config.model_dump()}
+    )
     for name in (artifact.ENCODER, artifact.CLEAN):
         Manifest({}, {}, "0").write(run / name)
     return run

@@ -15,6 +15,7 @@ from poisoncam_ray.folder import Folder, Ledger, Manifest
 from poisoncam_ray.progress import Progress
 from poisoncam_ray.research.evaluate import corpora, never_poisoned, peer, table
 from poisoncam_ray.research.evaluate.corpora import Attacked
+from poisoncam_ray.research.evaluate.retrain import MODELS
 from poisoncam_ray.research.evaluate.table import Setting, make_table
 from tests.fake_evidence import write_evidence
 from tests.small import draw_small
@@ -166,7 +167,7 @@ def test_runs_that_left_the_same_corpus_share_its_model(
         given.append(beside.cleaned_uri and of(beside.cleaned_uri))
         if not beside.cleaned_uri:
             trained.append(of(run))
-            Manifest({}, {}, "0").write(Folder(run) / "models/cleaned" / artifact.ENCODER)
+            Manifest({}, {}, "0").write(Folder(run) / MODELS / "cleaned" / artifact.ENCODER)
         return {"probes": {model: {"knn": FIGURES} for model in ("threat", "cleaned", "never_poisoned")}}
 
     monkeypatch.setattr(FakeRunner, "run", run)
