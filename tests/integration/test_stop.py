@@ -30,7 +30,7 @@ def test_stopped_twice_then_a_shard_changes_under_a_worker(tmp_path):
         said = process.communicate(timeout=120)[0]
         assert process.returncode == 128 + number, said
         assert f"error Ended by {number.name}." in said
-        assert "the same command resumes" in said and "Traceback" not in said
+        assert "The same command resumes" in said and "Traceback" not in said
 
     process = defend(*command, wait=False)
     wait_for(process, "Embed     …")

@@ -188,7 +188,7 @@ def test_a_corpus_without_one_image_that_decodes_is_a_mistake(ray_cluster, tmp_p
     (tmp_path / "corpus").mkdir()
     pq.write_table(pa.table({"image": [b"no", b"image"]}), tmp_path / "corpus" / "a.parquet")
     runner = Runner(str(tmp_path / "corpus"), str(tmp_path / "run"), CONFIG, [Index()])
-    with pytest.raises(UserError, match=r"None of the 2 rows .*/dead/"):
+    with pytest.raises(UserError, match=r"None of the 2 rows .*/dead for"):
         runner.run(Progress())
 
 
