@@ -11,6 +11,7 @@ from poisoncam_ray.errors import StageFailedError, UserError
 from poisoncam_ray.folder import Folder, Manifest
 from poisoncam_ray.progress import Progress
 from poisoncam_ray.research.evaluate import OtherModels, Validation, probe_models, retrain
+from poisoncam_ray.research.evaluate.retrain import MODELS
 
 VALIDATION = Validation("validation", "patched", "3")
 
@@ -66,7 +67,7 @@ def asked(runner: type[FakeRunner]) -> dict[str, tuple[str, str | None, int, int
 
 def test_without_retraining_only_the_threat_model_is_probed(runner: Any, run: Folder) -> None:
     got = probe_models(run.uri, OtherModels("clean"), VALIDATION, Progress())
-    threat = f"{run.uri}/work/models/labelled/threat"
+    threat = f"{run.uri}/{MODELS}/labelled/threat"
     assert got == {"threat": {"knn": {"of": threat}}}
     assert asked(runner) == {threat: ("clean", f"{run.uri}/{artifact.ENCODER}/{artifact.WEIGHTS}", 5, 3)}
 
@@ -75,7 +76,7 @@ def test_further_models_are_pretrained_even_where_the_threat_model_was_given(
     runner: Any, run: Folder
 ) -> None:
     got = probe_models(run.uri, OtherModels("clean", retrain=True), VALIDATION, Progress())
-    models = f"{run.uri}/work/models"
+    models = f"{run.uri}/{MODELS}"
     assert {name: probes["knn"]["of"] for name, probes in got.items()} == {
         "threat": f"{models}/labelled/threat",
         "cleaned": f"{models}/labelled/cleaned",
@@ -99,7 +100,7 @@ def test_a_run_on_the_never_poisoned_corpus_is_taken(runner: Any, run: Folder, t
     got = probe_models(run.uri, OtherModels("clean", shared, retrain=True), VALIDATION, Progress())
     assert got["never_poisoned"]["knn"]["of"] == shared
     assert asked(runner)[shared] == ("clean", None, 5, 3)
-    assert f"{run.uri}/work/models/never_poisoned" not in asked(runner)
+    assert f"{run.uri}/{MODELS}/never_poisoned" not in asked(runner)
 
 
 def test_an_unfinished_run_is_not_trained_on(runner: Any, run: Folder) -> None:

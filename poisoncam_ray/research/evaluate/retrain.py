@@ -51,9 +51,9 @@ def probe_models(
 ) -> dict[str, dict[str, Metrics]]:
     """Probe the threat model and, with `beside.retrain`, encoders trained without poison.
 
-    New encoders and features are stored in `<run>/work/models/` and reused from there. The further encoders
-    are pretrained even where the threat model is a checkpoint of the user's. Ray must be connected when
-    something is left to do.
+    New encoders and features are stored in `work/models/` of the run folder and reused from there. The
+    further encoders are pretrained even where the threat model is a checkpoint of the user's. Ray must be
+    connected when something is left to do.
 
     Args:
         run_uri: the run folder.
