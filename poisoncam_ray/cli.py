@@ -13,7 +13,6 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from poisoncam_ray import artifact
 from poisoncam_ray.config import Config
 from poisoncam_ray.errors import StageFailedError, UserError
 from poisoncam_ray.program import RESUMES, run_program
@@ -92,7 +91,7 @@ def run_defence(input_uri: str, output_uri: str, config: Config, redo: str | Non
         Whether poison was found.
     """
     # Ray and torch take seconds to load: a mistake in the command must show before.
-    from poisoncam_ray import facts
+    from poisoncam_ray import artifact, facts
     from poisoncam_ray.defence import stages
     from poisoncam_ray.progress import Progress
     from poisoncam_ray.report.words import tell
@@ -123,7 +122,7 @@ def run_defence(input_uri: str, output_uri: str, config: Config, redo: str | Non
     classified = facts.of_manifest(facts.Classified, manifests[artifact.CLASSIFIER])
     reported = facts.of_manifest(facts.Reported, manifests[artifact.REPORT])
     progress.console.print(
-        f"{cleaned.kept + cleaned.removed + cleaned.dead:,} rows = {cleaned.kept:,} kept + "
+        f"{cleaned.rows:,} rows = {cleaned.kept:,} kept + "
         f"{cleaned.removed:,} removed + {cleaned.dead:,} dead ({time.monotonic() - began:.0f} s)"
     )
     by_family = {int(family): n for family, n in reported.removed_by_family.items()}

@@ -203,8 +203,12 @@ class Cleaned(Facts):
 
     @property
     def summary(self) -> str:
-        rows = self.kept + self.removed + self.dead
-        return f"{self.kept:,} kept + {self.removed:,} removed + {self.dead:,} dead = {rows:,} rows"
+        return f"{self.kept:,} kept + {self.removed:,} removed + {self.dead:,} dead = {self.rows:,} rows"
+
+    @property
+    def rows(self) -> int:
+        """Rows of the corpus."""
+        return self.kept + self.removed + self.dead
 
 
 @dataclass(frozen=True)

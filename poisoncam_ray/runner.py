@@ -80,11 +80,10 @@ class Runner:
 
     def pending(self) -> list[Stage]:
         """Stages that are not committed, or are to be done again."""
-        again = {stage.name for stage in self.redone}
         return [
             stage
             for stage in self.stages
-            if stage.name in again or not (self.folder / stage.name).exists(MANIFEST)
+            if stage in self.redone or not (self.folder / stage.name).exists(MANIFEST)
         ]
 
     def run(self, progress: Progress) -> list[Done]:
@@ -99,7 +98,7 @@ class Runner:
         with Lease(self.folder, lambda text: progress.console.print(text, markup=False)) as self._lease:
             # Another driver may have begun here, with other settings, since this one was checked.
             self._refuse_other_work()
-            self._forget(self.redone)
+            self._forget()
             return self._run(progress)
 
     def _run(self, progress: Progress) -> list[Done]:
@@ -124,14 +123,21 @@ class Runner:
             },
         }
 
-    def _forget(self, redone: Sequence[Stage]) -> None:
-        """Delete the artifacts, the last first: what is left at any moment is a whole, shorter run."""
-        for stage in reversed(redone):
+    def _forget(self) -> None:
+        """Delete what is to be done again, the last artifact first: a whole, shorter run is left at any moment.
+
+        Of an artifact the commit goes first. What it was made from goes last, so that no part that is left
+        can be taken for another's.
+        """
+        for stage in reversed(self.redone):
             out = self.folder / stage.name
             out.delete(MANIFEST)
-            out.delete()
             for name in stage.writes:
                 (self.folder / name).delete()
+            for name in out.names():
+                if name != STARTED:
+                    out.delete(name)
+            out.delete()
 
     def _check(self, rows: int | None) -> None:
         for stage in self.pending():
@@ -199,11 +205,10 @@ class Runner:
     def _refuse_other_work(self) -> None:
         """Raise UserError with every difference between what the folder was made with and the present."""
         found: list[str] = []
-        again = {stage.name for stage in self.redone}
         for stage in self.stages:
             out = self.folder / stage.name
             earlier = Manifest.read(out) or Manifest.read(out, STARTED)
-            if earlier is None or stage.name in again:
+            if earlier is None or stage in self.redone:
                 continue
             then, now = dict(earlier.identity), dict(self.identities[stage.name])
             if then.pop("sources", None) != now.pop("sources", None):

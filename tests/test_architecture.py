@@ -56,7 +56,6 @@ LATE = {
     ("cli", "progress"): "as artifact",
     ("cli", "report.words"): "as artifact",
     ("cli", "stages.ray_cluster"): "Ray takes seconds to load",
-    ("cli", "stages.dataflow"): "Ray takes seconds to load",
 }
 
 

@@ -398,3 +398,20 @@ def test_a_folder_with_only_a_lease_is_one_that_was_killed_at_once(corpus, out):
     assert Runner(str(corpus), str(out), load_config(), [First()]).pending()
     (out / "work" / "mine").mkdir()
     assert "'work' and no run.json" in refusal(corpus, out)
+
+
+def test_what_an_artifact_was_made_from_is_forgotten_last(corpus, out, monkeypatch):
+    """Or a part that a cut deletion left would be taken for one made with the settings of the next try."""
+    run(corpus, out)
+    order, delete = [], Folder.delete
+
+    def note(self, name=""):
+        order.append(f"{Path(self.uri).relative_to(out)}/{name}")
+        delete(self, name)
+
+    monkeypatch.setattr(Folder, "delete", note)
+    again = Runner(str(corpus), str(out), load_config(), [First(), Second()], redo="second")
+    again.run(Progress(Console(file=io.StringIO())))
+    second = [name for name in order if name.startswith("work/2_second")]
+    assert second == [f"work/2_second/{MANIFEST}", "work/2_second/half.json", "work/2_second/"]
+    assert order.index("rows/") < order.index("work/2_second/half.json")

@@ -12,7 +12,6 @@ from __future__ import annotations
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 import torch
 from torch import Tensor
@@ -102,12 +101,7 @@ class Search(Stage):
                 folder.write_json(
                     artifact.ROUND_STATE, {"live": list(state.live), "best": best, "scored": state.scored}
                 )
-        tables = [
-            (run.out / artifact.round_name(i)).read_table(artifact.CANDIDATES, ["score"])
-            for i in range(state.round)
-        ]
-        best = max(pc.max(table["score"]).as_py() for table in tables)
-        return Outcome(facts.Searched(state.scored, state.round, stopped, best))
+        return Outcome(facts.Searched(state.scored, state.round, stopped, best_score=max(state.best)))
 
 
 def superclusters_of(out: Folder, c_KD: Tensor, seed: int) -> Tensor:
