@@ -124,7 +124,7 @@ class Runner:
         }
 
     def _forget(self) -> None:
-        """Delete what is to be done again, the last artifact first: a whole, shorter run is left at any moment.
+        """Delete what is to be done again, the last artifact first: what is left is a whole, shorter run.
 
         Of an artifact the commit goes first. What it was made from goes last, so that no part that is left
         can be taken for another's.
