@@ -16,7 +16,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from poisoncam_ray import cli
+from poisoncam_ray.commands import defend as defend_command
 from poisoncam_ray.errors import StageFailedError, UserError
 from poisoncam_ray.program import RESUMES, run_program
 from poisoncam_ray.research import commands
@@ -64,7 +64,7 @@ def refuses(program):
     """The one sentence that a defence of these arguments ends with."""
 
     def call(*arguments: object) -> str:
-        code, said = program(cli.defend, *arguments)
+        code, said = program(defend_command.defend, *arguments)
         assert code == 2, said
         assert "Traceback" not in said
         assert said.startswith("error ") and said.endswith(".\n") and said.count("\n") == 1, said
@@ -159,19 +159,21 @@ def test_brackets_in_a_path_are_shown_as_they_are(refuses, tmp_path):
 
 def test_the_share_of_broken_rows_is_an_option(monkeypatch):
     limits = []
-    monkeypatch.setattr(cli, "run_defence", lambda _, __, config, *___: limits.append(config.corpus))
-    cli.defend(input="corpus", output="run", max_dead_fraction=0.25)
-    cli.defend(input="corpus", output="run")
+    monkeypatch.setattr(
+        defend_command, "run_defence", lambda _, __, config, *___: limits.append(config.corpus)
+    )
+    defend_command.defend(input="corpus", output="run", max_dead_fraction=0.25)
+    defend_command.defend(input="corpus", output="run")
     assert [limit.max_dead_fraction for limit in limits] == [0.25, 0.5]
 
 
 def test_an_option_that_does_not_exist_shows_the_usage(program, corpus):
-    code, said = program(cli.defend, "--inptu", corpus)
+    code, said = program(defend_command.defend, "--inptu", corpus)
     assert code == 2 and "--inptu" in said and "Traceback" not in said
 
 
 def test_help_names_the_presets(program):
-    code, said = program(cli.defend, "--help")
+    code, said = program(defend_command.defend, "--help")
     assert code == 0 and said == ""
 
 

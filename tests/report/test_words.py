@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poisoncam_ray import artifact, cli
+from poisoncam_ray import artifact
 from poisoncam_ray.artifact import NO_EVIDENCE, Verdict
+from poisoncam_ray.commands import defend as defend_command
 from poisoncam_ray.config import Config
 from poisoncam_ray.corpus import open_corpus
 from poisoncam_ray.facts import Classified
@@ -105,7 +106,7 @@ def defend(monkeypatch, capsys):
         monkeypatch.setattr("poisoncam_ray.runner.Runner", Finished)
         monkeypatch.setattr(sys, "argv", ["defend", "--input", fake.corpus, "--output", fake.run, *flags])
         with pytest.raises(SystemExit) as ended:
-            run_program(cli.defend)
+            run_program(defend_command.defend)
         return ended.value.code, capsys.readouterr().out.splitlines()
 
     yield call

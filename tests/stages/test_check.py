@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from poisoncam_ray import artifact, cli
+from poisoncam_ray import artifact
+from poisoncam_ray.commands import defend as defend_command
 from poisoncam_ray.corpus import Problem, open_corpus
 from poisoncam_ray.corpus.protocol import OTHER_SCHEMA, UNREADABLE_SHARD
 from poisoncam_ray.errors import UserError
@@ -72,7 +73,7 @@ def test_drifted_shards_are_refused_together_with_exit_code_2(
     arguments = ["--input", str(drifted), "--output", str(tmp_path / "run"), *SMALL]
     monkeypatch.setattr("sys.argv", ["poisoncam", *arguments])
     with pytest.raises(SystemExit) as ended:
-        run_program(cli.defend)
+        run_program(defend_command.defend)
     said = capsys.readouterr().err
     assert ended.value.code == 2 and "Traceback" not in said and said.count("\n") == 1
     assert "3 of the 6 shards of " in said
