@@ -16,6 +16,7 @@ from poisoncam_ray.corpus.listing import (
 )
 from poisoncam_ray.corpus.parquet import ParquetCorpus
 from poisoncam_ray.corpus.protocol import DEAD, KEPT, REMOVED, Corpus, Problem, Row, Slice, Source
+from poisoncam_ray.corpus.tables import refuse_partition
 from poisoncam_ray.corpus.webdataset import TAR_SUFFIXES, WebDatasetCorpus
 from poisoncam_ray.errors import UserError
 
@@ -50,6 +51,7 @@ def open_corpus(
         raise UserError(f"The corpus format {format} is not known: use one of {', '.join(FORMATS)}.")
     if rows_per_slice < 1:
         raise UserError(f"rows_per_slice is {rows_per_slice}: use 1 or more.")
+    refuse_partition(uri)
     paths = [s.path for s in list_sources(uri)]
     shards, tars, images = (
         [p for p in paths if p.lower().endswith(suffixes)]

@@ -10,6 +10,7 @@ from typing import Any
 import fsspec
 
 from poisoncam_ray.corpus.protocol import Source
+from poisoncam_ray.corpus.tables import refuse_table
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.store import connect, is_local, real_path
 
@@ -38,7 +39,7 @@ def list_sources(uri: str) -> list[Source]:
 
     Raises:
         UserError: there is nothing at `uri`, access is refused, a folder is a symbolic link, a name is not
-            UTF-8, or an object's key is no path of a file.
+            UTF-8, an object's key is no path of a file, or a folder is a table of another format.
     """
     fs, root = connect(uri)
     try:
@@ -63,6 +64,8 @@ def list_sources(uri: str) -> list[Source]:
         ) from error
     if not exists:
         raise UserError(f"The input {uri} does not exist: give a folder or file that does.")
+    for path, _ in found:
+        refuse_table(uri, path)
     visible = [(p, i) for p, i in found if p and _visible(p)]
     return sorted((source_of(fs, p, f"{root}/{p}", i) for p, i in visible), key=lambda s: s.path)
 
@@ -82,6 +85,8 @@ def _walk_local(root: str) -> Iterator[tuple[str, dict[str, Any]]]:
         raise error
 
     for folder, folders, files in os.walk(root, onerror=refuse):
+        for name in folders:
+            refuse_table(root, f"{os.path.relpath(os.path.join(folder, name), root)}/")
         folders[:] = [n for n in folders if not n.startswith(("_", "."))]
         for name in folders:
             if os.path.islink(os.path.join(folder, name)):
