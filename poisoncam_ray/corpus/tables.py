@@ -1,5 +1,5 @@
-"""Folders that are tables of another format. Their Parquet files are not all rows of the table, so such a folder
-is never read file by file.
+"""Folders that are tables of another format. Their files also hold rows that were deleted from the table, so
+such a folder is never read file by file.
 """
 
 from __future__ import annotations
@@ -43,21 +43,24 @@ def refuse_table(uri: str, path: str) -> None:
             place = f"{uri.rstrip('/')}/{path[: found.start()]}".rstrip("/")
             article = "an" if name == "Iceberg" else "a"
             raise UserError(
-                f"{place} is {article} {name} table, whose files hold rows that were deleted: {_ADVICE[name]}."
+                f"{place} is {article} {name} table, whose files may hold deleted rows: {_ADVICE[name]}."
             )
 
 
 def is_delta(uri: str) -> bool:
-    """Whether the folder is a Delta table."""
-    return exists(uri, DELTA_LOG)
+    """Whether the folder is a Delta table. A folder that may not be read is refused by its listing."""
+    try:
+        return exists(uri, DELTA_LOG)
+    except PermissionError:
+        return False
 
 
 def refuse_partition(uri: str) -> None:
-    """Raise UserError for a partition's folder (name=value) of a Delta table: what was deleted from it stands in
-    the table's log alone."""
+    """Raise UserError for a partition's folder (name=value) of a Delta table: what was deleted from it stands
+    in the table's log alone."""
     fs, root = connect(uri)
     table = root
     while "=" in table.rpartition("/")[2]:
         table = table.rpartition("/")[0]
-    if table != root and fs.exists(f"{table}/{DELTA_LOG}"):
+    if table != root and is_delta(fs.unstrip_protocol(table)):
         raise UserError(f"{uri} is one partition of the Delta table {table}: give the whole table.")
