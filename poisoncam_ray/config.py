@@ -40,7 +40,7 @@ class CorpusSettings(Section):
     image_column: str | None = None
     """The Parquet column, or the extension of a sample's image. null: the only one that holds images."""
     version: Annotated[int, Field(ge=0)] | None = None
-    """The version of a Delta table. null: the current one. A run folder is compared by the version's files."""
+    """The version of a Delta table. null: the current one. Run folders are compared by its files."""
     rows_per_slice: Count = 1024
     max_pixels: Count = 64_000_000
     """An image whose header announces more pixels is never decoded. Its row is dead."""
