@@ -36,7 +36,7 @@ class CorpusSettings(Section):
 
     how: ClassVar[frozenset[str]] = frozenset({"max_dead_fraction", "version"})
 
-    format: Literal["auto", "parquet", "folder", "webdataset", "delta"] = "auto"
+    format: Literal["auto", "parquet", "folder", "webdataset", "delta", "arrow"] = "auto"
     image_column: str | None = None
     """The Parquet column, or the extension of a sample's image. null: the only one that holds images."""
     version: Annotated[int, Field(ge=0)] | None = None

@@ -108,6 +108,9 @@ class FolderCorpus:
         self._copy(removed, removed_uri, sha256)
         return len(kept), len(removed)
 
+    def finish(self, kept_uri: str, removed_uri: str) -> None:
+        """Nothing: all that is in the corpus belongs to a row."""
+
     def _stored(self, image_ids: Sequence[str]) -> Iterable[bytes | UnreadableError]:
         fs, root = connect(self.uri)
         local = is_local(fs)

@@ -233,3 +233,12 @@ class Corpus(Protocol):
                 corpus itself, or a name leads out of the corpus.
             ValueError: there is not one fate for each row.
         """
+
+    def finish(self, kept_uri: str, removed_uri: str) -> None:
+        """Write what belongs to no row, once all units are split, such as a list of the shards. It may be
+        called again, and does nothing in most formats.
+
+        Args:
+            kept_uri: the folder of the kept rows.
+            removed_uri: the folder of the removed rows.
+        """

@@ -155,6 +155,9 @@ class WebDatasetCorpus:
             return len(fates), 0
         return self._split(unit[0], fates, kept_uri, removed_uri if removed else None)
 
+    def finish(self, kept_uri: str, removed_uri: str) -> None:
+        """Nothing: all that is in the corpus belongs to a row."""
+
     def samples(self, file: ShardFile, slice_: Slice) -> Iterator[Sample]:
         """The samples of a slice, in order.
 

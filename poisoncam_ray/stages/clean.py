@@ -43,6 +43,7 @@ class Clean(Stage):
         calls = (partial(task.remote, number, unit, run.corpus, run.folder) for number, unit in todo)
         for finished, _ in enumerate(in_flight(calls, UNITS_WAITING), start=1):
             run.progress.update(f"{finished} of {len(todo)} files")
+        run.corpus.finish((run.folder / artifact.CLEAN_ROWS).uri, (run.folder / artifact.REMOVED_ROWS).uri)
         names = [artifact.unit_name(number) for number in range(len(units))]
         counts = in_parallel(run.out.read_json, names)
         kept, removed, dead = (sum(count[key] for count in counts) for key in ("kept", "removed", "dead"))
