@@ -32,6 +32,7 @@ from poisoncam_ray.corpus.protocol import (
 from poisoncam_ray.corpus.shardfile import (
     UnreadableError,
     by_shard,
+    copy_whole,
     dead_rows,
     fetch_by_shard,
     list_shards,
@@ -118,7 +119,8 @@ class ParquetCorpus:
         sha256: Mapping[str, str] | None = None,
     ) -> tuple[int, int]:
         """Write the kept and the removed rows as shards with the same path, values, schema, metadata, column
-        order, row groups and codec. Row groups that are wholly dead are not read. `sha256` is not used."""
+        order, row groups and codec. A shard that keeps every row is copied, byte for byte. Row groups that
+        are wholly dead are not read. `sha256` is not used."""
         source, fates = unit[0].source, np.asarray(fate_N)
         refuse_climbing(source)
         if len(fates) != unit[-1].stop:
@@ -129,6 +131,10 @@ class ParquetCorpus:
             delete(kept_uri, source)
             delete(removed_uri, source)
             return 0, 0
+        if (fates == KEPT).all():
+            delete(removed_uri, source)
+            copy_whole(self.uri, unit[0], kept_uri)
+            return kept, 0
         with contextlib.ExitStack() as stack:
             shard = stack.enter_context(self.open_shard(source, unit[0].version))
             self._check_rows(shard, len(fates), exactly=True)

@@ -138,7 +138,8 @@ class WebDatasetCorpus:
         sha256: Mapping[str, str] | None = None,
     ) -> tuple[int, int]:
         """Copy the members of the kept and the removed samples, byte for byte, headers included. A shard that
-        loses no sample is copied whole, with what no sample holds. `sha256` is not used."""
+        loses no sample is copied whole, with what no sample holds. A shard that loses all is not written:
+        `datasets.load_dataset` fails where the first tar is empty. `sha256` is not used."""
         source, fates = unit[0].source, np.asarray(fate_N)
         refuse_climbing(source)
         if len(fates) != unit[-1].stop:
@@ -147,13 +148,17 @@ class WebDatasetCorpus:
         refuse_same_place(self.uri, kept_uri, removed_uri)
         if not removed:
             delete(removed_uri, source)
-        if unit[0].error is not None:
+        if not (fates == KEPT).any() and len(fates):
             delete(kept_uri, source)
+        if unit[0].error is not None:
             return 0, 0
         if (fates == KEPT).all():
             copy_whole(self.uri, unit[0], kept_uri)
             return len(fates), 0
-        return self._split(unit[0], fates, kept_uri, removed_uri if removed else None)
+        places = {KEPT: kept_uri, REMOVED: removed_uri}
+        return self._split(
+            unit[0], fates, {fate: uri for fate, uri in places.items() if (fates == fate).any()}
+        )
 
     def finish(self, kept_uri: str, removed_uri: str) -> None:
         """Nothing: all that is in the corpus belongs to a row."""
@@ -216,17 +221,13 @@ class WebDatasetCorpus:
                 found[f"{source}#{row}"] = data
         return found
 
-    def _split(
-        self, slice_: Slice, fates: np.ndarray, kept_uri: str, removed_uri: str | None
-    ) -> tuple[int, int]:
-        """Split the whole shard of `slice_`."""
+    def _split(self, slice_: Slice, fates: np.ndarray, places: Mapping[int, str]) -> tuple[int, int]:
+        """Split the whole shard of `slice_` to the folder of each fate in `places`."""
         source = slice_.source
         written: dict[int, set[int]] = {KEPT: set(), REMOVED: set()}
         with contextlib.ExitStack() as stack:
             file = stack.enter_context(open_file(self.uri, source, slice_.version, **READAHEAD))
-            sinks = {KEPT: stack.enter_context(open_sink(kept_uri, source))}
-            if removed_uri is not None:
-                sinks[REMOVED] = stack.enter_context(open_sink(removed_uri, source))
+            sinks = {fate: stack.enter_context(open_sink(uri, source)) for fate, uri in places.items()}
             for fate, row, member in _fated(file, fates):
                 if fate in sinks:
                     copy_range(file, member.start, member.stop, sinks[fate])

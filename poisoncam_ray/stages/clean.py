@@ -28,7 +28,7 @@ UNITS_WAITING = 256
 class Clean(Stage):
     name = artifact.CLEAN
     title = "Clean"
-    version = 2
+    version = 3
     inputs = (artifact.INDEX, artifact.SCORES)
     sections = ()
     writes = (artifact.CLEAN_ROWS, artifact.REMOVED_ROWS)
