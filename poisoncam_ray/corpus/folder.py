@@ -14,6 +14,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from poisoncam_ray.container import KINDS
 from poisoncam_ray.corpus.listing import (
     IMAGE_MAX,
     IMAGE_SUFFIXES,
@@ -48,7 +49,7 @@ class FolderCorpus:
         """All image files, sorted by path."""
         found = [s for s in list_sources(self.uri) if s.path.lower().endswith(IMAGE_SUFFIXES)]
         if not found:
-            raise UserError(f"There are no images in {self.uri}: give a folder with JPEG, PNG or WebP files.")
+            raise UserError(f"There are no images in {self.uri}: give a folder with {KINDS} files.")
         refuse_escaping_links(self.uri, (s.path for s in found))
         return found
 

@@ -14,7 +14,7 @@ from poisoncam_ray.corpus.tables import refuse_table
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.store import connect, is_local, real_path
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 IMAGE_MAX = 2**30
 """A larger file or member is not read, in bytes. `corpus.max_bytes` limits what of these is taken for an
 image."""

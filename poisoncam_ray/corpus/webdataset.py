@@ -62,7 +62,7 @@ class WebDatasetCorpus:
 
     Attributes:
         uri: the folder.
-        extension: extension of the member that holds the image; "" for the only JPEG, PNG or WebP.
+        extension: extension of the member that holds the image; "" for the only image (IMAGE_SUFFIXES).
         rows_per_slice: samples of a slice, at most.
         only: the corpus's only shard; "" for all.
     """
