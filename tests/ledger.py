@@ -89,7 +89,7 @@ def defend(corpus: Corpus, run: Folder) -> Ends:
         ends.errors.update({row["image_id"]: row["error"] for row in rows})
     counts: Counter[str] = Counter()
     for number, unit in enumerate(corpus.units(slices)):
-        write_unit(number, unit, corpus, run)
+        write_unit(number, unit, corpus, run, copies)
         counts.update((run / artifact.CLEAN).read_json(artifact.unit_name(number)))
     assert counts == {"kept": len(ends.kept), "removed": len(ends.removed), "dead": len(ends.errors)}
     announced = sum(slice_.stop - slice_.start for slice_ in slices)

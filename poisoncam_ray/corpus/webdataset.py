@@ -133,7 +133,7 @@ class WebDatasetCorpus:
         self,
         unit: Sequence[Slice],
         fate_N: Sequence[int] | np.ndarray,
-        kept_uri: str,
+        kept_uri: str | None,
         removed_uri: str,
         sha256: Mapping[str, str] | None = None,
     ) -> tuple[int, int]:
@@ -148,12 +148,18 @@ class WebDatasetCorpus:
         if not removed:
             delete(removed_uri, source)
         if unit[0].error is not None:
-            delete(kept_uri, source)
+            if kept_uri is not None:
+                delete(kept_uri, source)
             return 0, 0
-        if (fates == KEPT).all():
+        places = {} if kept_uri is None else {KEPT: kept_uri}
+        if removed:
+            places[REMOVED] = removed_uri
+        elif kept_uri is not None and (fates == KEPT).all():
             copy_whole(self.uri, unit[0], kept_uri)
-            return len(fates), 0
-        return self._split(unit[0], fates, kept_uri, removed_uri if removed else None)
+            places = {}
+        if places:
+            self._split(unit[0], fates, places)
+        return int((fates == KEPT).sum()), removed
 
     def samples(self, file: ShardFile, slice_: Slice) -> Iterator[Sample]:
         """The samples of a slice, in order.
@@ -213,17 +219,13 @@ class WebDatasetCorpus:
                 found[f"{source}#{row}"] = data
         return found
 
-    def _split(
-        self, slice_: Slice, fates: np.ndarray, kept_uri: str, removed_uri: str | None
-    ) -> tuple[int, int]:
-        """Split the whole shard of `slice_`."""
+    def _split(self, slice_: Slice, fates: np.ndarray, places: Mapping[int, str]) -> None:
+        """Split the whole shard of `slice_` to the folder of each fate in `places`."""
         source = slice_.source
-        written: dict[int, set[int]] = {KEPT: set(), REMOVED: set()}
+        written: dict[int, set[int]] = {fate: set() for fate in places}
         with contextlib.ExitStack() as stack:
             file = stack.enter_context(open_file(self.uri, source, slice_.version, **READAHEAD))
-            sinks = {KEPT: stack.enter_context(open_sink(kept_uri, source))}
-            if removed_uri is not None:
-                sinks[REMOVED] = stack.enter_context(open_sink(removed_uri, source))
+            sinks = {fate: stack.enter_context(open_sink(uri, source)) for fate, uri in places.items()}
             for fate, row, member in _fated(file, fates):
                 if fate in sinks:
                     copy_range(file, member.start, member.stop, sinks[fate])
@@ -231,10 +233,8 @@ class WebDatasetCorpus:
                         written[fate].add(row)
             for sink in sinks.values():
                 sink.write(END)
-            counts = len(written[KEPT]), len(written[REMOVED])
-            if counts != (int((fates == KEPT).sum()), int((fates == REMOVED).sum())):
+            if any(len(rows) != int((fates == fate).sum()) for fate, rows in written.items()):
                 raise UserError(f"The shard {source} changed since it was indexed: index again.")
-        return counts
 
 
 def _fated(file: ShardFile, fates: np.ndarray) -> Iterator[tuple[int, int | None, Member]]:
