@@ -36,11 +36,13 @@ class Section(BaseModel):
 class CorpusSettings(Section):
     """The input: its format, its limits, and how many rows make one slice, the unit of work."""
 
-    how: ClassVar[frozenset[str]] = frozenset({"max_dead_fraction"})
+    how: ClassVar[frozenset[str]] = frozenset({"max_dead_fraction", "version"})
 
-    format: Literal["auto", "parquet", "folder", "webdataset"] = "auto"
+    format: Literal["auto", "parquet", "folder", "webdataset", "delta"] = "auto"
     image_column: str | None = None
     """The Parquet column, or the extension of a sample's image. null: the only one that holds images."""
+    version: Annotated[int, Field(ge=0)] | None = None
+    """The version of a Delta table. null: the current one. Run folders are compared by its files."""
     rows_per_slice: Count = 1024
     max_pixels: Count = 64_000_000
     """An image whose header announces more pixels is never decoded. Its row is dead."""

@@ -71,6 +71,7 @@ class Runner:
             format=config.corpus.format,
             image_column=config.corpus.image_column,
             rows_per_slice=config.corpus.slice_rows,
+            version=config.corpus.version,
         )
         self.sources = {source.path: [source.size, source.tag] for source in self.corpus.sources()}
         self.identities = {stage.name: self._identity(stage) for stage in self.stages}

@@ -17,9 +17,10 @@ import yaml
 from PIL import Image
 
 from poisoncam_ray.commands import defend as defend_command
+from poisoncam_ray.commands.attack import ATTACKS, attack
+from poisoncam_ray.commands.evaluate import evaluate
 from poisoncam_ray.errors import StageFailedError, UserError
 from poisoncam_ray.program import RESUMES, run_program
-from poisoncam_ray.research import commands
 from tests.small import ROOT
 
 
@@ -159,12 +160,52 @@ def test_brackets_in_a_path_are_shown_as_they_are(refuses, tmp_path):
 
 def test_the_share_of_broken_rows_is_an_option(monkeypatch):
     limits = []
-    monkeypatch.setattr(
-        defend_command, "run_defence", lambda _, __, config, *___: limits.append(config.corpus)
-    )
+
+    def run(_, __, config, *___):
+        limits.append(config.corpus)
+        return defend_command.Answer({"poison": False}, [])
+
+    monkeypatch.setattr(defend_command, "run_defence", run)
     defend_command.defend(input="corpus", output="run", max_dead_fraction=0.25)
     defend_command.defend(input="corpus", output="run")
     assert [limit.max_dead_fraction for limit in limits] == [0.25, 0.5]
+
+
+@pytest.fixture
+def asked(monkeypatch, program, capsys):
+    """What a `poisoncam defend` of these arguments would run: input, output, configuration."""
+
+    def call(*arguments: object) -> tuple:
+        runs = []
+
+        def run(*given):
+            runs.append(given[:3])
+            return defend_command.Answer({"poison": False}, [])
+
+        monkeypatch.setattr(defend_command, "run_defence", run)
+        code, said = program(defend_command.defend, *arguments)
+        assert code == 0, said
+        return runs[0]
+
+    return call
+
+
+def test_the_input_may_be_an_argument_among_settings(asked):
+    for arguments in (
+        ["photos", "--output", "out", "search.masks=64"],
+        ["search.masks=64", "--output", "out", "photos"],
+        ["--input", "photos", "search.masks=64", "--output", "out"],
+    ):
+        input_uri, output_uri, config = asked(*arguments)
+        assert (input_uri, output_uri, config.search.masks) == ("photos", "out", 64)
+    # A name with '=' below a folder is no setting.
+    assert asked("data/year=2024", "--output", "out")[0] == "data/year=2024"
+    assert asked("s3://bucket/year=2024", "--output", "out")[0] == "s3://bucket/year=2024"
+
+
+def test_two_inputs_are_refused(refuses):
+    assert "one input, not 'a' and 'b'" in refuses("a", "b", "--output", "out")
+    assert "one input, not 'a' and 'b'" in refuses("--input", "a", "b", "--output", "out")
 
 
 def test_an_option_that_does_not_exist_shows_the_usage(program, corpus):
@@ -179,7 +220,7 @@ def test_help_names_the_presets(program):
 
 def test_a_patch_attack_has_one_target(program, corpus, tmp_path):
     code, said = program(
-        commands.attack,
+        attack,
         "--input",
         corpus,
         "--output",
@@ -195,7 +236,7 @@ def test_a_patch_attack_has_one_target(program, corpus, tmp_path):
 
 def test_an_attack_on_a_label_that_is_not_there(program, corpus, tmp_path):
     code, said = program(
-        commands.attack,
+        attack,
         "--input",
         corpus,
         "--output",
@@ -211,7 +252,7 @@ def test_an_attack_on_a_label_that_is_not_there(program, corpus, tmp_path):
 def test_the_help_names_every_attack():
     from poisoncam_ray.research.attacks import KINDS
 
-    assert commands.ATTACKS.split(", ") == list(KINDS)
+    assert ATTACKS.split(", ") == list(KINDS)
 
 
 @pytest.mark.parametrize(
@@ -225,23 +266,21 @@ def test_the_help_names_every_attack():
 )
 def test_an_attack_that_does_not_exist_or_is_set_wrongly(program, corpus, tmp_path, arguments, words):
     place = ("--input", corpus, "--output", tmp_path / "o", "--target", "a")
-    code, said = program(commands.attack, *place, *arguments)
+    code, said = program(attack, *place, *arguments)
     assert code == 2 and words in said and said.count("\n") == 1
     assert not (tmp_path / "o").exists()
 
 
 def test_an_attack_of_another_kind_from_the_command_line(program, corpus, tmp_path):
     place = ("--input", corpus, "--output", tmp_path / "o", "--target", "a")
-    code, said = program(
-        commands.attack, *place, "--kind", "blended", "--option", "alpha=0.3", "--share", "1"
-    )
+    code, said = program(attack, *place, "--kind", "blended", "--option", "alpha=0.3", "--share", "1")
     assert code == 0, said
     made = json.loads((tmp_path / "o" / "attack.json").read_text())
     assert (made["kind"], made["options"]["alpha"], made["n_poisoned"]) == ("blended", 0.3, 2)
 
 
 def test_evaluating_what_is_no_run(program, tmp_path):
-    code, said = program(commands.evaluate, "--run", tmp_path / "none", "--truth", tmp_path / "truth.parquet")
+    code, said = program(evaluate, "--run", tmp_path / "none", "--truth", tmp_path / "truth.parquet")
     assert code == 2 and "Traceback" not in said and said.count("\n") == 1
 
 
@@ -271,7 +310,7 @@ def test_evaluating_what_is_no_run(program, tmp_path):
     ],
 )
 def test_options_of_evaluate_that_belong_together(program, options, said):
-    code, told = program(commands.evaluate, "--run", "r", "--truth", "t", *options)
+    code, told = program(evaluate, "--run", "r", "--truth", "t", *options)
     assert code == 2 and said in told and told.count("\n") == 1
 
 

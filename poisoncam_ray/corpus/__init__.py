@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from poisoncam_ray.corpus.columns import find_image_column
+from poisoncam_ray.corpus.delta import can_read_delta, open_delta
 from poisoncam_ray.corpus.folder import FolderCorpus
 from poisoncam_ray.corpus.listing import (
     IMAGE_SUFFIXES,
@@ -16,40 +17,55 @@ from poisoncam_ray.corpus.listing import (
 )
 from poisoncam_ray.corpus.parquet import ParquetCorpus
 from poisoncam_ray.corpus.protocol import DEAD, KEPT, REMOVED, Corpus, Problem, Row, Slice, Source
+from poisoncam_ray.corpus.tables import is_delta, refuse_partition
 from poisoncam_ray.corpus.webdataset import TAR_SUFFIXES, WebDatasetCorpus
 from poisoncam_ray.errors import UserError
 
 __all__ = ["DEAD", "KEPT", "REMOVED", "Corpus", "Problem", "Row", "Slice", "Source", "open_corpus"]
 
-FORMATS = ("auto", "parquet", "folder", "webdataset")
+FORMATS = ("auto", "parquet", "folder", "webdataset", "delta")
 _PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
 def open_corpus(
-    uri: str, format: str = "auto", image_column: str | None = None, rows_per_slice: int = 1024
+    uri: str,
+    format: str = "auto",
+    image_column: str | None = None,
+    rows_per_slice: int = 1024,
+    version: int | None = None,
 ) -> Corpus:
     """Open a corpus.
 
     Args:
         uri: a folder, whose files may lie at any depth, or one Parquet or tar file.
-        format: auto, parquet, folder or webdataset.
+        format: auto, parquet, folder, webdataset or delta.
         image_column: of Parquet shards the column that holds the images, by default the only one that is
             binary or struct{bytes, path}; of WebDataset shards the extension of the member that holds a
             sample's image, by default the only member that is a JPEG, PNG or WebP. Not used for image
             folders.
         rows_per_slice: rows of a slice, at most.
+        version: of a Delta table, the number of the version to read; None for the current one.
 
     Returns:
         The corpus. It holds no open handle.
 
     Raises:
         UserError: there is nothing at `uri`, the format or the image column cannot be told, no Parquet shard
-            can be read, tars are compressed, or a link leads out of an image folder.
+            can be read, tars are compressed, a link leads out of an image folder, or the folder is a table of
+            another format.
     """
     if format not in FORMATS:
         raise UserError(f"The corpus format {format} is not known: use one of {', '.join(FORMATS)}.")
     if rows_per_slice < 1:
         raise UserError(f"rows_per_slice is {rows_per_slice}: use 1 or more.")
+    refuse_partition(uri)
+    table = is_delta(uri)
+    if format == "delta" and not table:
+        raise UserError(f"There is no Delta table in {uri} (no folder _delta_log): give a table's folder.")
+    if table and (format == "delta" or (format == "auto" and can_read_delta())):
+        return open_delta(uri, image_column, rows_per_slice, version)
+    if version is not None and not table:
+        raise UserError(f"{uri} is no Delta table: leave out corpus.version.")
     paths = [s.path for s in list_sources(uri)]
     shards, tars, images = (
         [p for p in paths if p.lower().endswith(suffixes)]

@@ -213,9 +213,10 @@ class Corpus(Protocol):
         layout.
 
         Paths, bytes and all that belongs to a row stay as they are. Each written file appears whole or not at
-        all, and replaces what an earlier try of the same run left. Dead rows go nowhere. A shard without kept
-        rows is written empty to `kept_uri`, unless it cannot be read at all; a shard without removed rows is
-        not written to `removed_uri`.
+        all, and replaces what an earlier try of the same run left. Dead rows go nowhere. A Parquet
+        shard without kept rows is written empty to `kept_uri`, unless it cannot be read at all, so that it
+        keeps its schema. A tar that loses all its samples is not written there: some tools fail on an empty
+        one. A shard without removed rows is not written to `removed_uri`.
 
         Args:
             unit: the slices of the unit, in order.

@@ -138,28 +138,30 @@ class WebDatasetCorpus:
         sha256: Mapping[str, str] | None = None,
     ) -> tuple[int, int]:
         """Copy the members of the kept and the removed samples, byte for byte, headers included. A shard that
-        loses no sample is copied whole, with what no sample holds. `sha256` is not used."""
+        loses no sample is copied whole, with what no sample holds. A shard that loses all is not written:
+        `datasets.load_dataset` fails where the first tar is empty. `sha256` is not used."""
         source, fates = unit[0].source, np.asarray(fate_N)
         refuse_climbing(source)
         if len(fates) != unit[-1].stop:
             raise ValueError(f"{len(fates)} fates for {unit[-1].stop} samples")
         removed = int((fates == REMOVED).sum())
         refuse_same_place(self.uri, kept_uri, removed_uri)
+        kept = int((fates == KEPT).sum())
         if not removed:
             delete(removed_uri, source)
+        if kept_uri is not None and not kept and len(fates):
+            delete(kept_uri, source)
         if unit[0].error is not None:
-            if kept_uri is not None:
-                delete(kept_uri, source)
             return 0, 0
-        places = {} if kept_uri is None else {KEPT: kept_uri}
-        if removed:
-            places[REMOVED] = removed_uri
-        elif kept_uri is not None and (fates == KEPT).all():
-            copy_whole(self.uri, unit[0], kept_uri)
-            places = {}
-        if places:
-            self._split(unit[0], fates, places)
-        return int((fates == KEPT).sum()), removed
+        if not removed and kept == len(fates):
+            if kept_uri is not None:
+                copy_whole(self.uri, unit[0], kept_uri)
+            return kept, 0
+        places = {KEPT: kept_uri if kept else None, REMOVED: removed_uri if removed else None}
+        written = {fate: uri for fate, uri in places.items() if uri is not None}
+        if written:
+            self._split(unit[0], fates, written)
+        return kept, removed
 
     def samples(self, file: ShardFile, slice_: Slice) -> Iterator[Sample]:
         """The samples of a slice, in order.

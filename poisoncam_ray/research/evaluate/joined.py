@@ -103,7 +103,8 @@ def corpus_of(run: Folder) -> Corpus:
         UserError: it does not exist any more.
     """
     corpus = settings(run).corpus
-    return open_corpus(run.read_json(artifact.RUN)["input"], corpus.format, corpus.image_column)
+    uri = run.read_json(artifact.RUN)["input"]
+    return open_corpus(uri, corpus.format, corpus.image_column, version=corpus.version)
 
 
 def committed(run: Folder, name: str) -> Folder:
