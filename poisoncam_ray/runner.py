@@ -70,7 +70,7 @@ class Runner:
             self.input_uri,
             format=config.corpus.format,
             image_column=config.corpus.image_column,
-            rows_per_slice=config.corpus.rows_per_slice,
+            rows_per_slice=config.corpus.slice_rows,
             version=config.corpus.version,
         )
         self.sources = {source.path: [source.size, source.tag] for source in self.corpus.sources()}

@@ -94,7 +94,7 @@ class FolderCorpus:
         self,
         unit: Sequence[Slice],
         fate_N: Sequence[int] | np.ndarray,
-        kept_uri: str,
+        kept_uri: str | None,
         removed_uri: str,
         sha256: Mapping[str, str] | None = None,
     ) -> tuple[int, int]:
@@ -106,7 +106,8 @@ class FolderCorpus:
         kept = [f for f, fate in zip(files, fates, strict=True) if fate == KEPT]
         removed = [f for f, fate in zip(files, fates, strict=True) if fate == REMOVED]
         refuse_same_place(self.uri, kept_uri, removed_uri)
-        self._copy(kept, kept_uri, sha256)
+        if kept_uri is not None:
+            self._copy(kept, kept_uri, sha256)
         self._copy(removed, removed_uri, sha256)
         return len(kept), len(removed)
 

@@ -145,8 +145,8 @@ def refuse_escaping_links(uri: str, paths: Iterable[str]) -> None:
             )
 
 
-def refuse_same_place(uri: str, *outputs: str) -> None:
+def refuse_same_place(uri: str, *outputs: str | None) -> None:
     """Raise UserError if one of the `outputs` is the corpus `uri` itself, whose files it would replace."""
     for output in outputs:
-        if real_path(output) == real_path(uri):
+        if output is not None and real_path(output) == real_path(uri):
             raise UserError(f"The output {output} is the corpus itself: give another folder.")
