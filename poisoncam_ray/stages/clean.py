@@ -41,8 +41,10 @@ class Clean(Stage):
             num_cpus=run.config.resources.cpus_per_reader, max_retries=RESTARTS
         )
         calls = (partial(task.remote, number, unit, run.corpus, run.folder) for number, unit in todo)
-        for finished, _ in enumerate(in_flight(calls, UNITS_WAITING), start=1):
-            run.progress.update(f"{finished} of {len(todo)} files")
+        reused = len(units) - len(todo)
+        run.progress.update(reused, len(units), "files")
+        for finished, _ in enumerate(in_flight(calls, UNITS_WAITING), start=reused + 1):
+            run.progress.update(finished, len(units), "files")
         names = [artifact.unit_name(number) for number in range(len(units))]
         counts = in_parallel(run.out.read_json, names)
         kept, removed, dead = (sum(count[key] for count in counts) for key in ("kept", "removed", "dead"))
