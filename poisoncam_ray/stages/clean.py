@@ -47,8 +47,10 @@ class Clean(Stage):
         )
         copies = run.config.copies
         calls = (partial(task.remote, number, unit, run.corpus, run.folder, copies) for number, unit in todo)
-        for finished, _ in enumerate(in_flight(calls, UNITS_WAITING), start=1):
-            run.progress.update(f"{finished} of {len(todo)} files")
+        reused = len(units) - len(todo)
+        run.progress.update(reused, len(units), "files")
+        for finished, _ in enumerate(in_flight(calls, UNITS_WAITING), start=reused + 1):
+            run.progress.update(finished, len(units), "files")
         run.corpus.finish((run.folder / artifact.CLEAN_ROWS).uri, (run.folder / artifact.REMOVED_ROWS).uri)
         names = [artifact.unit_name(number) for number in range(len(units))]
         counts = in_parallel(run.out.read_json, names)

@@ -53,9 +53,12 @@ class Index(Stage):
         alive_S, died = committed_rows(slices, todo, run.out, dead_folder)
         alive, limit = int(alive_S.sum()), run.config.corpus.max_dead_fraction
         refuse_mostly_dead(alive, died, limit, dead_folder)
-        for row in stream_slices(run, todo, work):
+        reused = len(slices) - len(todo)
+        run.progress.update(reused, len(slices), "slices")
+        for done, row in enumerate(stream_slices(run, todo, work), start=reused + 1):
             alive_S[row["index"]] = row["alive"]
             alive, died = alive + row["alive"], died + row["dead"]
+            run.progress.update(done, len(slices), "slices", f"{died:,} broken" if died else "")
             refuse_mostly_dead(alive, died, limit, dead_folder)
         rows = _rows(slices)
         if alive == 0:
@@ -67,7 +70,7 @@ class Index(Stage):
         run.out.write_table(artifact.SLICES, slice_table(slices, alive_S.tolist()))
         skipped = len({slice_.source for slice_ in slices if slice_.error is not None})
         whole = None if slices is cut else _rows(cut)
-        said = facts.Indexed(alive, died, len(slices), len(slices) - len(todo), skipped, whole)
+        said = facts.Indexed(alive, died, len(slices), reused, skipped, whole)
         return Outcome(said, Ledger(rows, alive, dead=died))
 
     def _refuse_unreadable(self, run: Run, sources: list[Source]) -> None:
