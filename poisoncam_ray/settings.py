@@ -1,13 +1,13 @@
-"""Reads the configuration: a preset, a YAML file, and `section.key=value` overrides.
+"""Reads the configuration: a preset, a YAML file, settings by section, and `section.key=value` overrides.
 
 The later of these wins: the defaults of config.py, `--preset NAME` (a YAML file of jobs/configs/), `--config
-FILE`, overrides. Pydantic converts and checks the values.
+FILE`, settings (of a call from Python), overrides. Pydantic converts and checks the values.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,19 @@ def presets() -> dict[str, Path]:
     }
 
 
-def load_config(preset: str | None = None, file: str | None = None, overrides: Iterable[str] = ()) -> Config:
-    """Merge preset, file and overrides into a validated configuration.
+def load_config(
+    preset: str | None = None,
+    file: str | None = None,
+    overrides: Iterable[str] = (),
+    settings: Mapping[str, Any] | None = None,
+) -> Config:
+    """Merge preset, file, settings and overrides into a validated configuration.
 
     Args:
         preset: the name of a preset.
         file: the path of a YAML file.
         overrides: `section.key=value` each.
+        settings: sections, each with its keys and values.
 
     Raises:
         UserError: a preset, file, key or value is wrong. The sentence suggests the nearest name.
@@ -47,6 +53,7 @@ def load_config(preset: str | None = None, file: str | None = None, overrides: I
         tree = _merge(tree, _configuration(known[preset]))
     if file is not None:
         tree = _merge(tree, _configuration(Path(file)))
+    tree = _merge(tree, dict(settings or {}))
     for item in overrides:
         key, equals, value = item.partition("=")
         if not equals or not key:

@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from poisoncam_ray.config import Config
-from poisoncam_ray.errors import StageFailedError, UserError
+from poisoncam_ray.errors import UserError
 from poisoncam_ray.program import RESUMES
 from poisoncam_ray.settings import load_config, presets
 from poisoncam_ray.signals import end_on_signals
@@ -88,22 +88,15 @@ def run_defence(input_uri: str, output_uri: str, config: Config, redo: str | Non
     # Ray and torch take seconds to load: a mistake in the command must show before.
     from poisoncam_ray import artifact, facts
     from poisoncam_ray.defence import stages
+    from poisoncam_ray.folder import Folder
+    from poisoncam_ray.launch import launch
     from poisoncam_ray.progress import Progress
     from poisoncam_ray.report.words import tell
-    from poisoncam_ray.runner import Runner
-    from poisoncam_ray.stages.ray_cluster import start_ray
 
     began = time.monotonic()
     progress = Progress()
-    runner = Runner(input_uri, output_uri, config, stages(), redo)
-    if runner.pending():
-        start_ray()
-        # Ray has put a handler of its own in the place of ours.
-        end_on_signals()
     try:
-        done = runner.run(progress)
-    except Exception as error:
-        raise StageFailedError(f"{progress.title or 'Start'} failed") from error
+        done = launch(input_uri, output_uri, config, stages(), progress, redo, end_on_signals)
     except SystemExit:
         progress.console.print(f"Stopped. {RESUMES}")
         raise
@@ -112,7 +105,7 @@ def run_defence(input_uri: str, output_uri: str, config: Config, redo: str | Non
             "Nothing to do: every stage was done before with these settings and this input."
         )
     manifests = {stage.stage: stage.manifest for stage in done}
-    verdict = artifact.Verdict.read(runner.folder / artifact.VERDICT)
+    verdict = artifact.Verdict.read(Folder(output_uri) / artifact.VERDICT)
     cleaned = facts.of_manifest(facts.Cleaned, manifests[artifact.CLEAN])
     classified = facts.of_manifest(facts.Classified, manifests[artifact.CLASSIFIER])
     reported = facts.of_manifest(facts.Reported, manifests[artifact.REPORT])
