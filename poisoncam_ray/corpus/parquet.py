@@ -19,7 +19,6 @@ from poisoncam_ray.corpus.columns import column_fault, image_values
 from poisoncam_ray.corpus.listing import PARQUET_SUFFIXES, refuse_same_place
 from poisoncam_ray.corpus.parquet_shard import Batch, cut, open_shard, open_writer
 from poisoncam_ray.corpus.protocol import (
-    DEAD,
     KEPT,
     OTHER_SCHEMA,
     REMOVED,
@@ -141,7 +140,9 @@ class ParquetCorpus:
         with contextlib.ExitStack() as stack:
             shard = stack.enter_context(self.open_shard(source, unit[0].version))
             self._check_rows(shard, len(fates), exactly=kept_uri is not None)
-            write_kept = stack.enter_context(self.open_writer(shard, kept_uri)) if kept_uri is not None else None
+            write_kept = (
+                stack.enter_context(self.open_writer(shard, kept_uri)) if kept_uri is not None else None
+            )
             write_removed = stack.enter_context(self.open_writer(shard, removed_uri)) if removed else None
             row = 0
             for group, n in enumerate(shard.group_rows):
