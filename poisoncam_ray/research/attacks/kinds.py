@@ -9,6 +9,7 @@ from poisoncam_ray.research.attacks import (
     dynamic,
     frequency,
     large,
+    margin,
     natural,
     patch,
     several,
@@ -28,6 +29,7 @@ KINDS: dict[str, Kind] = {
     "untargeted": untargeted.KIND,
     "spread": spread.KIND,
     "decoys": decoys.KIND,
+    "margin": margin.KIND,
 }
 
 
