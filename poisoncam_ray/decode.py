@@ -2,7 +2,7 @@
 DecodeError.
 
 The EXIF orientation is not applied, as in most training loaders. A box in stored pixels therefore maps to the
-square by resize and crop alone. No function sets Pillow's global switches, so all are safe in threads and
+square by two scales alone. No function sets Pillow's global switches, so all are safe in threads and
 beside other users of Pillow.
 """
 
@@ -61,11 +61,11 @@ def header(data: bytes, max_pixels: int, max_bytes: int = MAX_BYTES) -> tuple[in
 
 
 def decode(data: bytes, image_size: int, max_pixels: int, max_bytes: int = MAX_BYTES) -> np.ndarray:
-    """Decode an image, scale its shorter side to `image_size` and crop the centre.
+    """Decode an image and squeeze the whole of it into a square.
 
-    One bilinear, antialiased resampling of the centre square does both, so that a long, narrow image never
-    becomes a huge one on the way. Transparent pixels become white, 16-bit greys are scaled to 8 bits, CMYK
-    and palettes become RGB. Of an animation the first frame is taken.
+    Nothing is cut off: a victim's training crops the whole stored image, so a trigger in the margin of a wide
+    one must be seen, too. The resampling is bilinear and antialiased. Transparent pixels become white, 16-bit
+    greys are scaled to 8 bits, CMYK and palettes become RGB. Of an animation the first frame is taken.
 
     Args:
         data: the stored bytes.
@@ -85,15 +85,8 @@ def decode(data: bytes, image_size: int, max_pixels: int, max_bytes: int = MAX_B
         # rest.
         image.draft(image.mode, (2 * image_size, 2 * image_size))
         image.load()
-        width, height = image.size
-        side = min(width, height)
-        left, top = (width - side) / 2, (height - side) / 2
-        centre = (int(left), int(top), int(left + side + 0.5), int(top + side + 0.5))
-        box = (left - centre[0], top - centre[1], left - centre[0] + side, top - centre[1] + side)
-        cropped = image if centre == (0, 0, width, height) else image.crop(centre)
-        square = _to_rgb(cropped, image.info.get("transparency")).resize(
-            (image_size, image_size), Image.Resampling.BILINEAR, box=box
-        )
+        rgb = _to_rgb(image, image.info.get("transparency"))
+        square = rgb.resize((image_size, image_size), Image.Resampling.BILINEAR)
         return np.ascontiguousarray(np.asarray(square, dtype=np.uint8).transpose(2, 0, 1))
     except Exception as error:
         raise _translate(error, data) from error

@@ -80,7 +80,7 @@ def make_fake_run(folder: Path, poison: bool = True) -> FakeRun:
     rng = np.random.default_rng(7)
     poisoned = {}
     for image_id in ids[10:30] if poison else []:
-        # The last one lies at the left edge, which the centre crop cuts into.
+        # The last one lies at the left edge, outside the centre square.
         x, y = 0 if image_id == ids[29] else int(rng.integers(4, 24)), int(rng.integers(0, 24))
         poisoned[image_id] = (x, y, x + 12, y + 12)
     alive = [image_id for image_id in ids if image_id != DEAD]

@@ -57,16 +57,42 @@ def kind_of(data: bytes, max_pixels: int = LIMIT, **options) -> str:
 
 
 @pytest.mark.parametrize("size", [(32, 32), (48, 32), (32, 48), (33, 50), (64, 64), (200, 64)])
-def test_same_as_resizing_the_shorter_side_and_cropping_the_centre(size):
+def test_the_whole_image_is_squeezed_into_the_square(size):
     image = smooth(*size)
-    scale = 32 / min(size)
-    resized = image.resize((round(size[0] * scale), round(size[1] * scale)), Image.Resampling.BILINEAR)
-    left, top = (resized.width - 32) // 2, (resized.height - 32) // 2
-    expected = np.asarray(resized.crop((left, top, left + 32, top + 32))).transpose(2, 0, 1)
+    expected = np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
     actual = decode(encode(image), 32, LIMIT)
     assert actual.shape == (3, 32, 32) and actual.dtype == np.uint8 and actual.flags["C_CONTIGUOUS"]
-    # One resampling of the exact centre instead of two steps on whole pixels: half a pixel of the ramp.
-    assert np.abs(actual.astype(int) - expected.astype(int)).max() <= 5
+    assert np.array_equal(actual, expected)
+    # The ramps run from 0 to 255 over the whole width and height.
+    assert actual[0, :, 0].max() < 12 and actual[0, :, -1].min() > 243
+    assert actual[1, 0].max() < 12 and actual[1, -1].min() > 243
+
+
+def old_centre_square(data: bytes, size: int) -> np.ndarray:
+    """What decode gave before it saw margins: the centre square, resampled once."""
+    image = Image.open(io.BytesIO(data))
+    image.draft(image.mode, (2 * size, 2 * size))
+    width, height = image.size
+    side = min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+    box = (left, top, left + side, top + side)
+    return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR, box=box))
+
+
+@pytest.mark.parametrize("side", [16, 32, 33, 64, 65, 224, 500])
+@pytest.mark.parametrize(("format", "options"), [("PNG", {}), ("JPEG", {"quality": 90}), ("WEBP", {})])
+def test_squares_are_bit_for_bit_what_they_were(side, format, options):
+    data = encode(noise(side, side), format, **options)
+    assert np.array_equal(decode(data, 32, LIMIT).transpose(1, 2, 0), old_centre_square(data, 32))
+
+
+@pytest.mark.parametrize(("size", "edge"), [((96, 32), (0, 12)), ((32, 96), (12, 0)), ((64, 32), (52, 8))])
+def test_what_lies_in_the_margin_is_seen(size, edge):
+    image = Image.new("RGB", size)
+    image.paste((255, 255, 255), (*edge, edge[0] + 8, edge[1] + 8))
+    seen = decode(encode(image), 32, LIMIT).astype(float) / 255
+    assert seen[0].sum() == pytest.approx(32 * 32 * 64 / (size[0] * size[1]), rel=0.05)
+    assert old_centre_square(encode(image), 32).max() == 0
 
 
 @pytest.mark.parametrize("format", ["PNG", "WEBP"])

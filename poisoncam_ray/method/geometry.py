@@ -41,10 +41,10 @@ def area(box_N4: Tensor) -> Tensor:
     return (box_N4[:, 2:] - box_N4[:, :2]).clamp(min=0).prod(dim=1)
 
 
-def map_box(box_N4: Tensor, width_N: Tensor, height_N: Tensor, image_size: int) -> tuple[Tensor, Tensor]:
+def map_box(box_N4: Tensor, width_N: Tensor, height_N: Tensor, image_size: int) -> Tensor:
     """Map boxes from the stored image to the square that the encoder sees.
 
-    The decoder cuts out the centre square, as wide as the shorter side, and resizes it.
+    The decoder squeezes the whole image into the square, whatever its aspect, so each axis has its own scale.
 
     Args:
         box_N4: boxes in pixels of the stored images.
@@ -53,17 +53,10 @@ def map_box(box_N4: Tensor, width_N: Tensor, height_N: Tensor, image_size: int) 
         image_size: side of the square in pixels.
 
     Returns:
-        box_N4: int64, in 0 … image_size, corners rounded to whole pixels.
-        visible_N: float in 0 … 1, the share of the box's area that lies in the square, before rounding.
+        box_N4, int64, in 0 … image_size, corners rounded to whole pixels.
     """
-    size_N2 = torch.stack([width_N, height_N], dim=1).double()
-    side_N1 = size_N2.amin(dim=1, keepdim=True)
-    corner_N4 = ((size_N2 - side_N1) / 2).repeat(1, 2)
-    mapped_N4 = (box_N4 - corner_N4) * (image_size / side_N1)
-    kept_N4 = mapped_N4.clamp(0, image_size)
-    whole_N, kept_N = area(mapped_N4), area(kept_N4)
-    visible_N = torch.where(whole_N > 0, kept_N / whole_N.clamp(min=1e-9), 0).float()
-    return kept_N4.round().long(), visible_N
+    size_N4 = torch.stack([width_N, height_N], dim=1).double().repeat(1, 2)
+    return (box_N4 * (image_size / size_N4)).clamp(0, image_size).round().long()
 
 
 def unmap_box(box_N4: Tensor, width_N: Tensor, height_N: Tensor, image_size: int) -> Tensor:
@@ -78,11 +71,9 @@ def unmap_box(box_N4: Tensor, width_N: Tensor, height_N: Tensor, image_size: int
     Returns:
         box_N4, int64, rounded to whole pixels inside the image.
     """
-    size_N2 = torch.stack([width_N, height_N], dim=1).double()
-    side_N1 = size_N2.amin(dim=1, keepdim=True)
-    corner_N4 = ((size_N2 - side_N1) / 2).repeat(1, 2)
-    stored_N4 = (box_N4 * (side_N1 / image_size) + corner_N4).round()
-    return torch.minimum(stored_N4.clamp(min=0), size_N2.repeat(1, 2)).long()
+    size_N4 = torch.stack([width_N, height_N], dim=1).double().repeat(1, 2)
+    stored_N4 = (box_N4 * (size_N4 / image_size)).round()
+    return torch.minimum(stored_N4.clamp(min=0), size_N4).long()
 
 
 def about_centres(box_N4: Tensor, window: int, side: int) -> Tensor:

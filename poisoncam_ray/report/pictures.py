@@ -81,14 +81,12 @@ def data_uri(data: bytes, kind: str) -> str:
 
 
 def on_square(box: Sequence[int], size: Sequence[int], side: int) -> tuple[int, ...]:
-    """The box on the picture, which shows the centre square of the stored image (method.geometry.map_box).
+    """The box on the picture, which shows the stored image squeezed into a square (method.geometry.map_box).
 
     Args:
         box: [x0, y0, x1, y1) in pixels of the stored image.
         size: its width and height.
         side: the side of the picture, in pixels.
     """
-    shorter = max(1, min(size))
-    corner = [(length - shorter) / 2 for length in size] * 2
-    scaled = (round((at - start) * side / shorter) for at, start in zip(box, corner, strict=True))
+    scaled = (round(at * side / max(1, length)) for at, length in zip(box, [*size, *size], strict=True))
     return tuple(min(max(at, 0), side) for at in scaled)

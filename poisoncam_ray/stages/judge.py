@@ -27,7 +27,7 @@ from poisoncam_ray.store import in_parallel
 class Judge(Stage):
     name = artifact.SCORES
     title = "Judge"
-    version = 4
+    version = 5
     inputs = (artifact.INDEX, artifact.CLASSIFIER)
     sections = ("encoder",)
 

@@ -58,8 +58,8 @@ def test_the_content_of_the_page_is_that_of_the_run(fake: FakeRun) -> None:
     assert len(content.scores) == 18 and sum(chosen for _, chosen in content.scores) == 8
     assert [(row["live"], row["tried"]) for row in content.rounds] == [(4, 9), (2, 9)]
     assert {image.image_id for image in content.removed_sample} == fake.removed
-    # 48 × 40 stored pixels, of which the square shows the middle 40, at 32.
-    assert {image.box for image in content.removed_sample} == {(5, 5, 14, 14)}
+    # 48 × 40 stored pixels, squeezed into a square of 32.
+    assert {image.box for image in content.removed_sample} == {(7, 5, 15, 14)}
     assert {image.box for image in content.borderline_sample} == {None}
     assert len(content.borderline_sample) == 24
     assert not {image.image_id for image in content.borderline_sample} & (fake.removed | {DEAD})

@@ -49,10 +49,14 @@ def stored_iou(a: tuple, b: tuple) -> float:
 
 
 def slow_true_box(stored: tuple) -> tuple:
-    """48 × 40 stored pixels: the shorter side to 32, then 3 of 38 columns cut on each side."""
-    scale_x, scale_y = round(WIDTH * SIDE / HEIGHT) / WIDTH, SIDE / HEIGHT
-    x0, x1 = (min(SIDE, max(0, round(stored[i] * scale_x - 3))) for i in (0, 2))
-    return x0, round(stored[1] * scale_y), x1, round(stored[3] * scale_y)
+    """48 × 40 stored pixels squeezed into a square of 32."""
+    x0, y0, x1, y1 = stored
+    return (
+        round(x0 * SIDE / WIDTH),
+        round(y0 * SIDE / HEIGHT),
+        round(x1 * SIDE / WIDTH),
+        round(y1 * SIDE / HEIGHT),
+    )
 
 
 def test_detection_metrics_equal_a_plain_count(fake: FakeRun) -> None:
@@ -67,16 +71,13 @@ def test_detection_metrics_equal_a_plain_count(fake: FakeRun) -> None:
         for row in fake.candidates
         if row["image_id"] in fake.poisoned
     }
-    # The one at the left edge, which the centre crop cuts into, is told apart.
-    cut = {i: ious.pop(i) for i in list(ious) if fake.poisoned[i][0] == 0}
     pure = [iou for i, iou in ious.items() if in_poison_cluster[i]]
     natural = [i for i, is_poison in in_poison_cluster.items() if not is_poison]
     best = sorted(fake.candidates, key=lambda row: -row["score"])[:20]
     clean = [i for i in image_ids() if i not in fake.poisoned and i != DEAD]
     found = fake.removed & set(fake.poisoned)
     # The run says the same box for each removed image; truth and it are compared in stored pixels.
-    whole = [i for i in found if fake.poisoned[i][0] > 0]
-    boxed = [stored_iou(BOXED, fake.poisoned[i]) for i in whole]
+    boxed = [stored_iou(BOXED, fake.poisoned[i]) for i in found]
     final = [stored_iou(BOXED, fake.poisoned[i]) if i in fake.removed else iou for i, iou in ious.items()]
     assert final != list(ious.values()), "where the run boxes the trigger must matter"
     assert 0 < len(pure) < len(ious), "the fixture must tell the two accuracies apart"
@@ -89,13 +90,9 @@ def test_detection_metrics_equal_a_plain_count(fake: FakeRun) -> None:
         "trigger_detection_mean_iou_poison_clusters": pytest.approx(sum(pure) / len(pure)),
         "trigger_detection_final_accuracy": pytest.approx(sum(iou >= 0.5 for iou in final) / len(final)),
         "trigger_detection_final_mean_iou": pytest.approx(sum(final) / len(final)),
-        "trigger_detection_accuracy_cut": pytest.approx(sum(iou >= 0.5 for iou in cut.values())),
-        "trigger_detection_mean_iou_cut": pytest.approx(sum(cut.values())),
         "located_accuracy": pytest.approx(sum(iou >= 0.5 for iou in boxed) / len(boxed)),
         "located_mean_iou": pytest.approx(sum(boxed) / len(boxed)),
         "n_located": len(boxed),
-        "trigger_detection_n_cut": 1,
-        "trigger_detection_n_cropped_out": 0,
         "trigger_detection_n_without_box": 0,
         "top20_precision": pytest.approx(sum(row["image_id"] in fake.poisoned for row in best) / len(best)),
         "recall": pytest.approx(len(found) / len(fake.poisoned)),
@@ -121,7 +118,7 @@ def test_detection_metrics_equal_a_plain_count(fake: FakeRun) -> None:
         "n_dead": 1,
         "n_scored": 18,
         "n_scored_poisoned": 10,
-        "n_scored_poison_clusters": sum(in_poison_cluster[i] for i in [*ious, *cut]),
+        "n_scored_poison_clusters": sum(in_poison_cluster[i] for i in ious),
     }
 
 

@@ -1,5 +1,5 @@
 """Truths of other attacks (several patches, none, decoys, two attackers), on a run written by hand; and boxes
-through the resize and centre crop of images of any shape."""
+through the resize of images of any shape."""
 
 import io
 import shutil
@@ -60,11 +60,9 @@ def test_a_window_may_meet_any_patch(fake: FakeRun, tmp_path: Path) -> None:
     """A second patch right under the window of an image whose first patch was missed makes a hit."""
     plain = scored(fake, fake.truth)
     hit_S = plain.iou(plain.box_S4) >= 0.5
-    missed = int(torch.nonzero(~hit_S & plain.whole).flatten()[0])
-    image_id, side = plain.image_id[missed], HEIGHT / SIDE
-    x0, y0, x1, y1 = plain.box_S4[missed].tolist()
-    left = (WIDTH - HEIGHT) / 2
-    under = [round(x0 * side + left), round(y0 * side), round(x1 * side + left), round(y1 * side)]
+    missed = int(torch.nonzero(~hit_S & plain.patched_S).flatten()[0])
+    image_id, scales = plain.image_id[missed], (WIDTH / SIDE, HEIGHT / SIDE) * 2
+    under = [round(at * scale) for at, scale in zip(plain.box_S4[missed].tolist(), scales, strict=True)]
     truth = truth_with(
         fake, tmp_path / "truth.parquet", boxes={image_id: [list(fake.poisoned[image_id]), under]}
     )
@@ -76,30 +74,22 @@ def test_a_window_may_meet_any_patch(fake: FakeRun, tmp_path: Path) -> None:
     )
 
 
-def test_cut_cropped_out_and_boxless_triggers_are_told_apart(fake: FakeRun, tmp_path: Path) -> None:
+def test_triggers_in_the_margin_count_and_those_without_a_box_are_told(fake: FakeRun, tmp_path: Path) -> None:
     plain = scored(fake, fake.truth)
-    assert (plain.whole.sum(), plain.cut.sum()) == (9, 1)
-    cut, gone, half, without = [plain.image_id[i] for i in torch.nonzero(plain.whole).flatten()[:4]]
+    assert bool(plain.patched_S.all()) and len(plain.image_id) == 10
+    margin, without = plain.image_id[:2]
     truth = truth_with(
-        fake,
-        tmp_path / "truth.parquet",
-        # Four columns of the 48 go on each side.
-        boxes={
-            cut: [[0, 10, 12, 22]],
-            gone: [[0, 0, 4, 8]],
-            half: [[0, 0, 4, 8], [20, 10, 32, 22]],
-            without: [],
-        },
-    )
+        # Outside the centre square, which is 40 of the 48 columns wide.
+        fake, tmp_path / "truth.parquet", boxes={margin: [[0, 0, 4, 8]], without: []},
+    )  # fmt: skip
     got, before = detection_metrics(fake.run, truth), detection_metrics(fake.run, fake.truth)
-    assert got["trigger_detection_n_cut"] == 2
-    assert got["trigger_detection_n_cropped_out"] == 1
     assert got["trigger_detection_n_without_box"] == 1
     assert got["n_scored_poisoned"] == 10
     now = scored(fake, truth)
-    judged = [i for i in range(10) if now.image_id[i] not in (cut, gone, without) and plain.whole[i]]
+    judged = [i for i in range(10) if now.image_id[i] != without]
     iou_S = now.iou(now.box_S4)
-    assert now.whole.nonzero().flatten().tolist() == judged
+    assert now.true_ST4[0, 0].tolist() == [0, 0, round(4 * SIDE / WIDTH), round(8 * SIDE / HEIGHT)]
+    assert now.patched_S.nonzero().flatten().tolist() == judged
     assert got["trigger_detection_accuracy"] == pytest.approx(float((iou_S[judged] >= 0.5).float().mean()))
     for key in ("recall", "precision", "false_positive_rate", "top20_precision"):
         assert got[key] == before[key]
@@ -108,7 +98,7 @@ def test_cut_cropped_out_and_boxless_triggers_are_told_apart(fake: FakeRun, tmp_
 def test_an_attack_without_boxes_has_no_trigger_detection(fake: FakeRun, tmp_path: Path) -> None:
     truth = truth_with(fake, tmp_path / "truth.parquet", boxes={i: [] for i in fake.poisoned})
     got = detection_metrics(fake.run, truth)
-    assert got["trigger_detection_accuracy"] is got["trigger_detection_accuracy_cut"] is None
+    assert got["trigger_detection_accuracy"] is None
     assert got["trigger_detection_n_without_box"] == got["n_scored_poisoned"] == 10
     assert got["recall"] == pytest.approx(18 / 20)
 
@@ -172,13 +162,12 @@ def test_a_box_lies_where_the_decoder_puts_its_pixels(width, height, place, size
     file = io.BytesIO()
     image.save(file, "PNG")
     pixels = torch.from_numpy(decode(file.getvalue(), size, max_pixels=10**6)).float().mean(dim=0) / 255
-    box_N4, visible_N = map_box(
+    box_N4 = map_box(
         torch.tensor([[x0, y0, x0 + side, y0 + side]]), torch.tensor([width]), torch.tensor([height]), size
     )
-    scale = size / min(width, height)
-    seen = float(pixels.sum()) / (side * scale) ** 2
-    assert seen == pytest.approx(float(visible_N[0]), abs=0.12 + 2.5 / (side * scale))
-    if visible_N[0] == 1:
+    across, down = side * size / width, side * size / height
+    assert float(pixels.sum()) == pytest.approx(across * down, rel=0.12 + 2.5 / min(across, down))
+    if min(across, down) >= 3:
         ys, xs = torch.nonzero(pixels > 0.5, as_tuple=True)
         bright = torch.tensor([[int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1]])
         assert iou(bright, box_N4)[0] >= 0.5 and (bright - box_N4).abs().max() <= 1

@@ -50,17 +50,13 @@ def detection_metrics(run_uri: str, truth_uri: str) -> dict[str, Any]:
         Over scored poisoned images: the share whose candidate window finds a trigger, and the mean IoU.
     trigger_detection_…_poison_clusters
         The same over images whose cluster is more than half poison.
-    trigger_detection_…_cut
-        The same over images (trigger_detection_n_cut) of which the centre crop cut into every trigger, by
-        what is left of it. They count in no other trigger_detection figure.
-    trigger_detection_n_cropped_out, trigger_detection_n_without_box
-        Numbers of scored images without any visible trigger: cropped away, or never with a box (a frequency
-        attack). They count in no trigger_detection figure.
+    trigger_detection_n_without_box
+        Number of scored images whose trigger has no box (a frequency attack). They count in no
+        trigger_detection figure.
     trigger_detection_final_accuracy, trigger_detection_final_mean_iou
         The same by the box that the run gives in the end; an image that it kept counts by its window.
     located_accuracy, located_mean_iou
-        The box that the run gives, over the poisoned images it removed (n_located), without those of which
-        the centre crop cut into every trigger.
+        The box that the run gives, over the poisoned images it removed (n_located).
     top20_precision
         Share of the 20 best-scored images that are poisoned; ties are broken by image id.
     recall, precision, false_positive_rate
@@ -132,22 +128,14 @@ def detection_metrics(run_uri: str, truth_uri: str) -> dict[str, Any]:
 
 
 def _window_figures(scored: Scored) -> Metrics:
-    cut_S = scored.iou(scored.box_S4)[scored.cut]
-    gone_S = scored.patched_S & ~scored.whole & ~scored.cut
-    return scored.marks(scored.box_S4) | {
-        "accuracy_cut": mean(cut_S >= HIT_IOU),
-        "mean_iou_cut": mean(cut_S),
-        "n_cut": len(cut_S),
-        "n_cropped_out": int(gone_S.sum()),
-        "n_without_box": int((~scored.patched_S).sum()),
-    }
+    return scored.marks(scored.box_S4) | {"n_without_box": int((~scored.patched_S).sum())}
 
 
 def _final_figures(scored: Scored, truth: Truth, found: Removed, located_P: Tensor) -> Metrics:
     """`located_P`: IoU of the box that the run gives."""
     row_S = truth.row(pa.array(scored.image_id, pa.string()))
     removed_S = torch.from_numpy(found.removed_P[row_S])
-    iou_S = torch.where(removed_S, located_P[row_S], scored.iou(scored.box_S4))[scored.whole]
+    iou_S = torch.where(removed_S, located_P[row_S], scored.iou(scored.box_S4))[scored.patched_S]
     return {
         "trigger_detection_final_accuracy": mean(iou_S >= HIT_IOU),
         "trigger_detection_final_mean_iou": mean(iou_S),
@@ -156,9 +144,8 @@ def _final_figures(scored: Scored, truth: Truth, found: Removed, located_P: Tens
 
 def _located_figures(run: Folder, truth: Truth, found: Removed, located_P: Tensor) -> Metrics:
     removed = truth.poisoned.filter(pa.array(found.removed_P))
-    _, visible_RT, _ = true_boxes(run, removed)
-    whole_R = (visible_RT == 1).any(dim=1)
-    iou_R = located_P[found.removed_P][whole_R]
+    _, patched_R = true_boxes(run, removed)
+    iou_R = located_P[found.removed_P][patched_R]
     return {
         "located_accuracy": mean(iou_R >= HIT_IOU),
         "located_mean_iou": mean(iou_R),

@@ -1,4 +1,4 @@
-"""The windows of poisoned images against the true patches, which are resized and cropped as the images were.
+"""The windows of poisoned images against the true patches, which are resized as the images were.
 
 P poisoned images   S those that the search scored   N rows of a part   T most patches on one image
 box_S4, box_ST4 integer [x0, y0, x1, y1) in encoder pixels   own_S the cluster an image was assigned to
@@ -40,7 +40,6 @@ class Scored:
         image_id: their ids.
         box_S4: the recorded window.
         true_ST4: the true boxes; an image with fewer than T patches has empty ones, too.
-        visible_ST: the share of each true box that the centre crop left, 0 … 1; 0 for an empty one.
         patched_S: whether the image has any true box.
         own_S: the image's cluster.
         pure_S: whether more than half of that cluster is poison.
@@ -49,27 +48,16 @@ class Scored:
     image_id: list[str]
     box_S4: Tensor
     true_ST4: Tensor
-    visible_ST: Tensor
     patched_S: Tensor
     own_S: Tensor
     pure_S: Tensor
 
-    @property
-    def whole(self) -> Tensor:
-        """whole_S: whether at least one patch is wholly visible, so that windows can be measured."""
-        return (self.visible_ST == 1).any(dim=1)
-
-    @property
-    def cut(self) -> Tensor:
-        """cut_S: whether no patch is wholly visible, but one is partly visible."""
-        return (self.visible_ST > 0).any(dim=1) & ~self.whole
-
     def iou(self, box_S4: Tensor) -> Tensor:
-        """iou_S: of each window with the patch that it fits best, by what the centre crop left of it."""
+        """iou_S: of each window with the patch that it fits best."""
         return of_best_patch(iou, box_S4, self.true_ST4)
 
     def marks(self, box_S4: Tensor) -> Metrics:
-        """Accuracy and mean IoU of windows on the images with a wholly visible trigger.
+        """Accuracy and mean IoU of windows on the images that have a true box.
 
         Args:
             box_S4: one window for each image.
@@ -78,7 +66,7 @@ class Scored:
             accuracy and mean_iou over all these images, and with the suffix _poison_clusters over those whose
             cluster is mostly poison.
         """
-        iou_S, pure_S = self.iou(box_S4)[self.whole], self.pure_S[self.whole]
+        iou_S, pure_S = self.iou(box_S4)[self.patched_S], self.pure_S[self.patched_S]
         return {
             "accuracy": mean(iou_S >= HIT_IOU),
             "mean_iou": mean(iou_S),
@@ -102,22 +90,21 @@ def scored_poisoned(run: Folder, truth: Truth, cluster_P: np.ndarray, pure_P: np
     row_S, first_S = np.unique(row_C, return_index=True)
     row_S, first_S = row_S[row_S >= 0], first_S[row_S >= 0]
     poisoned, recorded = truth.poisoned.take(row_S), windows.take(first_S)
-    true_ST4, visible_ST, patched_S = true_boxes(run, poisoned)
+    true_ST4, patched_S = true_boxes(run, poisoned)
     return Scored(
         image_id=poisoned["image_id"].to_pylist(),
         box_S4=_boxes(recorded),
         true_ST4=true_ST4,
-        visible_ST=visible_ST,
         patched_S=patched_S,
         own_S=torch.from_numpy(cluster_P[row_S]),
         pure_S=torch.from_numpy(pure_P[row_S]),
     )
 
 
-def true_boxes(run: Folder, poisoned: pa.Table) -> tuple[Tensor, Tensor, Tensor]:
-    """(true_ST4, visible_ST, patched_S), as in `Scored`, of S rows of the truth.
+def true_boxes(run: Folder, poisoned: pa.Table) -> tuple[Tensor, Tensor]:
+    """(true_ST4, patched_S), as in `Scored`, of S rows of the truth.
 
-    An image that is not in the index has no visible patch.
+    An image that is not in the index counts as one without a box.
     """
     size_S2 = torch.zeros(len(poisoned), 2, dtype=torch.int64)
     for part in parts(run, artifact.INDEX, ["image_id", "width", "height"]):
@@ -128,13 +115,9 @@ def true_boxes(run: Folder, poisoned: pa.Table) -> tuple[Tensor, Tensor, Tensor]
     stored_ST4 = patches(poisoned)
     n_patches = stored_ST4.shape[1]
     width_T, height_T = size_S2.clamp(min=1).repeat_interleave(n_patches, dim=0).unbind(1)
-    mapped_T4, visible_T = map_box(stored_ST4.flatten(0, 1), width_T, height_T, image_size)
-    indexed_S1 = size_S2[:, :1] > 0
-    return (
-        mapped_T4.view(-1, n_patches, 4),
-        torch.where(indexed_S1, visible_T.view(-1, n_patches), 0),
-        (stored_ST4[..., 2] > stored_ST4[..., 0]).any(dim=1),
-    )
+    mapped_T4 = map_box(stored_ST4.flatten(0, 1), width_T, height_T, image_size)
+    boxed_S = (stored_ST4[..., 2] > stored_ST4[..., 0]).any(dim=1)
+    return mapped_T4.view(-1, n_patches, 4), boxed_S & (size_S2[:, 0] > 0)
 
 
 def of_best_patch(mark: Callable[[Tensor, Tensor], Tensor], box_S4: Tensor, true_ST4: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ CENTROIDS, FACTS, IMAGES = "centroids.safetensors", "facts.json", "images.parque
 
 @dataclass(frozen=True)
 class StudyImages:
-    """The measured images of a run. Each has a wholly visible patch.
+    """The measured images of a run. Each has a true box.
 
     Attributes:
         image_id: their ids.
@@ -67,17 +67,17 @@ def prepare(one: StudyRun, grid: Grid, out: Folder) -> None:
         out: the run's folder in the study.
 
     Raises:
-        UserError: no poisoned image of the run has a wholly visible patch.
+        UserError: no poisoned image of the run has a true box.
     """
     run, truth = Folder(one.run_uri), read_truth(one.truth_uri)
     config = config_of(run)
     encoder = load_encoder(committed(run, artifact.ENCODER))
-    true_PT4, visible_PT, _ = true_boxes(run, truth.poisoned)
+    true_PT4, patched_P = true_boxes(run, truth.poisoned)
     ids = truth.poisoned["image_id"].to_pylist()
-    whole = np.flatnonzero((visible_PT == 1).any(dim=1).numpy())
-    if not len(whole):
-        raise UserError(f"No poisoned image of the run {one.run_uri} shows a whole trigger: leave it out.")
-    drawn = sorted(whole, key=lambda row: image_seed(grid.seed, f"{one.name}:{ids[row]}"))
+    patched = np.flatnonzero(patched_P.numpy())
+    if not len(patched):
+        raise UserError(f"No poisoned image of the run {one.run_uri} has a box in the truth: leave it out.")
+    drawn = sorted(patched, key=lambda row: image_seed(grid.seed, f"{one.name}:{ids[row]}"))
     row_S = np.sort(drawn[: grid.images])
 
     features = committed(run, artifact.FEATURES)

@@ -41,10 +41,9 @@ def _head(cube: Cube, grid: Grid) -> Iterator[str]:
     yield (
         f"{len(cube.seed_names)} runs, {int(n.sum())} poisoned images in all (at most {grid.images} a run), "
         f"{len(cube.settings):,} settings. Accuracy: the share of images whose candidate window, before "
-        "refinement, has IoU ≥ 0.5 with the true trigger. Of several triggers on one image the best counts; "
-        "images of which the centre crop cut into every trigger are left out. In brackets: 95 % bootstrap "
-        "intervals over seeds and the runs of each seed. The images of one run are not independent, nor are "
-        "the runs of one seed, which share photographs and target."
+        "refinement, has IoU ≥ 0.5 with the true trigger. Of several triggers on one image the best counts. "
+        "In brackets: 95 % bootstrap intervals over seeds and the runs of each seed. The images of one run "
+        "are not independent, nor are the runs of one seed, which share photographs and target."
     )
     if cube.n_seeds < FEW_SEEDS:
         yield ""
