@@ -6,7 +6,8 @@
     dead/                 part-*.parquet: rows that hold no image that decodes, each with its reason
     report/               index.html, verdict.json, removed.csv
     work/lease/           which driver works here
-    work/1_index/         sources.parquet, slices.parquet; part-*.parquet: one row an image
+    work/1_index/         sources.parquet, slices.parquet; part-*.parquet: one row an image;
+                          no_image/part-*.parquet: rows without an image, which are kept
     work/2_encoder/       model.safetensors, config.json, history.json, checkpoints/
     work/3_features/      part-*.parquet: one feature an image
     work/4_clusters/      centroids.safetensors; part-*.parquet: the cluster of each image
@@ -86,6 +87,10 @@ INDEX_SCHEMA = pa.schema(
         ("bytes", pa.int64()),
     ]
 )
+NO_IMAGE = "no_image"
+"""A folder in INDEX. It has a part for each slice with rows whose image is null: Clean keeps them, and no
+other stage sees them."""
+NO_IMAGE_SCHEMA = pa.schema([("image_id", pa.string()), ("source", pa.string()), ("row", pa.int64())])
 DEAD_SCHEMA = pa.schema(
     [
         ("image_id", pa.string()),

@@ -39,6 +39,11 @@ def of_manifest(kind: type[F], manifest: Manifest) -> F:
     return kind(**{name: value for name, value in manifest.facts.items() if name in known})
 
 
+def without_image(n: int) -> str:
+    """3 → "3 rows without an image"."""
+    return f"{n:,} {'row' if n == 1 else 'rows'} without an image"
+
+
 @dataclass(frozen=True)
 class Indexed(Facts):
     """Facts of Index.
@@ -48,6 +53,7 @@ class Indexed(Facts):
         dead: rows that do not.
         slices_reused: slices that an earlier attempt had finished.
         shards_skipped: shards that cannot be read.
+        no_image: rows whose image is null. They are kept.
     """
 
     images: int
@@ -55,13 +61,15 @@ class Indexed(Facts):
     slices: int
     slices_reused: int
     shards_skipped: int
+    no_image: int = 0
 
     @property
     def summary(self) -> str:
         broken = f", {self.dead:,} broken" if self.dead else ""
+        without = f", {without_image(self.no_image)}" if self.no_image else ""
         shards = "shard" if self.shards_skipped == 1 else "shards"
         skipped = f", {self.shards_skipped:,} {shards} skipped" if self.shards_skipped else ""
-        return f"{self.images:,} images in {self.slices:,} slices{broken}{skipped}"
+        return f"{self.images:,} images in {self.slices:,} slices{broken}{without}{skipped}"
 
 
 @dataclass(frozen=True)
@@ -188,11 +196,12 @@ class Cleaned(Facts):
     """Facts of Clean.
 
     Attributes:
-        kept: rows written to `clean/`.
+        kept: rows written to `clean/`, those without an image among them.
         removed: rows written to `removed/`.
         dead: rows without an image that decodes.
         files: units of work, each a shard or a slice of a folder.
         files_reused: units that an earlier attempt had finished.
+        no_image: kept rows whose image is null. They were not judged.
     """
 
     kept: int
@@ -200,10 +209,17 @@ class Cleaned(Facts):
     dead: int
     files: int
     files_reused: int
+    no_image: int = 0
 
     @property
     def summary(self) -> str:
-        return f"{self.kept:,} kept + {self.removed:,} removed + {self.dead:,} dead = {self.rows:,} rows"
+        return f"{self.terms} = {self.rows:,} rows"
+
+    @property
+    def terms(self) -> str:
+        """Where the rows went, as a sum."""
+        without = f" ({without_image(self.no_image)} among them)" if self.no_image else ""
+        return f"{self.kept:,} kept{without} + {self.removed:,} removed + {self.dead:,} dead"
 
     @property
     def rows(self) -> int:

@@ -204,14 +204,14 @@ def answer(folder: Folder, output_uri: str, done: Sequence[Done], seconds: float
         "kept": cleaned.kept,
         "removed": cleaned.removed,
         "dead": cleaned.dead,
+        "no_image": cleaned.no_image,
         "families": families,
         "seconds": round(seconds, 1),
         "run": output_uri,
         "places": places,
     }
     lines = [
-        f"{cleaned.rows:,} rows = {cleaned.kept:,} kept + "
-        f"{cleaned.removed:,} removed + {cleaned.dead:,} dead ({seconds:.0f} s)",
+        f"{cleaned.rows:,} rows = {cleaned.terms} ({seconds:.0f} s)",
         *tell(verdict, cleaned.removed, by_family, classified.in_doubt),
         f"clean corpus  {places['clean']}",
         f"report        {places['report']}",

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from poisoncam_ray import artifact
+from poisoncam_ray import artifact, facts
 from poisoncam_ray.artifact import Verdict
 from poisoncam_ray.corpus.protocol import OTHER_SCHEMA
 from poisoncam_ray.errors import UserError
@@ -143,6 +143,7 @@ def gather(
         dead=dead[:DEAD_LINES],
         skipped=skipped[:SKIPPED_SHARDS],
         n_skipped=len(skipped),
+        no_image=facts.of_manifest(facts.Cleaned, manifests[artifact.CLEAN]).no_image,
         config=_flat(config),
         stage_facts=_flat({TITLES[name]: manifest.facts for name, manifest in manifests.items()}),
         metrics=_json(run / artifact.PAGE, artifact.METRICS),
