@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from poisoncam_ray.container import KINDS
 from poisoncam_ray.corpus.arrow import ARROW_SUFFIXES, open_saved
 from poisoncam_ray.corpus.columns import find_image_column
 from poisoncam_ray.corpus.delta import can_read_delta, open_delta
@@ -42,7 +43,7 @@ def open_corpus(
         format: auto, parquet, folder, webdataset, delta or arrow (what datasets.save_to_disk wrote).
         image_column: of Parquet and Arrow shards the column that holds the images, by default the only one
             that is binary or struct{bytes, path}; of WebDataset shards the extension of the member that holds
-            a sample's image, by default the only member that is a JPEG, PNG or WebP. Not used for image
+            a sample's image, by default the only member whose extension is that of an image. Not used for image
             folders.
         rows_per_slice: rows of a slice, at most.
         version: of a Delta table, the number of the version to read; None for the current one.
@@ -92,7 +93,7 @@ def open_corpus(
     if is_file(uri):
         raise UserError(f"{uri} is a single file: give the folder that holds the images.")
     if not images:
-        raise UserError(f"There are no images in {uri}: give a folder with JPEG, PNG or WebP files.")
+        raise UserError(f"There are no images in {uri}: give a folder with {KINDS} files.")
     refuse_escaping_links(uri, images)
     return FolderCorpus(uri, rows_per_slice)
 

@@ -14,6 +14,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from poisoncam_ray.container import KINDS
 from poisoncam_ray.corpus.listing import (
     IMAGE_MAX,
     IMAGE_SUFFIXES,
@@ -48,7 +49,7 @@ class FolderCorpus:
         """All image files, sorted by path."""
         found = [s for s in list_sources(self.uri) if s.path.lower().endswith(IMAGE_SUFFIXES)]
         if not found:
-            raise UserError(f"There are no images in {self.uri}: give a folder with JPEG, PNG or WebP files.")
+            raise UserError(f"There are no images in {self.uri}: give a folder with {KINDS} files.")
         refuse_escaping_links(self.uri, (s.path for s in found))
         return found
 
@@ -93,7 +94,7 @@ class FolderCorpus:
         self,
         unit: Sequence[Slice],
         fate_N: Sequence[int] | np.ndarray,
-        kept_uri: str,
+        kept_uri: str | None,
         removed_uri: str,
         sha256: Mapping[str, str] | None = None,
     ) -> tuple[int, int]:
@@ -105,7 +106,8 @@ class FolderCorpus:
         kept = [f for f, fate in zip(files, fates, strict=True) if fate == KEPT]
         removed = [f for f, fate in zip(files, fates, strict=True) if fate == REMOVED]
         refuse_same_place(self.uri, kept_uri, removed_uri)
-        self._copy(kept, kept_uri, sha256)
+        if kept_uri is not None:
+            self._copy(kept, kept_uri, sha256)
         self._copy(removed, removed_uri, sha256)
         return len(kept), len(removed)
 

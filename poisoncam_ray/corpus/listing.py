@@ -14,7 +14,7 @@ from poisoncam_ray.corpus.tables import refuse_table
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.store import connect, is_local, real_path
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 IMAGE_MAX = 2**30
 """A larger file or member is not read, in bytes. `corpus.max_bytes` limits what of these is taken for an
 image."""
@@ -145,8 +145,8 @@ def refuse_escaping_links(uri: str, paths: Iterable[str]) -> None:
             )
 
 
-def refuse_same_place(uri: str, *outputs: str) -> None:
+def refuse_same_place(uri: str, *outputs: str | None) -> None:
     """Raise UserError if one of the `outputs` is the corpus `uri` itself, whose files it would replace."""
     for output in outputs:
-        if real_path(output) == real_path(uri):
+        if output is not None and real_path(output) == real_path(uri):
             raise UserError(f"The output {output} is the corpus itself: give another folder.")

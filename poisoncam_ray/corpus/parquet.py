@@ -19,7 +19,6 @@ from poisoncam_ray.corpus.columns import column_fault, image_paths, image_values
 from poisoncam_ray.corpus.listing import PARQUET_SUFFIXES, refuse_same_place
 from poisoncam_ray.corpus.parquet_shard import Batch, cut, open_shard, open_writer
 from poisoncam_ray.corpus.protocol import (
-    DEAD,
     KEPT,
     OTHER_SCHEMA,
     REMOVED,
@@ -114,45 +113,49 @@ class ParquetCorpus:
         self,
         unit: Sequence[Slice],
         fate_N: Sequence[int] | np.ndarray,
-        kept_uri: str,
+        kept_uri: str | None,
         removed_uri: str,
         sha256: Mapping[str, str] | None = None,
     ) -> tuple[int, int]:
         """Write the kept and the removed rows as shards with the same path, values, schema, metadata, column
-        order, row groups and codec. A shard that keeps every row is copied, byte for byte. Row groups that
-        are wholly dead are not read. `sha256` is not used."""
+        order, row groups and codec. A shard that keeps every row is copied, byte for byte. Row groups of
+        which nothing is written are not read. `sha256` is not used."""
         source, fates = unit[0].source, np.asarray(fate_N)
         refuse_climbing(source)
         if len(fates) != unit[-1].stop:
             raise ValueError(f"{len(fates)} fates for {unit[-1].stop} rows")
         kept, removed = int((fates == KEPT).sum()), int((fates == REMOVED).sum())
         refuse_same_place(self.uri, kept_uri, removed_uri)
+        if not removed:
+            delete(removed_uri, source)
         if unit[0].error is not None:
-            delete(kept_uri, source)
-            delete(removed_uri, source)
+            if kept_uri is not None:
+                delete(kept_uri, source)
             return 0, 0
-        if (fates == KEPT).all():
-            delete(removed_uri, source)
-            copy_whole(self.uri, unit[0], kept_uri)
+        if not removed and (kept_uri is None or kept == len(fates)):
+            if kept_uri is not None:
+                copy_whole(self.uri, unit[0], kept_uri)
             return kept, 0
+        wanted = (REMOVED,) if kept_uri is None else (KEPT, REMOVED)
         with contextlib.ExitStack() as stack:
             shard = stack.enter_context(self.open_shard(source, unit[0].version))
-            self._check_rows(shard, len(fates), exactly=True)
-            write_kept = stack.enter_context(self.open_writer(shard, kept_uri))
+            self._check_rows(shard, len(fates), exactly=kept_uri is not None)
+            write_kept = (
+                stack.enter_context(self.open_writer(shard, kept_uri)) if kept_uri is not None else None
+            )
             write_removed = stack.enter_context(self.open_writer(shard, removed_uri)) if removed else None
             row = 0
             for group, n in enumerate(shard.group_rows):
-                living = np.flatnonzero(fates[row : row + n] != DEAD)
+                living = np.flatnonzero(np.isin(fates[row : row + n], wanted))
                 row += n
                 if not len(living):
                     continue
                 table = shard.table(group, int(living[-1]) + 1)
                 fate = fates[row - n : row][: len(table)]
-                write_kept(_rows_of(table, fate == KEPT))
+                if write_kept:
+                    write_kept(_rows_of(table, fate == KEPT))
                 if write_removed and (fate == REMOVED).any():
                     write_removed(_rows_of(table, fate == REMOVED))
-        if not removed:
-            delete(removed_uri, source)
         return kept, removed
 
     def finish(self, kept_uri: str, removed_uri: str) -> None:

@@ -205,7 +205,7 @@ class Corpus(Protocol):
         self,
         unit: Sequence[Slice],
         fate_N: Sequence[int] | np.ndarray,
-        kept_uri: str,
+        kept_uri: str | None,
         removed_uri: str,
         sha256: Mapping[str, str] | None = None,
     ) -> tuple[int, int]:
@@ -220,14 +220,16 @@ class Corpus(Protocol):
 
         Args:
             unit: the slices of the unit, in order.
-            fate_N: KEPT, REMOVED or DEAD for each row of the unit.
-            kept_uri: the folder for the kept rows.
+            fate_N: KEPT, REMOVED or DEAD for each row of the unit, counted from the shard's first row.
+            kept_uri: the folder for the kept rows; None to write the removed rows alone. The unit may then be
+                some slices of a shard, and the rows after them are left alone.
             removed_uri: the folder for the removed rows.
             sha256: of an image folder, the digest in hex that each image had when it was indexed, by image
                 id. Shards do not need it: `Slice.version` tells of a change.
 
         Returns:
-            How many rows were written to `kept_uri` and to `removed_uri`.
+            How many rows are kept, and written to `kept_uri` if there is one, and how many were written to
+            `removed_uri`.
 
         Raises:
             UserError: a file is gone or changed, a row that is not DEAD cannot be read, an output is the
