@@ -33,7 +33,7 @@ KINDS_SHOWN = 3
 class Index(Stage):
     name = artifact.INDEX
     title = "Index"
-    version = 3
+    version = 4
     inputs = ()
     sections = ("corpus", "encoder")
     writes = (artifact.DEAD_ROWS,)
