@@ -1,14 +1,14 @@
-"""Reads the configuration: a preset, a YAML file, and `section.key=value` overrides.
+"""Reads the configuration: a preset, a YAML file, settings by section, and `section.key=value` overrides.
 
 The later of these wins: the defaults of config.py, `--preset NAME` (a YAML file of jobs/configs/), `--config
-FILE`, overrides. Pydantic converts and checks the values.
+FILE`, settings (of a call from Python), overrides. Pydantic converts and checks the values.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -38,13 +38,19 @@ def purpose(preset: Path) -> str:
     return re.split(r"(?<=\.)\s", " ".join(line.lstrip("# ") for line in lines) + " ")[0].rstrip(". ")
 
 
-def load_config(preset: str | None = None, file: str | None = None, overrides: Iterable[str] = ()) -> Config:
-    """Merge preset, file and overrides into a validated configuration.
+def load_config(
+    preset: str | None = None,
+    file: str | None = None,
+    overrides: Iterable[str] = (),
+    settings: Mapping[str, Any] | None = None,
+) -> Config:
+    """Merge preset, file, settings and overrides into a validated configuration.
 
     Args:
         preset: the name of a preset.
         file: the path of a YAML file.
         overrides: `section.key=value` each.
+        settings: sections, each with its keys and values.
 
     Raises:
         UserError: a preset, file, key or value is wrong. The sentence suggests the nearest name.
@@ -57,6 +63,7 @@ def load_config(preset: str | None = None, file: str | None = None, overrides: I
         tree = _merge(tree, _configuration(known[preset]))
     if file is not None:
         tree = _merge(tree, _configuration(Path(file)))
+    tree = _merge(tree, dict(settings or {}))
     for item in overrides:
         key, equals, value = item.partition("=")
         if not equals or not key:

@@ -11,7 +11,7 @@ import typer
 
 from poisoncam_ray.commands.options import AsJson, ConfigFile, Output, Preset, Quiet
 from poisoncam_ray.config import Config
-from poisoncam_ray.errors import StageFailedError, UserError
+from poisoncam_ray.errors import UserError
 from poisoncam_ray.program import RESUMES, examples
 from poisoncam_ray.settings import load_config
 from poisoncam_ray.signals import end_on_signals
@@ -41,6 +41,8 @@ OutputUri = Annotated[
     "poisoncam defend s3://bucket/shards --output s3://bucket/defended --preset imagenet100",
     "poisoncam defend photos/ --output defended/ --json pretrain.epochs=10 search.masks=64",
     "poisoncam defend photos/ --output defended/ --redo verdict",
+    "poisoncam defend photos/ --output audit/ --no-copy   # the corpus stays where it is",
+    "poisoncam defend s3://bucket/shards --output look/ --limit 20000   # a sample",
 )
 def defend(
     arguments: Arguments = None,
@@ -56,6 +58,13 @@ def defend(
         str | None,
         typer.Option(help="do this stage of a finished run again, with all after it: verdict, classify …"),
     ] = None,
+    no_copy: Annotated[
+        bool,
+        typer.Option("--no-copy", help="write no clean/ but keep/, the list of the kept rows, and removed/"),
+    ] = False,
+    limit: Annotated[
+        int | None, typer.Option(help="look at a sample of so many rows; nothing is copied")
+    ] = None,
     exit_code: Annotated[
         bool, typer.Option("--exit-code", help="end with code 3 when poison was found; without it, 0")
     ] = False,
@@ -69,6 +78,10 @@ def defend(
         raise UserError("--input, --output or --encoder is empty: give a place, or leave it out.")
     if max_dead_fraction is not None:
         settings.append(f"corpus.max_dead_fraction={max_dead_fraction}")
+    if no_copy:
+        settings.append("clean.copy_corpus=false")
+    if limit is not None:
+        settings.append(f"corpus.limit={limit}")
     if encoder is not None:
         settings.append(f"encoder.checkpoint={encoder}")
     said = Output(as_json, quiet)
@@ -139,20 +152,13 @@ def run_defence(
     """
     # Ray and torch take seconds to load: a mistake in the command must show before.
     from poisoncam_ray.defence import stages
-    from poisoncam_ray.runner import Runner
-    from poisoncam_ray.stages.ray_cluster import start_ray
+    from poisoncam_ray.folder import Folder
+    from poisoncam_ray.launch import launch
 
     began = time.monotonic()
     progress = (said or Output()).progress
-    runner = Runner(input_uri, output_uri, config, stages(), redo)
-    if runner.pending():
-        start_ray()
-        # Ray has put a handler of its own in the place of ours.
-        end_on_signals()
     try:
-        done = runner.run(progress)
-    except Exception as error:
-        raise StageFailedError(f"{progress.title or 'Start'} failed") from error
+        done = launch(input_uri, output_uri, config, stages(), progress, redo, end_on_signals)
     except SystemExit:
         progress.console.print(f"Stopped. {RESUMES}")
         raise
@@ -160,7 +166,7 @@ def run_defence(
         progress.console.print(
             "Nothing to do: every stage was done before with these settings and this input."
         )
-    return answer(runner.folder, output_uri, done, time.monotonic() - began)
+    return answer(Folder(output_uri), output_uri, done, time.monotonic() - began)
 
 
 def answer(folder: Folder, output_uri: str, done: Sequence[Done], seconds: float) -> Answer:
@@ -180,9 +186,13 @@ def answer(folder: Folder, output_uri: str, done: Sequence[Done], seconds: float
     cleaned = facts.of_manifest(facts.Cleaned, manifests[artifact.CLEAN])
     classified = facts.of_manifest(facts.Classified, manifests[artifact.CLASSIFIER])
     reported = facts.of_manifest(facts.Reported, manifests[artifact.REPORT])
+    indexed = facts.of_manifest(facts.Indexed, manifests[artifact.INDEX])
+    kept_in, kept_is = (
+        (artifact.CLEAN_ROWS, "clean corpus") if cleaned.copied else (artifact.KEEP_LIST, "kept rows   ")
+    )
     by_family = {int(family): n for family, n in reported.removed_by_family.items()}
     places = {
-        "clean": f"{output_uri}/{artifact.CLEAN_ROWS}",
+        kept_in: f"{output_uri}/{kept_in}",
         "removed": f"{output_uri}/{artifact.REMOVED_ROWS}",
         "report": f"{output_uri}/{artifact.PAGE}/{artifact.HTML}",
     }
@@ -204,6 +214,7 @@ def answer(folder: Folder, output_uri: str, done: Sequence[Done], seconds: float
         "kept": cleaned.kept,
         "removed": cleaned.removed,
         "dead": cleaned.dead,
+        "sample_of": indexed.corpus_rows,
         "families": families,
         "seconds": round(seconds, 1),
         "run": output_uri,
@@ -212,8 +223,9 @@ def answer(folder: Folder, output_uri: str, done: Sequence[Done], seconds: float
     lines = [
         f"{cleaned.rows:,} rows = {cleaned.kept:,} kept + "
         f"{cleaned.removed:,} removed + {cleaned.dead:,} dead ({seconds:.0f} s)",
+        *([f"This is {indexed.told_sample}."] if indexed.sample else []),
         *tell(verdict, cleaned.removed, by_family, classified.in_doubt),
-        f"clean corpus  {places['clean']}",
+        f"{kept_is}  {places[kept_in]}",
         f"report        {places['report']}",
     ]
     return Answer(data, lines)
