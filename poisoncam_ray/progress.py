@@ -170,6 +170,12 @@ class Progress:
         if what or self._bar:
             self._show(at_once=begins)
 
+    @property
+    def idle_s(self) -> float:
+        """Seconds since the stage under work has done something, or has begun; 0 between stages."""
+        work = self.work
+        return self._clock() - work.moved if work else 0.0
+
     def as_json(self) -> dict[str, Any] | None:
         """How far the stage under work is, for other processes; None between stages."""
         work = self.work

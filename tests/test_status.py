@@ -1,4 +1,4 @@
-"""`poisoncam status`: a run in several states, on a disk and on a real S3 server, while a driver is at work."""
+"""`poisoncam status`: a run in several states, on a disk and on a real S3 server, with a driver at work."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_a_killed_driver_of_this_machine_has_stopped(tmp_path):
 
 def test_a_finished_run_has_its_verdict_and_the_time_of_every_stage(tmp_path):
     run = Folder(make_fake_run(tmp_path).run)
-    commit(run, artifact.REPORT, facts.Reported("page", {}))
+    commit(run, artifact.REPORT, facts.Reported("[bold]page[/]", {}))
     found = look(run)
     assert (found["state"], found["driver"], found["verdict"], found["families"]) == (
         "finished",
@@ -120,7 +120,8 @@ def test_a_finished_run_has_its_verdict_and_the_time_of_every_stage(tmp_path):
     said = lines(run)
     assert said[0] == "Finished." and said[-1] == "Verdict: poison, 1 trigger family."
     # Summaries are shown as they are, whatever they hold.
-    assert "<img src=x onerror=alert(1)> 3 (2 min)" in "\n".join(said)
+    assert "Cluster   <img src=x onerror=alert(1)> 3 (2 min)" in said
+    assert "Report    [bold]page[/] (12 s)" in said
 
 
 def test_no_evidence_is_said(tmp_path):
