@@ -70,7 +70,7 @@ class Results:
     Examples:
         >>> run.verdict.poison
         True
-        >>> print(run)  # doctest: +ELLIPSIS
+        >>> print(run)
         Poison found: 1 trigger family, ...
         >>> run.removed().column_names
         ['image_id', 'source', 'row', 'reason', 'p_poison', 'family', 'box']

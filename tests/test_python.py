@@ -172,7 +172,7 @@ def test_the_examples_of_an_opened_run(fake, tmp_path, monkeypatch):
 
 def run_examples(module, names: dict, without: tuple[str, ...] = (), only: str = "") -> int:
     """Run the examples of a module's docstrings; return how many there were."""
-    runner = doctest.DocTestRunner(verbose=False)
+    runner = doctest.DocTestRunner(verbose=False, optionflags=doctest.ELLIPSIS)
     for test in doctest.DocTestFinder().find(module, module.__name__):
         if only in test.name and not test.name.endswith(without or ("\0",)):
             test.globs = dict(names)
