@@ -1,4 +1,5 @@
-"""Image bytes to pixels: a JPEG, PNG or WebP becomes the encoder's uint8 square, or raises DecodeError.
+"""Image bytes to pixels: the encoder's uint8 square of a file of any format that container.py reads, or a
+DecodeError.
 
 The EXIF orientation is not applied, as in most training loaders. A box in stored pixels therefore maps to the
 square by resize and crop alone. No function sets Pillow's global switches, so all are safe in threads and
@@ -11,7 +12,17 @@ import io
 import struct
 
 import numpy as np
-from PIL import Image, ImageFile, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
 
 from poisoncam_ray.container import PNG_MAGIC, DecodeError, read_container
 
@@ -24,6 +35,10 @@ _PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
     "JPEG": JpegImagePlugin.JpegImageFile,
     "PNG": PngImagePlugin.PngImageFile,
     "WEBP": WebPImagePlugin.WebPImageFile,
+    "GIF": GifImagePlugin.GifImageFile,
+    "BMP": BmpImagePlugin.BmpImageFile,
+    "TIFF": TiffImagePlugin.TiffImageFile,
+    "AVIF": AvifImagePlugin.AvifImageFile,
 }
 
 
@@ -36,7 +51,7 @@ def header(data: bytes, max_pixels: int, max_bytes: int = MAX_BYTES) -> tuple[in
         max_bytes: limit of the length of `data`.
 
     Returns:
-        Stored width and height in pixels, and the format: JPEG, PNG or WEBP.
+        Stored width and height in pixels, and the format: JPEG, PNG, WEBP, GIF, BMP, TIFF or AVIF.
 
     Raises:
         DecodeError: the bytes are no such image, or exceed a limit.

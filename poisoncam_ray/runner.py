@@ -70,7 +70,8 @@ class Runner:
             self.input_uri,
             format=config.corpus.format,
             image_column=config.corpus.image_column,
-            rows_per_slice=config.corpus.rows_per_slice,
+            rows_per_slice=config.corpus.slice_rows,
+            version=config.corpus.version,
         )
         self.sources = {source.path: [source.size, source.tag] for source in self.corpus.sources()}
         self.identities = {stage.name: self._identity(stage) for stage in self.stages}
@@ -283,7 +284,8 @@ def corpus_of(run: Folder) -> Corpus:
         UserError: it does not exist any more.
     """
     corpus = config_of(run).corpus
-    return open_corpus(run.read_json(artifact.RUN)["input"], corpus.format, corpus.image_column)
+    uri = run.read_json(artifact.RUN)["input"]
+    return open_corpus(uri, corpus.format, corpus.image_column, version=corpus.version)
 
 
 def _from(stages: Sequence[Stage], redo: str | None) -> list[Stage]:

@@ -124,12 +124,12 @@ def test_sixteen_bit_colour_keeps_its_scale():
     assert decode(png(8, 8, rows, depth=16, colour_type=2), 8, LIMIT)[:, 3, 3].tolist() == [255, 128, 0]
 
 
-@pytest.mark.parametrize("format", ["WEBP", "PNG"])
+@pytest.mark.parametrize("format", ["WEBP", "PNG", "GIF", "TIFF", "AVIF"])
 def test_animation_gives_its_first_frame(format):
     frames = [flat("RGB", (255, 0, 0)), flat("RGB", (0, 255, 0))]
     options = {"lossless": True} if format == "WEBP" else {}
     data = encode(frames[0], format, save_all=True, append_images=frames[1:], duration=50, **options)
-    assert decode(data, 8, LIMIT)[:, 4, 4].tolist() == [255, 0, 0]
+    assert np.abs(decode(data, 8, LIMIT)[:, 4, 4].astype(int) - [255, 0, 0]).max() <= 3 * (format == "AVIF")
 
 
 def test_exif_orientation_is_not_applied():
@@ -157,10 +157,9 @@ def test_kinds_of_broken_bytes():
     whole = encode(noise(40, 40), "JPEG")
     assert kind_of(b"") == "empty"
     assert kind_of(b"hello, this is text") == "undecodable"
-    assert kind_of(encode(noise(8, 8), "GIF")) == "undecodable"
-    assert kind_of(encode(noise(8, 8), "TIFF")) == "undecodable"
+    assert kind_of(encode(noise(8, 8), "JPEG2000")) == "undecodable"
     assert kind_of(whole, max_bytes=100) == "bomb"
-    for format in ("PNG", "JPEG", "WEBP"):
+    for format in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"):
         data = encode(noise(64, 64), format)
         assert kind_of(data, max_pixels=64 * 64 - 1) == "bomb"
         assert decode(data, 8, 64 * 64).shape == (3, 8, 8)

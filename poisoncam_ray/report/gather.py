@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from poisoncam_ray import artifact
+from poisoncam_ray import artifact, facts
 from poisoncam_ray.artifact import Verdict
 from poisoncam_ray.corpus.protocol import OTHER_SCHEMA
 from poisoncam_ray.errors import UserError
@@ -150,6 +150,8 @@ def gather(
         config=_flat(config),
         stage_facts=_flat({TITLES[name]: manifest.facts for name, manifest in manifests.items()}),
         metrics=_json(run / artifact.PAGE, artifact.METRICS),
+        sample=_sample(manifests),
+        copied=facts.of_manifest(facts.Cleaned, manifests[artifact.CLEAN]).copied,
     )
 
 
@@ -222,6 +224,14 @@ def _ledger(manifests: Mapping[str, Manifest], n_dead: int) -> Ledger:
     clean = manifests[artifact.CLEAN].ledger or Ledger(0, 0)
     first = manifests[artifact.INDEX].ledger if artifact.INDEX in manifests else None
     return Ledger((first or clean).rows_in, clean.rows_out, clean.removed, n_dead)
+
+
+def _sample(manifests: Mapping[str, Manifest]) -> str:
+    """How much was looked at, in words, where that is a sample."""
+    if artifact.INDEX not in manifests:
+        return ""
+    indexed = facts.of_manifest(facts.Indexed, manifests[artifact.INDEX])
+    return indexed.told_sample if indexed.sample else ""
 
 
 def _dead(run: Folder) -> list[dict[str, Any]]:

@@ -30,6 +30,7 @@ FILES = {
     "removed_csv": f"{artifact.PAGE}/{artifact.REMOVED_CSV}",
     "verdict_json": f"{artifact.PAGE}/{artifact.VERDICT_FILE}",
     "removed": f"{artifact.REMOVED_ROWS}/",
+    "keep": f"{artifact.KEEP_LIST}/",
     "dead": f"{artifact.DEAD_ROWS}/",
 }
 """Files and folders that the page names, relative to the run folder."""

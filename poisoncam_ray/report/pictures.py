@@ -63,7 +63,9 @@ def _fetched(
     """Ids and bytes. A few images are held at a time: a hostile image may be large."""
     opened = settings["config"]["corpus"]
     try:
-        corpus = corpus or open_corpus(settings["input"], opened["format"], opened["image_column"])
+        corpus = corpus or open_corpus(
+            settings["input"], opened["format"], opened["image_column"], version=opened.get("version")
+        )
         for first in range(0, len(wanted), FETCHED_AT_ONCE):
             ids = wanted[first : first + FETCHED_AT_ONCE]
             yield from zip(ids, corpus.fetch(ids), strict=True)
