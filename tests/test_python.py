@@ -132,6 +132,15 @@ def test_an_unfinished_run_says_how_far_it_is(fake, tmp_path):
         early.verdict  # noqa: B018
 
 
+def test_a_run_that_left_the_corpus_where_it_is_has_no_clean_one(fake, tmp_path):
+    run = unfinished(fake, tmp_path / "run")
+    clean = run.folder / artifact.CLEAN
+    manifest = clean.read_json(MANIFEST)
+    clean.write_json(MANIFEST, manifest | {"facts": manifest["facts"] | {"copied": False}})
+    with pytest.raises(pc.UserError, match="left the corpus where it is: keep/ lists the kept rows"):
+        run.clean()
+
+
 def test_a_mistake_in_a_call_is_an_error_and_starts_nothing(tmp_path):
     import ray
 

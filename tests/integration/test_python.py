@@ -111,6 +111,8 @@ def test_the_clean_corpus_of_another_format_is_a_dataset(format, tmp_path, ray_c
     else:
         for i in range(2):
             (clean / "dog" / f"{i}.tar").write_bytes(tar_bytes(plain_members(3)))
+        # img2dataset writes a table beside each tar.
+        (clean / "dog" / "0.parquet").write_bytes(b"no shard of its own")
     rows = pc.open_run(run.uri).clean().take_all()
     if format == "folder":
         assert sorted(Path(row["path"]).name for row in rows) == ["0.png", "1.png", "2.png"]
