@@ -214,6 +214,7 @@ def answer(folder: Folder, output_uri: str, done: Sequence[Done], seconds: float
         "kept": cleaned.kept,
         "removed": cleaned.removed,
         "dead": cleaned.dead,
+        "no_image": cleaned.no_image,
         "sample_of": indexed.corpus_rows,
         "families": families,
         "seconds": round(seconds, 1),
@@ -221,8 +222,7 @@ def answer(folder: Folder, output_uri: str, done: Sequence[Done], seconds: float
         "places": places,
     }
     lines = [
-        f"{cleaned.rows:,} rows = {cleaned.kept:,} kept + "
-        f"{cleaned.removed:,} removed + {cleaned.dead:,} dead ({seconds:.0f} s)",
+        f"{cleaned.rows:,} rows = {cleaned.terms} ({seconds:.0f} s)",
         *([f"This is {indexed.told_sample}."] if indexed.sample else []),
         *tell(verdict, cleaned.removed, by_family, classified.in_doubt),
         f"{kept_is}  {places[kept_in]}",

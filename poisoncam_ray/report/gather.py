@@ -147,6 +147,7 @@ def gather(
         dead=dead[:DEAD_LINES],
         skipped=skipped[:SKIPPED_SHARDS],
         n_skipped=len(skipped),
+        no_image=facts.of_manifest(facts.Cleaned, manifests[artifact.CLEAN]).no_image,
         config=_flat(config),
         stage_facts=_flat({TITLES[name]: manifest.facts for name, manifest in manifests.items()}),
         metrics=_json(run / artifact.PAGE, artifact.METRICS),

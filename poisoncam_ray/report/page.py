@@ -17,6 +17,7 @@ import jinja2
 from markupsafe import Markup
 
 from poisoncam_ray import artifact
+from poisoncam_ray.facts import without_image
 from poisoncam_ray.report.gather import gather
 from poisoncam_ray.report.model import Fetcher, PageContent
 from poisoncam_ray.report.null_plot import against_null
@@ -131,6 +132,7 @@ def environment() -> jinja2.Environment:
     )
     made.filters |= {
         "count": lambda n: f"{n:,}",
+        "without_image": without_image,
         "share": _share,
         "figure": _figure,
         "percent": percent,

@@ -54,12 +54,16 @@ class Clean(Stage):
         run.corpus.finish((run.folder / artifact.CLEAN_ROWS).uri, (run.folder / artifact.REMOVED_ROWS).uri)
         names = [artifact.unit_name(number) for number in range(len(units))]
         counts = in_parallel(run.out.read_json, names)
-        kept, removed, dead = (sum(count[key] for count in counts) for key in ("kept", "removed", "dead"))
+        kept, removed, dead, without = (
+            sum(count[key] for count in counts) for key in ("kept", "removed", "dead", "no_image")
+        )
         rows = sum(slice_.stop - slice_.start for unit in units for slice_ in unit)
         indexed = run.manifest(artifact.INDEX).ledger
         if indexed is None or dead != indexed.dead:
             raise LedgerError(f"{dead} rows have no score, which is not the number that died at indexing")
-        said = facts.Cleaned(kept, removed, dead, len(units), len(units) - len(todo), copies)
+        if without != indexed.no_image:
+            raise LedgerError(f"{without} rows have no image, and {indexed.no_image} had none at indexing")
+        said = facts.Cleaned(kept, removed, dead, len(units), len(units) - len(todo), copies, without)
         return Outcome(said, Ledger(rows, kept, removed, dead))
 
 
@@ -85,6 +89,8 @@ def write_unit(number: int, unit: list[Slice], corpus: Corpus, run: Folder, copi
     fate_N = np.full(unit[-1].stop - first, DEAD, np.int8)
     sha256: dict[str, str] = {}
     removed_rows: list[dict[str, Any]] = []
+    without = [row - first for slice_ in unit for row in rows_without_image(run, slice_)]
+    fate_N[without] = KEPT
     for slice_ in unit:
         for row, score in scored_rows(run, slice_):
             if "sha256" in row:
@@ -105,11 +111,21 @@ def write_unit(number: int, unit: list[Slice], corpus: Corpus, run: Folder, copi
         table = pa.Table.from_pylist(removed_rows, schema=artifact.REMOVED_SCHEMA)
         out.write_table(artifact.unit_reasons(number), table)
     rows = sum(slice_.stop - slice_.start for slice_ in unit)
-    out.write_json(
-        artifact.unit_name(number), {"kept": n_kept, "removed": n_removed, "dead": rows - n_kept - n_removed}
-    )
+    count = {
+        "kept": n_kept,
+        "removed": n_removed,
+        "dead": rows - n_kept - n_removed,
+        "no_image": len(without),
+    }
+    out.write_json(artifact.unit_name(number), count)
     metrics.count("rows", n_kept, stage=Clean.title)
     metrics.count("removed", n_removed)
+
+
+def rows_without_image(run: Folder, slice_: Slice) -> list[int]:
+    """The rows of a slice whose image is null. They are kept."""
+    without, name = run / artifact.INDEX / artifact.NO_IMAGE, part_name(slice_.index)
+    return without.read_table(name, ["row"])["row"].to_pylist() if without.exists(name) else []
 
 
 def scored_rows(run: Folder, slice_: Slice) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
