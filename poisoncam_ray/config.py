@@ -94,8 +94,8 @@ class Pretrain(Section):
     crop_min: Fraction = 0.4
     """The smallest share of an image's area that a view shows."""
     workers: Count = 1
-    shuffle_rows: Count = 65_536
-    """Rows that a worker holds in memory to shuffle."""
+    shuffle_rows: Count = 32_768
+    """Rows that a worker holds in memory to shuffle, with two crops of each."""
     checkpoint_every: Count = 100
     """Steps between checkpoints. A killed job loses at most so many."""
     max_failures: Annotated[int, Field(ge=0)] = 3
@@ -252,10 +252,11 @@ class Config(Section):
             raise ValueError("pretrain.batch_size must be a multiple of pretrain.workers")
         if self.pretrain.batch_size < 2 * self.pretrain.workers:
             raise ValueError("pretrain.batch_size must give every worker two images: a batch is normalised")
-        if self.corpus.rows_per_slice * 3 * side**2 >= 2**31:
+        # Pretrain has two crops of each image.
+        if self.corpus.rows_per_slice * 6 * side**2 >= 2**31:
             raise ValueError(
                 f"corpus.rows_per_slice={self.corpus.rows_per_slice} images of {side} px are more than the "
-                f"2 GiB that travel at once: use at most {(2**31 - 1) // (3 * side**2)}"
+                f"2 GiB that travel at once: use at most {(2**31 - 1) // (6 * side**2)}"
             )
         if self.encoder.patch_size and side % self.encoder.patch_size:
             raise ValueError(

@@ -1,5 +1,5 @@
-"""Image bytes to pixels: the encoder's uint8 square of a file of any format that container.py reads, or a
-DecodeError.
+"""Image bytes to pixels: the encoder's uint8 square of a file of any format that container.py reads, or of
+parts of it, or a DecodeError.
 
 The EXIF orientation is not applied, as in most training loaders. A box in stored pixels therefore maps to the
 square by two scales alone. No function sets Pillow's global switches, so all are safe in threads and
@@ -9,7 +9,9 @@ beside other users of Pillow.
 from __future__ import annotations
 
 import io
+import math
 import struct
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import (
@@ -26,10 +28,12 @@ from PIL import (
 
 from poisoncam_ray.container import PNG_MAGIC, DecodeError, read_container
 
-__all__ = ["MAX_BYTES", "DecodeError", "decode", "header", "views"]
+__all__ = ["MAX_BYTES", "DecodeError", "cut_out", "decode", "header", "views"]
 
 MAX_BYTES = 128 * 2**20
 """Default limit of an image, in bytes."""
+Box = tuple[float, float, float, float]
+"""[x0, y0, x1, y1) in pixels of the stored image, at fractions of pixels."""
 _WHITE = (255, 255, 255, 255)
 _PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
     "JPEG": JpegImagePlugin.JpegImageFile,
@@ -82,7 +86,7 @@ def decode(data: bytes, image_size: int, max_pixels: int, max_bytes: int = MAX_B
     """
     image = _open(data, max_pixels, max_bytes)
     try:
-        _load(image, image_size)
+        _load(image, (2 * image_size, 2 * image_size))
         return _square(_opaque(image), image_size)
     except Exception as error:
         raise _translate(error, data) from error
@@ -108,7 +112,7 @@ def views(
     """
     image = _open(data, max_pixels, max_bytes)
     try:
-        _load(image, image_size)
+        _load(image, (2 * image_size, 2 * image_size))
         other = _shown(image)
         first = _square(_opaque(image), image_size)
         second = None if other is None else _square(other, image_size)
@@ -117,14 +121,49 @@ def views(
         raise _translate(error, data) from error
 
 
-def _load(image: ImageFile.ImageFile, image_size: int) -> None:
-    # libjpeg can scale down while decoding; down to twice the target only, so that the filter does the rest.
-    image.draft(image.mode, (2 * image_size, 2 * image_size))
+def cut_out(
+    data: bytes, boxes: Sequence[Box], image_size: int, max_pixels: int, max_bytes: int = MAX_BYTES
+) -> np.ndarray:
+    """Decode an image once, and squeeze each of some parts of it into a square, with the colours of `decode`.
+
+    Args:
+        data: the stored bytes.
+        boxes: the parts, at least one, inside the image.
+        image_size: side of the squares, in pixels.
+        max_pixels: limit of the stored width × height.
+        max_bytes: limit of the length of `data`.
+
+    Returns:
+        A uint8 array (len(boxes), 3, image_size, image_size), RGB, 0 … 255.
+
+    Raises:
+        DecodeError: the bytes give no image.
+    """
+    image = _open(data, max_pixels, max_bytes)
+    try:
+        width, height = image.size
+        narrowest, lowest = min(x1 - x0 for x0, _, x1, _ in boxes), min(y1 - y0 for _, y0, _, y1 in boxes)
+        across, down = 2 * image_size * width / narrowest, 2 * image_size * height / lowest
+        _load(image, (math.ceil(across), math.ceil(down)))
+        x, y = image.size[0] / width, image.size[1] / height
+        rgb = _opaque(image)
+        scaled = [
+            (x0 * x, y0 * y, min(x1 * x, rgb.width), min(y1 * y, rgb.height)) for x0, y0, x1, y1 in boxes
+        ]
+        return np.stack([_square(rgb, image_size, box) for box in scaled])
+    except Exception as error:
+        raise _translate(error, data) from error
+
+
+def _load(image: ImageFile.ImageFile, size: tuple[int, int]) -> None:
+    """Decode. libjpeg can scale down meanwhile, down to `size` or more: twice what is wanted, so that the
+    filter does the rest."""
+    image.draft(image.mode, size)
     image.load()
 
 
-def _square(image: Image.Image, image_size: int) -> np.ndarray:
-    square = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
+def _square(image: Image.Image, image_size: int, box: Box | None = None) -> np.ndarray:
+    square = image.resize((image_size, image_size), Image.Resampling.BILINEAR, box=box)
     return np.ascontiguousarray(np.asarray(square, dtype=np.uint8).transpose(2, 0, 1))
 
 

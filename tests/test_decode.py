@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from poisoncam_ray.decode import DecodeError, decode, header, views
+from poisoncam_ray.decode import DecodeError, cut_out, decode, header, views
 from tests.examples import examples
 
 LIMIT = 10**7
@@ -357,3 +357,42 @@ def test_threads_give_the_same_pixels():
     with ThreadPoolExecutor(8) as pool:
         results = list(pool.map(lambda data: decode(data, 16, LIMIT), SEEDS * 20))
     assert all(np.array_equal(r, expected[i % len(SEEDS)]) for i, r in enumerate(results))
+
+
+# ------------------------------------------------------------------ parts of an image
+
+
+def test_a_part_is_what_a_resize_of_it_gives():
+    image = smooth(90, 40)
+    boxes = [(0.0, 0.0, 90.0, 40.0), (50.5, 3.25, 88.0, 30.75), (0.0, 0.0, 12.0, 12.0)]
+    found = cut_out(encode(image), boxes, 16, LIMIT)
+    assert found.shape == (3, 3, 16, 16) and found.dtype == np.uint8
+    for part, box in zip(found, boxes, strict=True):
+        expected = image.resize((16, 16), Image.Resampling.BILINEAR, box=box)
+        assert np.array_equal(part, np.asarray(expected).transpose(2, 0, 1))
+    assert np.array_equal(found[0], decode(encode(image), 16, LIMIT))
+
+
+@pytest.mark.parametrize("size", [(1203, 811), (1600, 300), (300, 1600)])
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.1])
+def test_parts_of_a_big_jpeg_look_the_same_as_of_its_full_decode(size, share):
+    """Scaled down while decoding, but never below the resolution that the smallest part needs."""
+    data = encode(smooth(*size), "JPEG", quality=95)
+    boxes = [(0.0, 0.0, *map(float, size)), (size[0] * (1 - share), 0.0, float(size[0]), size[1] * share)]
+    full = cut_out(encode(Image.open(io.BytesIO(data))), boxes, 32, LIMIT)
+    assert np.abs(cut_out(data, boxes, 32, LIMIT).astype(int) - full).max() <= 6
+
+
+def test_small_parts_keep_the_resolution_of_the_file():
+    """Stripes 4 px wide in a photograph of 800 px: gone at the encoder's size, sharp in a crop of 64 px."""
+    stripes = (np.arange(800) // 4 % 2 * 255).astype(np.uint8)
+    image = Image.fromarray(np.broadcast_to(stripes[None, :, None], (400, 800, 3)).copy())
+    data = encode(image, "JPEG", quality=95)
+    assert decode(data, 32, LIMIT).std() < 20
+    assert cut_out(data, [(100.0, 100.0, 164.0, 164.0)], 32, LIMIT).std() > 90
+
+
+def test_parts_of_broken_bytes_give_a_decode_error():
+    data = encode(noise(64, 64), "JPEG")
+    with pytest.raises(DecodeError):
+        cut_out(data[: len(data) // 2], [(0.0, 0.0, 64.0, 64.0)], 8, LIMIT)

@@ -1,5 +1,8 @@
 """The two random views of self-supervised pretraining, for a whole batch of images at once.
 
+Their crops are cut out while images are decoded (method/crops.py); colours and blur are drawn here. Images of
+one size are cropped here, too, for the poison classifier.
+
 Every image has its own random parameters. Everything linear is a small matrix: a crop without rotation is
 separable, so crop, resize and flip are one matrix for the rows and one for the columns; blur likewise; all
 colour jitter is one affine map of RGB. Random numbers are drawn from the CPU generator passed in and moved to
@@ -23,7 +26,7 @@ BLUR_SIGMA, BLUR_AT = (0.1, 2.0), 224
 
 @dataclass(frozen=True)
 class View:
-    """How one view is drawn after its crop.
+    """How one view is drawn from its crop.
 
     Attributes:
         jitter: strengths of brightness, contrast, saturation and hue, see color_jitter.
@@ -44,43 +47,27 @@ ASYMMETRIC: Recipe = (View((0.4, 0.4, 0.2, 0.1), 1.0, 0.0), View((0.4, 0.4, 0.2,
 SYMMETRIC: Recipe = (View((0.8, 0.8, 0.8, 0.2), 0.5, 0.0),) * 2
 
 
-def two_views(
-    x_BCHW: Tensor,
-    crop: tuple[float, float],
-    generator: Generator,
-    out_size: int | None = None,
-    recipe: Recipe = ASYMMETRIC,
-) -> tuple[Tensor, Tensor]:
-    """Draw two random views of every image.
+def two_views(x_B2CHW: Tensor, generator: Generator, recipe: Recipe = ASYMMETRIC) -> tuple[Tensor, Tensor]:
+    """Draw the two random views of every image from its two crops.
 
     Args:
-        x_BCHW: images, float in [0, 1].
-        crop: least and greatest share of the image's area that a view shows, each in (0, 1].
+        x_B2CHW: the crops, float in [0, 1].
         generator: CPU generator of all random numbers.
-        out_size: side of the views in pixels; None keeps H × W.
         recipe: how the first and the second view are drawn.
 
     Returns:
-        v1_BChw and v2_BChw, float in [0, 1].
+        v1_BCHW and v2_BCHW, float in [0, 1].
     """
-    v1_BChw = _view(x_BCHW, crop, generator, out_size, recipe[0])
-    v2_BChw = _view(x_BCHW, crop, generator, out_size, recipe[1])
-    return v1_BChw, v2_BChw
+    v1_BCHW, v2_BCHW = (_view(x_B2CHW[:, i], generator, how) for i, how in enumerate(recipe))
+    return v1_BCHW, v2_BCHW
 
 
-def _view(
-    x_BCHW: Tensor,
-    crop: tuple[float, float],
-    generator: Generator,
-    out_size: int | None,
-    how: View,
-) -> Tensor:
-    v_BChw = random_resized_crop(x_BCHW, crop, generator, out_size)
-    v_BChw = color_jitter(v_BChw, generator, *how.jitter, p=0.8, gray_p=0.2)
+def _view(x_BCHW: Tensor, generator: Generator, how: View) -> Tensor:
+    v_BCHW = color_jitter(x_BCHW, generator, *how.jitter, p=0.8, gray_p=0.2)
     # The blur scales with the image: 0.1 to 2 px at 224 px are 0.01 to 0.3 px at 32 px.
-    scale = v_BChw.shape[-1] / BLUR_AT
-    v_BChw = gaussian_blur(v_BChw, generator, (BLUR_SIGMA[0] * scale, BLUR_SIGMA[1] * scale), how.blur_p)
-    return solarize(v_BChw, generator, how.solarize_p)
+    scale = v_BCHW.shape[-1] / BLUR_AT
+    v_BCHW = gaussian_blur(v_BCHW, generator, (BLUR_SIGMA[0] * scale, BLUR_SIGMA[1] * scale), how.blur_p)
+    return solarize(v_BCHW, generator, how.solarize_p)
 
 
 def random_resized_crop(

@@ -27,7 +27,15 @@ from poisoncam_ray.config import Config
 from poisoncam_ray.corpus import Corpus, Slice
 from poisoncam_ray.folder import Folder, part_index
 from poisoncam_ray.stage import Run
-from poisoncam_ray.stages.pixels import Pixels, SecondViews, as_pixels, read_slice, read_views
+from poisoncam_ray.stages.pixels import (
+    Pixels,
+    SecondViews,
+    as_pairs,
+    as_pixels,
+    read_crops,
+    read_slice,
+    read_views,
+)
 
 # Slices of one dataset: the driver keeps a record of every block of a dataset until the dataset is done.
 WAVE = 4096
@@ -132,14 +140,27 @@ def stream_images(
         yield from dataset.iter_rows()
 
 
-def stream_pixels(order: Iterator[Slice], corpus: Corpus, config: Config, index: Folder) -> Iterator[Pixels]:
-    """x_NCHW of each slice in the order given, decoded by cluster tasks ahead of their use."""
+def stream_crops(
+    order: Iterator[tuple[Slice, int]], corpus: Corpus, config: Config, index: Folder
+) -> Iterator[Pixels]:
+    """Two random crops of each image, slice by slice in the order given.
+
+    Args:
+        order: slices, each with the epoch whose crops are drawn.
+        corpus: the corpus.
+        config: the configuration.
+        index: the artifact of Index.
+
+    Yields:
+        x_N2CHW of a slice, decoded by cluster tasks ahead of their use.
+    """
     ray.data.DataContext.get_current().execution_options.preserve_order = True
-    read = partial(_decode_slice, corpus=corpus, config=config, index=index)
+    read = partial(_decode_crops, corpus=corpus, config=config, index=index)
     while wave := list(islice(order, WAVE)):
-        dataset = _dataset(wave).map(read, compute=readers(config), num_cpus=config.resources.cpus_per_reader)
+        rows = [_as_row(slice_) | {"epoch": epoch} for slice_, epoch in wave]
+        dataset = _of_rows(rows).map(read, compute=readers(config), num_cpus=config.resources.cpus_per_reader)
         for row in dataset.iter_rows():
-            yield as_pixels(row["pixels"], config.encoder.image_size)
+            yield as_pairs(row["pixels"], config.encoder.image_size)
 
 
 def readers(config: Config) -> ray.data.TaskPoolStrategy:
@@ -169,8 +190,15 @@ def _waves(todo: list[Slice]) -> Iterator[list[Slice]]:
 
 
 def _dataset(todo: list[Slice]) -> ray.data.Dataset:
-    items = [{"slice": json.dumps(asdict(slice_))} for slice_ in todo]
-    return ray.data.from_items(items, override_num_blocks=len(items))
+    return _of_rows([_as_row(slice_) for slice_ in todo])
+
+
+def _as_row(slice_: Slice) -> dict[str, Any]:
+    return {"slice": json.dumps(asdict(slice_))}
+
+
+def _of_rows(rows: list[dict[str, Any]]) -> ray.data.Dataset:
+    return ray.data.from_items(rows, override_num_blocks=len(rows))
 
 
 def _on_slice(row: dict[str, Any], work: Callable[[Slice], dict[str, Any]]) -> dict[str, Any]:
@@ -181,6 +209,11 @@ def _decode_slice(row: dict[str, Any], corpus: Corpus, config: Config, index: Fo
     slice_ = Slice(**json.loads(row["slice"]))
     ids, x_NCHW = read_slice(corpus, config, index, slice_)
     return {"index": slice_.index, "ids": ids, "pixels": x_NCHW.tobytes()}
+
+
+def _decode_crops(row: dict[str, Any], corpus: Corpus, config: Config, index: Folder) -> dict[str, Any]:
+    x_N2CHW = read_crops(corpus, config, index, Slice(**json.loads(row["slice"])), row["epoch"])
+    return {"pixels": x_N2CHW.tobytes()}
 
 
 def _decode_both_views(row: dict[str, Any], corpus: Corpus, config: Config, index: Folder) -> dict[str, Any]:

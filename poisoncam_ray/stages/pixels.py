@@ -3,7 +3,7 @@
 Torch is not imported here: reading and decoding tasks run in many processes, and it would cost each of them
 seconds.
 
-N images   M images with a second view   C channels   H = W encoder image side
+N images   2 crops of an image   M images with a second view   C channels   H = W encoder image side
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from poisoncam_ray.config import Config
 from poisoncam_ray.corpus import Corpus, Slice
-from poisoncam_ray.decode import decode, views
+from poisoncam_ray.decode import cut_out, decode, views
 from poisoncam_ray.errors import LedgerError
 from poisoncam_ray.folder import Folder, part_name
+from poisoncam_ray.method.crops import draw_crop
 
 # Of `fetch_images`: so many encoded images lie in memory beside the pixels.
 FETCHED_AT_ONCE = 256
@@ -77,6 +78,46 @@ def read_views(
             others.append(other)
     x_MCHW = np.stack(others) if others else np.empty((0, *_shape(config)), np.uint8)
     return ids, x_NCHW, SecondViews(np.array(rows, np.int32), x_MCHW)
+
+
+def read_crops(corpus: Corpus, config: Config, index: Folder, slice_: Slice, epoch: int) -> Pixels:
+    """Read the indexed rows of one slice, and cut two random crops out of each stored image, at its own
+    resolution.
+
+    Where they lie depends on the seed, the epoch and the image's id alone.
+
+    Args:
+        corpus: the corpus.
+        config: the configuration.
+        index: the artifact of Index.
+        slice_: the slice.
+        epoch: the epoch.
+
+    Returns:
+        x_N2CHW.
+
+    Raises:
+        LedgerError: the corpus no longer holds what was indexed.
+    """
+    ids, wanted = _indexed(index, slice_)
+    x_N2CHW = np.empty((len(ids), 2, *_shape(config)), np.uint8)
+    limits, size, least = config.corpus, config.encoder.image_size, config.pretrain.crop_min
+    sizes = index.read_table(part_name(slice_.index), ["width", "height"])
+    width_N, height_N = (column.to_pylist() for column in sizes.columns)
+    for i, data in enumerate(_stored(corpus, slice_, wanted)):
+        rng = _drawn_by(config.seed, epoch, ids[i])
+        pair = [draw_crop(width_N[i], height_N[i], least, rng) for _ in range(2)]
+        boxes = [crop.box for crop in pair]
+        x_N2CHW[i] = cut_out(data or b"", boxes, size, limits.max_pixels, limits.max_bytes)
+        for view, crop in enumerate(pair):
+            if crop.mirrored:
+                x_N2CHW[i, view] = x_N2CHW[i, view, :, :, ::-1].copy()
+    return x_N2CHW
+
+
+def _drawn_by(seed: int, epoch: int, image_id: str) -> np.random.Generator:
+    name = hashlib.blake2b(image_id.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+    return np.random.default_rng([seed, epoch, int.from_bytes(name, "big")])
 
 
 def _shape(config: Config) -> tuple[int, int, int]:
@@ -138,3 +179,8 @@ def decode_indexed(data: bytes | None, config: Config) -> Pixels:
 def as_pixels(data: bytes, size: int) -> Pixels:
     """x_NCHW from the bytes that travel between processes; a copy, since torch needs writable memory."""
     return np.frombuffer(bytearray(data), np.uint8).reshape(-1, 3, size, size)
+
+
+def as_pairs(data: bytes, size: int) -> Pixels:
+    """x_N2CHW from the bytes that travel between processes."""
+    return as_pixels(data, size).reshape(-1, 2, 3, size, size)

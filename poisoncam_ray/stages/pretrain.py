@@ -4,7 +4,7 @@ Every random draw depends only on (seed, step, rank). So a checkpoint needs no s
 and a resumed training equals one that was not interrupted. Checkpoints are safetensors and JSON: nothing that
 is read from storage is unpickled.
 
-B images of a batch, of one rank   C channels   H = W image side
+B images of a batch, of one rank   2 crops of an image   C channels   H = W image side
 """
 
 from __future__ import annotations
@@ -197,13 +197,12 @@ def train_worker(config: dict[str, Any]) -> None:
     warmup = round(settings.warmup_epochs * epochs.steps_per_epoch)
     began, losses = time.monotonic(), []
     model.train()
-    for x_BCHW in epochs.batches(job.corpus, job.config, job.index, rank, start=step):
+    for x_B2CHW in epochs.batches(job.corpus, job.config, job.index, rank, start=step):
         rate = learning_rate_at(step, epochs.total, warmup, base_rate)
         for group in optimizer.param_groups:
             group["lr"] = rate
         generator = drawn_by(job.config.seed, step, rank)
-        x_BCHW = x_BCHW.to(device).float() / 255
-        views = two_views(x_BCHW, (settings.crop_min, 1.0), generator, recipe=model.recipe)
+        views = two_views(x_B2CHW.to(device).float() / 255, generator, model.recipe)
         v1_BCHW, v2_BCHW = (v.contiguous(memory_format=torch.channels_last) for v in views)
         model.update_target(momentum_at(step, epochs.total, settings.momentum))
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):

@@ -1,9 +1,10 @@
 """Training batches through Ray Data, in an order that depends only on (seed, epoch, rank).
 
 Ray Data's own split gives a worker whichever block is ready, so the batches differ from run to run. Here each
-worker chooses its slices, streams them through cluster tasks that decode them, and shuffles the images.
+worker chooses its slices, streams them through cluster tasks that decode them and cut two crops out of each
+image, and shuffles the pairs.
 
-N images   B images of a batch, of one rank   C channels   H = W image side
+N images   2 crops of an image   B images of a batch, of one rank   C channels   H = W image side
 """
 
 from __future__ import annotations
@@ -13,15 +14,16 @@ from dataclasses import dataclass
 from itertools import chain, islice
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
 from poisoncam_ray import artifact
 from poisoncam_ray.config import Config
-from poisoncam_ray.corpus import Corpus
+from poisoncam_ray.corpus import Corpus, Slice
 from poisoncam_ray.corpus.slices import slices_of
 from poisoncam_ray.folder import Folder
-from poisoncam_ray.stages.dataflow import stream_pixels
+from poisoncam_ray.stages.dataflow import stream_crops
 
 # Slices that are made into objects at once.
 SLICES_AHEAD = 256
@@ -96,48 +98,53 @@ class Epochs:
             start: the first step, counted through all epochs.
 
         Yields:
-            x_BCHW, uint8, of every step from `start` on; B = batch_size / workers.
+            x_B2CHW, uint8, of every step from `start` on; B = batch_size / workers.
         """
         first = start // max(1, self.steps_per_epoch)
         table = index.read_table(artifact.SLICES)
-        every = chain.from_iterable(self.plan(epoch, rank) for epoch in range(first, self.epochs))
+        every = ((i, epoch) for epoch in range(first, self.epochs) for i in self.plan(epoch, rank))
         # Slices become objects only when they are due: those of a large corpus would fill the memory.
-        order = chain.from_iterable(slices_of(table.take(some)) for some in _runs(every))
-        pixels = stream_pixels(order, corpus, config, index)
+        order = chain.from_iterable(_made(table, some) for some in _runs(every))
+        pixels = stream_crops(order, corpus, config, index)
         skip = start % max(1, self.steps_per_epoch)
         for epoch in range(first, self.epochs):
             images = (torch.from_numpy(next(pixels)) for _ in self.plan(epoch, rank))
-            for step, x_BCHW in enumerate(self._shuffled(images, epoch, rank)):
+            for step, x_B2CHW in enumerate(self._shuffled(images, epoch, rank)):
                 if epoch > first or step >= skip:
-                    yield x_BCHW
+                    yield x_B2CHW
 
     def _shuffled(self, images: Iterator[Tensor], epoch: int, rank: int) -> Iterator[Tensor]:
         """Batches of an epoch, from buffers of `shuffle_rows` rows, each in random order.
 
         Args:
-            images: x_NCHW of each slice, in order.
+            images: x_N2CHW of each slice, in order.
             epoch: the epoch.
             rank: the rank.
         """
         generator = drawn_by(self.seed, epoch, rank)
         size, left = self.batch_size // self.workers, self.steps_per_epoch
         held: list[Tensor] = []
-        for slice_NCHW in images:
-            held.append(slice_NCHW)
-            if sum(len(x_NCHW) for x_NCHW in held) >= max(size, self.shuffle_rows):
-                buffer_NCHW = _permuted(held, generator)
-                n = min(left, len(buffer_NCHW) // size)
-                yield from buffer_NCHW[: n * size].split(size)
-                held, left = [buffer_NCHW[n * size :]], left - n
+        for slice_N2CHW in images:
+            held.append(slice_N2CHW)
+            if sum(len(x_N2CHW) for x_N2CHW in held) >= max(size, self.shuffle_rows):
+                buffer_N2CHW = _permuted(held, generator)
+                n = min(left, len(buffer_N2CHW) // size)
+                yield from buffer_N2CHW[: n * size].split(size)
+                held, left = [buffer_N2CHW[n * size :]], left - n
         if left:
             yield from _permuted(held, generator)[: left * size].split(size)
 
 
 def _permuted(held: list[Tensor], generator: torch.Generator) -> Tensor:
-    x_NCHW = torch.cat(held)
-    return x_NCHW[torch.randperm(len(x_NCHW), generator=generator)]
+    x_N2CHW = torch.cat(held)
+    return x_N2CHW[torch.randperm(len(x_N2CHW), generator=generator)]
 
 
-def _runs(order: Iterator[int]) -> Iterator[list[int]]:
+def _made(table: pa.Table, some: list[tuple[int, int]]) -> Iterator[tuple[Slice, int]]:
+    """Slices by their indices, each with its epoch."""
+    return zip(slices_of(table.take([i for i, _ in some])), (epoch for _, epoch in some), strict=True)
+
+
+def _runs(order: Iterator[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
     while run := list(islice(order, SLICES_AHEAD)):
         yield run

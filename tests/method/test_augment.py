@@ -33,20 +33,25 @@ def coordinates(n: int, height: int, width: int) -> torch.Tensor:
 @examples(20)
 @given(
     size=st.integers(8, 40),
-    out=st.integers(4, 40),
     seed=st.integers(0, 999),
     recipe=st.sampled_from([ASYMMETRIC, SYMMETRIC]),
 )
-def test_views_have_the_asked_size_and_colours_in_range(size, out, seed, recipe):
-    x = torch.rand(4, 3, size, size + 3, generator=generator(seed))
-    for view in two_views(x, (0.3, 1.0), generator(seed), out, recipe):
-        assert view.shape == (4, 3, out, out)
+def test_views_have_the_size_of_their_crops_and_colours_in_range(size, seed, recipe):
+    x = torch.rand(4, 2, 3, size, size, generator=generator(seed))
+    for view in two_views(x, generator(seed), recipe):
+        assert view.shape == (4, 3, size, size)
         assert view.min() >= 0 and view.max() <= 1
 
 
+def test_the_first_view_is_of_the_first_crop():
+    x = torch.stack([torch.zeros(6, 3, 8, 8), torch.full((6, 3, 8, 8), 0.4)], dim=1)
+    first, second = two_views(x, generator())
+    assert first.max() == 0 and second.min() > 0
+
+
 def test_views_depend_on_the_generator_only_and_every_image_has_its_own_draws():
-    x = torch.rand(1, 3, 16, 16).expand(5, -1, -1, -1)
-    one, other = two_views(x, (0.4, 1.0), generator(1)), two_views(x, (0.4, 1.0), generator(1))
+    x = torch.rand(1, 1, 3, 16, 16).expand(5, 2, -1, -1, -1)
+    one, other = two_views(x, generator(1)), two_views(x, generator(1))
     assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
     assert not torch.equal(one[0], one[1])
     assert len({image.numpy().tobytes() for image in one[0]}) == 5
@@ -201,16 +206,16 @@ def test_solarize_inverts_the_bright_colours_of_the_chosen_images():
 
 def test_only_the_first_view_is_always_blurred_and_only_the_second_is_solarised():
     checkers = (torch.arange(224)[:, None] + torch.arange(224)).remainder(2).float()
-    x = checkers.expand(24, 3, -1, -1) * 0.9
-    v1, v2 = two_views(x, (0.99, 1.0), generator())
+    x = checkers.expand(24, 2, 3, -1, -1) * 0.9
+    v1, v2 = two_views(x, generator())
     sharpness = [(v[:, :, :, 1:] - v[:, :, :, :-1]).abs().mean((1, 2, 3)) for v in (v1, v2)]
     assert sharpness[0].median() < 0.5 * sharpness[1].median()
 
 
 def test_symmetric_views_are_equally_often_blurred_and_differ():
     checkers = (torch.arange(224)[:, None] + torch.arange(224)).remainder(2).float()
-    x = checkers.expand(48, 3, -1, -1) * 0.4  # dark enough never to clamp
-    v1, v2 = two_views(x, (0.99, 1.0), generator(), recipe=SYMMETRIC)
+    x = checkers.expand(48, 2, 3, -1, -1) * 0.4  # dark enough never to clamp
+    v1, v2 = two_views(x, generator(), SYMMETRIC)
     assert not torch.equal(v1, v2)
     for v in (v1, v2):
         sharpness = (v[:, :, :, 1:] - v[:, :, :, :-1]).abs().mean((1, 2, 3)) / v.mean((1, 2, 3))

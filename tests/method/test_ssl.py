@@ -54,7 +54,7 @@ def test_each_objective_has_the_views_of_its_paper():
 def test_one_step_changes_the_encoder_and_nothing_that_is_frozen(name):
     model, x = tiny(name), torch.rand(8, 3, 16, 16)
     before = {key: p.clone() for key, p in model.named_parameters()}
-    loss = model(*two_views(x, (0.4, 1.0), torch.Generator().manual_seed(0), recipe=model.recipe))
+    loss = model(*two_views(torch.stack([x, x], 1), torch.Generator().manual_seed(0), model.recipe))
     assert loss.shape == () and loss.isfinite()
     loss.backward()
     torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1).step()

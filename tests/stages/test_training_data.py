@@ -126,7 +126,7 @@ def indexed(ray_cluster, tmp_path_factory):
 
 
 def shades(batches) -> list[list[int]]:
-    return [x_BCHW[:, 0, 0, 0].tolist() for x_BCHW in batches]
+    return [x_B2CHW[:, 0, 0, 0, 0].tolist() for x_B2CHW in batches]
 
 
 @pytest.mark.cluster
@@ -134,8 +134,8 @@ def test_batches_cover_the_corpus_and_a_resumed_stream_is_the_tail(indexed):
     epochs = Epochs(ROWS, 2, 8, 1, 0, 20)
     assert epochs.steps_per_epoch == 4
     stream = list(epochs.batches(*indexed, rank=0, start=0))
-    assert all(x.shape == (8, 3, SIDE, SIDE) and x.dtype == torch.uint8 for x in stream)
-    assert all(bool((x == x[:, :1, :1, :1]).all()) for x in stream), "whole images, unmixed"
+    assert all(x.shape == (8, 2, 3, SIDE, SIDE) and x.dtype == torch.uint8 for x in stream)
+    assert all(bool((x == x[:, :1, :1, :1, :1]).all()) for x in stream), "both crops are of one image"
     everything = shades(stream)
     assert len(everything) == epochs.total == 8
     for epoch in (everything[:4], everything[4:]):

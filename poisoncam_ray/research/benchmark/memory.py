@@ -91,7 +91,7 @@ class Shuffle(Stage):
 
 def _read_epoch(epochs: Epochs, corpus: Corpus, config: Config, index: Folder) -> int:
     hush()
-    return sum(len(x_BCHW) for x_BCHW in epochs.batches(corpus, config, index, rank=0, start=0))
+    return sum(len(x_B2CHW) for x_B2CHW in epochs.batches(corpus, config, index, rank=0, start=0))
 
 
 class Watch(Progress):

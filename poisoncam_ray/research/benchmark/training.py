@@ -1,6 +1,6 @@
 """Pretraining steps without Ray, and the share of augmentation in them.
 
-B images of one worker's batch   C channels   H = W image side
+B images of one worker's batch   2 crops of an image   C channels   H = W image side
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Trainer:
 
     def views(self) -> list[Tensor]:
         """Two augmented views of the batch."""
-        crop = (self.settings.crop_min, 1.0)
-        pair = two_views(self.x_BCHW.float() / 255, crop, self.generator, recipe=self.model.recipe)
+        x_B2CHW = torch.stack([self.x_BCHW, self.x_BCHW], dim=1).float() / 255
+        pair = two_views(x_B2CHW, self.generator, self.model.recipe)
         return [v_BCHW.contiguous(memory_format=torch.channels_last) for v_BCHW in pair]
 
     def step(self, views: list[Tensor]) -> None:

@@ -1,0 +1,84 @@
+"""Random crops of stored images: their areas, aspects and places; nothing of a wide image is left out."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from poisoncam_ray.method.crops import Crop, draw_crop
+from tests.examples import examples
+
+
+def drawn(width: int, height: int, least: float, n: int = 400) -> list[Crop]:
+    return [draw_crop(width, height, least, np.random.default_rng(seed)) for seed in range(n)]
+
+
+@examples(100)
+@given(
+    width=st.integers(1, 5000),
+    height=st.integers(1, 5000),
+    least=st.floats(0.01, 1),
+    seed=st.integers(0, 2**32),
+)
+def test_a_crop_lies_in_the_image_and_depends_on_the_generator_only(width, height, least, seed):
+    crop = draw_crop(width, height, least, np.random.default_rng(seed))
+    x0, y0, x1, y1 = crop.box
+    assert 0 <= x0 < x1 <= width * (1 + 1e-12) and 0 <= y0 < y1 <= height * (1 + 1e-12)
+    assert crop == draw_crop(width, height, least, np.random.default_rng(seed))
+    share = (x1 - x0) * (y1 - y0) / (width * height)
+    assert least * 0.999 <= share <= 1.001
+
+
+@pytest.mark.parametrize(("width", "height"), [(64, 64), (128, 64), (64, 192), (1000, 100)])
+def test_areas_are_uniform_and_places_reach_every_edge(width, height):
+    crops = drawn(width, height, 0.2)
+    boxes = np.array([crop.box for crop in crops])
+    share = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]) / (width * height)
+    assert share.min() < 0.25 and share.max() > 0.9
+    assert boxes[:, 0].min() < 0.02 * width and boxes[:, 2].max() > 0.98 * width
+    assert boxes[:, 1].min() < 0.02 * height and boxes[:, 3].max() > 0.98 * height
+    assert 0.4 < np.mean([crop.mirrored for crop in crops]) < 0.6
+
+
+@pytest.mark.parametrize(("width", "height"), [(64, 64), (128, 64), (64, 192)])
+def test_aspects_lie_between_the_square_s_and_the_image_s(width, height):
+    boxes = np.array([crop.box for crop in drawn(width, height, 0.1)])
+    aspect = np.log((boxes[:, 2] - boxes[:, 0]) / (boxes[:, 3] - boxes[:, 1]))
+    own, jitter = np.log(width / height), np.log(4 / 3)
+    assert aspect.min() >= min(0, own) - jitter - 1e-9 and aspect.max() <= max(0, own) + jitter + 1e-9
+    # Both ends are drawn: crops as a victim's training sees them, and as the encoder sees whole images.
+    assert (np.abs(aspect) < jitter).sum() > 40 and (np.abs(aspect - own) < jitter).sum() > 40
+
+
+def test_crops_of_a_square_are_those_of_the_usual_random_resized_crop():
+    """Against torchvision's rule, drawn again in a plain loop."""
+    rng = np.random.default_rng(0)
+    usual = []
+    while len(usual) < 4000:
+        area, ratio = rng.uniform(0.4, 1), np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+        w, h = np.sqrt(area * ratio), np.sqrt(area / ratio)
+        if w <= 1 and h <= 1:
+            usual.append((w, h))
+    boxes = np.array([crop.box for crop in drawn(100, 100, 0.4, 4000)]) / 100
+    ours = boxes[:, 2:] - boxes[:, :2]
+    for share in (0.1, 0.5, 0.9):
+        assert np.quantile(ours, share, axis=0) == pytest.approx(np.quantile(usual, share, axis=0), abs=0.02)
+
+
+@pytest.mark.parametrize("width", [64, 128, 192])
+def test_the_margin_is_in_many_crops(width):
+    """A trigger 20 px wide beside the left border, of which nothing was seen before. As in a victim's training,
+    the margin is in fewer crops than the middle."""
+    boxes = np.array([crop.box for crop in drawn(width, 64, 0.4, 2000)])
+    whole = (boxes[:, 0] <= 8) & (boxes[:, 2] >= 28) & (boxes[:, 1] <= 22) & (boxes[:, 3] >= 42)
+    assert 0.15 < whole.mean() < 0.75
+
+
+def test_torch_is_not_loaded():
+    code = "import poisoncam_ray.method.crops, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
