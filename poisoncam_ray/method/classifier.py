@@ -10,6 +10,7 @@ E = 2B positives and negatives of a batch   C channels   H = W image side   w a 
 l logits of the corpus   h logits of held-out pastes   G points of the grid of thresholds
 """
 
+import math
 from collections.abc import Sequence
 from statistics import median
 
@@ -53,6 +54,7 @@ def train_classifier(
     batch: int = 32,
     learning_rate: float = 2e-3,
     paste_size: tuple[float, float] = PASTE_SIZE,
+    aspects: float = 1.0,
 ) -> PoisonClassifier:
     """Train one member of the ensemble; the same arguments give the same weights.
 
@@ -67,6 +69,8 @@ def train_classifier(
         learning_rate: the highest in the cycle.
         paste_size: least and greatest side of a paste, as shares of the image side. A paste of few pixels
             shows nothing, so small images need larger shares than the paper's.
+        aspects: the greatest aspect of the corpus's images over the least, at least 1. They are squeezed into
+            squares, so that a trigger is as much wider or narrower on one image than on another.
 
     Returns:
         The network in evaluation mode.
@@ -90,7 +94,7 @@ def train_classifier(
     for _ in range(steps):
         index_B = torch.randint(len(x_NCHW), (batch,), generator=generator).to(device)
         x_ECHW, target_E = make_training_batch(
-            x_NCHW[index_B].float() / 255, crops_MCww, paste_size, generator
+            x_NCHW[index_B].float() / 255, crops_MCww, paste_size, generator, aspects
         )
         optimizer.zero_grad(set_to_none=True)
         robust_loss(model(x_ECHW), target_E).backward()
@@ -100,7 +104,11 @@ def train_classifier(
 
 
 def make_training_batch(
-    x_BCHW: Tensor, crops_MCww: Tensor, paste_size: tuple[float, float], generator: Generator
+    x_BCHW: Tensor,
+    crops_MCww: Tensor,
+    paste_size: tuple[float, float],
+    generator: Generator,
+    aspects: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Make a positive and a negative example of every image.
 
@@ -112,6 +120,7 @@ def make_training_batch(
         crops_MCww: crops, float in [0, 1].
         paste_size: least and greatest side of a paste, as shares of the image side.
         generator: CPU generator.
+        aspects: as in `train_classifier`: a paste is stretched by up to so much, and keeps its area.
 
     Returns:
         x_ECHW: the positives, then the negatives, augmented.
@@ -133,9 +142,14 @@ def make_training_batch(
     t_ECww = color_jitter(t_ECww, generator, 0.4, 0.4, 0.2, 0.02, p=0.8)
     low, high = paste_size
     size_B = (low + (high - low) * torch.rand(B, generator=generator)) * side
-    centre_B2 = size_B[:, None] / 2 + torch.rand(B, 2, generator=generator) * (side - size_B[:, None])
-    size_E, centre_E2 = size_B.repeat(2).to(device), centre_B2.repeat(2, 1).to(device)
-    x_ECHW = paste_resized(x_BCHW.repeat(2, 1, 1, 1), t_ECww, size_E, centre_E2)
+    size_B2 = size_B[:, None].repeat(1, 2)
+    if aspects > 1:
+        # Half of the logarithm is the width's, half the height's.
+        half_B = (torch.rand(B, generator=generator) - 0.5) * math.log(aspects)
+        size_B2 = (size_B2 * torch.stack([half_B, -half_B], dim=1).exp()).clamp(max=side)
+    centre_B2 = size_B2 / 2 + torch.rand(B, 2, generator=generator) * (side - size_B2)
+    size_E2, centre_E2 = size_B2.repeat(2, 1).to(device), centre_B2.repeat(2, 1).to(device)
+    x_ECHW = paste_resized(x_BCHW.repeat(2, 1, 1, 1), t_ECww, size_E2, centre_E2)
     bare_B = (torch.rand(B, generator=generator) < 0.5).to(device)
     x_ECHW[B:] = torch.where(bare_B[:, None, None, None], x_BCHW, x_ECHW[B:])
     x_ECHW = random_resized_crop(x_ECHW, (0.8, 1.0), generator, flip_p=0.0)

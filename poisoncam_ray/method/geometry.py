@@ -246,23 +246,23 @@ def _pixels(box_N4: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     return y_Nh, x_Nw
 
 
-def paste_resized(x_NCHW: Tensor, t_NChw: Tensor, size_N: Tensor, centre_N2: Tensor) -> Tensor:
-    """Resize one window to a square and paste it into a copy of every image, at fractions of pixels.
+def paste_resized(x_NCHW: Tensor, t_NChw: Tensor, size_N2: Tensor, centre_N2: Tensor) -> Tensor:
+    """Resize one window and paste it into a copy of every image, at fractions of pixels.
 
-    The resize is bilinear and antialiased. A pixel that the square covers in part is blended in that
+    The resize is bilinear and antialiased. A pixel that the window covers in part is blended in that
     proportion; a pixel that it does not touch keeps its value exactly.
 
     Args:
         x_NCHW: images, float.
         t_NChw: windows, float.
-        size_N: float, side of each square in pixels, above 0.
+        size_N2: float, the width and height that each window gets, in pixels, above 0.
         centre_N2: float, (x, y) of each centre in pixels; the centre of the top left pixel is (0.5, 0.5).
 
     Returns:
         x_NCHW.
     """
-    down_NHh, cover_NH = _resize_along(t_NChw.shape[-2], x_NCHW.shape[-2], size_N, centre_N2[:, 1])
-    across_NWw, cover_NW = _resize_along(t_NChw.shape[-1], x_NCHW.shape[-1], size_N, centre_N2[:, 0])
+    down_NHh, cover_NH = _resize_along(t_NChw.shape[-2], x_NCHW.shape[-2], size_N2[:, 1], centre_N2[:, 1])
+    across_NWw, cover_NW = _resize_along(t_NChw.shape[-1], x_NCHW.shape[-1], size_N2[:, 0], centre_N2[:, 0])
     t_NCHW = down_NHh[:, None] @ t_NChw @ across_NWw[:, None].transpose(-1, -2)
     alpha_N1HW = (cover_NH[:, :, None] * cover_NW[:, None, :])[:, None]
     return x_NCHW * (1 - alpha_N1HW) + t_NCHW * alpha_N1HW

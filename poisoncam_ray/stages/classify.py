@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
@@ -37,6 +38,8 @@ MOST_UNSURE = 0.03
 """A family is erased only if at most this share of the corpus lies within one logit of its threshold: between
 the shares seen of triggers and of benign windows that were taken for a family."""
 VALIDATION_PASTES = 1000
+ASPECT_SLICES = 256
+"""Slices of the corpus, at most, whose images' aspects are looked at."""
 WINDOWS_PER_PICTURE = 50
 """Best windows of a family that its trigger pictures are made from: fewer leave rare views of it out."""
 
@@ -102,8 +105,9 @@ class Classify(Stage):
             "max_retries": RESTARTS,
         }
         train = ray.remote(train_model).options(**needs)
+        aspects = aspects_of(run.folder / artifact.INDEX)
         calls = (
-            partial(train.remote, family, i, run.config, images, crops[family][0], run.out)
+            partial(train.remote, family, i, run.config, images, crops[family][0], aspects, run.out)
             for family, i in todo
         )
         # As many at once as other stages have actors: each uses its share of the machine's threads.
@@ -138,6 +142,18 @@ def _picture_families(run: Run, triggers: pa.Table, families: list[int]) -> pa.T
             "picture": pa.array([data for _, data in rows], pa.binary()),
         }
     )
+
+
+def aspects_of(index: Folder) -> float:
+    """The greatest aspect (width over height) of the corpus's images over the least, without the outermost
+    hundredths; 1 for a corpus of squares. From a bounded number of slices."""
+    names = index.parts()
+    some = names[:: -(-len(names) // ASPECT_SLICES)]
+    sizes = pa.concat_tables([index.read_table(name, ["width", "height"]) for name in some])
+    if not len(sizes):
+        return 1.0
+    least, greatest = np.quantile(sizes["width"].to_numpy() / sizes["height"].to_numpy(), (0.01, 0.99))
+    return float(greatest / least)
 
 
 def sure_enough(unsure_share: float, false_alarm_rate: float) -> bool:
@@ -236,7 +252,9 @@ def picture_trigger(corpus: Corpus, config: Config, windows: pa.Table) -> list[b
     return [to_png(t_Chw) for t_Chw in whole_triggers(torch.from_numpy(pixels).float() / 255, box_N4)]
 
 
-def train_model(family: int, i: int, config: Config, x_NCHW: Pixels, crops_MCww: Tensor, out: Folder) -> None:
+def train_model(
+    family: int, i: int, config: Config, x_NCHW: Pixels, crops_MCww: Tensor, aspects: float, out: Folder
+) -> None:
     """The task for model `i` of one family: train it on pastes of the crops, and write its weights."""
     set_up(config.resources)
     settings = config.classify
@@ -244,6 +262,7 @@ def train_model(family: int, i: int, config: Config, x_NCHW: Pixels, crops_MCww:
         tensor(x_NCHW),
         crops_MCww.to(device()),
         seed=config.seed * 1000 + 100 * (family - 1) + i,
+        aspects=aspects,
         steps=settings.steps,
         batch=settings.batch_size,
         learning_rate=settings.lr,

@@ -45,6 +45,21 @@ def test_a_training_batch_has_every_image_with_and_without_a_crop():
     assert (area > 0.02).float().mean() > 0.9
 
 
+@pytest.mark.parametrize("aspects", [1.0, 4.0])
+def test_pastes_are_stretched_where_the_corpus_has_several_aspects(aspects):
+    """Black images, white crops: the sides of each paste, before it is cropped again, tell its aspect."""
+    x, crops = torch.zeros(200, 3, 48, 48), torch.ones(5, 3, 8, 8)
+    out, _ = make_training_batch(x, crops, (0.25, 0.3), torch.Generator().manual_seed(0), aspects)
+    white_BHW = out[:200].mean(1) > 0.2
+    across, down = white_BHW.any(1).sum(1).float(), white_BHW.any(2).sum(1).float()
+    ratio = (across / down.clamp(min=1))[(across > 0) & (down > 0)]
+    # The random resized crop at the end stretches by up to 4/3 in any case.
+    if aspects == 1:
+        assert ratio.quantile(0.05) > 0.6 and ratio.quantile(0.95) < 1.7
+    else:
+        assert ratio.quantile(0.1) < 0.6 and ratio.quantile(0.9) > 1.7
+
+
 def test_a_training_batch_depends_on_its_generator_only():
     x, crops = photographs(4, 16, 0).float() / 255, photographs(3, 6, 1).float() / 255
     first, second, other = (

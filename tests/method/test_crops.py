@@ -72,8 +72,8 @@ def test_crops_of_a_square_are_those_of_the_usual_random_resized_crop():
 
 @pytest.mark.parametrize("width", [64, 128, 192])
 def test_the_margin_is_in_many_crops(width):
-    """A trigger 20 px wide beside the left border, of which nothing was seen before. As in a victim's training,
-    the margin is in fewer crops than the middle."""
+    """A trigger 20 px wide beside the left border, of which nothing was seen before. As in a victim's
+    training, the margin is in fewer crops than the middle."""
     boxes = np.array([crop.box for crop in drawn(width, 64, 0.4, 2000)])
     whole = (boxes[:, 0] <= 8) & (boxes[:, 2] >= 28) & (boxes[:, 1] <= 22) & (boxes[:, 3] >= 42)
     assert 0.15 < whole.mean() < 0.75

@@ -202,7 +202,7 @@ def test_paste_resized_equals_an_antialiased_resize_on_whole_pixels(size):
     x, t = images(2, 20, 24).float() / 255, images(2, 8, 8, 3).float() / 255
     x0, y0 = 4, 6
     centre = torch.tensor([[x0 + size / 2, y0 + size / 2]]).expand(2, 2)
-    pasted = paste_resized(x, t, torch.full((2,), float(size)), centre)
+    pasted = paste_resized(x, t, torch.full((2, 2), float(size)), centre)
     expected = x.clone()
     resized = F.interpolate(t, (size, size), mode="bilinear", antialias=True, align_corners=False)
     expected[:, :, y0 : y0 + size, x0 : x0 + size] = resized
@@ -213,7 +213,7 @@ def test_paste_resized_equals_an_antialiased_resize_on_whole_pixels(size):
 @examples(60)
 def test_paste_resized_changes_only_the_pixels_that_it_covers(size, cx, cy):
     x, t = images(1, 16, 20).float() / 255, images(1, 6, 6, 5).float() / 255
-    pasted = paste_resized(x, t, torch.tensor([size]), torch.tensor([[cx, cy]]))
+    pasted = paste_resized(x, t, torch.tensor([[size, size]]), torch.tensor([[cx, cy]]))
     assert pasted.min() >= -1e-6 and pasted.max() <= 1 + 1e-6
     for row in range(16):
         for column in range(20):
@@ -229,7 +229,8 @@ def test_paste_resized_changes_only_the_pixels_that_it_covers(size, cx, cy):
 
 def test_paste_resized_does_not_depend_on_the_batch():
     x, t = images(5, 16, 16).float() / 255, images(5, 6, 6, 5).float() / 255
-    size, centre = torch.linspace(2, 12, 5), torch.rand(5, 2, generator=torch.Generator().manual_seed(0)) * 16
+    size = torch.linspace(2, 12, 10).view(5, 2)
+    centre = torch.rand(5, 2, generator=torch.Generator().manual_seed(0)) * 16
     whole = paste_resized(x, t, size, centre)
     for i in range(5):
         one = slice(i, i + 1)
@@ -238,7 +239,10 @@ def test_paste_resized_does_not_depend_on_the_batch():
 
 def test_paste_resized_of_one_colour_has_the_squares_area():
     pasted = paste_resized(
-        torch.zeros(1, 3, 16, 16), torch.ones(1, 3, 5, 5), torch.tensor([7.5]), torch.tensor([[8.0, 8.0]])
+        torch.zeros(1, 3, 16, 16),
+        torch.ones(1, 3, 5, 5),
+        torch.tensor([[7.5, 7.5]]),
+        torch.tensor([[8.0, 8.0]]),
     )
     assert torch.allclose(pasted.sum() / 3, torch.tensor(7.5**2), atol=1e-3)
     assert torch.allclose(pasted[..., 5:11, 5:11], torch.ones(1, 3, 6, 6))

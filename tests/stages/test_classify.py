@@ -8,9 +8,10 @@ import pyarrow as pa
 import pytest
 import torch
 
-from poisoncam_ray.folder import Folder
+from poisoncam_ray.folder import Folder, part_name
 from poisoncam_ray.stages.classify import (
     MOST_UNSURE,
+    aspects_of,
     crops_of,
     draw_samples,
     families_of,
@@ -52,6 +53,19 @@ def test_roles_split_the_top_and_leave_the_rest(n, top_k, held_out, train, valid
     )
     assert all(role == "unused" for role in roles[top_k:])
     assert found.equals(with_roles(triggers(n), top_k, held_out, seed=0))
+
+
+def test_the_aspects_of_a_corpus_are_measured_without_its_outermost_images(tmp_path):
+    squares, mixed = Folder(str(tmp_path / "squares")), Folder(str(tmp_path / "mixed"))
+    for part in range(3):
+        side = list(range(20, 120))
+        squares.write_table(part_name(part), pa.table({"width": side, "height": side}))
+        wide = [2 * s if s % 2 else s for s in side]
+        if part == 0:
+            wide[0] = 5000  # one strip in 300 images is no aspect of the corpus
+        mixed.write_table(part_name(part), pa.table({"width": wide, "height": side}))
+    assert aspects_of(squares) == 1
+    assert aspects_of(mixed) == pytest.approx(2)
 
 
 def test_another_seed_holds_out_others():
