@@ -122,9 +122,14 @@ def views(
 
 
 def cut_out(
-    data: bytes, boxes: Sequence[Box], image_size: int, max_pixels: int, max_bytes: int = MAX_BYTES
+    data: bytes,
+    boxes: Sequence[Box],
+    image_size: int,
+    max_pixels: int,
+    max_bytes: int = MAX_BYTES,
+    shown: bool = False,
 ) -> np.ndarray:
-    """Decode an image once, and squeeze each of some parts of it into a square, with the colours of `decode`.
+    """Decode an image once, and squeeze each of some parts of it into a square.
 
     Args:
         data: the stored bytes.
@@ -132,6 +137,7 @@ def cut_out(
         image_size: side of the squares, in pixels.
         max_pixels: limit of the stored width × height.
         max_bytes: limit of the length of `data`.
+        shown: as a viewer shows it, not as `decode` reads it.
 
     Returns:
         A uint8 array (len(boxes), 3, image_size, image_size), RGB, 0 … 255.
@@ -146,7 +152,7 @@ def cut_out(
         across, down = 2 * image_size * width / narrowest, 2 * image_size * height / lowest
         _load(image, (math.ceil(across), math.ceil(down)))
         x, y = image.size[0] / width, image.size[1] / height
-        rgb = _opaque(image)
+        rgb = (_shown(image) if shown else None) or _opaque(image)
         scaled = [
             (x0 * x, y0 * y, min(x1 * x, rgb.width), min(y1 * y, rgb.height)) for x0, y0, x1, y1 in boxes
         ]

@@ -27,6 +27,8 @@ PASTE_SIZE = (20 / 224, 80 / 224)
 Q = 0.7
 # Share of the searched range: smooths single images away and still resolves the gap between two modes.
 SMOOTHING = 0.05
+# Share of the clean logits, the highest ones, that tell how slowly they thin out.
+TAIL = 0.05
 
 
 class PoisonClassifier(nn.Module):
@@ -236,7 +238,9 @@ def choose_threshold(
     Returns:
         threshold_logit; recall, the share of the median crop's pastes above it; flagged_share, the share of
         the corpus above it; unsure_share, the share of the corpus within one logit of it, near 0 for a clear
-        cut; auc, of the pastes against the corpus.
+        cut; auc, of the pastes against the corpus; tail, the mean excess of the highest twentieth of the
+        logits below the threshold over the others. Where logits thin out exponentially, a threshold that is
+        higher by tail · log n flags an n-th of the clean images.
 
     Raises:
         ValueError: one of the two has no logit.
@@ -253,7 +257,14 @@ def choose_threshold(
         "flagged_share": float((l_N > threshold).double().mean()),
         "unsure_share": float(((l_N - threshold).abs() < 1).double().mean()),
         "auc": _auc(h_V, l_N),
+        "tail": _tail(l_N[l_N <= threshold]),
     }
+
+
+def _tail(l_N: Tensor) -> float:
+    start = torch.quantile(l_N, 1 - TAIL)
+    beyond_N = l_N[l_N > start] - start
+    return float(beyond_N.mean()) if len(beyond_N) else 0.0
 
 
 def _thinnest(l_N: Tensor, low: float, high: float) -> float:

@@ -1,7 +1,7 @@
-"""Where the random crops of a training image lie in the stored image (RandomResizedCrop).
+"""Which parts of a stored image are looked at: random crops in training (RandomResizedCrop), and overlapping
+parts of a long image in judging.
 
-In numpy alone: crops are drawn where images are decoded, in processes for which loading torch would take
-seconds.
+In numpy alone: images are decoded in processes for which loading torch would take seconds.
 
 T tries at the size of a crop
 """
@@ -17,6 +17,14 @@ RATIO = (3 / 4, 4 / 3)
 """Least and greatest width over height of a crop of a square image."""
 TRIES = 10
 FLIP_P = 0.5
+
+
+MOST_SQUEEZED = 2.0
+"""Longer over shorter side up to which an image is looked at as a whole only, and of the parts of others."""
+OVERLAP = 0.5
+"""What neighbouring parts share, in shorter sides: a smaller trigger is whole in one of them."""
+MOST_PARTS = 8
+"""Of one image. Those of a still longer image are longer, too."""
 
 
 @dataclass(frozen=True)
@@ -57,3 +65,30 @@ def draw_crop(width: int, height: int, least: float, rng: np.random.Generator) -
     w, h = (float(w_T[fits[0]]), float(h_T[fits[0]])) if len(fits) else (float(width), float(height))
     left, top = float(u) * (width - w), float(v) * (height - h)
     return Crop((left, top, left + w, top + h), bool(flip < FLIP_P))
+
+
+def parts(width: int, height: int, most: int = MOST_PARTS) -> list[tuple[int, int, int, int]]:
+    """The parts in which a long image is looked at, beside the whole: squeezed into one square it shows too
+    little of itself.
+
+    Args:
+        width: of the stored image, in pixels.
+        height: of the stored image, in pixels.
+        most: parts, at most; below 2 there are none.
+
+    Returns:
+        Boxes [x0, y0, x1, y1) in pixels of the stored image, which cover it from end to end and overlap; none
+        up to 2:1.
+    """
+    longer, shorter = max(width, height), min(width, height)
+    if longer <= MOST_SQUEEZED * shorter or most < 2:
+        return []
+    wanted = math.ceil((longer / shorter - OVERLAP) / (MOST_SQUEEZED - OVERLAP))
+    n = min(wanted, most)
+    # With as many parts as are wanted, the length is MOST_SQUEEZED, and the overlap at least OVERLAP.
+    relative = OVERLAP / MOST_SQUEEZED
+    length = round(max(MOST_SQUEEZED * shorter, longer / (1 + (n - 1) * (1 - relative))))
+    starts = [round(i * (longer - length) / (n - 1)) for i in range(n)]
+    if width >= height:
+        return [(start, 0, start + length, height) for start in starts]
+    return [(0, start, width, start + length) for start in starts]

@@ -179,7 +179,8 @@ class _OnImages:
         given = [row["index"], row["ids"], as_pixels(row["pixels"], self.size)]
         if "second" in row:
             rows_M = np.frombuffer(row["second_rows"], np.int32)
-            given.append(SecondViews(rows_M, as_pixels(row["second"], self.size)))
+            part_M4 = np.frombuffer(row["second_parts"], np.int32).reshape(-1, 4)
+            given.append(SecondViews(rows_M, as_pixels(row["second"], self.size), part_M4))
         return {key: [value] for key, value in self.actor(*given).items()}
 
 
@@ -219,5 +220,11 @@ def _decode_crops(row: dict[str, Any], corpus: Corpus, config: Config, index: Fo
 def _decode_both_views(row: dict[str, Any], corpus: Corpus, config: Config, index: Folder) -> dict[str, Any]:
     slice_ = Slice(**json.loads(row["slice"]))
     ids, x_NCHW, second = read_views(corpus, config, index, slice_)
-    seen = {"second_rows": second.rows_M.tobytes(), "second": second.x_MCHW.tobytes()}
-    return {"index": slice_.index, "ids": ids, "pixels": x_NCHW.tobytes(), **seen}
+    return {
+        "index": slice_.index,
+        "ids": ids,
+        "pixels": x_NCHW.tobytes(),
+        "second_rows": second.rows_M.tobytes(),
+        "second": second.x_MCHW.tobytes(),
+        "second_parts": second.part_M4.tobytes(),
+    }

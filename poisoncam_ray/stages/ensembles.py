@@ -7,7 +7,7 @@ h, w a picture's sides
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -28,18 +28,22 @@ class Ensembles:
     Attributes:
         families: the models and the threshold (a logit) of each family that is to be erased.
         pictures: pictures of each family's trigger, t_Chw, floats in [0, 1], of any size.
+        tails: how slowly the logits of clean images thin out, by family (choose_threshold).
     """
 
     families: dict[int, tuple[list[nn.Module], float]]
     pictures: dict[int, list[Tensor]]
+    tails: dict[int, float] = field(default_factory=dict)
 
-    def judge(self, x_NCHW: Tensor) -> tuple[Tensor, Tensor]:
+    def judge(self, x_NCHW: Tensor, looks_N: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Score images.
 
         Logits are measured from the threshold: it may lie where a sigmoid is saturated.
 
         Args:
             x_NCHW: uint8 images.
+            looks_N: how many parts of the image are scored, of which the worst counts; None: one. The
+                threshold rises with their number, so that as few clean images are flagged as with one look.
 
         Returns:
             p_N, the highest probability of poison over the families (0 without families), and flagged_AN, the
@@ -50,8 +54,11 @@ class Ensembles:
         x_NCHW = x_NCHW.to(device())
         beyond_AN = torch.stack(
             [poison_logit(models, x_NCHW) - cut for models, cut in self.families.values()]
-        )
-        p_AN = beyond_AN.cpu().sigmoid()
+        ).cpu()
+        if looks_N is not None:
+            tail_A1 = torch.tensor([[self.tails[family]] for family in self.families])
+            beyond_AN = beyond_AN - tail_A1 * looks_N.log()
+        p_AN = beyond_AN.sigmoid()
         return p_AN.amax(dim=0), p_AN > 0.5
 
     def locate(self, x_NCHW: Tensor, flagged_AN: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,4 +113,4 @@ def load_ensembles(config: Config, classifier: Folder) -> Ensembles:
     for row in classifier.read_table(artifact.WHOLE_TRIGGERS).to_pylist() if families else ():
         if row["family"] in pictures:
             pictures[row["family"]].append(from_png(row["picture"]))
-    return Ensembles(families, pictures)
+    return Ensembles(families, pictures, {family: validation[str(family)]["tail"] for family in families})

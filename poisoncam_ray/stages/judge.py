@@ -1,8 +1,8 @@
 """Judge: score every indexed image with the ensembles, one for each trigger family, and locate the trigger on
-the images that are to be removed. An image that a viewer shows otherwise than a training loader reads it
-(transparency, 16 bits) is as suspicious as the worse of both views.
+the images that are to be removed. An image is as suspicious as its worst view: what a viewer shows where that
+differs from what a training loader reads (transparency, 16 bits), and the parts of a long image.
 
-N images   M images with a second view   A families   C channels   H = W image side
+N images   M second views   A families   C channels   H = W image side
 box_N4 integer [x0, y0, x1, y1)
 """
 
@@ -47,6 +47,12 @@ def _count_flagged(out: Folder, name: str) -> int:
     return out.read_table(name, ["fate"])["fate"].to_pylist().count(artifact.REMOVE)
 
 
+def _different_parts(rows_M: Tensor, part_M4: Tensor, whole_N4: Tensor) -> Tensor:
+    """count_N: in how many parts each image is judged, beside the whole."""
+    boxes = torch.cat([rows_M[:, None], part_M4], dim=1)[(part_M4 != whole_N4[rows_M]).any(dim=1)]
+    return torch.bincount(boxes.unique(dim=0)[:, 0], minlength=len(whole_N4))
+
+
 class JudgeSlice:
     """The actor: holds the ensembles, and writes the scores of one slice at a time."""
 
@@ -56,16 +62,20 @@ class JudgeSlice:
         self.ensembles = load_ensembles(config, classifier)
 
     def __call__(self, index: int, ids: list[str], x_NCHW: Pixels, second: SecondViews) -> dict[str, int]:
-        p_N, family_N, box_N4 = self._judge(x_NCHW)
-        if len(second.rows_M):
-            p_M, family_M, box_M4 = self._judge(second.x_MCHW)
-            rows_M = torch.from_numpy(second.rows_M).long()
-            worse_M = p_M > p_N[rows_M]
-            rows_M = rows_M[worse_M]
-            p_N[rows_M], family_N[rows_M], box_N4[rows_M] = p_M[worse_M], family_M[worse_M], box_M4[worse_M]
         sizes = self.index.read_table(part_name(index), ["width", "height"])
         width_N, height_N = (torch.tensor(sizes[name].to_pylist()) for name in sizes.column_names)
-        stored_N4 = unmap_box(box_N4, width_N, height_N, self.side).numpy()
+        zero_N = torch.zeros_like(width_N)
+        whole_N4 = torch.stack([zero_N, zero_N, width_N, height_N], dim=1)
+        rows_M, part_M4 = (torch.tensor(array).long() for array in (second.rows_M, second.part_M4))
+        # The whole, and each different part.
+        looks_N = 1 + _different_parts(rows_M, part_M4, whole_N4)
+        p_N, family_N, stored_N4 = self._judge(x_NCHW, looks_N, whole_N4)
+        if len(rows_M):
+            p_M, family_M, stored_M4 = self._judge(second.x_MCHW, looks_N[rows_M], part_M4)
+            # One at a time: an image may have several further views.
+            for view in (p_M > p_N[rows_M]).nonzero()[:, 0].tolist():
+                if p_M[view] > p_N[row := rows_M[view]]:
+                    p_N[row], family_N[row], stored_N4[row] = p_M[view], family_M[view], stored_M4[view]
         kept_N = (family_N == 0).numpy()
         columns = {
             "image_id": ids,
@@ -75,12 +85,16 @@ class JudgeSlice:
         }
         # In pixels of the stored image; null where the image is kept.
         for i, side in enumerate(artifact.SIDES):
-            columns[side] = pa.array(stored_N4[:, i], pa.int32(), mask=kept_N)
+            columns[side] = pa.array(stored_N4[:, i].numpy(), pa.int32(), mask=kept_N)
         self.out.write_table(part_name(index), pa.table(columns, schema=artifact.SCORE_SCHEMA))
         metrics.count("rows", len(ids), stage=Judge.title)
         return {"index": index}
 
-    def _judge(self, x_NCHW: Pixels) -> tuple[Tensor, Tensor, Tensor]:
-        """p_N, family_N and box_N4 in pixels of x_NCHW."""
-        p_N, flagged_AN = self.ensembles.judge(torch.from_numpy(x_NCHW))
-        return p_N, *self.ensembles.locate(torch.from_numpy(x_NCHW), flagged_AN)
+    def _judge(self, x_NCHW: Pixels, looks_N: Tensor, part_N4: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """p_N, family_N, and box_N4 in pixels of the stored images, of which x_NCHW shows part_N4."""
+        several_N = looks_N if bool((looks_N > 1).any()) else None
+        p_N, flagged_AN = self.ensembles.judge(torch.from_numpy(x_NCHW), several_N)
+        family_N, box_N4 = self.ensembles.locate(torch.from_numpy(x_NCHW), flagged_AN)
+        size_N2 = part_N4[:, 2:] - part_N4[:, :2]
+        inside_N4 = unmap_box(box_N4, size_N2[:, 0], size_N2[:, 1], self.side)
+        return p_N, family_N, inside_N4 + part_N4[:, :2].repeat(1, 2)

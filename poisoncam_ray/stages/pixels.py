@@ -20,25 +20,31 @@ from poisoncam_ray.corpus import Corpus, Slice
 from poisoncam_ray.decode import cut_out, decode, views
 from poisoncam_ray.errors import LedgerError
 from poisoncam_ray.folder import Folder, part_name
-from poisoncam_ray.method.crops import draw_crop
+from poisoncam_ray.method.crops import MOST_PARTS, draw_crop, parts
 
 # Of `fetch_images`: so many encoded images lie in memory beside the pixels.
 FETCHED_AT_ONCE = 256
+
+# Of `read_views`: so many bytes of parts of long images travel with a slice, at most.
+PARTS_BYTES = 2**30
 
 Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class SecondViews:
-    """Images of a slice that a viewer shows otherwise than a training loader reads them.
+    """Further views of images of a slice: as a viewer shows them, where that differs from what a training
+    loader reads; and the parts of long images.
 
     Attributes:
-        rows_M: their places in the slice's x_NCHW, ascending.
-        x_MCHW: what the viewer shows.
+        rows_M: the place of each view's image in the slice's x_NCHW, ascending.
+        x_MCHW: the views.
+        part_M4: what they show, [x0, y0, x1, y1) in pixels of the stored image.
     """
 
     rows_M: NDArray[np.int32]
     x_MCHW: Pixels
+    part_M4: NDArray[np.int32]
 
 
 def read_slice(corpus: Corpus, config: Config, index: Folder, slice_: Slice) -> tuple[list[str], Pixels]:
@@ -66,18 +72,24 @@ def read_slice(corpus: Corpus, config: Config, index: Folder, slice_: Slice) -> 
 def read_views(
     corpus: Corpus, config: Config, index: Folder, slice_: Slice
 ) -> tuple[list[str], Pixels, SecondViews]:
-    """As `read_slice`, with the second views of the images that have one."""
+    """As `read_slice`, with the second views of the images that have some."""
     ids, wanted = _indexed(index, slice_)
     x_NCHW = np.empty((len(ids), *_shape(config)), np.uint8)
-    limits, rows, others = config.corpus, [], []
+    limits, size = config.corpus, config.encoder.image_size
+    width_N, height_N = _sizes(index, slice_)
+    parts_N = _parts(width_N, height_N, size)
+    found: list[tuple[int, Pixels, tuple[int, int, int, int]]] = []
     for i, data in enumerate(_stored(corpus, slice_, wanted)):
-        size = config.encoder.image_size
         x_NCHW[i], other = views(data or b"", size, limits.max_pixels, limits.max_bytes)
         if other is not None:
-            rows.append(i)
-            others.append(other)
-    x_MCHW = np.stack(others) if others else np.empty((0, *_shape(config)), np.uint8)
-    return ids, x_NCHW, SecondViews(np.array(rows, np.int32), x_MCHW)
+            found.append((i, other, (0, 0, width_N[i], height_N[i])))
+        if boxes := parts_N[i]:
+            for shown in (False,) if other is None else (False, True):
+                cut = cut_out(data or b"", boxes, size, limits.max_pixels, limits.max_bytes, shown)
+                found += [(i, x_CHW, box) for x_CHW, box in zip(cut, boxes, strict=True)]
+    x_MCHW = np.stack([x_CHW for _, x_CHW, _ in found]) if found else np.empty((0, *_shape(config)), np.uint8)
+    part_M4 = np.array([box for *_, box in found], np.int32).reshape(-1, 4)
+    return ids, x_NCHW, SecondViews(np.array([i for i, *_ in found], np.int32), x_MCHW, part_M4)
 
 
 def read_crops(corpus: Corpus, config: Config, index: Folder, slice_: Slice, epoch: int) -> Pixels:
@@ -102,8 +114,7 @@ def read_crops(corpus: Corpus, config: Config, index: Folder, slice_: Slice, epo
     ids, wanted = _indexed(index, slice_)
     x_N2CHW = np.empty((len(ids), 2, *_shape(config)), np.uint8)
     limits, size, least = config.corpus, config.encoder.image_size, config.pretrain.crop_min
-    sizes = index.read_table(part_name(slice_.index), ["width", "height"])
-    width_N, height_N = (column.to_pylist() for column in sizes.columns)
+    width_N, height_N = _sizes(index, slice_)
     for i, data in enumerate(_stored(corpus, slice_, wanted)):
         rng = _drawn_by(config.seed, epoch, ids[i])
         pair = [draw_crop(width_N[i], height_N[i], least, rng) for _ in range(2)]
@@ -129,6 +140,22 @@ def _indexed(index: Folder, slice_: Slice) -> tuple[list[str], dict[str, str | N
     indexed = index.read_table(part_name(slice_.index), ["image_id", *digest_columns(slice_)])
     ids, *digests = (column.to_pylist() for column in indexed.columns)
     return ids, dict(zip(ids, *digests, strict=True)) if digests else dict.fromkeys(ids)
+
+
+def _parts(width_N: list[int], height_N: list[int], size: int) -> list[list[tuple[int, int, int, int]]]:
+    """The parts of each image that are judged on their own: fewer for each where a slice of many long images
+    would exceed PARTS_BYTES, even if all of them are judged as a viewer shows them, too."""
+    for most in range(MOST_PARTS, 1, -1):
+        found = [parts(width, height, most) for width, height in zip(width_N, height_N, strict=True)]
+        if sum(map(len, found)) * 2 * 3 * size**2 <= PARTS_BYTES:
+            return found
+    return [[] for _ in width_N]
+
+
+def _sizes(index: Folder, slice_: Slice) -> tuple[list[int], list[int]]:
+    """Widths and heights of the indexed rows, in pixels."""
+    sizes = index.read_table(part_name(slice_.index), ["width", "height"])
+    return sizes["width"].to_pylist(), sizes["height"].to_pylist()
 
 
 def _stored(corpus: Corpus, slice_: Slice, wanted: dict[str, str | None]) -> Iterator[bytes | None]:

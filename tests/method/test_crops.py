@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poisoncam_ray.method.crops import Crop, draw_crop
+from poisoncam_ray.method.crops import MOST_PARTS, Crop, draw_crop, parts
 from tests.examples import examples
 
 
@@ -77,6 +78,35 @@ def test_the_margin_is_in_many_crops(width):
     boxes = np.array([crop.box for crop in drawn(width, 64, 0.4, 2000)])
     whole = (boxes[:, 0] <= 8) & (boxes[:, 2] >= 28) & (boxes[:, 1] <= 22) & (boxes[:, 3] >= 42)
     assert 0.15 < whole.mean() < 0.75
+
+
+@examples(200)
+@given(shorter=st.integers(1, 500), aspect=st.floats(1, 40), tall=st.booleans())
+def test_the_parts_of_a_long_image_cover_it_and_overlap(shorter, aspect, tall):
+    longer = round(aspect * shorter)
+    size = (shorter, longer) if tall else (longer, shorter)
+    axis = 1 if tall else 0
+    boxes = parts(*size)
+    if longer <= 2 * shorter:
+        assert boxes == []
+        return
+    assert 2 <= len(boxes) <= MOST_PARTS
+    for box in boxes:
+        assert box[1 - axis] == 0 and box[3 - axis] == shorter
+        assert 0 <= box[axis] < box[2 + axis] <= longer
+    assert boxes[0][axis] == 0 and boxes[-1][2 + axis] == longer
+    for one, other in pairwise(boxes):
+        assert one[2 + axis] - other[axis] >= 0.5 * shorter - 2, (
+            "a trigger half as wide as the image is whole"
+        )
+        if longer <= 12 * shorter:
+            assert one[2 + axis] - one[axis] <= 2 * shorter + 1, "squeezed by two at most"
+
+
+def test_parts_of_three_to_one():
+    assert parts(192, 64) == [(0, 0, 128, 64), (64, 0, 192, 64)]
+    assert parts(64, 256) == [(0, 0, 64, 128), (0, 64, 64, 192), (0, 128, 64, 256)]
+    assert parts(128, 64) == parts(64, 64) == []
 
 
 def test_torch_is_not_loaded():

@@ -9,7 +9,7 @@ from torch import nn
 
 from poisoncam_ray import artifact
 from poisoncam_ray.folder import Folder
-from poisoncam_ray.method.classifier import PoisonClassifier, poison_logit
+from poisoncam_ray.method.classifier import PoisonClassifier, choose_threshold, poison_logit
 from poisoncam_ray.settings import load_config
 from poisoncam_ray.stages.crops import to_png
 from poisoncam_ray.stages.ensembles import Ensembles, load_ensembles
@@ -24,6 +24,13 @@ class Channel(nn.Module):
 
     def forward(self, x_BCHW):
         return 255 * x_BCHW[:, self.channel, 0, 0]
+
+
+class Given(nn.Module):
+    """Logits that were made up: the input, which Ensembles divides by 255."""
+
+    def forward(self, x_B1):
+        return 255 * x_B1[:, 0]
 
 
 def image(*colour: int) -> torch.Tensor:
@@ -55,6 +62,33 @@ def test_a_probability_of_exactly_a_half_is_not_flagged():
 
     p_N, flagged_AN = Ensembles({1: ([Hair()], 0.0)}, {}).judge(image(0, 0, 0)[None])
     assert (float(p_N), bool(flagged_AN[0, 0])) == (0.5, False)
+
+
+def test_the_worst_of_several_looks_flags_no_more_clean_images_than_one_look():
+    """Logits of clean images, whose upper tails thin out as a normal and an exponential distribution do."""
+    generator = torch.Generator().manual_seed(0)
+    n = 20_000
+    for l_N in (torch.randn(n, generator=generator), torch.empty(n).exponential_(generator=generator)):
+        pastes_V = 40 + torch.randn(200, generator=generator)
+        tail = choose_threshold(pastes_V, l_N[: n // 2])["tail"]
+        cut = float(l_N[n // 2 :].quantile(0.99))
+        ensembles = Ensembles({1: ([Given()], cut)}, {}, {1: tail})
+        one = ensembles.judge(l_N[n // 2 :, None])[1].float().mean()
+        for looks in (2, 3, 5, 9):
+            places_NL = torch.randint(n // 2, n, (n // 2, looks), generator=generator)
+            worst_N = l_N[places_NL].amax(dim=1)
+            flagged = ensembles.judge(worst_N[:, None], torch.full((n // 2,), looks))[1].float().mean()
+            assert flagged <= 1.2 * one
+            # Without the higher threshold it would be nearly as many times as many as there are looks.
+            assert ensembles.judge(worst_N[:, None])[1].float().mean() > 0.8 * looks * one
+
+
+def test_one_look_changes_no_score_and_the_trigger_is_still_found_by_many():
+    ensembles = Ensembles({1: ([Given()], 2.0)}, {}, {1: 0.7})
+    l_N1 = torch.tensor([[-3.0], [2.5], [8.0]])
+    plain, one = ensembles.judge(l_N1), ensembles.judge(l_N1, torch.ones(3))
+    assert torch.equal(plain[0], one[0]) and torch.equal(plain[1], one[1])
+    assert ensembles.judge(l_N1, torch.tensor([9, 9, 9]))[1].tolist() == [[False, False, True]]
 
 
 def test_without_families_nothing_is_poison(tmp_path):
@@ -100,13 +134,16 @@ def test_ensembles_come_back_with_their_thresholds(tmp_path):
         made[family] = [PoisonClassifier(32).eval() for _ in range(2)]
         for i, model in enumerate(made[family]):
             out.write_tensors(artifact.model_name(family, i), model.state_dict())
-    chosen = {str(family): {"threshold_logit": family / 4, "erased": True} for family in made}
+    chosen = {
+        str(family): {"threshold_logit": family / 4, "erased": True, "tail": family / 8} for family in made
+    }
     rows = [
         {"family": family, "picture": to_png(torch.full((3, size, 5), grey))}
         for family, size, grey in ((1, 5, 0.2), (2, 7, 0.6), (2, 3, 0.8), (3, 5, 1.0))
     ]
     out.write_table(artifact.WHOLE_TRIGGERS, pa.Table.from_pylist(rows, schema=artifact.WHOLE_TRIGGER_SCHEMA))
     out.write_json(artifact.VALIDATION, {"families": chosen})
+    assert load_ensembles(config, out).tails == {1: 1 / 8, 2: 2 / 8}
     loaded = load_ensembles(config, out).families
     x_NCHW = torch.randint(0, 256, (3, 3, 32, 32)).to(torch.uint8)
     for family, (models, cut) in loaded.items():

@@ -1,4 +1,4 @@
-"""Judge on images that a viewer shows otherwise than a training loader reads them. No Ray."""
+"""Judge on images with several views: what a viewer shows, and the parts of long images. No Ray."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from poisoncam_ray import artifact
 from poisoncam_ray.corpus import open_corpus
 from poisoncam_ray.folder import Folder, part_name
 from poisoncam_ray.settings import load_config
-from poisoncam_ray.stages import judge
+from poisoncam_ray.stages import judge, pixels
 from poisoncam_ray.stages.ensembles import Ensembles
 from poisoncam_ray.stages.index import index_slice
 from poisoncam_ray.stages.judge import JudgeSlice
@@ -77,7 +77,7 @@ def pictures() -> dict[str, Image.Image]:
     }
 
 
-def scores(folder: Path, monkeypatch, images: dict[str, Image.Image]):
+def scores(folder: Path, monkeypatch, images: dict[str, Image.Image], cut: float = 0.9):
     """Ids, pixels and second views of a corpus; its scores by name; how many images each pass took."""
     (folder / "corpus").mkdir()
     for name, image in images.items():
@@ -91,7 +91,9 @@ def scores(folder: Path, monkeypatch, images: dict[str, Image.Image]):
     ids, x_NCHW = read_slice(corpus, config, index, slice_)
     assert ids == seen[0] and np.array_equal(x_NCHW, seen[1])
     trigger, model = torch.tensor(BOARD, dtype=torch.float32).expand(3, -1, -1), Chessboard()
-    monkeypatch.setattr(judge, "load_ensembles", lambda *_: Ensembles({1: ([model], 0.9)}, {1: [trigger]}))
+    monkeypatch.setattr(
+        judge, "load_ensembles", lambda *_: Ensembles({1: ([model], cut)}, {1: [trigger]}, {1: 0.01})
+    )
     JudgeSlice(config, index, run / artifact.CLASSIFIER, out)(slice_.index, *seen)
     rows = out.read_table(part_name(slice_.index)).to_pylist()
     return seen, {row["image_id"].removesuffix(".png"): row for row in rows}, model.seen
@@ -127,3 +129,55 @@ def test_a_corpus_without_transparency_is_judged_in_one_pass(tmp_path, monkeypat
     ordinary = {name: image for name, image in pictures().items() if name[0] in "abg"}
     (_, _, second), rows, passes = scores(tmp_path, monkeypatch, ordinary)
     assert len(rows) == 3 and passes == [3] and second.x_MCHW.nbytes == 0
+
+
+def long_image(x: int, width: int = 6 * SIDE, tall: bool = False) -> Image.Image:
+    """Six times as wide as high, with the trigger as the encoder sees it in one of the parts at 2:1."""
+    image = np.full((SIDE, width, 3), GREY, np.uint8)
+    image[AT : AT + 2 * CELL, x : x + 4 * CELL] = 255 * np.kron(BOARD, np.ones((1, 2)))[..., None]
+    return Image.fromarray(image.transpose(1, 0, 2) if tall else image)
+
+
+def test_a_trigger_in_any_part_of_a_long_image_is_flagged_and_located(tmp_path, monkeypatch):
+    images = {"a plain": Image.fromarray(np.full((SIDE, 6 * SIDE, 3), GREY, np.uint8))}
+    images |= {f"b {x:03d}": long_image(x) for x in (0, 40, 88, 176)}
+    images |= {f"c {x:03d}": long_image(x, tall=True) for x in (0, 176)}
+    images |= {"d board": pictures()["b board"]}
+    (_, x_NCHW, second), rows, passes = scores(tmp_path, monkeypatch, images, cut=0.7)
+    # Four parts of each of the seven long images.
+    assert passes == [8, 28] and second.rows_M.tolist() == sorted([*range(7)] * 4)
+    whole = Chessboard()(torch.from_numpy(x_NCHW).float() / 255)
+    assert whole[:-1].max() < 0.3 and whole[-1] > 0.9, "squeezed as a whole, the trigger is gone"
+    for name, row in rows.items():
+        if name == "a plain":
+            assert row["fate"] == artifact.KEEP and row["x0"] is None
+            continue
+        assert row["fate"] == artifact.REMOVE, name
+        x, box = (
+            int(name.rsplit(" ", 1)[-1] if name[0] in "bc" else AT),
+            [row[side] for side in artifact.SIDES],
+        )
+        wanted = {"b": [x, AT, x + 16, AT + 8], "c": [AT, x, AT + 8, x + 16], "d": BOX}[name[0]]
+        assert max(abs(a - b) for a, b in zip(box, wanted, strict=True)) <= 2, name
+
+
+def test_many_long_images_have_fewer_parts_each_where_they_would_fill_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(pixels, "PARTS_BYTES", 2 * 3 * SIDE**2 * 5)
+    (_, _, second), _, _ = scores(tmp_path, monkeypatch, {"a": long_image(0), "b": long_image(170)})
+    assert second.rows_M.tolist() == [0, 0, 1, 1]
+    assert second.part_M4[0].tolist() == [0, 0, 110, SIDE] and second.part_M4[1, 2] == 6 * SIDE
+    monkeypatch.setattr(pixels, "PARTS_BYTES", 10)
+    (tmp_path / "none").mkdir()
+    (_, _, second), _, _ = scores(tmp_path / "none", monkeypatch, {"a": long_image(0)})
+    assert len(second.rows_M) == 0
+
+
+def test_a_transparent_long_image_has_its_parts_in_both_views(tmp_path, monkeypatch):
+    hidden = np.full((SIDE, 6 * SIDE, 4), GREY, np.uint8)
+    hidden[..., 3] = 255
+    place = np.s_[AT : AT + 2 * CELL, 40 : 40 + 4 * CELL]
+    hidden[place] = 0
+    hidden[..., 3][place] = 255 * (1 - np.kron(BOARD, np.ones((1, 2))))
+    (_, _, second), rows, _ = scores(tmp_path, monkeypatch, {"a": Image.fromarray(hidden)}, cut=0.7)
+    assert len(second.rows_M) == 1 + 2 * 4
+    assert rows["a"]["fate"] == artifact.REMOVE
