@@ -6,9 +6,11 @@ from poisoncam_ray.commands.attack import attack
 from poisoncam_ray.commands.benchmark import benchmark
 from poisoncam_ray.commands.defend import defend
 from poisoncam_ray.commands.evaluate import evaluate
+from poisoncam_ray.commands.restore import restore
+from poisoncam_ray.commands.review import review
 from poisoncam_ray.program import run_program
 
 
 def main() -> None:
     """The console script."""
-    run_program(defend, attack, evaluate, benchmark)
+    run_program(defend, review, restore, attack, evaluate, benchmark)

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeVar
 
 from poisoncam_ray.folder import Manifest
+from poisoncam_ray.review import told
 
 F = TypeVar("F", bound="Facts")
 
@@ -206,6 +207,7 @@ class Cleaned(Facts):
         dead: rows without an image that decodes.
         files: units of work, each a shard or a slice of a folder.
         files_reused: units that an earlier attempt had finished.
+        restored: how many of the kept rows had been flagged, by who restored them.
         copied: whether the kept rows were written to `clean/`, and not only listed in `keep/`.
     """
 
@@ -215,10 +217,13 @@ class Cleaned(Facts):
     files: int
     files_reused: int
     copied: bool = True
+    restored: dict[str, int] = field(default_factory=dict)
 
     @property
     def summary(self) -> str:
-        return f"{self.kept:,} kept + {self.removed:,} removed + {self.dead:,} dead = {self.rows:,} rows"
+        restored = f" ({told(self.restored)})" if self.restored else ""
+        removed, dead = f"{self.removed:,} removed", f"{self.dead:,} dead"
+        return f"{self.kept:,} kept{restored} + {removed} + {dead} = {self.rows:,} rows"
 
     @property
     def rows(self) -> int:

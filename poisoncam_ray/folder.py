@@ -129,12 +129,14 @@ class Folder:
 
 @dataclass(frozen=True)
 class Ledger:
-    """Where the rows of a stage went. A stage fails unless `rows_in` = `rows_out` + `removed` + `dead`."""
+    """Where the rows of a stage went. A stage fails unless `rows_in` = `rows_out` + `removed` + `dead`. Of
+    `rows_out`, `restored` had been flagged and were kept by a review."""
 
     rows_in: int
     rows_out: int
     removed: int = 0
     dead: int = 0
+    restored: int = 0
 
     @property
     def balanced(self) -> bool:

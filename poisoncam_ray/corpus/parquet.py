@@ -18,7 +18,6 @@ from poisoncam_ray.corpus.columns import column_fault, image_values
 from poisoncam_ray.corpus.listing import PARQUET_SUFFIXES, refuse_same_place
 from poisoncam_ray.corpus.parquet_shard import Batch, Shard, cut, open_shard, open_writer
 from poisoncam_ray.corpus.protocol import (
-    DEAD,
     KEPT,
     OTHER_SCHEMA,
     REMOVED,

@@ -7,6 +7,7 @@ import pyarrow.csv
 
 from poisoncam_ray import artifact
 from poisoncam_ray.folder import Folder
+from poisoncam_ray.review import Decisions, flagged
 
 
 def removed_csv(run: Folder) -> bytes:
@@ -28,4 +29,32 @@ def removed_csv(run: Folder) -> bytes:
     tables = [clean.read_table(name) for name in names] or [artifact.REMOVED_SCHEMA.empty_table()]
     sink = pa.BufferOutputStream()
     pyarrow.csv.write_csv(pa.concat_tables(tables), sink)
+    return sink.getvalue().to_pybytes()
+
+
+def restored_csv(decisions: Decisions) -> bytes:
+    """The table of the flagged images that people restored, in the order of the corpus.
+
+    Columns: artifact.RESTORED_SCHEMA. Text is quoted as in `removed_csv`.
+
+    Args:
+        decisions: the review of a run.
+
+    Returns:
+        UTF-8 text: a header, and a line for each restored image.
+    """
+    families = flagged(decisions.run)
+    rows = [
+        {
+            "image_id": image_id,
+            "family": families[index][image_id],
+            "restored_by": entry.who,
+            "when": entry.when,
+            "note": entry.note,
+        }
+        for index, kept in sorted(decisions.restored().items())
+        for image_id, entry in kept.items()
+    ]
+    sink = pa.BufferOutputStream()
+    pyarrow.csv.write_csv(pa.Table.from_pylist(rows, schema=artifact.RESTORED_SCHEMA), sink)
     return sink.getvalue().to_pybytes()
