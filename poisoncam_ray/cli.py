@@ -8,9 +8,10 @@ from poisoncam_ray.commands.defend import defend
 from poisoncam_ray.commands.evaluate import evaluate
 from poisoncam_ray.commands.restore import restore
 from poisoncam_ray.commands.review import review
+from poisoncam_ray.commands.verify import verify
 from poisoncam_ray.program import run_program
 
 
 def main() -> None:
     """The console script."""
-    run_program(defend, review, restore, attack, evaluate, benchmark)
+    run_program(defend, review, restore, verify, attack, evaluate, benchmark)
