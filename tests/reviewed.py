@@ -82,9 +82,9 @@ def commit(run: Folder, name: str, ledger: Ledger | None = None, said: Facts | N
 
 
 def finish(run: Folder) -> None:
-    """What is left of a whole run beside its rows: the other manifests, the verdict and the report's lists."""
+    """What is left of a whole run beside its rows: manifests, verdict, lists of the report."""
     for name in STAGES:
-        if not (run / name).exists(MANIFEST):
+        if name == artifact.REPORT or not (run / name).exists(MANIFEST):
             commit(run, name)
     for folder in (run / artifact.VERDICT, run / artifact.PAGE):
         folder.write_json(artifact.VERDICT_FILE, {"verdict": artifact.POISON})
