@@ -55,6 +55,20 @@ SCORES = "work/8_scores"
 CLEAN = "work/clean"
 REPORT = "work/report"
 
+TITLES = {
+    INDEX: "Index",
+    ENCODER: "Pretrain",
+    FEATURES: "Embed",
+    CLUSTERS: "Cluster",
+    SEARCH: "Search",
+    VERDICT: "Verdict",
+    CLASSIFIER: "Classify",
+    SCORES: "Judge",
+    CLEAN: "Clean",
+    REPORT: "Report",
+}
+"""The title of the stage that makes each artifact, in order, for readers of a run that load no stages."""
+
 SIDES = ("x0", "y0", "x1", "y1")
 """Columns of a box [x0, y0, x1, y1), wherever an artifact holds one."""
 _BOX = [(side, pa.int32()) for side in SIDES]

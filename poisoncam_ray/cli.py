@@ -7,9 +7,10 @@ from poisoncam_ray.commands.benchmark import benchmark
 from poisoncam_ray.commands.defend import defend
 from poisoncam_ray.commands.evaluate import evaluate
 from poisoncam_ray.commands.show import presets, show
+from poisoncam_ray.commands.status import status
 from poisoncam_ray.program import run_program
 
-TOP = (defend, presets, attack, evaluate, benchmark)
+TOP = (defend, status, presets, attack, evaluate, benchmark)
 GROUPS = {"config": (show,)}
 
 

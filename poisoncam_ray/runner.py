@@ -6,6 +6,7 @@ import platform
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -96,7 +97,8 @@ class Runner:
         """
         if not self.pending():
             return self._run(progress)
-        with Lease(self.folder, lambda text: progress.console.print(text, markup=False)) as self._lease:
+        told = partial(progress.console.print, markup=False)
+        with Lease(self.folder, told, work=progress.as_json) as self._lease:
             # Another driver may have begun here, with other settings, since this one was checked.
             self._refuse_other_work()
             self._forget()

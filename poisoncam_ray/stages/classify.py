@@ -44,7 +44,7 @@ WINDOWS_PER_PICTURE = 50
 class Classify(Stage):
     name = artifact.CLASSIFIER
     title = "Classify"
-    version = 5
+    version = 6
     inputs = (artifact.INDEX, artifact.CLUSTERS, artifact.VERDICT)
     sections = ("encoder", "classify")
 

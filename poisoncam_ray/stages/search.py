@@ -43,7 +43,7 @@ from poisoncam_ray.stages.ray_cluster import RESTARTS
 class Search(Stage):
     name = artifact.SEARCH
     title = "Search"
-    version = 15
+    version = 16
     inputs = (artifact.INDEX, artifact.ENCODER, artifact.CLUSTERS)
     sections = ("encoder", "search")
 
