@@ -172,8 +172,7 @@ class WebDatasetCorpus:
         if not removed and kept == len(fates):
             if kept_uri is not None:
                 copy_whole(self.uri, unit[0], kept_uri)
-                self._copy_beside(side.table_of(source), kept_uri)
-                self._copy_beside(side.stats_of(source), kept_uri)
+                self.copy_beside((side.table_of(source), side.stats_of(source)), kept_uri)
             return kept, 0
         places = {KEPT: kept_uri if kept else None, REMOVED: removed_uri if removed else None}
         written = {fate: uri for fate, uri in places.items() if uri is not None}
@@ -183,11 +182,22 @@ class WebDatasetCorpus:
             if self._has(table):
                 side.split_table(self.uri, table, fate_of, written)
             if KEPT in written:
-                self._copy_beside(side.stats_of(source), written[KEPT])
+                self.copy_beside((side.stats_of(source),), written[KEPT])
         return kept, removed
 
     def finish(self, kept_uri: str, removed_uri: str) -> None:
         """Nothing: all that is in the corpus belongs to a row."""
+
+    def copy_beside(self, paths: Sequence[str], out_uri: str) -> None:
+        """Copy those of the files that lie beside a shard, byte for byte.
+
+        Args:
+            paths: a shard's table (`side.table_of`), what was counted of it (`side.stats_of`), or both.
+            out_uri: the folder for the copies.
+        """
+        for path in paths:
+            if self._has(path):
+                copy_whole(self.uri, Slice(0, path, 0, 0), out_uri)
 
     def samples(self, file: ShardFile, slice_: Slice) -> Iterator[Sample]:
         """The samples of a slice, in order.
@@ -207,10 +217,6 @@ class WebDatasetCorpus:
     def _has(self, path: str) -> bool:
         """Whether a file that belongs to a shard lies beside it."""
         return self.tables and exists(self.uri, path)
-
-    def _copy_beside(self, path: str, out_uri: str) -> None:
-        if self._has(path):
-            copy_whole(self.uri, Slice(0, path, 0, 0), out_uri)
 
     def _delete(self, out_uri: str, source: str) -> None:
         """Delete what an earlier try wrote of a shard."""

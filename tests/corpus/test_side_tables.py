@@ -15,7 +15,7 @@ from poisoncam_ray.corpus.webdataset import WebDatasetCorpus
 from tests.corpus.mistakes import refuse
 from tests.tars import image, rows_of, tar_bytes
 
-# Of img2dataset 1.47, with --caption_col: what it saves of a url list with a caption.
+# What img2dataset saves of a list of URLs with captions: its columns follow those of the list.
 SCHEMA = pa.schema(
     [
         ("caption", pa.string()),
@@ -102,7 +102,8 @@ def test_the_tars_are_the_corpus_and_the_tables_belong_to_it(folder):
     expected = [key for shard in range(3) for key in keys_in(folder / f"{shard:05d}.tar")]
     assert [row.data for row in rows_of(corpus)] == [image(100 * int(k[:5]) + int(k[5:])) for k in expected]
     # A run folder is compared by the tables as well.
-    assert {source.path for source in corpus.sources()} == {f"{i:05d}.{s}" for i in range(3) for s in ("parquet", "tar")}  # fmt: skip
+    files = {f"{shard:05d}.{suffix}" for shard in range(3) for suffix in ("parquet", "tar")}
+    assert {source.path for source in corpus.sources()} == files
     assert [corpus.check(source) for source in corpus.sources()] == [None] * 6
     # As before: a mixture of shards is none of tables.
     (folder / "00003.parquet").write_bytes((folder / "00000.parquet").read_bytes())
