@@ -2,6 +2,7 @@
 
     run.json              configuration, versions, format number
     clean/                the corpus without what was removed, in the input's layout
+    keep/                 in place of clean/ where the corpus is not copied: part-*.parquet, which rows are kept
     removed/              the removed rows, in the input's layout
     dead/                 part-*.parquet: rows that hold no image that decodes, each with its reason
     report/               index.html, verdict.json, removed.csv
@@ -35,6 +36,7 @@ FORMAT = 2
 RUN = "run.json"
 
 CLEAN_ROWS = "clean"
+KEEP_LIST = "keep"
 REMOVED_ROWS = "removed"
 DEAD_ROWS = "dead"
 PAGE = "report"
@@ -165,6 +167,8 @@ KEEP, REMOVE = "keep", "remove"
 """Values of `fate`."""
 
 # clean
+KEEP_SCHEMA = pa.schema([("image_id", pa.string()), ("source", pa.string()), ("row", pa.int64())])
+"""The kept rows of one unit. `source`: the shard's path in the corpus, "." in an image folder; `row`: from 0 in the shard."""
 REMOVED_SCHEMA = pa.schema(
     [
         ("image_id", pa.string()),

@@ -48,6 +48,7 @@ class Indexed(Facts):
         dead: rows that do not.
         slices_reused: slices that an earlier attempt had finished.
         shards_skipped: shards that cannot be read.
+        corpus_rows: rows of the corpus, where only a sample is looked at; None where all are.
     """
 
     images: int
@@ -55,13 +56,25 @@ class Indexed(Facts):
     slices: int
     slices_reused: int
     shards_skipped: int
+    corpus_rows: int | None = None
 
     @property
     def summary(self) -> str:
         broken = f", {self.dead:,} broken" if self.dead else ""
         shards = "shard" if self.shards_skipped == 1 else "shards"
         skipped = f", {self.shards_skipped:,} {shards} skipped" if self.shards_skipped else ""
-        return f"{self.images:,} images in {self.slices:,} slices{broken}{skipped}"
+        drawn = f": {self.told_sample}" if self.corpus_rows is not None else ""
+        return f"{self.images:,} images in {self.slices:,} slices{broken}{skipped}{drawn}"
+
+    @property
+    def sample(self) -> tuple[int, int] | None:
+        """Rows looked at and rows of the corpus, where only a sample is looked at; None where all are."""
+        return None if self.corpus_rows is None else (self.images + self.dead, self.corpus_rows)
+
+    @property
+    def told_sample(self) -> str:
+        """How much was looked at, where that is a sample."""
+        return "a sample of {:,} of {:,} rows".format(*self.sample or (0, 0))
 
 
 @dataclass(frozen=True)
@@ -188,11 +201,12 @@ class Cleaned(Facts):
     """Facts of Clean.
 
     Attributes:
-        kept: rows written to `clean/`.
+        kept: rows written to `clean/`, or listed in `keep/`.
         removed: rows written to `removed/`.
         dead: rows without an image that decodes.
         files: units of work, each a shard or a slice of a folder.
         files_reused: units that an earlier attempt had finished.
+        copied: whether the kept rows were written to `clean/`, and not only listed in `keep/`.
     """
 
     kept: int
@@ -200,6 +214,7 @@ class Cleaned(Facts):
     dead: int
     files: int
     files_reused: int
+    copied: bool = True
 
     @property
     def summary(self) -> str:

@@ -205,7 +205,7 @@ class Corpus(Protocol):
         self,
         unit: Sequence[Slice],
         fate_N: Sequence[int] | np.ndarray,
-        kept_uri: str,
+        kept_uri: str | None,
         removed_uri: str,
         sha256: Mapping[str, str] | None = None,
     ) -> tuple[int, int]:
@@ -213,23 +213,35 @@ class Corpus(Protocol):
         layout.
 
         Paths, bytes and all that belongs to a row stay as they are. Each written file appears whole or not at
-        all, and replaces what an earlier try of the same run left. Dead rows go nowhere. A shard without kept
-        rows is written empty to `kept_uri`, unless it cannot be read at all; a shard without removed rows is
-        not written to `removed_uri`.
+        all, and replaces what an earlier try of the same run left. Dead rows go nowhere. A Parquet
+        shard without kept rows is written empty to `kept_uri`, unless it cannot be read at all, so that it
+        keeps its schema. A tar that loses all its samples is not written there: some tools fail on an empty
+        one. A shard without removed rows is not written to `removed_uri`.
 
         Args:
             unit: the slices of the unit, in order.
-            fate_N: KEPT, REMOVED or DEAD for each row of the unit.
-            kept_uri: the folder for the kept rows.
+            fate_N: KEPT, REMOVED or DEAD for each row of the unit, counted from the shard's first row.
+            kept_uri: the folder for the kept rows; None to write the removed rows alone. The unit may then be
+                some slices of a shard, and the rows after them are left alone.
             removed_uri: the folder for the removed rows.
             sha256: of an image folder, the digest in hex that each image had when it was indexed, by image
                 id. Shards do not need it: `Slice.version` tells of a change.
 
         Returns:
-            How many rows were written to `kept_uri` and to `removed_uri`.
+            How many rows are kept, and written to `kept_uri` if there is one, and how many were written to
+            `removed_uri`.
 
         Raises:
             UserError: a file is gone or changed, a row that is not DEAD cannot be read, an output is the
                 corpus itself, or a name leads out of the corpus.
             ValueError: there is not one fate for each row.
+        """
+
+    def finish(self, kept_uri: str, removed_uri: str) -> None:
+        """Write what belongs to no row, once all units are split, such as a list of the shards. It may be
+        called again, and does nothing in most formats.
+
+        Args:
+            kept_uri: the folder of the kept rows.
+            removed_uri: the folder of the removed rows.
         """

@@ -133,27 +133,38 @@ class WebDatasetCorpus:
         self,
         unit: Sequence[Slice],
         fate_N: Sequence[int] | np.ndarray,
-        kept_uri: str,
+        kept_uri: str | None,
         removed_uri: str,
         sha256: Mapping[str, str] | None = None,
     ) -> tuple[int, int]:
         """Copy the members of the kept and the removed samples, byte for byte, headers included. A shard that
-        loses no sample is copied whole, with what no sample holds. `sha256` is not used."""
+        loses no sample is copied whole, with what no sample holds. A shard that loses all is not written:
+        `datasets.load_dataset` fails where the first tar is empty. `sha256` is not used."""
         source, fates = unit[0].source, np.asarray(fate_N)
         refuse_climbing(source)
         if len(fates) != unit[-1].stop:
             raise ValueError(f"{len(fates)} fates for {unit[-1].stop} samples")
         removed = int((fates == REMOVED).sum())
         refuse_same_place(self.uri, kept_uri, removed_uri)
+        kept = int((fates == KEPT).sum())
         if not removed:
             delete(removed_uri, source)
-        if unit[0].error is not None:
+        if kept_uri is not None and not kept and len(fates):
             delete(kept_uri, source)
+        if unit[0].error is not None:
             return 0, 0
-        if (fates == KEPT).all():
-            copy_whole(self.uri, unit[0], kept_uri)
-            return len(fates), 0
-        return self._split(unit[0], fates, kept_uri, removed_uri if removed else None)
+        if not removed and kept == len(fates):
+            if kept_uri is not None:
+                copy_whole(self.uri, unit[0], kept_uri)
+            return kept, 0
+        places = {KEPT: kept_uri if kept else None, REMOVED: removed_uri if removed else None}
+        written = {fate: uri for fate, uri in places.items() if uri is not None}
+        if written:
+            self._split(unit[0], fates, written)
+        return kept, removed
+
+    def finish(self, kept_uri: str, removed_uri: str) -> None:
+        """Nothing: all that is in the corpus belongs to a row."""
 
     def samples(self, file: ShardFile, slice_: Slice) -> Iterator[Sample]:
         """The samples of a slice, in order.
@@ -213,17 +224,13 @@ class WebDatasetCorpus:
                 found[f"{source}#{row}"] = data
         return found
 
-    def _split(
-        self, slice_: Slice, fates: np.ndarray, kept_uri: str, removed_uri: str | None
-    ) -> tuple[int, int]:
-        """Split the whole shard of `slice_`."""
+    def _split(self, slice_: Slice, fates: np.ndarray, places: Mapping[int, str]) -> None:
+        """Split the whole shard of `slice_` to the folder of each fate in `places`."""
         source = slice_.source
-        written: dict[int, set[int]] = {KEPT: set(), REMOVED: set()}
+        written: dict[int, set[int]] = {fate: set() for fate in places}
         with contextlib.ExitStack() as stack:
             file = stack.enter_context(open_file(self.uri, source, slice_.version, **READAHEAD))
-            sinks = {KEPT: stack.enter_context(open_sink(kept_uri, source))}
-            if removed_uri is not None:
-                sinks[REMOVED] = stack.enter_context(open_sink(removed_uri, source))
+            sinks = {fate: stack.enter_context(open_sink(uri, source)) for fate, uri in places.items()}
             for fate, row, member in _fated(file, fates):
                 if fate in sinks:
                     copy_range(file, member.start, member.stop, sinks[fate])
@@ -231,10 +238,8 @@ class WebDatasetCorpus:
                         written[fate].add(row)
             for sink in sinks.values():
                 sink.write(END)
-            counts = len(written[KEPT]), len(written[REMOVED])
-            if counts != (int((fates == KEPT).sum()), int((fates == REMOVED).sum())):
+            if any(len(rows) != int((fates == fate).sum()) for fate, rows in written.items()):
                 raise UserError(f"The shard {source} changed since it was indexed: index again.")
-        return counts
 
 
 def _fated(file: ShardFile, fates: np.ndarray) -> Iterator[tuple[int, int | None, Member]]:

@@ -124,6 +124,8 @@ class PageContent:
         config: the configuration, by dotted key.
         stage_facts: the facts of each stage, by dotted key.
         metrics: metrics.json; None where there is none.
+        sample: how much was looked at, in words, where that is a sample; empty where all rows were.
+        copied: whether the kept rows were written, and not only listed.
     """
 
     title: str
@@ -151,6 +153,8 @@ class PageContent:
     config: Mapping[str, str] = field(default_factory=dict)
     stage_facts: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, Any] | None = None
+    sample: str = ""
+    copied: bool = True
 
     @property
     def trained(self) -> bool:

@@ -66,9 +66,11 @@ def fill_parts(run: Run, stream: Callable[[list[Slice]], Iterator[Any]]) -> Fill
     """
     slices = run.slices()
     todo = missing(slices, run.out)
-    for _ in stream(todo):
-        pass
-    return Filled(run.out.total_rows(), len(slices), len(slices) - len(todo))
+    reused = len(slices) - len(todo)
+    run.progress.update(reused, len(slices), "slices")
+    for done, _ in enumerate(stream(todo), start=reused + 1):
+        run.progress.update(done, len(slices), "slices")
+    return Filled(run.out.total_rows(), len(slices), reused)
 
 
 def stream_slices(
@@ -77,7 +79,7 @@ def stream_slices(
     """Call a function on every slice, each in a Ray Data task.
 
     Args:
-        run: the run, whose resources and progress line are used.
+        run: the run, whose resources are used.
         todo: the slices.
         work: returns a small dictionary.
 
@@ -86,9 +88,8 @@ def stream_slices(
     """
     on_slice = partial(_on_slice, work=work)
     cpus = run.config.resources.cpus_per_reader
-    for wave, before in _waves(todo):
-        dataset = _dataset(wave).map(on_slice, compute=readers(run.config), num_cpus=cpus)
-        yield from _count(run, dataset, before, len(todo))
+    for wave in _waves(todo):
+        yield from _dataset(wave).map(on_slice, compute=readers(run.config), num_cpus=cpus).iter_rows()
 
 
 def stream_images(
@@ -97,7 +98,7 @@ def stream_images(
     """Decode every slice in a CPU task, and call an actor of a pool on its images.
 
     Args:
-        run: the run, whose resources and progress line are used.
+        run: the run, whose resources are used.
         todo: the slices.
         actor: the class of the actors. An instance is called as (index of the slice, image ids, x_NCHW) and
             returns a small dictionary.
@@ -110,7 +111,7 @@ def stream_images(
     resources = run.config.resources
     decode = _decode_both_views if both_views else _decode_slice
     read = partial(decode, corpus=run.corpus, config=run.config, index=run.folder / artifact.INDEX)
-    for wave, before in _waves(todo):
+    for wave in _waves(todo):
         most = min(resources.actors, len(wave))
         dataset = (
             _dataset(wave)
@@ -128,7 +129,7 @@ def stream_images(
                 num_gpus=resources.gpus_per_actor,
             )
         )
-        yield from _count(run, dataset, before, len(todo))
+        yield from dataset.iter_rows()
 
 
 def stream_pixels(order: Iterator[Slice], corpus: Corpus, config: Config, index: Folder) -> Iterator[Pixels]:
@@ -161,10 +162,10 @@ class _OnImages:
         return {key: [value] for key, value in self.actor(*given).items()}
 
 
-def _waves(todo: list[Slice]) -> Iterator[tuple[list[Slice], int]]:
-    """The slices of one dataset after the other, each with the number of slices before it."""
+def _waves(todo: list[Slice]) -> Iterator[list[Slice]]:
+    """The slices of one dataset after the other."""
     for first in range(0, len(todo), WAVE):
-        yield todo[first : first + WAVE], first
+        yield todo[first : first + WAVE]
 
 
 def _dataset(todo: list[Slice]) -> ray.data.Dataset:
@@ -187,10 +188,3 @@ def _decode_both_views(row: dict[str, Any], corpus: Corpus, config: Config, inde
     ids, x_NCHW, second = read_views(corpus, config, index, slice_)
     seen = {"second_rows": second.rows_M.tobytes(), "second": second.x_MCHW.tobytes()}
     return {"index": slice_.index, "ids": ids, "pixels": x_NCHW.tobytes(), **seen}
-
-
-def _count(run: Run, dataset: ray.data.Dataset, before: int, total: int) -> Iterator[dict[str, Any]]:
-    """The rows of the dataset; the progress line counts them."""
-    for done, row in enumerate(dataset.iter_rows(), start=before + 1):
-        run.progress.update(f"{done} of {total} slices")
-        yield row

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -33,7 +34,7 @@ KINDS_SHOWN = 3
 class Index(Stage):
     name = artifact.INDEX
     title = "Index"
-    version = 4
+    version = 5
     inputs = ()
     sections = ("corpus", "encoder")
     writes = (artifact.DEAD_ROWS,)
@@ -42,7 +43,8 @@ class Index(Stage):
         sources = run.corpus.sources()
         self._refuse_unreadable(run, sources)
         run.out.write_table(artifact.SOURCES, source_table(sources))
-        slices = run.corpus.slices()
+        cut = run.corpus.slices()
+        slices = sample(cut, run.config)
         refuse_other_cut(run.out, slices)
         run.out.write_table(artifact.SLICES, slice_table(slices))
         dead_folder = run.folder / artifact.DEAD_ROWS
@@ -51,11 +53,14 @@ class Index(Stage):
         alive_S, died = committed_rows(slices, todo, run.out, dead_folder)
         alive, limit = int(alive_S.sum()), run.config.corpus.max_dead_fraction
         refuse_mostly_dead(alive, died, limit, dead_folder)
-        for row in stream_slices(run, todo, work):
+        reused = len(slices) - len(todo)
+        run.progress.update(reused, len(slices), "slices")
+        for done, row in enumerate(stream_slices(run, todo, work), start=reused + 1):
             alive_S[row["index"]] = row["alive"]
             alive, died = alive + row["alive"], died + row["dead"]
+            run.progress.update(done, len(slices), "slices", f"{died:,} broken" if died else "")
             refuse_mostly_dead(alive, died, limit, dead_folder)
-        rows = sum(slice_.stop - slice_.start for slice_ in slices)
+        rows = _rows(slices)
         if alive == 0:
             raise UserError(
                 f"None of the {rows} rows of {run.corpus.uri} holds an image that decodes: "
@@ -64,7 +69,8 @@ class Index(Stage):
         refuse_mostly_dead(alive, died, limit, dead_folder, enough=1)
         run.out.write_table(artifact.SLICES, slice_table(slices, alive_S.tolist()))
         skipped = len({slice_.source for slice_ in slices if slice_.error is not None})
-        said = facts.Indexed(alive, died, len(slices), len(slices) - len(todo), skipped)
+        whole = None if slices is cut else _rows(cut)
+        said = facts.Indexed(alive, died, len(slices), reused, skipped, whole)
         return Outcome(said, Ledger(rows, alive, dead=died))
 
     def _refuse_unreadable(self, run: Run, sources: list[Source]) -> None:
@@ -76,6 +82,40 @@ class Index(Stage):
             # Nothing was made yet: the same folder may be used when the shards or the settings have changed.
             run.out.delete(STARTED)
         refuse_problems(run.corpus.uri, problems, len(sources))
+
+
+def sample(slices: list[Slice], config: Config) -> list[Slice]:
+    """Draw slices until they have `corpus.limit` rows: by a hash, because neighbouring shards may be alike.
+
+    Args:
+        slices: all slices of the corpus.
+        config: the configuration, with the limit and the seed.
+
+    Returns:
+        The slices drawn, in the order of the corpus, numbered anew from 0; `slices` itself where there is no
+        limit.
+    """
+    limit = config.corpus.limit
+    if limit is None:
+        return slices
+    drawn: list[Slice] = []
+    rows = 0
+    for slice_ in sorted(slices, key=lambda slice_: _draw(slice_, config.seed)):
+        if rows >= limit:
+            break
+        drawn.append(slice_)
+        rows += slice_.stop - slice_.start
+    drawn.sort(key=lambda slice_: slice_.index)
+    return [replace(slice_, index=i) for i, slice_ in enumerate(drawn)]
+
+
+def _draw(slice_: Slice, seed: int) -> bytes:
+    place = f"{seed} {slice_.source} {slice_.start}"
+    return hashlib.blake2b(place.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+
+
+def _rows(slices: list[Slice]) -> int:
+    return sum(slice_.stop - slice_.start for slice_ in slices)
 
 
 def refuse_other_cut(index: Folder, slices: list[Slice]) -> None:

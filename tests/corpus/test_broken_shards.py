@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poisoncam_ray import artifact
-from poisoncam_ray.corpus import DEAD, KEPT, open_corpus
+from poisoncam_ray.corpus import DEAD, KEPT, REMOVED, open_corpus
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.folder import Folder
 from tests.examples import examples
@@ -179,8 +179,8 @@ def test_damage_costs_its_row_group(tmp_path_factory, group, column, compression
     alive = [i for i in range(N) if i not in dead]
     assert pq.read_table(f"{folder}/kept/a.parquet").equals(whole.take(alive))
     with pytest.raises(UserError, match="cannot be read"):
-        corpus.split(unit, [KEPT] * N, f"{folder}/kept2", f"{folder}/removed2")
-    assert not list(folder.glob("kept2/*"))
+        corpus.split(unit, [KEPT] * (N - 1) + [REMOVED], f"{folder}/kept2", f"{folder}/removed2")
+    assert not list(folder.glob("kept2/*")) and not list(folder.glob("removed2/*"))
 
 
 def test_rows_before_the_damage_live(tmp_path):

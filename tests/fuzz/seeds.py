@@ -1,4 +1,4 @@
-"""Small valid files that are damaged: images of every kind we read, Parquet shards, tars."""
+"""Small valid files that are damaged: images of every kind we read, Parquet shards, Arrow shards, tars."""
 
 from __future__ import annotations
 
@@ -129,6 +129,22 @@ def shards() -> list[bytes]:
         parquet(table(20, nested=False), row_group_size=10, compression="none", data_page_version="2.0"),
         parquet(table(20, nested=False), row_group_size=5, compression="gzip", write_page_checksum=True),
         parquet(table(20, nested=True), compression="snappy", data_page_size=200, write_page_index=True),
+    ]
+
+
+def stream(shard: pa.Table, batch: int) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, shard.schema) as writer:
+        writer.write_table(shard, max_chunksize=batch)
+    return sink.getvalue().to_pybytes()
+
+
+def streams() -> list[bytes]:
+    """Without the dictionary, which `datasets` does not write."""
+    return [
+        stream(table(20, nested).drop_columns("label"), batch)
+        for nested in (True, False)
+        for batch in (6, 20)
     ]
 
 

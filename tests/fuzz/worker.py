@@ -32,6 +32,7 @@ CPU_S = 10
 SPACE = 6 * 2**30
 KINDS: dict[str, Callable[[], list[bytes]]] = {
     "image": seeds.images, "parquet": seeds.shards, "tar": seeds.tars, "checkpoint": seeds.checkpoints,
+    "arrow": seeds.streams,
 }  # fmt: skip
 # These misbehave, to show that the harness sees it.
 KINDS |= dict.fromkeys(("crash", "hang", "lose", "grow"), lambda: [b"some bytes"])
@@ -126,6 +127,7 @@ def grow(data: bytes, folder: Path) -> str:
 
 CHECKS = {
     "image": image, "parquet": shard(".parquet"), "tar": shard(".tar"), "checkpoint": checkpoint,
+    "arrow": shard(".arrow"),
     "crash": crash, "hang": hang, "lose": lose, "grow": grow,
 }  # fmt: skip
 
@@ -135,6 +137,12 @@ def prepare(kind: str, folder: Path) -> None:
     corpus.mkdir(parents=True)
     if kind == "parquet":
         (corpus / "whole.parquet").write_bytes(seeds.parquet(seeds.table(WHOLE, nested=False)))
+    if kind == "arrow":
+        (corpus / "whole.arrow").write_bytes(
+            seeds.stream(seeds.table(WHOLE, nested=False).drop_columns("label"), 2)
+        )
+        state = {"_data_files": [{"filename": f"{name}.arrow"} for name in ("broken", "whole")]}
+        (corpus / "state.json").write_text(json.dumps(state))
     if kind == "tar":
         (corpus / "whole.tar").write_bytes(seeds.tar(seeds.samples(WHOLE), seeds.tarfile.USTAR_FORMAT))
 
