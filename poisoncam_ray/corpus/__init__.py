@@ -17,6 +17,7 @@ from poisoncam_ray.corpus.listing import (
     list_sources,
     refuse_escaping_links,
 )
+from poisoncam_ray.corpus.metadata import is_metadata
 from poisoncam_ray.corpus.parquet import ParquetCorpus
 from poisoncam_ray.corpus.protocol import DEAD, KEPT, REMOVED, Corpus, Problem, Row, Slice, Source
 from poisoncam_ray.corpus.tables import is_delta, refuse_partition
@@ -73,6 +74,8 @@ def open_corpus(
         [p for p in paths if p.lower().endswith(suffixes)]
         for suffixes in (PARQUET_SUFFIXES, TAR_SUFFIXES, ARROW_SUFFIXES, IMAGE_SUFFIXES)
     )
+    if images:
+        shards = [p for p in shards if not is_metadata(p)]
     if format == "auto":
         format = _recognise(uri, paths, len(shards), len(tars), len(arrows), len(images))
     if format == "parquet":

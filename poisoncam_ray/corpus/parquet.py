@@ -23,6 +23,7 @@ from poisoncam_ray.corpus.protocol import (
     OTHER_SCHEMA,
     REMOVED,
     UNREADABLE_SHARD,
+    Lost,
     Problem,
     Row,
     Slice,
@@ -153,12 +154,12 @@ class ParquetCorpus:
                 table = shard.table(group, int(living[-1]) + 1)
                 fate = fates[row - n : row][: len(table)]
                 if write_kept:
-                    write_kept(_rows_of(table, fate == KEPT))
+                    write_kept(rows_of(table, fate == KEPT))
                 if write_removed and (fate == REMOVED).any():
-                    write_removed(_rows_of(table, fate == REMOVED))
+                    write_removed(rows_of(table, fate == REMOVED))
         return kept, removed
 
-    def finish(self, kept_uri: str, removed_uri: str) -> None:
+    def finish(self, kept_uri: str, removed_uri: str, lost: Lost) -> None:
         """Nothing: all that is in the corpus belongs to a shard."""
 
     def open_shard(self, source: str, version: str | None = None) -> AbstractContextManager[Any]:
@@ -234,7 +235,7 @@ class ParquetCorpus:
         return found
 
 
-def _rows_of(table: pa.Table, wanted_N: np.ndarray) -> pa.Table:
+def rows_of(table: pa.Table, wanted_N: np.ndarray) -> pa.Table:
     """The wanted rows, taken as runs of neighbours: Arrow has no filter for views of strings."""
     edges = np.flatnonzero(np.diff(wanted_N, prepend=False, append=False))
     runs = [table.slice(start, stop - start) for start, stop in edges.reshape(-1, 2).tolist()]

@@ -22,6 +22,7 @@ from poisoncam_ray.corpus.protocol import (
     KEPT,
     REMOVED,
     UNREADABLE_SHARD,
+    Lost,
     Problem,
     Row,
     Slice,
@@ -163,7 +164,7 @@ class WebDatasetCorpus:
             self._split(unit[0], fates, written)
         return kept, removed
 
-    def finish(self, kept_uri: str, removed_uri: str) -> None:
+    def finish(self, kept_uri: str, removed_uri: str, lost: Lost) -> None:
         """Nothing: all that is in the corpus belongs to a row."""
 
     def samples(self, file: ShardFile, slice_: Slice) -> Iterator[Sample]:
