@@ -15,8 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from poisoncam_ray.corpus.parquet import rows_of
-from poisoncam_ray.corpus.parquet_shard import Shard, open_shard, open_writer
+from poisoncam_ray.corpus.parquet_shard import Shard, open_shard, open_writer, rows_where
 from poisoncam_ray.corpus.protocol import DEAD, KEPT, REMOVED
 from poisoncam_ray.corpus.shardfile import ShardFile, copy_range, one_line, open_file, open_sink
 from poisoncam_ray.errors import UserError
@@ -115,7 +114,7 @@ def _split_parquet(uri: str, path: str, lost: Mapping[str, int], places: Mapping
             for group, n in enumerate(shard.group_rows):
                 table = shard.table(group, n)
                 for fate, write in writers.items():
-                    write(rows_of(table, fates[first : first + n] == fate))
+                    write(rows_where(table, fates[first : first + n] == fate))
                 first += n
     return set(there)
 

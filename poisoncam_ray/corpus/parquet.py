@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from poisoncam_ray.corpus.columns import column_fault, image_values
 from poisoncam_ray.corpus.listing import PARQUET_SUFFIXES, refuse_same_place
-from poisoncam_ray.corpus.parquet_shard import Batch, cut, open_shard, open_writer
+from poisoncam_ray.corpus.parquet_shard import Batch, cut, open_shard, open_writer, rows_where
 from poisoncam_ray.corpus.protocol import (
     KEPT,
     OTHER_SCHEMA,
@@ -154,9 +154,9 @@ class ParquetCorpus:
                 table = shard.table(group, int(living[-1]) + 1)
                 fate = fates[row - n : row][: len(table)]
                 if write_kept:
-                    write_kept(rows_of(table, fate == KEPT))
+                    write_kept(rows_where(table, fate == KEPT))
                 if write_removed and (fate == REMOVED).any():
-                    write_removed(rows_of(table, fate == REMOVED))
+                    write_removed(rows_where(table, fate == REMOVED))
         return kept, removed
 
     def finish(self, kept_uri: str, removed_uri: str, lost: Lost) -> None:
@@ -233,10 +233,3 @@ class ParquetCorpus:
         if nulls := [i for i, data in found.items() if data is None]:
             raise UserError(f"The image {nulls[0]} is null: index the corpus again if it changed.")
         return found
-
-
-def rows_of(table: pa.Table, wanted_N: np.ndarray) -> pa.Table:
-    """The wanted rows, taken as runs of neighbours: Arrow has no filter for views of strings."""
-    edges = np.flatnonzero(np.diff(wanted_N, prepend=False, append=False))
-    runs = [table.slice(start, stop - start) for start, stop in edges.reshape(-1, 2).tolist()]
-    return pa.concat_tables(runs) if runs else table.slice(0, 0)
