@@ -89,6 +89,7 @@ SLICE_SCHEMA = pa.schema(
         ("span", pa.list_(pa.int64())),
         ("twins", pa.list_(pa.int64())),
         ("kind", pa.string()),
+        ("beside", pa.list_(pa.string())),
         ("rows", pa.int64()),
     ]
 )

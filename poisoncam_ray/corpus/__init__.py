@@ -19,6 +19,7 @@ from poisoncam_ray.corpus.listing import (
     list_sources,
     refuse_escaping_links,
 )
+from poisoncam_ray.corpus.metadata import is_metadata
 from poisoncam_ray.corpus.parquet import ParquetCorpus
 from poisoncam_ray.corpus.protocol import DEAD, KEPT, REMOVED, Corpus, Problem, Row, Slice, Source
 from poisoncam_ray.corpus.shardfile import UnreadableError
@@ -81,6 +82,8 @@ def open_corpus(
     tables = [table for table in map(table_of, tars) if table in listed]
     if format == "auto" and tables and len(tables) == len(shards):
         shards = []  # they are no shards, but lie beside shards
+    if images:
+        shards = [p for p in shards if not is_metadata(p)]
     if format == "auto":
         format = _recognise(uri, paths, len(shards), len(tars), len(arrows), len(images))
     if format == "parquet":

@@ -19,7 +19,7 @@ from poisoncam_ray.corpus.arrow_shard import open_arrow, open_arrow_writer
 from poisoncam_ray.corpus.columns import find_image_column
 from poisoncam_ray.corpus.listing import is_file, list_sources
 from poisoncam_ray.corpus.parquet import ParquetCorpus
-from poisoncam_ray.corpus.protocol import Source
+from poisoncam_ray.corpus.protocol import Lost, Source
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.store import delete, exists, read_bytes, write_bytes
 
@@ -41,7 +41,7 @@ class ArrowCorpus(ParquetCorpus):
         """The shards that the datasets name, sorted by path."""
         return _shards(self.uri)[0]
 
-    def finish(self, kept_uri: str, removed_uri: str) -> None:
+    def finish(self, kept_uri: str, removed_uri: str, lost: Lost) -> None:
         """Write the JSON files beside the written shards, so that `datasets.load_from_disk` opens both
         folders. They name the shards that were written. The fingerprint is left out: `datasets` must not take
         its cached results of the whole corpus for those of the clean one."""

@@ -23,6 +23,7 @@ from poisoncam_ray.corpus.protocol import (
     OTHER_SCHEMA,
     REMOVED,
     UNREADABLE_SHARD,
+    Lost,
     Problem,
     Row,
     Slice,
@@ -158,7 +159,7 @@ class ParquetCorpus:
                     write_removed(rows_where(table, fate == REMOVED))
         return kept, removed
 
-    def finish(self, kept_uri: str, removed_uri: str) -> None:
+    def finish(self, kept_uri: str, removed_uri: str, lost: Lost) -> None:
         """Nothing: all that is in the corpus belongs to a shard."""
 
     def open_shard(self, source: str, version: str | None = None) -> AbstractContextManager[Any]:

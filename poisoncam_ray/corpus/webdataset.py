@@ -24,6 +24,7 @@ from poisoncam_ray.corpus.protocol import (
     KEPT,
     REMOVED,
     UNREADABLE_SHARD,
+    Lost,
     Problem,
     Row,
     Slice,
@@ -185,7 +186,7 @@ class WebDatasetCorpus:
                 self.copy_beside((side.stats_of(source),), written[KEPT])
         return kept, removed
 
-    def finish(self, kept_uri: str, removed_uri: str) -> None:
+    def finish(self, kept_uri: str, removed_uri: str, lost: Lost) -> None:
         """Nothing: all that is in the corpus belongs to a row."""
 
     def copy_beside(self, paths: Sequence[str], out_uri: str) -> None:

@@ -51,7 +51,8 @@ class Clean(Stage):
         run.progress.update(reused, len(units), "files")
         for finished, _ in enumerate(in_flight(calls, UNITS_WAITING), start=reused + 1):
             run.progress.update(finished, len(units), "files")
-        run.corpus.finish((run.folder / artifact.CLEAN_ROWS).uri, (run.folder / artifact.REMOVED_ROWS).uri)
+        written = (run.folder / artifact.CLEAN_ROWS).uri, (run.folder / artifact.REMOVED_ROWS).uri
+        run.corpus.finish(*written, partial(lost_rows, run.folder))
         names = [artifact.unit_name(number) for number in range(len(units))]
         counts = in_parallel(run.out.read_json, names)
         kept, removed, dead, without = (
@@ -126,6 +127,17 @@ def rows_without_image(run: Folder, slice_: Slice) -> list[int]:
     """The rows of a slice whose image is null. They are kept."""
     without, name = run / artifact.INDEX / artifact.NO_IMAGE, part_name(slice_.index)
     return without.read_table(name, ["row"])["row"].to_pylist() if without.exists(name) else []
+
+
+def lost_rows(run: Folder) -> dict[str, int]:
+    """REMOVED or DEAD for each row that is not kept, by its image id, once all units are written."""
+    out, dead = run / artifact.CLEAN, run / artifact.DEAD_ROWS
+    reasons = [name for name in out.names() if name.endswith(".parquet")]
+    found: dict[str, int] = {}
+    for folder, names, fate in ((dead, dead.parts(), DEAD), (out, reasons, REMOVED)):
+        for name in names:
+            found |= dict.fromkeys(folder.read_table(name, ["image_id"])["image_id"].to_pylist(), fate)
+    return found
 
 
 def scored_rows(run: Folder, slice_: Slice) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:

@@ -238,7 +238,7 @@ def split(corpus: Corpus, fates: list[int], clean: str, removed: str) -> tuple[i
         assert counts == (here.count(KEPT), here.count(REMOVED))
         kept, gone = kept + counts[0], gone + counts[1]
     assert not left
-    corpus.finish(clean, removed)
+    corpus.finish(clean, removed, dict)
     return kept, gone
 
 
