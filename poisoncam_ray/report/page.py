@@ -27,9 +27,12 @@ from poisoncam_ray.report.words import chance, p_figure, p_words, percent, why_n
 NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
+DECISIONS_SHOWN = 50
+"""Entries of the review's log that the page shows, the last ones."""
 FILES = {
     "removed_csv": f"{artifact.PAGE}/{artifact.REMOVED_CSV}",
     "verdict_json": f"{artifact.PAGE}/{artifact.VERDICT_FILE}",
+    "restored_csv": f"{artifact.PAGE}/{artifact.RESTORED_CSV}",
     "removed": f"{artifact.REMOVED_ROWS}/",
     "keep": f"{artifact.KEEP_LIST}/",
     "dead": f"{artifact.DEAD_ROWS}/",
@@ -78,6 +81,7 @@ def render(page: PageContent) -> str:
         page=page,
         plots=plots,
         files=FILES,
+        decisions_shown=DECISIONS_SHOWN,
         style=Markup(style),
         style_hash=style_hash,
         tables=_metric_tables(page.metrics or {}),
