@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 import poisoncam_ray
 from poisoncam_ray import cli
+from poisoncam_ray.commands.options import Output
 from poisoncam_ray.config import Config
 from poisoncam_ray.program import as_app
 from poisoncam_ray.research.demo import draw_corpus
@@ -152,3 +153,13 @@ def test_an_attack_answers_scripts(tmp_path):
     said = json.loads(poisoncam("attack", *place, "--trigger", "generated:1", "--json"))
     assert said["n_images"] == 12 and said["n_poisoned"] == 3
     assert Path(said["truth"]).is_file() and Path(said["corpus"]).is_dir()
+
+
+def test_a_result_is_json_whatever_it_holds(capsys):
+    held = {"mean": float("nan"), "runs": [(1.5, float("inf"))], "name": "[bold]ünï\x1b[31m"}
+    Output(as_json=True).result(held, [])
+    shown = capsys.readouterr().out
+    assert json.loads(shown) == held | {"mean": None, "runs": [[1.5, None]]}
+    assert "NaN" not in shown and "\x1b" not in shown
+    Output().result({}, [held["name"]])
+    assert capsys.readouterr().out == "[bold]ünï\N{REPLACEMENT CHARACTER}[31m\n"
