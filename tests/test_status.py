@@ -139,3 +139,19 @@ def test_a_driver_that_has_only_begun_is_shown(tmp_path):
     with Lease(run):
         found = look(run)
     assert found["state"] == "running" and {stage["state"] for stage in found["stages"]} == {"due"}
+
+
+def test_watching_looks_again_until_the_driver_has_ended(tmp_path, monkeypatch):
+    run = Folder(str(tmp_path))
+    begin(run)
+    lease = Lease(run).__enter__()
+    waits = []
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 2:
+            lease.__exit__(None, None, None)
+
+    monkeypatch.setattr("poisoncam_ray.commands.status.time.sleep", sleep)
+    states = [json.loads(line)["state"] for line in lines(run, "--watch", "--json")]
+    assert states == ["running", "running", "stopped"] and waits == [10, 10]

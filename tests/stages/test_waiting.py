@@ -20,31 +20,31 @@ WORKER = {"CPU": 1, "GPU": 1}
 
 
 @pytest.mark.parametrize(
-    ("demand", "idle", "said"),
+    ("demand", "begun", "said"),
     [
         # Training workers are needed together.
-        (Demand(WORKER, 8, together=True), False, "waiting for 8 GPUs, the cluster has 4"),
-        (Demand(WORKER, 4, together=True), True, "waiting for 4 GPUs, 3 of the cluster's 4 are free"),
-        (Demand(WORKER, 4, together=True), False, ""),
+        (Demand(WORKER, 8, together=True), True, "waiting for 8 GPUs, the cluster has 4"),
+        (Demand(WORKER, 4, together=True), False, "waiting for 4 GPUs, 3 of the cluster's 4 are free"),
+        (Demand(WORKER, 4, together=True), True, ""),
         # Of actors one is enough to begin.
-        (Demand(WORKER, 8), False, ""),
-        (Demand({"CPU": 1, "GPU": 8}), False, "waiting for 8 GPUs, the cluster has 4"),
-        (Demand({"CPU": 30, "GPU": 8}), False, "waiting for 30 CPUs and 8 GPUs, the cluster has 24 and 4"),
-        (Demand({"CPU": 20}), False, "waiting for a node with 20 CPUs, the largest has 16"),
-        (Demand({"CPU": 8}), True, ""),
-        (Demand({"TPU": 1}), False, "waiting for 1 TPU, the cluster has 0"),
+        (Demand(WORKER, 8), True, ""),
+        (Demand({"CPU": 1, "GPU": 8}), True, "waiting for 8 GPUs, the cluster has 4"),
+        (Demand({"CPU": 30, "GPU": 8}), True, "waiting for 30 CPUs and 8 GPUs, the cluster has 24 and 4"),
+        (Demand({"CPU": 20}), True, "waiting for a node with 20 CPUs, the largest has 16"),
+        (Demand({"CPU": 8}), False, ""),
+        (Demand({"TPU": 1}), True, "waiting for 1 TPU, the cluster has 0"),
     ],
 )
-def test_what_is_lacking_is_said_in_words(demand, idle, said):
-    assert lack([demand], [GPU_NODE, CPU_NODE], idle) == said
+def test_what_is_lacking_is_said_in_words(demand, begun, said):
+    assert lack([demand], [GPU_NODE, CPU_NODE], begun) == said
 
 
-def test_a_busy_cluster_is_said_only_when_nothing_is_done():
+def test_a_busy_cluster_is_said_only_before_anything_is_done():
     full = Node({"CPU": 4}, {"CPU": 3.5})
-    for idle, said in ((True, "waiting for 1 CPU, 0.5 of the cluster's 4 are free"), (False, "")):
-        assert lack([Demand({"CPU": 1}, 9)], [full], idle) == said
-    assert lack([], [full], idle=True) == ""
-    assert lack([Demand({"CPU": 1})], [], idle=True) == "waiting for 1 CPU, the cluster has 0"
+    for begun, said in ((False, "waiting for 1 CPU, 0.5 of the cluster's 4 are free"), (True, "")):
+        assert lack([Demand({"CPU": 1}, 9)], [full], begun) == said
+    assert lack([], [full], begun=False) == ""
+    assert lack([Demand({"CPU": 1})], [], begun=False) == "waiting for 1 CPU, the cluster has 0"
 
 
 def test_work_that_has_no_place_is_said_until_it_has_one(ray_cluster, monkeypatch):
