@@ -53,6 +53,7 @@ RUN_BY: dict[str, tuple[str, str]] = {
         "test_a_second_job_on_the_folder_is_refused_and_a_stopped_one_resumes",
     ),
     "kubectl kustomize": ("infra/test_manifests.py", "test_overlay_passes"),
+    "uv build": ("test_install.py", "test_wheel_holds_the_package_and_nothing_else"),
     "pip install": ("test_install.py", "test_commands_are_there"),
 }
 # What no test runs, and why. The document says so by the words NOT_RUN_HERE.
@@ -156,7 +157,7 @@ def check(words: list[str]) -> str:
             return "uv run pytest"
         case ["uv", "run", *rest]:
             return check(rest)
-        case ["uv", "sync"] | ["pip", "install", "uv"]:
+        case ["uv", "sync" | "build"] | ["pip", "install", "uv"]:
             return " ".join(words)
         case ["pip" | "uv", *_] if re.fullmatch(
             r"(uv )?pip install (\.|poisoncam-ray)(\[\w+\])?", " ".join(words)
