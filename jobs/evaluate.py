@@ -1,7 +1,7 @@
 """Measure a finished run against the attack's truth. --help lists the options."""
 
+from poisoncam_ray.commands.evaluate import evaluate
 from poisoncam_ray.program import run_program
-from poisoncam_ray.research.commands import evaluate
 
 if __name__ == "__main__":
     run_program(evaluate)

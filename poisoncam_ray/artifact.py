@@ -2,11 +2,13 @@
 
     run.json              configuration, versions, format number
     clean/                the corpus without what was removed, in the input's layout
+    keep/                 in place of clean/ where the corpus is not copied: part-*.parquet, which rows are kept
     removed/              the removed rows, in the input's layout
     dead/                 part-*.parquet: rows that hold no image that decodes, each with its reason
     report/               index.html, verdict.json, removed.csv
     work/lease/           which driver works here
-    work/1_index/         sources.parquet, slices.parquet; part-*.parquet: one row an image
+    work/1_index/         sources.parquet, slices.parquet; part-*.parquet: one row an image;
+                          no_image/part-*.parquet: rows without an image, which are kept
     work/2_encoder/       model.safetensors, config.json, history.json, checkpoints/
     work/3_features/      part-*.parquet: one feature an image
     work/4_clusters/      centroids.safetensors; part-*.parquet: the cluster of each image
@@ -35,6 +37,7 @@ FORMAT = 2
 RUN = "run.json"
 
 CLEAN_ROWS = "clean"
+KEEP_LIST = "keep"
 REMOVED_ROWS = "removed"
 DEAD_ROWS = "dead"
 PAGE = "report"
@@ -51,6 +54,20 @@ CLASSIFIER = "work/7_classifier"
 SCORES = "work/8_scores"
 CLEAN = "work/clean"
 REPORT = "work/report"
+
+TITLES = {
+    INDEX: "Index",
+    ENCODER: "Pretrain",
+    FEATURES: "Embed",
+    CLUSTERS: "Cluster",
+    SEARCH: "Search",
+    VERDICT: "Verdict",
+    CLASSIFIER: "Classify",
+    SCORES: "Judge",
+    CLEAN: "Clean",
+    REPORT: "Report",
+}
+"""The title of the stage that makes each artifact, in order, for readers of a run that load no stages."""
 
 SIDES = ("x0", "y0", "x1", "y1")
 """Columns of a box [x0, y0, x1, y1), wherever an artifact holds one."""
@@ -86,6 +103,10 @@ INDEX_SCHEMA = pa.schema(
         ("bytes", pa.int64()),
     ]
 )
+NO_IMAGE = "no_image"
+"""A folder in INDEX. It has a part for each slice with rows whose image is null: Clean keeps them, and no
+other stage sees them."""
+NO_IMAGE_SCHEMA = pa.schema([("image_id", pa.string()), ("source", pa.string()), ("row", pa.int64())])
 DEAD_SCHEMA = pa.schema(
     [
         ("image_id", pa.string()),
@@ -165,6 +186,8 @@ KEEP, REMOVE = "keep", "remove"
 """Values of `fate`."""
 
 # clean
+KEEP_SCHEMA = pa.schema([("image_id", pa.string()), ("source", pa.string()), ("row", pa.int64())])
+"""The kept rows of one unit. `source`: the shard's path in the corpus, "." in an image folder; `row`: from 0 in the shard."""
 REMOVED_SCHEMA = pa.schema(
     [
         ("image_id", pa.string()),

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from poisoncam_ray.commands.attack import attack
+from poisoncam_ray.commands.benchmark import benchmark
 from poisoncam_ray.commands.defend import defend
+from poisoncam_ray.commands.evaluate import evaluate
+from poisoncam_ray.commands.show import presets, show
+from poisoncam_ray.commands.status import status
 from poisoncam_ray.program import run_program
+
+TOP = (defend, status, presets, attack, evaluate, benchmark)
+GROUPS = {"config": (show,)}
 
 
 def main() -> None:
     """The console script."""
-    # The defence alone needs no research code.
-    from poisoncam_ray.research.commands import attack, evaluate
-
-    run_program(defend, attack, evaluate)
+    run_program(*TOP, **GROUPS)

@@ -14,6 +14,8 @@ Count = Annotated[int, Field(ge=1)]
 SEEDS = 2**23
 """Seeds are 0 … SEEDS − 1."""
 Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
+SAMPLED_SLICES, SAMPLED_ROWS = 32, 64
+"""A sample is of at least so many slices, unless these would have fewer rows than this."""
 Strategy = Literal["interval", "random", "full_coverage", "sliding", "keep_only", "mixed"]
 
 
@@ -24,7 +26,8 @@ class Section(BaseModel):
     """Keys that change how the work is done and not its result. They may change while a run folder is
     resumed."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    # `config show` prints what stands below each key.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     def outcome(self) -> dict[str, Any]:
         """The keys that decide the result, as JSON. A run folder is compared by them."""
@@ -34,11 +37,13 @@ class Section(BaseModel):
 class CorpusSettings(Section):
     """The input: its format, its limits, and how many rows make one slice, the unit of work."""
 
-    how: ClassVar[frozenset[str]] = frozenset({"max_dead_fraction"})
+    how: ClassVar[frozenset[str]] = frozenset({"max_dead_fraction", "version"})
 
-    format: Literal["auto", "parquet", "folder", "webdataset"] = "auto"
+    format: Literal["auto", "parquet", "folder", "webdataset", "delta", "arrow"] = "auto"
     image_column: str | None = None
     """The Parquet column, or the extension of a sample's image. null: the only one that holds images."""
+    version: Annotated[int, Field(ge=0)] | None = None
+    """The version of a Delta table. null: the current one. Run folders are compared by its files."""
     rows_per_slice: Count = 1024
     max_pixels: Count = 64_000_000
     """An image whose header announces more pixels is never decoded. Its row is dead."""
@@ -46,9 +51,18 @@ class CorpusSettings(Section):
     """A larger image is never decoded. Its row is dead."""
     max_dead_fraction: Annotated[float, Field(ge=0, le=1)] = 0.5
     """The job stops when more than this share of the rows is dead."""
+    limit: Count | None = None
+    """Look at a sample of so many rows, or a few more: slices drawn at random by the seed. null: all rows."""
     skip_unreadable: bool = False
     """Go on without the shards that cannot be opened or have no image column, and count their rows as dead.
     Otherwise such shards are listed and the job stops before any work."""
+
+    @property
+    def slice_rows(self) -> int:
+        """Rows of a slice, at most. A sample is of shorter slices, because neighbouring rows may be alike."""
+        if self.limit is None:
+            return self.rows_per_slice
+        return min(self.rows_per_slice, max(SAMPLED_ROWS, self.limit // SAMPLED_SLICES))
 
 
 class Encoder(Section):
@@ -173,6 +187,14 @@ class Classify(Section):
         return self
 
 
+class Clean(Section):
+    """What is written of the corpus."""
+
+    copy_corpus: bool | None = None
+    """Write the kept rows to clean/. false: leave the corpus where it is, and list them in keep/. null: write
+    them, unless the run looks at a sample (corpus.limit)."""
+
+
 class Resources(Section):
     """What each Ray actor asks for. No fingerprint holds it, because it changes results by rounding only:
     more threads add in another order, and a GPU trains in bfloat16."""
@@ -209,11 +231,17 @@ class Config(Section):
     search: Search = Search()
     verdict: Verdict = Verdict()
     classify: Classify = Classify()
+    clean: Clean = Clean()
     resources: Resources = Resources()
 
     @model_validator(mode="after")
     def _fits(self) -> Config:
         side = self.encoder.image_size
+        if self.clean.copy_corpus and self.corpus.limit is not None:
+            raise ValueError(
+                "clean.copy_corpus=true with corpus.limit would leave a part of the corpus that looks like a "
+                "cleaned one; leave one of them out"
+            )
         if self.window_px < 2:
             raise ValueError(f"search.window={self.search.window} of {side} px is less than 2 px")
         if not self.search.scales:
@@ -234,6 +262,11 @@ class Config(Section):
                 f"encoder.patch_size={self.encoder.patch_size} does not divide encoder.image_size={side}"
             )
         return self
+
+    @property
+    def copies(self) -> bool:
+        """Whether the kept rows are written to clean/."""
+        return self.corpus.limit is None and self.clean.copy_corpus is not False
 
     @property
     def window_px(self) -> int:

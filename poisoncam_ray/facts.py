@@ -39,6 +39,11 @@ def of_manifest(kind: type[F], manifest: Manifest) -> F:
     return kind(**{name: value for name, value in manifest.facts.items() if name in known})
 
 
+def without_image(n: int) -> str:
+    """3 → "3 rows without an image"."""
+    return f"{n:,} {'row' if n == 1 else 'rows'} without an image"
+
+
 @dataclass(frozen=True)
 class Indexed(Facts):
     """Facts of Index.
@@ -48,6 +53,8 @@ class Indexed(Facts):
         dead: rows that do not.
         slices_reused: slices that an earlier attempt had finished.
         shards_skipped: shards that cannot be read.
+        corpus_rows: rows of the corpus, where only a sample is looked at; None where all are.
+        no_image: rows whose image is null. They are kept.
     """
 
     images: int
@@ -55,13 +62,28 @@ class Indexed(Facts):
     slices: int
     slices_reused: int
     shards_skipped: int
+    corpus_rows: int | None = None
+    no_image: int = 0
 
     @property
     def summary(self) -> str:
         broken = f", {self.dead:,} broken" if self.dead else ""
+        without = f", {without_image(self.no_image)}" if self.no_image else ""
         shards = "shard" if self.shards_skipped == 1 else "shards"
         skipped = f", {self.shards_skipped:,} {shards} skipped" if self.shards_skipped else ""
-        return f"{self.images:,} images in {self.slices:,} slices{broken}{skipped}"
+        drawn = f": {self.told_sample}" if self.corpus_rows is not None else ""
+        return f"{self.images:,} images in {self.slices:,} slices{broken}{without}{skipped}{drawn}"
+
+    @property
+    def sample(self) -> tuple[int, int] | None:
+        """Rows looked at and rows of the corpus, where only a sample is looked at; None where all are."""
+        looked_at = self.images + self.dead + self.no_image
+        return None if self.corpus_rows is None else (looked_at, self.corpus_rows)
+
+    @property
+    def told_sample(self) -> str:
+        """How much was looked at, where that is a sample."""
+        return "a sample of {:,} of {:,} rows".format(*self.sample or (0, 0))
 
 
 @dataclass(frozen=True)
@@ -188,11 +210,13 @@ class Cleaned(Facts):
     """Facts of Clean.
 
     Attributes:
-        kept: rows written to `clean/`.
+        kept: rows written to `clean/` or listed in `keep/`, those without an image among them.
         removed: rows written to `removed/`.
         dead: rows without an image that decodes.
         files: units of work, each a shard or a slice of a folder.
         files_reused: units that an earlier attempt had finished.
+        copied: whether the kept rows were written to `clean/`, and not only listed in `keep/`.
+        no_image: kept rows whose image is null. They were not judged.
     """
 
     kept: int
@@ -200,10 +224,18 @@ class Cleaned(Facts):
     dead: int
     files: int
     files_reused: int
+    copied: bool = True
+    no_image: int = 0
 
     @property
     def summary(self) -> str:
-        return f"{self.kept:,} kept + {self.removed:,} removed + {self.dead:,} dead = {self.rows:,} rows"
+        return f"{self.terms} = {self.rows:,} rows"
+
+    @property
+    def terms(self) -> str:
+        """Where the rows went, as a sum."""
+        without = f" ({without_image(self.no_image)} among them)" if self.no_image else ""
+        return f"{self.kept:,} kept{without} + {self.removed:,} removed + {self.dead:,} dead"
 
     @property
     def rows(self) -> int:

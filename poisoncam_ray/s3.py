@@ -17,7 +17,7 @@ from typing import Any
 import aiohttp
 from botocore import exceptions as boto
 from botocore.parsers import ResponseParserError
-from fsspec.asyn import sync_wrapper
+from fsspec.asyn import _run_coros_in_chunks, sync_wrapper
 from s3fs import S3FileSystem
 
 from poisoncam_ray import metrics
@@ -30,6 +30,9 @@ CONNECT_S, READ_S = 5, 20
 SLOWEST_UPLOAD = 512 * 2**10
 PIECE = 8 * 2**20
 MOST_PIECES = 10_000
+# A server copies so much within the time limit of one request.
+COPY_PIECE = 128 * 2**20
+COPIES_AT_ONCE = 4
 # After so long a wait, a warning is logged.
 TELL_AFTER_S = 5.0
 
@@ -124,6 +127,51 @@ class PatientS3(S3FileSystem):
                 async with answer["Body"] as body:
                     answer["Body"] = _ReadBody(await body.read())
             return answer
+
+    async def _copy_object(self, source: str, target: str, etag: str | None = None) -> None:
+        """Let the server copy an object: large ones in pieces, which it joins at the end.
+
+        Args:
+            source: bucket and key.
+            target: bucket and key of the copy.
+            etag: the ETag that the source must have, without quotes; None to take what is there.
+
+        Raises:
+            OSError: the server refuses; `was_taken` tells whether the source has another ETag.
+        """
+        size = (await self._info(source))["size"]
+        (bucket, key, _), (from_bucket, from_key, _) = self.split_path(target), self.split_path(source)
+        to = {"Bucket": bucket, "Key": key}
+        what: dict[str, Any] = {"CopySource": {"Bucket": from_bucket, "Key": from_key}}
+        if etag:
+            what["CopySourceIfMatch"] = f'"{etag}"'
+        if size <= COPY_PIECE:
+            await self._call_s3("copy_object", **to, **what)
+            return
+        step = max(COPY_PIECE, -(-size // MOST_PIECES))
+        to["UploadId"] = (await self._call_s3("create_multipart_upload", **to))["UploadId"]
+        calls = [
+            self._call_s3(
+                "upload_part_copy",
+                PartNumber=number,
+                CopySourceRange=f"bytes={start}-{min(start + step, size) - 1}",
+                **to,
+                **what,
+            )
+            for number, start in enumerate(range(0, size, step), start=1)
+        ]
+        try:
+            answers = await _run_coros_in_chunks(calls, batch_size=COPIES_AT_ONCE)
+            parts = [
+                {"PartNumber": number, "ETag": answer["CopyPartResult"]["ETag"]}
+                for number, answer in enumerate(answers, start=1)
+            ]
+            await self._call_s3("complete_multipart_upload", MultipartUpload={"Parts": parts}, **to)
+        except BaseException:
+            await self._abort_mpu(bucket, key, to["UploadId"])
+            raise
+
+    copy_object = sync_wrapper(_copy_object)
 
     async def _abort_mpu(self, *arguments: Any) -> None:
         # Cleaning up after a failure must not hide the failure. A rule of the bucket deletes what is left.

@@ -19,12 +19,13 @@ from typing import TypeVar
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from poisoncam_ray.errors import UserError
+from poisoncam_ray.errors import StoreAwayError, UserError
 
 S3_PREFIXES = ("s3://", "s3a://")
 # One thread for each request under way: a remote store answers in tens of milliseconds.
 THREADS = 16
 UPLOADS = 3
+_CHANGED = "changed since it was indexed: use a new output folder."
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -110,6 +111,54 @@ def whole_file(uri: str, relative: str) -> Iterator[str]:
             os.unlink(scratch)
 
 
+def copy_file(uri: str, relative: str, out_uri: str, tag: str | None = None) -> bool:
+    """Copy a file to the same name in another folder, without its bytes passing through this process.
+
+    On S3 the server copies. On a local disk the kernel does, and clones the blocks where the file system can
+    (XFS, Btrfs). The copy is a file of its own and never a hard link: a program that writes into it later must
+    not change the source. It appears whole or not at all.
+
+    Args:
+        uri: the folder of the source.
+        relative: the file's path in both folders.
+        out_uri: the folder of the copy.
+        tag: what the source must be: its ETag on S3, its modification time in nanoseconds on a disk. None is
+            not checked.
+
+    Returns:
+        Whether it was copied. Where it was not (other stores, two different stores, or one that refuses), the
+        caller reads and writes the file, and meets the reason if there is one.
+
+    Raises:
+        UserError: the source has another tag.
+        StoreAwayError: the store does not answer.
+    """
+    (fs, source), (out_fs, target) = locate(uri, relative), locate(out_uri, relative)
+    try:
+        if _is_s3(uri) and _is_s3(out_uri):
+            fs.copy_object(source, target, tag)
+        elif is_local(fs) and is_local(out_fs) and hasattr(os, "copy_file_range"):
+            with open(source, "rb") as file, whole_file(out_uri, relative) as path, open(path, "xb") as sink:
+                _copy_in_kernel(file.fileno(), sink.fileno())
+                if tag not in (None, str(os.fstat(file.fileno()).st_mtime_ns)):
+                    raise ChangedError(f"The file {relative} {_CHANGED}")
+        else:
+            return False
+    except (ChangedError, StoreAwayError):
+        raise
+    except UserError:
+        return False
+    except OSError as error:
+        if _is_s3(uri) and _was_taken(uri, error):
+            raise ChangedError(f"The file {relative} {_CHANGED}") from error
+        return False
+    return True
+
+
+class ChangedError(UserError):
+    """A file is not the one that was listed."""
+
+
 def create_once(uri: str, relative: str, data: bytes) -> bool:
     """Create a file that must not exist yet. Of several writers, one succeeds.
 
@@ -185,6 +234,17 @@ def _upload(send: Callable[[int], object], size: int) -> None:
         except FileNotFoundError:
             if left == 0:
                 raise
+
+
+def _copy_in_kernel(source: int, sink: int) -> None:
+    """Copy a whole file between two descriptors; OSError where the kernel cannot."""
+    left = os.fstat(source).st_size
+    while left:
+        copied = os.copy_file_range(source, sink, left)
+        if not copied:
+            # Some file systems copy nothing and report no error.
+            raise OSError(errno.ENOTSUP, "the kernel copied nothing")
+        left -= copied
 
 
 def _create_local(uri: str, relative: str, target: str, data: bytes) -> bool:

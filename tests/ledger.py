@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from poisoncam_ray import artifact
 from poisoncam_ray.artifact import SIDES
-from poisoncam_ray.corpus import Corpus
+from poisoncam_ray.corpus import Corpus, Slice
 from poisoncam_ray.folder import Folder, part_name
 from poisoncam_ray.settings import load_config
 from poisoncam_ray.stages.clean import write_unit
@@ -64,10 +64,17 @@ class Ends(NamedTuple):
     errors: dict[str, str]
 
 
-def defend(corpus: Corpus, run: Folder) -> Ends:
-    """Index and Clean without a cluster. Of each slice every third row that is alive is removed."""
+def defend(corpus: Corpus, run: Folder, copies: bool = True, slices: list[Slice] | None = None) -> Ends:
+    """Index and Clean without a cluster. Of each slice every third row that is alive is removed.
+
+    Args:
+        corpus: the corpus.
+        run: the run folder.
+        copies: whether the kept rows are written and not listed.
+        slices: those of a sample; None for all.
+    """
     index, dead = run / artifact.INDEX, run / artifact.DEAD_ROWS
-    ends, slices = Ends([], [], {}), corpus.slices()
+    ends, slices = Ends([], [], {}), slices or corpus.slices()
     for slice_ in slices:
         index_slice(slice_, corpus, CONFIG, index, dead)
         name = part_name(slice_.index)
@@ -84,13 +91,20 @@ def defend(corpus: Corpus, run: Folder) -> Ends:
             **{side: pa.array([1] * n, pa.int32()) for side in SIDES},
         }
         (run / artifact.SCORES).write_table(name, pa.table(columns, schema=artifact.SCORE_SCHEMA))
+    without = [
+        image_id
+        for name in (index / artifact.NO_IMAGE).parts()
+        for image_id in (index / artifact.NO_IMAGE).read_table(name)["image_id"].to_pylist()
+    ]
+    ends.kept.extend(without)
     for name in dead.parts():
         rows = dead.read_table(name).to_pylist()
         ends.errors.update({row["image_id"]: row["error"] for row in rows})
     counts: Counter[str] = Counter()
     for number, unit in enumerate(corpus.units(slices)):
-        write_unit(number, unit, corpus, run)
+        write_unit(number, unit, corpus, run, copies)
         counts.update((run / artifact.CLEAN).read_json(artifact.unit_name(number)))
+    assert counts.pop("no_image") == len(without)
     assert counts == {"kept": len(ends.kept), "removed": len(ends.removed), "dead": len(ends.errors)}
     announced = sum(slice_.stop - slice_.start for slice_ in slices)
     assert announced == len({*ends.kept, *ends.removed, *ends.errors}) == counts.total()

@@ -17,9 +17,10 @@ import yaml
 from PIL import Image
 
 from poisoncam_ray.commands import defend as defend_command
+from poisoncam_ray.commands.attack import ATTACKS, attack
+from poisoncam_ray.commands.evaluate import evaluate
 from poisoncam_ray.errors import StageFailedError, UserError
 from poisoncam_ray.program import RESUMES, run_program
-from poisoncam_ray.research import commands
 from tests.small import ROOT
 
 
@@ -67,7 +68,7 @@ def refuses(program):
         code, said = program(defend_command.defend, *arguments)
         assert code == 2, said
         assert "Traceback" not in said
-        assert said.startswith("error ") and said.endswith(".\n") and said.count("\n") == 1, said
+        assert said.startswith("error ") and said.endswith((".\n", "?\n")) and said.count("\n") == 1, said
         return said
 
     return call
@@ -126,7 +127,8 @@ def test_an_empty_place_is_not_taken_for_none(refuses, corpus):
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
-        ("search.maks=3", "no configuration key 'search.maks'; did you mean 'search.masks'?"),
+        ("search.maks=3", "no configuration key 'search.maks'; did you mean 'search.masks', "),
+        ("masks=3", "no configuration key 'masks'; did you mean 'search.masks', "),
         ("search.window=1.5", "search.window=1.5"),
         ("search.window=-1", "search.window=-1"),
         ("seed=-1", "seed=-1"),
@@ -144,11 +146,17 @@ def test_settings_that_do_not_exist_or_fit(refuses, corpus, tmp_path, setting, w
 
 def test_presets_and_files_that_do_not_exist_or_fit(refuses, corpus, tmp_path):
     place = ("--input", corpus, "--output", tmp_path / "run")
-    assert "did you mean 'imagenet100'?" in refuses(*place, "--preset", "imagenet10")
+    assert "did you mean 'imagenet100', " in refuses(*place, "--preset", "imagenet10")
     assert "none.yaml cannot be read" in refuses(*place, "--config", tmp_path / "none.yaml")
     file = tmp_path / "mine.yaml"
     file.write_text(yaml.safe_dump({"pretrain": {"epoch": 3}}))
-    assert "did you mean 'pretrain.epochs'?" in refuses(*place, "--config", file)
+    assert "did you mean 'pretrain.epochs', " in refuses(*place, "--config", file)
+
+
+def test_an_unknown_name_shows_three_that_are_like_it_and_not_all(refuses, corpus, tmp_path):
+    place = ("--input", corpus, "--output", tmp_path / "run")
+    for wrong in (["zzz.qqq=1"], ["--preset", "zzz"]):
+        assert refuses(*place, *wrong).count("'") == 2 + 3 * 2
 
 
 def test_brackets_in_a_path_are_shown_as_they_are(refuses, tmp_path):
@@ -159,12 +167,52 @@ def test_brackets_in_a_path_are_shown_as_they_are(refuses, tmp_path):
 
 def test_the_share_of_broken_rows_is_an_option(monkeypatch):
     limits = []
-    monkeypatch.setattr(
-        defend_command, "run_defence", lambda _, __, config, *___: limits.append(config.corpus)
-    )
+
+    def run(_, __, config, *___):
+        limits.append(config.corpus)
+        return defend_command.Answer({"poison": False}, [])
+
+    monkeypatch.setattr(defend_command, "run_defence", run)
     defend_command.defend(input="corpus", output="run", max_dead_fraction=0.25)
     defend_command.defend(input="corpus", output="run")
     assert [limit.max_dead_fraction for limit in limits] == [0.25, 0.5]
+
+
+@pytest.fixture
+def asked(monkeypatch, program, capsys):
+    """What a `poisoncam defend` of these arguments would run: input, output, configuration."""
+
+    def call(*arguments: object) -> tuple:
+        runs = []
+
+        def run(*given):
+            runs.append(given[:3])
+            return defend_command.Answer({"poison": False}, [])
+
+        monkeypatch.setattr(defend_command, "run_defence", run)
+        code, said = program(defend_command.defend, *arguments)
+        assert code == 0, said
+        return runs[0]
+
+    return call
+
+
+def test_the_input_may_be_an_argument_among_settings(asked):
+    for arguments in (
+        ["photos", "--output", "out", "search.masks=64"],
+        ["search.masks=64", "--output", "out", "photos"],
+        ["--input", "photos", "search.masks=64", "--output", "out"],
+    ):
+        input_uri, output_uri, config = asked(*arguments)
+        assert (input_uri, output_uri, config.search.masks) == ("photos", "out", 64)
+    # A name with '=' below a folder is no setting.
+    assert asked("data/year=2024", "--output", "out")[0] == "data/year=2024"
+    assert asked("s3://bucket/year=2024", "--output", "out")[0] == "s3://bucket/year=2024"
+
+
+def test_two_inputs_are_refused(refuses):
+    assert "one input, not 'a' and 'b'" in refuses("a", "b", "--output", "out")
+    assert "one input, not 'a' and 'b'" in refuses("--input", "a", "b", "--output", "out")
 
 
 def test_an_option_that_does_not_exist_shows_the_usage(program, corpus):
@@ -179,7 +227,7 @@ def test_help_names_the_presets(program):
 
 def test_a_patch_attack_has_one_target(program, corpus, tmp_path):
     code, said = program(
-        commands.attack,
+        attack,
         "--input",
         corpus,
         "--output",
@@ -195,7 +243,7 @@ def test_a_patch_attack_has_one_target(program, corpus, tmp_path):
 
 def test_an_attack_on_a_label_that_is_not_there(program, corpus, tmp_path):
     code, said = program(
-        commands.attack,
+        attack,
         "--input",
         corpus,
         "--output",
@@ -211,7 +259,7 @@ def test_an_attack_on_a_label_that_is_not_there(program, corpus, tmp_path):
 def test_the_help_names_every_attack():
     from poisoncam_ray.research.attacks import KINDS
 
-    assert commands.ATTACKS.split(", ") == list(KINDS)
+    assert ATTACKS.split(", ") == list(KINDS)
 
 
 @pytest.mark.parametrize(
@@ -225,23 +273,21 @@ def test_the_help_names_every_attack():
 )
 def test_an_attack_that_does_not_exist_or_is_set_wrongly(program, corpus, tmp_path, arguments, words):
     place = ("--input", corpus, "--output", tmp_path / "o", "--target", "a")
-    code, said = program(commands.attack, *place, *arguments)
+    code, said = program(attack, *place, *arguments)
     assert code == 2 and words in said and said.count("\n") == 1
     assert not (tmp_path / "o").exists()
 
 
 def test_an_attack_of_another_kind_from_the_command_line(program, corpus, tmp_path):
     place = ("--input", corpus, "--output", tmp_path / "o", "--target", "a")
-    code, said = program(
-        commands.attack, *place, "--kind", "blended", "--option", "alpha=0.3", "--share", "1"
-    )
+    code, said = program(attack, *place, "--kind", "blended", "--option", "alpha=0.3", "--share", "1")
     assert code == 0, said
     made = json.loads((tmp_path / "o" / "attack.json").read_text())
     assert (made["kind"], made["options"]["alpha"], made["n_poisoned"]) == ("blended", 0.3, 2)
 
 
 def test_evaluating_what_is_no_run(program, tmp_path):
-    code, said = program(commands.evaluate, "--run", tmp_path / "none", "--truth", tmp_path / "truth.parquet")
+    code, said = program(evaluate, "--run", tmp_path / "none", "--truth", tmp_path / "truth.parquet")
     assert code == 2 and "Traceback" not in said and said.count("\n") == 1
 
 
@@ -271,7 +317,7 @@ def test_evaluating_what_is_no_run(program, tmp_path):
     ],
 )
 def test_options_of_evaluate_that_belong_together(program, options, said):
-    code, told = program(commands.evaluate, "--run", "r", "--truth", "t", *options)
+    code, told = program(evaluate, "--run", "r", "--truth", "t", *options)
     assert code == 2 and said in told and told.count("\n") == 1
 
 

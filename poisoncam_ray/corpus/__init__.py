@@ -1,11 +1,14 @@
-"""Corpora of images on any fsspec URL: Parquet shards, WebDataset shards or image folders.
+"""Corpora of images on any fsspec URL: tables (Parquet, Delta, Arrow), WebDataset shards, image folders.
 
 `open_corpus` opens one. `protocol.Corpus` says what every format can do.
 """
 
 from __future__ import annotations
 
+from poisoncam_ray.container import KINDS
+from poisoncam_ray.corpus.arrow import ARROW_SUFFIXES, open_saved
 from poisoncam_ray.corpus.columns import find_image_column
+from poisoncam_ray.corpus.delta import can_read_delta, open_delta
 from poisoncam_ray.corpus.folder import FolderCorpus
 from poisoncam_ray.corpus.listing import (
     IMAGE_SUFFIXES,
@@ -16,53 +19,70 @@ from poisoncam_ray.corpus.listing import (
 )
 from poisoncam_ray.corpus.parquet import ParquetCorpus
 from poisoncam_ray.corpus.protocol import DEAD, KEPT, REMOVED, Corpus, Problem, Row, Slice, Source
+from poisoncam_ray.corpus.tables import is_delta, refuse_partition
 from poisoncam_ray.corpus.webdataset import TAR_SUFFIXES, WebDatasetCorpus
 from poisoncam_ray.errors import UserError
 
 __all__ = ["DEAD", "KEPT", "REMOVED", "Corpus", "Problem", "Row", "Slice", "Source", "open_corpus"]
 
-FORMATS = ("auto", "parquet", "folder", "webdataset")
+FORMATS = ("auto", "parquet", "folder", "webdataset", "delta", "arrow")
 _PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
 def open_corpus(
-    uri: str, format: str = "auto", image_column: str | None = None, rows_per_slice: int = 1024
+    uri: str,
+    format: str = "auto",
+    image_column: str | None = None,
+    rows_per_slice: int = 1024,
+    version: int | None = None,
 ) -> Corpus:
     """Open a corpus.
 
     Args:
         uri: a folder, whose files may lie at any depth, or one Parquet or tar file.
-        format: auto, parquet, folder or webdataset.
-        image_column: of Parquet shards the column that holds the images, by default the only one that is
-            binary or struct{bytes, path}; of WebDataset shards the extension of the member that holds a
-            sample's image, by default the only member that is a JPEG, PNG or WebP. Not used for image
+        format: auto, parquet, folder, webdataset, delta or arrow (what datasets.save_to_disk wrote).
+        image_column: of Parquet and Arrow shards the column that holds the images, by default the only one
+            that is binary or struct{bytes, path}; of WebDataset shards the extension of the member that holds
+            a sample's image, by default the only member whose extension is that of an image. Not used for image
             folders.
         rows_per_slice: rows of a slice, at most.
+        version: of a Delta table, the number of the version to read; None for the current one.
 
     Returns:
         The corpus. It holds no open handle.
 
     Raises:
         UserError: there is nothing at `uri`, the format or the image column cannot be told, no Parquet shard
-            can be read, tars are compressed, or a link leads out of an image folder.
+            can be read, tars are compressed, a link leads out of an image folder, or the folder is a table of
+            another format.
     """
     if format not in FORMATS:
         raise UserError(f"The corpus format {format} is not known: use one of {', '.join(FORMATS)}.")
     if rows_per_slice < 1:
         raise UserError(f"rows_per_slice is {rows_per_slice}: use 1 or more.")
+    refuse_partition(uri)
+    table = is_delta(uri)
+    if format == "delta" and not table:
+        raise UserError(f"There is no Delta table in {uri} (no folder _delta_log): give a table's folder.")
+    if table and (format == "delta" or (format == "auto" and can_read_delta())):
+        return open_delta(uri, image_column, rows_per_slice, version)
+    if version is not None and not table:
+        raise UserError(f"{uri} is no Delta table: leave out corpus.version.")
     paths = [s.path for s in list_sources(uri)]
-    shards, tars, images = (
+    shards, tars, arrows, images = (
         [p for p in paths if p.lower().endswith(suffixes)]
-        for suffixes in (PARQUET_SUFFIXES, TAR_SUFFIXES, IMAGE_SUFFIXES)
+        for suffixes in (PARQUET_SUFFIXES, TAR_SUFFIXES, ARROW_SUFFIXES, IMAGE_SUFFIXES)
     )
     if format == "auto":
-        format = _recognise(uri, paths, len(shards), len(tars), len(images))
+        format = _recognise(uri, paths, len(shards), len(tars), len(arrows), len(images))
     if format == "parquet":
         if not shards:
             raise UserError(f"There are no .parquet files in {uri}: give a folder that has some.")
         folder_uri, only = _place(uri)
         column = find_image_column(folder_uri, shards, image_column)
         return ParquetCorpus(folder_uri, column, rows_per_slice, only)
+    if format == "arrow":
+        return open_saved(uri, image_column, rows_per_slice)
     if format == "webdataset":
         _refuse_packed(paths)
         if not tars:
@@ -73,7 +93,7 @@ def open_corpus(
     if is_file(uri):
         raise UserError(f"{uri} is a single file: give the folder that holds the images.")
     if not images:
-        raise UserError(f"There are no images in {uri}: give a folder with JPEG, PNG or WebP files.")
+        raise UserError(f"There are no images in {uri}: give a folder with {KINDS} files.")
     refuse_escaping_links(uri, images)
     return FolderCorpus(uri, rows_per_slice)
 
@@ -91,9 +111,14 @@ def _refuse_packed(paths: list[str]) -> None:
         raise UserError(f"The shard {packed[0]} is compressed: unpack it to a plain .tar file.")
 
 
-def _recognise(uri: str, paths: list[str], n_parquet: int, n_tars: int, n_images: int) -> str:
-    counts = {"parquet": n_parquet, "webdataset": n_tars, "folder": n_images}
-    names = {"parquet": "Parquet files", "webdataset": "tar files", "folder": "images"}
+def _recognise(uri: str, paths: list[str], *numbers: int) -> str:
+    names = {
+        "parquet": "Parquet files",
+        "webdataset": "tar files",
+        "arrow": "Arrow files",
+        "folder": "images",
+    }
+    counts = dict(zip(names, numbers, strict=True))
     found = [kind for kind, n in counts.items() if n]
     if len(found) > 1:
         raise UserError(
@@ -107,5 +132,5 @@ def _recognise(uri: str, paths: list[str], n_parquet: int, n_tars: int, n_images
     _refuse_packed(paths)
     raise UserError(
         f"The format of {uri} is not recognised (it holds {paths[0]}): give Parquet files (.parquet), "
-        f"WebDataset shards (.tar) or images ({', '.join(IMAGE_SUFFIXES)})."
+        f"WebDataset shards (.tar), saved datasets (.arrow) or images ({', '.join(IMAGE_SUFFIXES)})."
     )

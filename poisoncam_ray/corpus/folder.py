@@ -9,10 +9,12 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
 
+from poisoncam_ray.container import KINDS
 from poisoncam_ray.corpus.listing import (
     IMAGE_MAX,
     IMAGE_SUFFIXES,
@@ -23,7 +25,7 @@ from poisoncam_ray.corpus.listing import (
 from poisoncam_ray.corpus.protocol import KEPT, REMOVED, Problem, Row, Slice, Source
 from poisoncam_ray.corpus.shardfile import UnreadableError, for_good, reason_of, refuse_climbing
 from poisoncam_ray.errors import UserError
-from poisoncam_ray.store import connect, in_parallel, is_local, write_bytes
+from poisoncam_ray.store import connect, copy_file, in_parallel, is_local, write_bytes
 
 FILES_AT_ONCE = 64
 """Files in memory at once while reading or copying."""
@@ -47,7 +49,7 @@ class FolderCorpus:
         """All image files, sorted by path."""
         found = [s for s in list_sources(self.uri) if s.path.lower().endswith(IMAGE_SUFFIXES)]
         if not found:
-            raise UserError(f"There are no images in {self.uri}: give a folder with JPEG, PNG or WebP files.")
+            raise UserError(f"There are no images in {self.uri}: give a folder with {KINDS} files.")
         refuse_escaping_links(self.uri, (s.path for s in found))
         return found
 
@@ -92,7 +94,7 @@ class FolderCorpus:
         self,
         unit: Sequence[Slice],
         fate_N: Sequence[int] | np.ndarray,
-        kept_uri: str,
+        kept_uri: str | None,
         removed_uri: str,
         sha256: Mapping[str, str] | None = None,
     ) -> tuple[int, int]:
@@ -104,9 +106,13 @@ class FolderCorpus:
         kept = [f for f, fate in zip(files, fates, strict=True) if fate == KEPT]
         removed = [f for f, fate in zip(files, fates, strict=True) if fate == REMOVED]
         refuse_same_place(self.uri, kept_uri, removed_uri)
-        self._copy(kept, kept_uri, sha256)
+        if kept_uri is not None:
+            self._copy(kept, kept_uri, sha256)
         self._copy(removed, removed_uri, sha256)
         return len(kept), len(removed)
+
+    def finish(self, kept_uri: str, removed_uri: str) -> None:
+        """Nothing: all that is in the corpus belongs to a row."""
 
     def _stored(self, image_ids: Sequence[str]) -> Iterable[bytes | UnreadableError]:
         fs, root = connect(self.uri)
@@ -138,15 +144,30 @@ class FolderCorpus:
         return map(get, ids) if local else in_parallel(get, ids)
 
     def _copy(self, files: list[str], out_uri: str, sha256: Mapping[str, str] | None) -> None:
+        fs, root = connect(self.uri)
+        local = is_local(fs)
         for first in range(0, len(files), FILES_AT_ONCE):
             chunk = files[first : first + FILES_AT_ONCE]
+            # A store does not tell a digest: its images are read, and what was read is written.
+            tags = [_modified(f"{root}/{name}") if local else None for name in chunk]
             stored = list(zip(chunk, self.fetch(chunk), strict=True))
             for name, data in stored:
                 if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256[name]:
                     raise UserError(
                         f"The image {name} changed since it was indexed: use a new output folder."
                     )
-            in_parallel(lambda pair: write_bytes(out_uri, *pair), stored)
+            clone = partial(copy_file, self.uri, out_uri=out_uri)
+            cloned = [local and clone(name, tag=tag) for name, tag in zip(chunk, tags, strict=True)]
+            left = [pair for pair, done in zip(stored, cloned, strict=True) if not done]
+            in_parallel(lambda pair: write_bytes(out_uri, *pair), left)
+
+
+def _modified(path: str) -> str | None:
+    """The tag of a local file (`Source.tag`); None when it is gone."""
+    try:
+        return str(os.stat(path).st_mtime_ns)
+    except FileNotFoundError:
+        return None
 
 
 def files_of(unit: Sequence[Slice]) -> list[str]:

@@ -10,10 +10,11 @@ from typing import Any
 import fsspec
 
 from poisoncam_ray.corpus.protocol import Source
+from poisoncam_ray.corpus.tables import refuse_table
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.store import connect, is_local, real_path
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 IMAGE_MAX = 2**30
 """A larger file or member is not read, in bytes. `corpus.max_bytes` limits what of these is taken for an
 image."""
@@ -26,11 +27,12 @@ def is_file(uri: str) -> bool:
     return fs.isfile(root)
 
 
-def list_sources(uri: str) -> list[Source]:
+def list_sources(uri: str, of_table: bool = False) -> list[Source]:
     """List the visible files of a corpus.
 
     Args:
         uri: a folder, or one file.
+        of_table: the folder is known to be a table of another format, and the caller knows which files count.
 
     Returns:
         The files at any depth, sorted by path. A file is hidden if its name or a folder's name begins with
@@ -38,7 +40,7 @@ def list_sources(uri: str) -> list[Source]:
 
     Raises:
         UserError: there is nothing at `uri`, access is refused, a folder is a symbolic link, a name is not
-            UTF-8, or an object's key is no path of a file.
+            UTF-8, an object's key is no path of a file, or a folder is a table of another format.
     """
     fs, root = connect(uri)
     try:
@@ -46,7 +48,7 @@ def list_sources(uri: str) -> list[Source]:
         if fs.isfile(root):
             return [source_of(fs, root.rsplit("/", 1)[-1], root, fs.info(root))]
         if is_local(fs):
-            found = list(_walk_local(root))
+            found = list(_walk_local(root, of_table))
         else:
             infos = fs.find(root, detail=True).values()
             prefix = root.rstrip("/")
@@ -63,6 +65,8 @@ def list_sources(uri: str) -> list[Source]:
         ) from error
     if not exists:
         raise UserError(f"The input {uri} does not exist: give a folder or file that does.")
+    for path, _ in () if of_table else found:
+        refuse_table(uri, path)
     visible = [(p, i) for p, i in found if p and _visible(p)]
     return sorted((source_of(fs, p, f"{root}/{p}", i) for p, i in visible), key=lambda s: s.path)
 
@@ -74,7 +78,7 @@ def _visible(path: str) -> bool:
     return not any(n.startswith(("_", ".")) for n in (*folders, name))
 
 
-def _walk_local(root: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _walk_local(root: str, of_table: bool) -> Iterator[tuple[str, dict[str, Any]]]:
     if not os.path.isdir(root):
         raise FileNotFoundError(root)
 
@@ -82,6 +86,8 @@ def _walk_local(root: str) -> Iterator[tuple[str, dict[str, Any]]]:
         raise error
 
     for folder, folders, files in os.walk(root, onerror=refuse):
+        for name in () if of_table else folders:
+            refuse_table(root, f"{os.path.relpath(os.path.join(folder, name), root)}/")
         folders[:] = [n for n in folders if not n.startswith(("_", "."))]
         for name in folders:
             if os.path.islink(os.path.join(folder, name)):
@@ -139,8 +145,8 @@ def refuse_escaping_links(uri: str, paths: Iterable[str]) -> None:
             )
 
 
-def refuse_same_place(uri: str, *outputs: str) -> None:
+def refuse_same_place(uri: str, *outputs: str | None) -> None:
     """Raise UserError if one of the `outputs` is the corpus `uri` itself, whose files it would replace."""
     for output in outputs:
-        if real_path(output) == real_path(uri):
+        if output is not None and real_path(output) == real_path(uri):
             raise UserError(f"The output {output} is the corpus itself: give another folder.")

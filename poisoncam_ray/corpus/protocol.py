@@ -79,7 +79,7 @@ class Row:
     Attributes:
         row: its number, counted as `Slice.start` is.
         image_id: unique in the corpus: "<shard>#<row>", or the path of the file in an image folder.
-        data: the bytes; None for a row with an `error` and for a null cell of a Parquet shard.
+        data: the bytes; None for a row with an `error`, and for one whose image is null, which is kept.
         error: (kind, message) of a row that cannot be read, which is dead; None for the others.
     """
 
@@ -205,7 +205,7 @@ class Corpus(Protocol):
         self,
         unit: Sequence[Slice],
         fate_N: Sequence[int] | np.ndarray,
-        kept_uri: str,
+        kept_uri: str | None,
         removed_uri: str,
         sha256: Mapping[str, str] | None = None,
     ) -> tuple[int, int]:
@@ -220,17 +220,28 @@ class Corpus(Protocol):
 
         Args:
             unit: the slices of the unit, in order.
-            fate_N: KEPT, REMOVED or DEAD for each row of the unit.
-            kept_uri: the folder for the kept rows.
+            fate_N: KEPT, REMOVED or DEAD for each row of the unit, counted from the shard's first row.
+            kept_uri: the folder for the kept rows; None to write the removed rows alone. The unit may then be
+                some slices of a shard, and the rows after them are left alone.
             removed_uri: the folder for the removed rows.
             sha256: of an image folder, the digest in hex that each image had when it was indexed, by image
                 id. Shards do not need it: `Slice.version` tells of a change.
 
         Returns:
-            How many rows were written to `kept_uri` and to `removed_uri`.
+            How many rows are kept, and written to `kept_uri` if there is one, and how many were written to
+            `removed_uri`.
 
         Raises:
             UserError: a file is gone or changed, a row that is not DEAD cannot be read, an output is the
                 corpus itself, or a name leads out of the corpus.
             ValueError: there is not one fate for each row.
+        """
+
+    def finish(self, kept_uri: str, removed_uri: str) -> None:
+        """Write what belongs to no row, once all units are split, such as a list of the shards. It may be
+        called again, and does nothing in most formats.
+
+        Args:
+            kept_uri: the folder of the kept rows.
+            removed_uri: the folder of the removed rows.
         """

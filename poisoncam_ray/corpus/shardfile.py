@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 from poisoncam_ray.corpus.listing import list_sources, source_of
 from poisoncam_ray.corpus.protocol import UNREADABLE_SHARD, Row, Slice, Source
 from poisoncam_ray.errors import UserError
-from poisoncam_ray.store import connect, in_parallel, is_local, whole_file
+from poisoncam_ray.store import connect, copy_file, in_parallel, is_local, whole_file
 
 # Errors of a local disk that another try would meet again. EMFILE, ENOMEM, ESTALE and the like may pass.
 _FOR_GOOD = {errno.EACCES, errno.EPERM, errno.EISDIR, errno.EIO}
@@ -211,12 +211,17 @@ def open_sink(uri: str, source: str) -> Iterator[BinaryIO]:
 
 
 def copy_whole(uri: str, slice_: Slice, out_uri: str) -> None:
-    """Copy the slice's shard, byte for byte, to the same path under `out_uri`."""
-    with (
-        open_file(uri, slice_.source, slice_.version) as file,
-        open_sink(out_uri, slice_.source) as sink,
-    ):
-        copy_range(file, 0, file.source.size, sink)
+    """Copy the slice's shard, byte for byte, to the same path under `out_uri`. The store or the kernel copies
+    where it can.
+
+    Raises:
+        UserError: the shard is gone, or is not the version that was listed.
+    """
+    source = slice_.source
+    with open_file(uri, source, slice_.version) as file:
+        if not copy_file(uri, source, out_uri, file.source.tag or None):
+            with open_sink(out_uri, source) as sink:
+                copy_range(file, 0, file.source.size, sink)
 
 
 def fetch_by_shard(

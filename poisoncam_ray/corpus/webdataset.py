@@ -62,7 +62,7 @@ class WebDatasetCorpus:
 
     Attributes:
         uri: the folder.
-        extension: extension of the member that holds the image; "" for the only JPEG, PNG or WebP.
+        extension: extension of the member that holds the image; "" for the only image (IMAGE_SUFFIXES).
         rows_per_slice: samples of a slice, at most.
         only: the corpus's only shard; "" for all.
     """
@@ -133,7 +133,7 @@ class WebDatasetCorpus:
         self,
         unit: Sequence[Slice],
         fate_N: Sequence[int] | np.ndarray,
-        kept_uri: str,
+        kept_uri: str | None,
         removed_uri: str,
         sha256: Mapping[str, str] | None = None,
     ) -> tuple[int, int]:
@@ -146,19 +146,25 @@ class WebDatasetCorpus:
             raise ValueError(f"{len(fates)} fates for {unit[-1].stop} samples")
         removed = int((fates == REMOVED).sum())
         refuse_same_place(self.uri, kept_uri, removed_uri)
+        kept = int((fates == KEPT).sum())
         if not removed:
             delete(removed_uri, source)
-        if not (fates == KEPT).any() and len(fates):
+        if kept_uri is not None and not kept and len(fates):
             delete(kept_uri, source)
         if unit[0].error is not None:
             return 0, 0
-        if (fates == KEPT).all():
-            copy_whole(self.uri, unit[0], kept_uri)
-            return len(fates), 0
-        places = {KEPT: kept_uri, REMOVED: removed_uri}
-        return self._split(
-            unit[0], fates, {fate: uri for fate, uri in places.items() if (fates == fate).any()}
-        )
+        if not removed and kept == len(fates):
+            if kept_uri is not None:
+                copy_whole(self.uri, unit[0], kept_uri)
+            return kept, 0
+        places = {KEPT: kept_uri if kept else None, REMOVED: removed_uri if removed else None}
+        written = {fate: uri for fate, uri in places.items() if uri is not None}
+        if written:
+            self._split(unit[0], fates, written)
+        return kept, removed
+
+    def finish(self, kept_uri: str, removed_uri: str) -> None:
+        """Nothing: all that is in the corpus belongs to a row."""
 
     def samples(self, file: ShardFile, slice_: Slice) -> Iterator[Sample]:
         """The samples of a slice, in order.
@@ -218,10 +224,10 @@ class WebDatasetCorpus:
                 found[f"{source}#{row}"] = data
         return found
 
-    def _split(self, slice_: Slice, fates: np.ndarray, places: Mapping[int, str]) -> tuple[int, int]:
+    def _split(self, slice_: Slice, fates: np.ndarray, places: Mapping[int, str]) -> None:
         """Split the whole shard of `slice_` to the folder of each fate in `places`."""
         source = slice_.source
-        written: dict[int, set[int]] = {KEPT: set(), REMOVED: set()}
+        written: dict[int, set[int]] = {fate: set() for fate in places}
         with contextlib.ExitStack() as stack:
             file = stack.enter_context(open_file(self.uri, source, slice_.version, **READAHEAD))
             sinks = {fate: stack.enter_context(open_sink(uri, source)) for fate, uri in places.items()}
@@ -232,10 +238,8 @@ class WebDatasetCorpus:
                         written[fate].add(row)
             for sink in sinks.values():
                 sink.write(END)
-            counts = len(written[KEPT]), len(written[REMOVED])
-            if counts != (int((fates == KEPT).sum()), int((fates == REMOVED).sum())):
+            if any(len(rows) != int((fates == fate).sum()) for fate, rows in written.items()):
                 raise UserError(f"The shard {source} changed since it was indexed: index again.")
-        return counts
 
 
 def _fated(file: ShardFile, fates: np.ndarray) -> Iterator[tuple[int, int | None, Member]]:

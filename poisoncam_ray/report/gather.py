@@ -11,13 +11,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from poisoncam_ray import artifact
+from poisoncam_ray import artifact, facts
 from poisoncam_ray.artifact import Verdict
 from poisoncam_ray.corpus.protocol import OTHER_SCHEMA
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.folder import Folder, Ledger, Manifest
 from poisoncam_ray.report.model import Fetcher, PageContent, ShownFamily, ShownImage, SkippedShard, Trigger
-from poisoncam_ray.report.pictures import data_uri, fetch_pictures
+from poisoncam_ray.report.pictures import data_uri, fetch_pictures, on_square
 from poisoncam_ray.report.scores import Drawn, read_scores
 
 TITLES = {
@@ -83,13 +83,17 @@ def gather(
     wanted = [row["image_id"] for row in triggers]
     samples = [scored.removed, scored.borderline, *of_family.values()]
     wanted += [drawn.image_id for sample in samples for drawn in sample]
-    whole = _whole_triggers(run)
+    whole = whole_triggers(run)
     pictures = fetch_pictures(corpus, settings, wanted, side)
 
     def images(sample: list[Drawn]) -> list[ShownImage]:
         return [
             ShownImage(
-                drawn.image_id, drawn.p, pictures.get(drawn.image_id), drawn.family, _seen(drawn, side)
+                drawn.image_id,
+                drawn.p,
+                pictures.get(drawn.image_id),
+                drawn.family,
+                None if drawn.box is None else on_square(drawn.box, drawn.size, side),
             )
             for drawn in sorted(sample, key=lambda drawn: (drawn.p, drawn.image_id), reverse=True)
         ]
@@ -143,9 +147,12 @@ def gather(
         dead=dead[:DEAD_LINES],
         skipped=skipped[:SKIPPED_SHARDS],
         n_skipped=len(skipped),
+        no_image=facts.of_manifest(facts.Cleaned, manifests[artifact.CLEAN]).no_image,
         config=_flat(config),
         stage_facts=_flat({TITLES[name]: manifest.facts for name, manifest in manifests.items()}),
         metrics=_json(run / artifact.PAGE, artifact.METRICS),
+        sample=_sample(manifests),
+        copied=facts.of_manifest(facts.Cleaned, manifests[artifact.CLEAN]).copied,
     )
 
 
@@ -201,8 +208,8 @@ def _crops(triggers: pa.Table, family: int) -> list[str]:
     return [data_uri(crop, "png") for crop in mine["crop"].to_pylist()]
 
 
-def _whole_triggers(run: Folder) -> dict[int, list[str]]:
-    """Pictures of the whole trigger, by family."""
+def whole_triggers(run: Folder) -> dict[int, list[str]]:
+    """Pictures of the whole trigger by family, as data: URIs, a few of each."""
     made, name = run / artifact.CLASSIFIER, artifact.WHOLE_TRIGGERS
     found: dict[int, list[str]] = {}
     for row in made.read_table(name).to_pylist() if made.exists(name) else ():
@@ -212,22 +219,20 @@ def _whole_triggers(run: Folder) -> dict[int, list[str]]:
     return found
 
 
-def _seen(drawn: Drawn, side: int) -> tuple[int, ...] | None:
-    """The box on the picture, which shows the centre square of the stored image (method.geometry.map_box)."""
-    if drawn.box is None:
-        return None
-    shorter = max(1, min(drawn.size))
-    corner = [(length - shorter) / 2 for length in drawn.size] * 2
-    scaled = (round((at - start) * side / shorter) for at, start in zip(drawn.box, corner, strict=True))
-    return tuple(min(max(at, 0), side) for at in scaled)
-
-
 def _ledger(manifests: Mapping[str, Manifest], n_dead: int) -> Ledger:
     """Rows in by Index, kept and removed by Clean, dead as counted in `dead/`: the page says whether they add
     up."""
     clean = manifests[artifact.CLEAN].ledger or Ledger(0, 0)
     first = manifests[artifact.INDEX].ledger if artifact.INDEX in manifests else None
     return Ledger((first or clean).rows_in, clean.rows_out, clean.removed, n_dead)
+
+
+def _sample(manifests: Mapping[str, Manifest]) -> str:
+    """How much was looked at, in words, where that is a sample."""
+    if artifact.INDEX not in manifests:
+        return ""
+    indexed = facts.of_manifest(facts.Indexed, manifests[artifact.INDEX])
+    return indexed.told_sample if indexed.sample else ""
 
 
 def _dead(run: Folder) -> list[dict[str, Any]]:

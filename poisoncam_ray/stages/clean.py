@@ -5,6 +5,7 @@ N rows of a unit
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,7 @@ import pyarrow as pa
 import ray
 
 from poisoncam_ray import artifact, facts, metrics
+from poisoncam_ray.config import Config
 from poisoncam_ray.corpus import DEAD, KEPT, REMOVED, Corpus, Slice
 from poisoncam_ray.errors import LedgerError
 from poisoncam_ray.folder import Folder, Ledger, part_name
@@ -31,7 +33,10 @@ class Clean(Stage):
     version = 3
     inputs = (artifact.INDEX, artifact.SCORES)
     sections = ()
-    writes = (artifact.CLEAN_ROWS, artifact.REMOVED_ROWS)
+    writes = (artifact.CLEAN_ROWS, artifact.KEEP_LIST, artifact.REMOVED_ROWS)
+
+    def depends_on(self, config: Config) -> dict[str, Any]:
+        return {"copy_corpus": config.copies}
 
     def run(self, run: Run) -> Outcome:
         units = run.corpus.units(run.slices())
@@ -40,63 +45,115 @@ class Clean(Stage):
         task = ray.remote(write_unit).options(
             num_cpus=run.config.resources.cpus_per_reader, max_retries=RESTARTS
         )
-        calls = (partial(task.remote, number, unit, run.corpus, run.folder) for number, unit in todo)
-        for finished, _ in enumerate(in_flight(calls, UNITS_WAITING), start=1):
-            run.progress.update(f"{finished} of {len(todo)} files")
+        copies = run.config.copies
+        calls = (partial(task.remote, number, unit, run.corpus, run.folder, copies) for number, unit in todo)
+        reused = len(units) - len(todo)
+        run.progress.update(reused, len(units), "files")
+        for finished, _ in enumerate(in_flight(calls, UNITS_WAITING), start=reused + 1):
+            run.progress.update(finished, len(units), "files")
+        run.corpus.finish((run.folder / artifact.CLEAN_ROWS).uri, (run.folder / artifact.REMOVED_ROWS).uri)
         names = [artifact.unit_name(number) for number in range(len(units))]
         counts = in_parallel(run.out.read_json, names)
-        kept, removed, dead = (sum(count[key] for count in counts) for key in ("kept", "removed", "dead"))
+        kept, removed, dead, without = (
+            sum(count[key] for count in counts) for key in ("kept", "removed", "dead", "no_image")
+        )
         rows = sum(slice_.stop - slice_.start for unit in units for slice_ in unit)
         indexed = run.manifest(artifact.INDEX).ledger
         if indexed is None or dead != indexed.dead:
             raise LedgerError(f"{dead} rows have no score, which is not the number that died at indexing")
-        said = facts.Cleaned(kept, removed, dead, len(units), len(units) - len(todo))
+        if without != indexed.no_image:
+            raise LedgerError(f"{without} rows have no image, and {indexed.no_image} had none at indexing")
+        said = facts.Cleaned(kept, removed, dead, len(units), len(units) - len(todo), copies, without)
         return Outcome(said, Ledger(rows, kept, removed, dead))
 
 
-def write_unit(number: int, unit: list[Slice], corpus: Corpus, run: Folder) -> None:
+def write_unit(number: int, unit: list[Slice], corpus: Corpus, run: Folder, copies: bool = True) -> None:
     """Split one unit (a shard, or a slice of an image folder) by the fates of its rows.
 
-    Writes the unit's kept and removed rows, the reasons, and at last the marker that commits the unit.
+    Writes the unit's kept rows or the list of them, the removed rows, the reasons, and at last the marker that
+    commits the unit.
 
     Args:
         number: the unit's number.
-        unit: its slices.
+        unit: its slices; of a sample, those of a shard that were drawn.
         corpus: the corpus.
         run: the run folder.
+        copies: whether the kept rows are written and not listed.
 
     Raises:
         LedgerError: the scores are not those of the indexed rows, or other rows were written than decided.
     """
-    index, scores, out = run / artifact.INDEX, run / artifact.SCORES, run / artifact.CLEAN
-    first = unit[0].start
-    fate_N = np.full(sum(slice_.stop - slice_.start for slice_ in unit), DEAD, np.int8)
+    out = run / artifact.CLEAN
+    # A shard is split from its first row on, whether the sample holds it or not.
+    first = 0 if corpus.sharded else unit[0].start
+    fate_N = np.full(unit[-1].stop - first, DEAD, np.int8)
     sha256: dict[str, str] = {}
     removed_rows: list[dict[str, Any]] = []
+    without = [row - first for slice_ in unit for row in rows_without_image(run, slice_)]
+    fate_N[without] = KEPT
     for slice_ in unit:
-        wanted = ["image_id", "source", "row", *digest_columns(slice_)]
-        rows = index.read_table(part_name(slice_.index), wanted).to_pylist()
-        scored = scores.read_table(part_name(slice_.index)).to_pylist()
-        if [row["image_id"] for row in rows] != [row["image_id"] for row in scored]:
-            raise LedgerError(f"the scores of slice {slice_.index} are not those of its indexed rows")
-        for row, score in zip(rows, scored, strict=True):
+        for row, score in scored_rows(run, slice_):
             if "sha256" in row:
                 sha256[row["image_id"]] = row["sha256"]
             removed = score["fate"] == artifact.REMOVE
             fate_N[row["row"] - first] = REMOVED if removed else KEPT
             if removed:
                 removed_rows.append(row | score | {"reason": "poison_classifier"})
-    n_kept, n_removed = corpus.split(
-        unit, fate_N, (run / artifact.CLEAN_ROWS).uri, (run / artifact.REMOVED_ROWS).uri, sha256
-    )
+    clean = (run / artifact.CLEAN_ROWS).uri if copies else None
+    n_kept, n_removed = corpus.split(unit, fate_N, clean, (run / artifact.REMOVED_ROWS).uri, sha256)
     if (n_kept, n_removed) != (int((fate_N == KEPT).sum()), int((fate_N == REMOVED).sum())):
         raise LedgerError(
             f"{unit[0].source}: wrote {n_kept} kept and {n_removed} removed rows, not what was decided"
         )
+    if not copies:
+        (run / artifact.KEEP_LIST).write_table(part_name(number), keep_list(unit, fate_N, first))
     if removed_rows:
         table = pa.Table.from_pylist(removed_rows, schema=artifact.REMOVED_SCHEMA)
         out.write_table(artifact.unit_reasons(number), table)
-    count = {"kept": n_kept, "removed": n_removed, "dead": int((fate_N == DEAD).sum())}
+    rows = sum(slice_.stop - slice_.start for slice_ in unit)
+    count = {
+        "kept": n_kept,
+        "removed": n_removed,
+        "dead": rows - n_kept - n_removed,
+        "no_image": len(without),
+    }
     out.write_json(artifact.unit_name(number), count)
     metrics.count("rows", n_kept, stage=Clean.title)
     metrics.count("removed", n_removed)
+
+
+def rows_without_image(run: Folder, slice_: Slice) -> list[int]:
+    """The rows of a slice whose image is null. They are kept."""
+    without, name = run / artifact.INDEX / artifact.NO_IMAGE, part_name(slice_.index)
+    return without.read_table(name, ["row"])["row"].to_pylist() if without.exists(name) else []
+
+
+def scored_rows(run: Folder, slice_: Slice) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """The indexed rows of a slice, each with its score.
+
+    Raises:
+        LedgerError: the scores are not those of the indexed rows.
+    """
+    name, wanted = part_name(slice_.index), ["image_id", "source", "row", *digest_columns(slice_)]
+    rows = (run / artifact.INDEX).read_table(name, wanted).to_pylist()
+    scored = (run / artifact.SCORES).read_table(name).to_pylist()
+    if [row["image_id"] for row in rows] != [row["image_id"] for row in scored]:
+        raise LedgerError(f"the scores of slice {slice_.index} are not those of its indexed rows")
+    return zip(rows, scored, strict=True)
+
+
+def keep_list(unit: list[Slice], fate_N: np.ndarray, first: int) -> pa.Table:
+    """The kept rows of a unit (artifact.KEEP_SCHEMA).
+
+    Args:
+        unit: its slices.
+        fate_N: the fate of each row.
+        first: the row of the first fate.
+    """
+    kept = [
+        {"image_id": slice_.image_id(row - slice_.start), "source": slice_.source, "row": row}
+        for slice_ in unit
+        for row in range(slice_.start, slice_.stop)
+        if fate_N[row - first] == KEPT
+    ]
+    return pa.Table.from_pylist(kept, schema=artifact.KEEP_SCHEMA)

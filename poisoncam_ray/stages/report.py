@@ -13,7 +13,7 @@ from poisoncam_ray.stage import Outcome, Run, Stage
 class Report(Stage):
     name = artifact.REPORT
     title = "Report"
-    version = 3
+    version = 4
     inputs = (artifact.SEARCH, artifact.VERDICT, artifact.CLASSIFIER, artifact.SCORES, artifact.CLEAN)
     sections = ()
     writes = (artifact.PAGE,)
@@ -23,8 +23,9 @@ class Report(Stage):
         found = gather(run.folder.uri)
         page.write_bytes(artifact.HTML, render(found).encode())
         page.write_bytes(artifact.REMOVED_CSV, removed_csv(run.folder))
-        page.write_bytes(
-            artifact.VERDICT_FILE, (run.folder / artifact.VERDICT).read_bytes(artifact.VERDICT_FILE)
-        )
+        verdict = (run.folder / artifact.VERDICT).read_json(artifact.VERDICT_FILE)
+        # Who reads the verdict alone must see that it is about a sample.
+        sample = facts.of_manifest(facts.Indexed, run.manifest(artifact.INDEX)).sample
+        page.write_json(artifact.VERDICT_FILE, verdict | ({"sample": sample} if sample else {}))
         by_family = {str(family): n for family, n in found.families.items()}
         return Outcome(facts.Reported(f"{page.uri}/{artifact.HTML}", by_family))

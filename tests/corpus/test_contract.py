@@ -6,6 +6,7 @@ What a corpus holds and what was written is read back here by pyarrow and tarfil
 from __future__ import annotations
 
 import io
+import json
 import os
 import pickle
 import tarfile
@@ -43,12 +44,14 @@ class Format:
         rows_in: the rows in the bytes of one file, each as (image, all else).
         broken: the file that `spoil` makes unreadable.
         lost: rows that are lost with it, of N.
+        beside: names of files that belong to no row.
     """
 
     write: Callable[[Path], None]
     rows_in: Callable[[bytes], list[tuple[bytes, Any]]]
     broken: str
     lost: int
+    beside: tuple[str, ...] = ("captions.txt",)
 
 
 def shards(suffix: str, encode: Callable[[range], bytes]) -> Callable[[Path], None]:
@@ -89,6 +92,33 @@ def parquet_rows(data: bytes) -> list[tuple[bytes, Any]]:
     ]
 
 
+def encode_arrow(numbers: range) -> bytes:
+    table = pq.read_table(pa.BufferReader(encode_parquet(True)(numbers)))
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, table.schema.with_metadata({"huggingface": "{}"})) as stream:
+        for first in range(0, len(table), 6):
+            stream.write_table(table.slice(first, 6))
+    return sink.getvalue()
+
+
+def arrow_rows(data: bytes) -> list[tuple[bytes, Any]]:
+    with pa.ipc.open_stream(data) as stream:
+        assert stream.schema.metadata == {b"huggingface": b"{}"}
+        rows = stream.read_all().to_pylist()
+    cells = [row.pop("picture") for row in rows]
+    return [(cell.pop("bytes"), (row, cell)) for row, cell in zip(rows, cells, strict=True)]
+
+
+def write_saved(folder: Path) -> None:
+    shards(".arrow", encode_arrow)(folder)
+    for place in (folder, folder / "train"):
+        names = [path.name for path in sorted(place.glob("*.arrow"), reverse=True)]
+        state = {"_data_files": [{"filename": name} for name in names], "_fingerprint": "12ab"}
+        (place / "state.json").write_text(json.dumps(state))
+        (place / "dataset_info.json").write_text('{"features": {}}')
+        (place / "cache-0.arrow").write_bytes(b"no part of the dataset")
+
+
 def encode_tar(numbers: range) -> bytes:
     return tar_bytes(m for i in numbers for m in ((f"{i:02}.png", image(i)), (f"{i:02}.txt", b"%d" % i)))
 
@@ -122,6 +152,13 @@ BROKEN_IMAGE = f"val/{N - 1:02} #ä[1].png"
 FORMATS = {
     "parquet": Format(shards(".parquet", encode_parquet(False)), parquet_rows, "val.parquet", SECOND),
     "parquet struct": Format(shards(".parquet", encode_parquet(True)), parquet_rows, "val.parquet", SECOND),
+    "arrow": Format(
+        write_saved,
+        arrow_rows,
+        "val.arrow",
+        SECOND,
+        ("state.json", "dataset_info.json", "cache-0.arrow"),
+    ),
     "webdataset": Format(shards(".tar", encode_tar), tar_rows, "val.tar", SECOND),
     "folder": Format(write_images, image_rows, BROKEN_IMAGE, 1),
 }
@@ -142,11 +179,16 @@ class Made:
         return open_corpus(str(self.folder / name), rows_per_slice=rows_per_slice)
 
     def files(self, name: str = "in") -> dict[str, bytes]:
-        """Every file by its path, sorted, hidden ones included; of the corpus itself not the captions."""
+        """Every file with rows by its path, sorted, hidden ones included."""
+        return {
+            path: data
+            for path, data in self.every_file(name).items()
+            if path.rpartition("/")[2] not in self.format.beside
+        }
+
+    def every_file(self, name: str = "in") -> dict[str, bytes]:
         root = self.folder / name
         paths = {path.relative_to(root).as_posix(): path for path in root.rglob("*") if path.is_file()}
-        if name == "in":
-            paths.pop("captions.txt", None)
         return {path: paths[path].read_bytes() for path in sorted(paths)}
 
     def stored(self, name: str = "in") -> list[Stored]:
@@ -180,6 +222,7 @@ def split(corpus: Corpus, fates: list[int], clean: str, removed: str) -> tuple[i
         assert counts == (here.count(KEPT), here.count(REMOVED))
         kept, gone = kept + counts[0], gone + counts[1]
     assert not left
+    corpus.finish(clean, removed)
     return kept, gone
 
 
@@ -393,7 +436,7 @@ def files_at(uri: str) -> dict[str, bytes]:
 def check_store(made: Made, root: str) -> None:
     """The corpus under `root` is read and split as on a disk."""
     fs, place = connect(root)
-    for path, data in made.files().items():
+    for path, data in made.every_file().items():
         fs.pipe_file(f"{place}/in/{path}", data)
     disk, store = made.open(), open_corpus(f"{root}/in", rows_per_slice=4)
     assert untagged(store.sources()) == untagged(disk.sources())

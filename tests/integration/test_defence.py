@@ -11,7 +11,7 @@ from poisoncam_ray import artifact
 from poisoncam_ray.folder import MANIFEST, Folder, Manifest
 from poisoncam_ray.stages.crops import from_png
 from tests.here import defend_here
-from tests.integration.conftest import BROKEN
+from tests.integration.conftest import BROKEN, WITHOUT
 from tests.small import SETTINGS, rows_of, scores, stamps
 
 pytestmark = pytest.mark.cluster
@@ -28,8 +28,11 @@ def test_every_row_is_kept_removed_or_dead_and_the_bytes_are_the_source_bytes(fi
     # Without a column of ours: removed/ has the input's own layout.
     assert all(removed[key] == before[key] for key in removed)
     assert sorted(row["row"] for row in dead) == sorted(BROKEN)
-    assert {row["error"] for row in dead} == {"empty", "undecodable", "truncated"}
-    assert f"{len(kept)} kept + {len(removed)} removed + 4 dead" in finished.said
+    assert {row["error"] for row in dead} == {"empty", "undecodable", "truncated", "not_embedded"}
+    null = next(key for row, key in enumerate(before) if row == WITHOUT)
+    assert kept[null]["image"] is not None and kept[null]["image"]["bytes"] is None
+    told = f"{len(kept)} kept (1 row without an image among them) + {len(removed)} removed + 4 dead"
+    assert told in finished.said
     assert [p.name for p in sorted((finished.run / artifact.CLEAN_ROWS).glob("*"))] == [
         p.name for p in sorted(finished.corpus.glob("*"))
     ]
@@ -76,8 +79,9 @@ def test_ledgers_chain_from_the_input_to_the_clean_corpus(finished):
         == ledgers[artifact.FEATURES].rows_out
         == ledgers[artifact.CLUSTERS].rows_out
         == ledgers[artifact.SCORES].rows_out
-        == 236
+        == 235
     )
+    assert ledgers[artifact.INDEX].no_image == 1
     assert all(ledger.balanced for ledger in ledgers.values())
 
 

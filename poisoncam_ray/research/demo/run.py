@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.markup import escape
 
 from poisoncam_ray import artifact
 from poisoncam_ray.folder import Folder
@@ -41,8 +40,12 @@ def prepare_demo(folder: Folder, seed: int, console: Console) -> None:
     folder.write_json(DRAWN, {"seed": seed})
 
 
-def measure_demo(folder: Folder, console: Console) -> None:
-    """Measure the demo's run against the truth, and print the main figures."""
+def measure_demo(folder: Folder) -> tuple[dict[str, float | None], list[str]]:
+    """Measure the demo's run against the truth.
+
+    Returns:
+        The main figures, by their names in metrics.json, and the same as lines for people.
+    """
     metrics = evaluate_run(
         (folder / "run").uri,
         (folder / "poisoned" / "truth.parquet").uri,
@@ -55,7 +58,9 @@ def measure_demo(folder: Folder, console: Console) -> None:
         "poisoned pictures removed": "recall",
         "clean pictures removed": "false_positive_rate",
     }
-    for words, key in shown.items():
-        value = metrics[key]
-        console.print(f"  {words:<44} {'–' if value is None else f'{value:.1%}'}")
-    console.print(f"report        {escape((folder / 'run' / artifact.PAGE).uri)}/{artifact.HTML}")
+    figures = {key: metrics[key] for key in shown.values()}
+    lines = [
+        f"  {words:<44} {'–' if figures[key] is None else f'{figures[key]:.1%}'}"
+        for words, key in shown.items()
+    ]
+    return figures, [*lines, f"report        {(folder / 'run' / artifact.PAGE).uri}/{artifact.HTML}"]
