@@ -11,8 +11,9 @@ import pytest
 from poisoncam_ray import artifact
 from poisoncam_ray.folder import MANIFEST, Folder, Manifest
 from poisoncam_ray.stages.crops import from_png
+from tests.here import defend_here
 from tests.integration.conftest import BROKEN, WITHOUT
-from tests.small import SETTINGS, defend, rows_of, scores, stamps
+from tests.small import SETTINGS, rows_of, scores, stamps
 
 pytestmark = pytest.mark.cluster
 
@@ -100,9 +101,9 @@ def test_the_report_is_there(finished):
 
 def test_a_second_run_does_nothing_and_says_so(finished):
     before = stamps(finished.run)
-    process = defend(*finished.command())
-    assert process.returncode == 0
-    assert "Nothing to do" in process.said
+    code, said = defend_here(*finished.command())
+    assert code == 0
+    assert "Nothing to do" in said
     after = stamps(finished.run)
     assert {k: v for k, v in after.items() if k != artifact.RUN} == {
         k: v for k, v in before.items() if k != artifact.RUN
@@ -114,16 +115,16 @@ def test_changed_settings_seed_and_input_are_refused_and_named(finished, tmp_pat
         ("search.window=0.3", "search.window: 0.35 then, 0.3 now"),
         ("seed=9", "seed: 0 then, 9 now"),
     ):
-        process = defend(*finished.command(), change)
-        assert process.returncode == 2, process.said
-        assert words in process.said
-        assert "Traceback" not in process.said
+        code, said = defend_here(*finished.command(), change)
+        assert code == 2, said
+        assert words in said
+        assert "Traceback" not in said
     other = tmp_path / "corpus"
     shutil.copytree(finished.corpus, other)
     pq.write_table(pq.read_table(other / "part-00001.parquet").slice(1), other / "part-00001.parquet")
-    process = defend("--input", str(other), "--output", str(finished.run), *SETTINGS)
-    assert process.returncode == 2
-    assert "part-00001.parquet: changed" in process.said
+    code, said = defend_here("--input", str(other), "--output", str(finished.run), *SETTINGS)
+    assert code == 2
+    assert "part-00001.parquet: changed" in said
 
 
 def test_an_artifact_made_from_another_input_is_refused(finished, tmp_path):
@@ -133,6 +134,6 @@ def test_an_artifact_made_from_another_input_is_refused(finished, tmp_path):
     manifest = Manifest.read(clusters)
     Manifest(**{**manifest.__dict__, "seconds": manifest.seconds + 1}).write(clusters)
     (copy / artifact.CLASSIFIER / MANIFEST).unlink()
-    process = defend(*finished.command(copy))
-    assert process.returncode == 2
-    assert f"{artifact.SEARCH} was made from another {artifact.CLUSTERS}" in process.said
+    code, said = defend_here(*finished.command(copy))
+    assert code == 2
+    assert f"{artifact.SEARCH} was made from another {artifact.CLUSTERS}" in said
