@@ -7,7 +7,8 @@
     dead/                 part-*.parquet: rows that hold no image that decodes, each with its reason
     report/               index.html, verdict.json, removed.csv; restored.csv after a review
     work/lease/           which driver works here
-    work/1_index/         sources.parquet, slices.parquet; part-*.parquet: one row an image
+    work/1_index/         sources.parquet, slices.parquet; part-*.parquet: one row an image;
+                          no_image/part-*.parquet: rows without an image, which are kept
     work/2_encoder/       model.safetensors, config.json, history.json, checkpoints/
     work/3_features/      part-*.parquet: one feature an image
     work/4_clusters/      centroids.safetensors; part-*.parquet: the cluster of each image
@@ -56,6 +57,20 @@ CLEAN = "work/clean"
 REVIEW = "work/review"
 REPORT = "work/report"
 
+TITLES = {
+    INDEX: "Index",
+    ENCODER: "Pretrain",
+    FEATURES: "Embed",
+    CLUSTERS: "Cluster",
+    SEARCH: "Search",
+    VERDICT: "Verdict",
+    CLASSIFIER: "Classify",
+    SCORES: "Judge",
+    CLEAN: "Clean",
+    REPORT: "Report",
+}
+"""The title of the stage that makes each artifact, in order, for readers of a run that load no stages."""
+
 SIDES = ("x0", "y0", "x1", "y1")
 """Columns of a box [x0, y0, x1, y1), wherever an artifact holds one."""
 _BOX = [(side, pa.int32()) for side in SIDES]
@@ -76,6 +91,7 @@ SLICE_SCHEMA = pa.schema(
         ("span", pa.list_(pa.int64())),
         ("twins", pa.list_(pa.int64())),
         ("kind", pa.string()),
+        ("beside", pa.list_(pa.string())),
         ("rows", pa.int64()),
     ]
 )
@@ -90,6 +106,10 @@ INDEX_SCHEMA = pa.schema(
         ("bytes", pa.int64()),
     ]
 )
+NO_IMAGE = "no_image"
+"""A folder in INDEX. It has a part for each slice with rows whose image is null: Clean keeps them, and no
+other stage sees them."""
+NO_IMAGE_SCHEMA = pa.schema([("image_id", pa.string()), ("source", pa.string()), ("row", pa.int64())])
 DEAD_SCHEMA = pa.schema(
     [
         ("image_id", pa.string()),

@@ -26,7 +26,8 @@ class Section(BaseModel):
     """Keys that change how the work is done and not its result. They may change while a run folder is
     resumed."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    # `config show` prints what stands below each key.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     def outcome(self) -> dict[str, Any]:
         """The keys that decide the result, as JSON. A run folder is compared by them."""
@@ -38,7 +39,7 @@ class CorpusSettings(Section):
 
     how: ClassVar[frozenset[str]] = frozenset({"max_dead_fraction", "version"})
 
-    format: Literal["auto", "parquet", "folder", "webdataset", "delta"] = "auto"
+    format: Literal["auto", "parquet", "folder", "webdataset", "delta", "arrow"] = "auto"
     image_column: str | None = None
     """The Parquet column, or the extension of a sample's image. null: the only one that holds images."""
     version: Annotated[int, Field(ge=0)] | None = None

@@ -6,6 +6,7 @@ import platform
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -14,7 +15,7 @@ from pydantic import ValidationError
 import poisoncam_ray
 from poisoncam_ray import artifact, metrics
 from poisoncam_ray.config import Config
-from poisoncam_ray.corpus import open_corpus
+from poisoncam_ray.corpus import Corpus, open_corpus
 from poisoncam_ray.errors import LedgerError, UserError
 from poisoncam_ray.fingerprint import differences, fingerprint
 from poisoncam_ray.folder import MANIFEST, STARTED, Folder, Manifest, absolute
@@ -140,7 +141,8 @@ class Runner:
         """
         if not self.pending():
             return self._run(progress)
-        with Lease(self.folder, lambda text: progress.console.print(text, markup=False)) as self._lease:
+        told = partial(progress.console.print, markup=False)
+        with Lease(self.folder, told, work=progress.as_json) as self._lease:
             # Another driver may have begun here, with other settings, since this one was checked.
             self._refuse_other_work()
             self._forget()
@@ -163,6 +165,7 @@ class Runner:
         return {
             "format": artifact.FORMAT,
             "input": self.input_uri,
+            "stages": [[stage.name, stage.title] for stage in self.stages],
             "config": self.config.model_dump(mode="json"),
             "versions": {
                 "poisoncam_ray": poisoncam_ray.__version__,
@@ -317,6 +320,29 @@ def refuse_foreign(folder: Folder) -> None:
             f"The output folder {folder.uri} holds {names[0]!r} and no {artifact.RUN}, so it is no run "
             "folder: give an empty one."
         )
+
+
+def config_of(run: Folder) -> Config:
+    """The configuration of a run.
+
+    Raises:
+        UserError: this is no run folder, or one of another format.
+    """
+    if not run.exists(artifact.RUN):
+        raise UserError(f"{run.uri} is not a run folder: give the --output of a defence.")
+    refuse_foreign(run)
+    return Config.model_validate(run.read_json(artifact.RUN)["config"])
+
+
+def corpus_of(run: Folder) -> Corpus:
+    """The corpus that the run read.
+
+    Raises:
+        UserError: it does not exist any more.
+    """
+    corpus = config_of(run).corpus
+    uri = run.read_json(artifact.RUN)["input"]
+    return open_corpus(uri, corpus.format, corpus.image_column, version=corpus.version)
 
 
 def _from(stages: Sequence[Stage], redo: str | None) -> list[Stage]:

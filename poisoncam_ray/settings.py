@@ -1,13 +1,15 @@
-"""Reads the configuration: a preset, a YAML file, and `section.key=value` overrides.
+"""Reads the configuration: a preset, a YAML file, settings by section, and `section.key=value` overrides.
 
 The later of these wins: the defaults of config.py, `--preset NAME` (a YAML file of jobs/configs/), `--config
-FILE`, overrides. Pydantic converts and checks the values.
+FILE`, settings (of a call from Python), overrides. Pydantic converts and checks the values.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from pydantic import BaseModel, ValidationError
 from poisoncam_ray.config import Config
 from poisoncam_ray.errors import UserError
 
+NEAREST = 3
+"""Names that the sentence about an unknown one suggests."""
 PRESETS = (Path(__file__).parent / "configs", Path(__file__).parents[1] / "jobs" / "configs")
 """An installed package and a checkout keep the presets in different places."""
 
@@ -28,13 +32,25 @@ def presets() -> dict[str, Path]:
     }
 
 
-def load_config(preset: str | None = None, file: str | None = None, overrides: Iterable[str] = ()) -> Config:
-    """Merge preset, file and overrides into a validated configuration.
+def purpose(preset: Path) -> str:
+    """What a preset is for: the first sentence of the comment that its file begins with."""
+    lines = takewhile(lambda line: line.startswith("#"), preset.read_text().splitlines())
+    return re.split(r"(?<=\.)\s", " ".join(line.lstrip("# ") for line in lines) + " ")[0].rstrip(". ")
+
+
+def load_config(
+    preset: str | None = None,
+    file: str | None = None,
+    overrides: Iterable[str] = (),
+    settings: Mapping[str, Any] | None = None,
+) -> Config:
+    """Merge preset, file, settings and overrides into a validated configuration.
 
     Args:
         preset: the name of a preset.
         file: the path of a YAML file.
         overrides: `section.key=value` each.
+        settings: sections, each with its keys and values.
 
     Raises:
         UserError: a preset, file, key or value is wrong. The sentence suggests the nearest name.
@@ -43,10 +59,11 @@ def load_config(preset: str | None = None, file: str | None = None, overrides: I
     if preset is not None:
         known = presets()
         if preset not in known:
-            raise UserError(f"There is no preset {preset!r}{_nearest(preset, known)}.")
+            raise UserError(f"There is no preset {preset!r}{_nearest(preset, known)}")
         tree = _merge(tree, _configuration(known[preset]))
     if file is not None:
         tree = _merge(tree, _configuration(Path(file)))
+    tree = _merge(tree, dict(settings or {}))
     for item in overrides:
         key, equals, value = item.partition("=")
         if not equals or not key:
@@ -118,7 +135,7 @@ def _is_text(key: str) -> bool:
 def _sentence(item: Any) -> str:
     key = ".".join(str(name) for name in item["loc"])
     if item["type"] == "extra_forbidden":
-        return f"There is no configuration key {key!r}{_nearest(key, _known_keys(Config))}."
+        return f"There is no configuration key {key!r}{_nearest(key, _known_keys(Config))}"
     if item["type"] == "value_error":
         return f"Configuration: {item['ctx']['error']}."
     return f"Configuration key {key}={item['input']!r}: {item['msg'].lower()}."
@@ -134,9 +151,14 @@ def _known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
-    known = sorted(known)
-    match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {match[0]!r}?" if match else f": there are {', '.join(known)}"
+    """The end of a sentence: the names that are most like this one, whole or by what follows the last dot."""
+
+    def likeness(other: str) -> float:
+        last = difflib.SequenceMatcher(None, name.rpartition(".")[2], other.rpartition(".")[2]).ratio()
+        return max(difflib.SequenceMatcher(None, name, other).ratio(), last)
+
+    *others, last = (repr(match) for match in sorted(known, key=lambda key: (-likeness(key), key))[:NEAREST])
+    return f"; did you mean {', '.join(others)} or {last}?"
 
 
 def _merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:

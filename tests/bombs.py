@@ -115,3 +115,43 @@ def animation(format: str) -> bytes:
     """Thousands of frames, the clean image first."""
     others = [Image.new("RGB", (SIDE, SIDE), (i % 256, i // 256, 9)) for i in range(FRAMES - 1)]
     return encode(format, save_all=True, append_images=others, duration=20, lossless=True)
+
+
+def tiff(*tags: tuple[int, int, int, int], body: bytes = b"") -> bytes:
+    """A TIFF of one page: its tags (tag, type, count, value or place), behind the body at byte 8."""
+    directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHLL", *tag) for tag in tags)
+    return b"II*\0" + struct.pack("<L", 8 + len(body)) + body + directory + bytes(4)
+
+
+def disguised() -> dict[str, bytes]:
+    """Files that seem small, and would cost a decoder much."""
+    avif = bytearray(encode("AVIF", Image.new("RGB", (6000, 6000), (9, 99, 9)), speed=10))
+    size = avif.index(b"ispe") + 8
+    avif[size : size + 8] = struct.pack(">II", 8, 8)
+    gif = bytearray(encode("GIF"))
+    frame = gif.index(b",", 13 + 3 * 256)
+    gif[frame + 1 : frame + 9] = struct.pack("<HHHH", 0, 0, 65_535, 65_535)
+    lzw = zlib.compress(bytes(2**20))
+    sized = ((256, 3, 1, 16), (257, 3, 1, 16), (258, 3, 1, 8), (259, 3, 1, 8), (262, 3, 1, 1))
+    n = 60_000
+    shared = struct.pack(f"<{n}L", *[8] * n) + struct.pack(f"<{n}L", *[n] * n)
+    header = struct.pack("<IiiHHIIiiII", 40, 5000, 5000, 1, 8, 1, 0, 0, 0, 256, 0)
+    items = (MANY).to_bytes(4, "big")
+    iloc = b"iloc" + bytes([2, 0, 0, 0, 0x44, 0]) + items + bytes(MANY)
+    meta = b"meta" + bytes(4) + struct.pack(">I", len(iloc) + 4) + iloc
+    return {
+        "avif picture": bytes(avif),
+        "avif items": b"\0\0\0\x10ftypavif\0\0\0\0" + struct.pack(">I", len(meta) + 4) + meta,
+        "gif frame": bytes(gif),
+        "gif blocks": gif[:781] + b"!\xfe" + b"\1x" * MANY + b"\0" + gif[781:],
+        "tiff tile": tiff(
+            *sized, (322, 4, 1, 60_000), (323, 4, 1, 60_000), (324, 4, 1, 8), (325, 4, 1, 9), body=lzw
+        ),
+        "tiff shared strips": tiff(
+            *sized, (273, 4, n, 8), (278, 3, 1, 1), (279, 4, n, 8 + 4 * n), body=shared
+        ),
+        "tiff strips": tiff(*sized, (273, 3, MANY, 8), (279, 3, MANY, 8), body=bytes(2 * MANY)),
+        "tiff tags": tiff(*sized, (273, 4, 1, 8), (279, 4, 1, 9), (320, 3, 2**27, 8)),
+        "bmp run lengths": b"BM" + struct.pack("<IHHI", 0, 0, 0, 1078) + header + bytes(1024) + b"\0\1",
+        "bmp size": b"BM" + struct.pack("<IHHIIii", 0, 0, 0, 54, 40, 60_000, -60_000) + bytes(28),
+    }

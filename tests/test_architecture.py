@@ -38,6 +38,8 @@ LAYERS = (
     ("stage", "report"),
     ("stages",),
     ("defence", "runner", "verify"),
+    ("launch", "results"),
+    ("api",),
     ("program",),
     ("research",),
     ("commands",),
@@ -47,6 +49,7 @@ COMMANDS = ("research", "commands", "cli")
 # What is imported inside functions, and why.
 LATE = {
     ("store", "s3"): "boto3 and aiohttp take half a second, which a local folder need not wait for",
+    ("results", "stages.ray_cluster"): "a run can be read without Ray, which takes seconds to load",
     (
         "method.encoder",
         "method.timm_backbone",

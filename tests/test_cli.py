@@ -68,7 +68,7 @@ def refuses(program):
         code, said = program(defend_command.defend, *arguments)
         assert code == 2, said
         assert "Traceback" not in said
-        assert said.startswith("error ") and said.endswith(".\n") and said.count("\n") == 1, said
+        assert said.startswith("error ") and said.endswith((".\n", "?\n")) and said.count("\n") == 1, said
         return said
 
     return call
@@ -127,7 +127,8 @@ def test_an_empty_place_is_not_taken_for_none(refuses, corpus):
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
-        ("search.maks=3", "no configuration key 'search.maks'; did you mean 'search.masks'?"),
+        ("search.maks=3", "no configuration key 'search.maks'; did you mean 'search.masks', "),
+        ("masks=3", "no configuration key 'masks'; did you mean 'search.masks', "),
         ("search.window=1.5", "search.window=1.5"),
         ("search.window=-1", "search.window=-1"),
         ("seed=-1", "seed=-1"),
@@ -145,11 +146,17 @@ def test_settings_that_do_not_exist_or_fit(refuses, corpus, tmp_path, setting, w
 
 def test_presets_and_files_that_do_not_exist_or_fit(refuses, corpus, tmp_path):
     place = ("--input", corpus, "--output", tmp_path / "run")
-    assert "did you mean 'imagenet100'?" in refuses(*place, "--preset", "imagenet10")
+    assert "did you mean 'imagenet100', " in refuses(*place, "--preset", "imagenet10")
     assert "none.yaml cannot be read" in refuses(*place, "--config", tmp_path / "none.yaml")
     file = tmp_path / "mine.yaml"
     file.write_text(yaml.safe_dump({"pretrain": {"epoch": 3}}))
-    assert "did you mean 'pretrain.epochs'?" in refuses(*place, "--config", file)
+    assert "did you mean 'pretrain.epochs', " in refuses(*place, "--config", file)
+
+
+def test_an_unknown_name_shows_three_that_are_like_it_and_not_all(refuses, corpus, tmp_path):
+    place = ("--input", corpus, "--output", tmp_path / "run")
+    for wrong in (["zzz.qqq=1"], ["--preset", "zzz"]):
+        assert refuses(*place, *wrong).count("'") == 2 + 3 * 2
 
 
 def test_brackets_in_a_path_are_shown_as_they_are(refuses, tmp_path):

@@ -1,4 +1,4 @@
-"""container.py: size and parts are read by hand, metadata never reaches a decoder."""
+"""container/: size and parts are read by hand, metadata never reaches a decoder."""
 
 import subprocess
 import sys
@@ -10,6 +10,7 @@ import pytest
 from poisoncam_ray.container import read_container
 from poisoncam_ray.decode import DecodeError, decode, header
 from tests import bombs
+from tests.fuzz import seeds
 
 LIMIT = 64_000_000
 PEAK = 500 * 2**20
@@ -86,3 +87,47 @@ def test_a_png_must_begin_with_its_header():
     png = bombs.encode("PNG")
     moved = png[:8] + bombs.chunk(b"tEXt", b"comment\0words") + png[8:]
     assert refused(moved).kind == "undecodable" and "no header" in str(refused(moved))
+
+
+def test_what_a_decoder_would_allocate_is_read_wherever_it_is_announced():
+    """In a process of its own, for its peak."""
+    program = """
+from poisoncam_ray.decode import DecodeError, decode
+from tests import bombs
+# What a decoder needs at its first use.
+for format in ("GIF", "BMP", "TIFF", "AVIF"):
+    decode(bombs.encode(format), 16, 1_000_000)
+for name, data in bombs.disguised().items():
+    before = bombs.peak()
+    try:
+        decode(data, 16, 1_000_000)
+        print(name, "decoded", 0, sep=",")
+    except DecodeError as error:
+        print(name, error.kind, bombs.peak() - before, sep=",")
+"""
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True
+    )
+    found = [line.split(",") for line in done.stdout.splitlines()]
+    assert [name for name, _, _ in found] == list(bombs.disguised())
+    assert not [line for line in found if line[1] != "bomb" or int(line[2]) > 2**23]
+
+
+def test_tags_and_items_of_metadata_reach_no_decoder():
+    exif = seeds.Image.Exif()
+    exif[0x010E], exif[0x9286] = "words", b"more words" * 100
+    for format, left in (("TIFF", 11 * 12), ("AVIF", 0)):
+        data = seeds.encode(seeds.noise(40, 33), format, exif=exif)
+        container = read_container(data)
+        decoded = seeds.Image.open(seeds.io.BytesIO(container.pixels))
+        assert not [tag for tag in decoded.getexif() if tag in (0x010E, 0x8769)]
+        assert "exif" not in decoded.info
+        assert 0 <= len(container.pixels) - len(data) <= left + 8
+        assert np.array_equal(np.asarray(decoded), np.asarray(seeds.Image.open(seeds.io.BytesIO(data))))
+
+
+@pytest.mark.parametrize("compression", ["zstd", "lzma"])
+def test_a_tiff_of_a_compression_that_is_not_read_says_so(compression):
+    data = seeds.encode(seeds.noise(8, 8), "TIFF", compression=compression)
+    assert "compression" in str(refused(data)) and refused(data).kind == "undecodable"

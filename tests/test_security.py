@@ -19,6 +19,7 @@ import torch
 
 from poisoncam_ray import artifact
 from poisoncam_ray.config import Config
+from poisoncam_ray.container import KINDS
 from poisoncam_ray.corpus import DEAD, KEPT, REMOVED, Slice, open_corpus
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.folder import MANIFEST, Folder, Manifest, part_name
@@ -82,15 +83,22 @@ def test_polyglots_and_disguises_are_dead_rows_or_plain_images(tmp_path):
         "page.png": b"<!doctype html><script>alert(1)</script>",
         "executable.webp": b"\x7fELF" + bytes(60),
         "postscript.jpg": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(x) run\n",
-        "tiff.png": bombs.encode("TIFF"),
+        "photoshop.png": b"8BPS\0\1" + bytes(60),
     }
     (tmp_path / "corpus").mkdir()
     for name, data in files.items():
         (tmp_path / "corpus" / name).write_bytes(data)
     dead = dead_rows(tmp_path / "corpus", tmp_path)
     assert set(dead) == set(files) - {"jpeg-then-zip.jpg"}
-    assert {error for error, _ in dead.values()} == {"undecodable"}
-    assert all(words.startswith("neither JPEG, PNG nor WebP") for _, words in dead.values())
+    assert {error for error, _ in dead.values()} <= {"undecodable", "truncated"}
+    named = {
+        "drawing.png": "an SVG", "page.png": "HTML", "postscript.jpg": "PostScript",
+        "photoshop.png": "a Photoshop file (PSD)", "zip-then-jpeg.jpg": "a packed file",
+        "executable.webp": "a file that starts with 7f 45 4c 46 00 00 00 00",
+    }  # fmt: skip
+    assert {name: dead[name][1] for name in named} == {
+        name: f"{words}, not {KINDS}" for name, words in named.items()
+    }
 
 
 def link_to_file(corpus: Path, outside: Path) -> None:
@@ -379,10 +387,10 @@ def test_a_run_folder_whose_slices_climb_reads_and_writes_nothing_outside(tmp_pa
 def test_control_codes_in_names_do_not_reach_the_terminal(tmp_path):
     corpus = tmp_path / "corpus"
     corpus.mkdir()
-    (corpus / "\x1b]0;owned\x07\x1b[2J\x1b[31m\u202e\r.bmp").write_bytes(b"x")
+    (corpus / "\x1b]0;owned\x07\x1b[2J\x1b[31m\u202e\r.doc").write_bytes(b"x")
     command = [sys.executable, ROOT / "jobs" / "defend.py", "--input", corpus, "--output", tmp_path / "run"]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2 and ".bmp" in done.stderr
+    assert done.returncode == 2 and ".doc" in done.stderr
     said = done.stdout + done.stderr
     assert not [c for c in said if c != "\n" and not c.isprintable()], repr(said)
 

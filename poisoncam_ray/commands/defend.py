@@ -11,7 +11,7 @@ import typer
 
 from poisoncam_ray.commands.options import AsJson, ConfigFile, Output, Preset, Quiet
 from poisoncam_ray.config import Config
-from poisoncam_ray.errors import StageFailedError, UserError
+from poisoncam_ray.errors import UserError
 from poisoncam_ray.program import RESUMES, examples
 from poisoncam_ray.settings import load_config
 from poisoncam_ray.signals import end_on_signals
@@ -152,20 +152,13 @@ def run_defence(
     """
     # Ray and torch take seconds to load: a mistake in the command must show before.
     from poisoncam_ray.defence import stages
-    from poisoncam_ray.runner import Runner
-    from poisoncam_ray.stages.ray_cluster import start_ray
+    from poisoncam_ray.folder import Folder
+    from poisoncam_ray.launch import launch
 
     began = time.monotonic()
     progress = (said or Output()).progress
-    runner = Runner(input_uri, output_uri, config, stages(), redo)
-    if runner.pending():
-        start_ray()
-        # Ray has put a handler of its own in the place of ours.
-        end_on_signals()
     try:
-        done = runner.run(progress)
-    except Exception as error:
-        raise StageFailedError(f"{progress.title or 'Start'} failed") from error
+        done = launch(input_uri, output_uri, config, stages(), progress, redo, end_on_signals)
     except SystemExit:
         progress.console.print(f"Stopped. {RESUMES}")
         raise
@@ -173,7 +166,7 @@ def run_defence(
         progress.console.print(
             "Nothing to do: every stage was done before with these settings and this input."
         )
-    return answer(runner.folder, output_uri, done, time.monotonic() - began)
+    return answer(Folder(output_uri), output_uri, done, time.monotonic() - began)
 
 
 def answer(folder: Folder, output_uri: str, done: Sequence[Done], seconds: float) -> Answer:
@@ -222,6 +215,7 @@ def answer(folder: Folder, output_uri: str, done: Sequence[Done], seconds: float
         "kept": cleaned.kept,
         "removed": cleaned.removed,
         "dead": cleaned.dead,
+        "no_image": cleaned.no_image,
         "restored": cleaned.restored,
         "sample_of": indexed.corpus_rows,
         "families": families,
@@ -230,8 +224,7 @@ def answer(folder: Folder, output_uri: str, done: Sequence[Done], seconds: float
         "places": places,
     }
     lines = [
-        f"{cleaned.rows:,} rows = {cleaned.kept:,} kept + "
-        f"{cleaned.removed:,} removed + {cleaned.dead:,} dead ({seconds:.0f} s)",
+        f"{cleaned.rows:,} rows = {cleaned.terms} ({seconds:.0f} s)",
         *([f"This is {indexed.told_sample}."] if indexed.sample else []),
         *tell(verdict, cleaned.removed, by_family, classified.in_doubt),
         *([f"A review kept flagged images ({told(cleaned.restored)})."] if cleaned.restored else []),

@@ -70,11 +70,11 @@ def evaluate(
     output = Output(as_json, quiet)
     if beside:
         from poisoncam_ray.folder import Folder
-        from poisoncam_ray.research.evaluate.joined import settings
+        from poisoncam_ray.runner import config_of
         from poisoncam_ray.stages.ray_cluster import start_ray
 
         # A run that does not exist is reported before Ray has started.
-        settings(Folder(run))
+        config_of(Folder(run))
         start_ray()
         # Ray has put a handler of its own in the place of ours.
         end_on_signals()

@@ -1,10 +1,14 @@
-"""Corpora of images on any fsspec URL: Parquet shards, WebDataset shards or image folders.
+"""Corpora of images on any fsspec URL: tables (Parquet, Delta, Arrow), WebDataset shards, image folders.
 
 `open_corpus` opens one. `protocol.Corpus` says what every format can do.
 """
 
 from __future__ import annotations
 
+import contextlib
+
+from poisoncam_ray.container import KINDS
+from poisoncam_ray.corpus.arrow import ARROW_SUFFIXES, open_saved
 from poisoncam_ray.corpus.columns import find_image_column
 from poisoncam_ray.corpus.delta import can_read_delta, open_delta
 from poisoncam_ray.corpus.folder import FolderCorpus
@@ -15,15 +19,18 @@ from poisoncam_ray.corpus.listing import (
     list_sources,
     refuse_escaping_links,
 )
+from poisoncam_ray.corpus.metadata import is_metadata
 from poisoncam_ray.corpus.parquet import ParquetCorpus
 from poisoncam_ray.corpus.protocol import DEAD, KEPT, REMOVED, Corpus, Problem, Row, Slice, Source
+from poisoncam_ray.corpus.shardfile import UnreadableError
+from poisoncam_ray.corpus.side import key_column, table_of
 from poisoncam_ray.corpus.tables import is_delta, refuse_partition
 from poisoncam_ray.corpus.webdataset import TAR_SUFFIXES, WebDatasetCorpus
 from poisoncam_ray.errors import UserError
 
 __all__ = ["DEAD", "KEPT", "REMOVED", "Corpus", "Problem", "Row", "Slice", "Source", "open_corpus"]
 
-FORMATS = ("auto", "parquet", "folder", "webdataset", "delta")
+FORMATS = ("auto", "parquet", "folder", "webdataset", "delta", "arrow")
 _PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
@@ -38,11 +45,11 @@ def open_corpus(
 
     Args:
         uri: a folder, whose files may lie at any depth, or one Parquet or tar file.
-        format: auto, parquet, folder, webdataset or delta.
-        image_column: of Parquet shards the column that holds the images, by default the only one that is
-            binary or struct{bytes, path}; of WebDataset shards the extension of the member that holds a
-            sample's image, by default the only member that is a JPEG, PNG or WebP. Not used for image
-            folders.
+        format: auto, parquet, folder, webdataset, delta or arrow (what datasets.save_to_disk wrote).
+        image_column: of Parquet and Arrow shards the column that holds the images, by default the only one
+            that is binary or struct{bytes, path}; of WebDataset shards the extension of the member that holds
+            a sample's image, by default the only member whose extension is that of an image. Not used for
+            image folders.
         rows_per_slice: rows of a slice, at most.
         version: of a Delta table, the number of the version to read; None for the current one.
 
@@ -67,29 +74,38 @@ def open_corpus(
     if version is not None and not table:
         raise UserError(f"{uri} is no Delta table: leave out corpus.version.")
     paths = [s.path for s in list_sources(uri)]
-    shards, tars, images = (
+    shards, tars, arrows, images = (
         [p for p in paths if p.lower().endswith(suffixes)]
-        for suffixes in (PARQUET_SUFFIXES, TAR_SUFFIXES, IMAGE_SUFFIXES)
+        for suffixes in (PARQUET_SUFFIXES, TAR_SUFFIXES, ARROW_SUFFIXES, IMAGE_SUFFIXES)
     )
+    listed = set(shards)
+    tables = [table for table in map(table_of, tars) if table in listed]
+    if format == "auto" and tables and len(tables) == len(shards):
+        shards = []  # they are no shards, but lie beside shards
+    if images:
+        shards = [p for p in shards if not is_metadata(p)]
     if format == "auto":
-        format = _recognise(uri, paths, len(shards), len(tars), len(images))
+        format = _recognise(uri, paths, len(shards), len(tars), len(arrows), len(images))
     if format == "parquet":
         if not shards:
             raise UserError(f"There are no .parquet files in {uri}: give a folder that has some.")
         folder_uri, only = _place(uri)
         column = find_image_column(folder_uri, shards, image_column)
         return ParquetCorpus(folder_uri, column, rows_per_slice, only)
+    if format == "arrow":
+        return open_saved(uri, image_column, rows_per_slice)
     if format == "webdataset":
         _refuse_packed(paths)
         if not tars:
             raise UserError(f"There are no .tar files in {uri}: give a folder that has some.")
         folder_uri, only = _place(uri)
         extension = (image_column or "").removeprefix(".").lower()
-        return WebDatasetCorpus(folder_uri, extension, rows_per_slice, only)
+        _refuse_tables_without_keys(folder_uri, tables)
+        return WebDatasetCorpus(folder_uri, extension, rows_per_slice, only, bool(tables))
     if is_file(uri):
         raise UserError(f"{uri} is a single file: give the folder that holds the images.")
     if not images:
-        raise UserError(f"There are no images in {uri}: give a folder with JPEG, PNG or WebP files.")
+        raise UserError(f"There are no images in {uri}: give a folder with {KINDS} files.")
     refuse_escaping_links(uri, images)
     return FolderCorpus(uri, rows_per_slice)
 
@@ -102,14 +118,27 @@ def _place(uri: str) -> tuple[str, str]:
     return folder or ".", only
 
 
+def _refuse_tables_without_keys(uri: str, tables: list[str]) -> None:
+    """Raise UserError if the first table that can be read has no column for keys."""
+    for table in tables:
+        with contextlib.suppress(UnreadableError):
+            key_column(uri, table)
+            return
+
+
 def _refuse_packed(paths: list[str]) -> None:
     if packed := [p for p in paths if p.lower().endswith(_PACKED)]:
         raise UserError(f"The shard {packed[0]} is compressed: unpack it to a plain .tar file.")
 
 
-def _recognise(uri: str, paths: list[str], n_parquet: int, n_tars: int, n_images: int) -> str:
-    counts = {"parquet": n_parquet, "webdataset": n_tars, "folder": n_images}
-    names = {"parquet": "Parquet files", "webdataset": "tar files", "folder": "images"}
+def _recognise(uri: str, paths: list[str], *numbers: int) -> str:
+    names = {
+        "parquet": "Parquet files",
+        "webdataset": "tar files",
+        "arrow": "Arrow files",
+        "folder": "images",
+    }
+    counts = dict(zip(names, numbers, strict=True))
     found = [kind for kind, n in counts.items() if n]
     if len(found) > 1:
         raise UserError(
@@ -123,5 +152,5 @@ def _recognise(uri: str, paths: list[str], n_parquet: int, n_tars: int, n_images
     _refuse_packed(paths)
     raise UserError(
         f"The format of {uri} is not recognised (it holds {paths[0]}): give Parquet files (.parquet), "
-        f"WebDataset shards (.tar) or images ({', '.join(IMAGE_SUFFIXES)})."
+        f"WebDataset shards (.tar), saved datasets (.arrow) or images ({', '.join(IMAGE_SUFFIXES)})."
     )

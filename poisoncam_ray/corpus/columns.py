@@ -1,17 +1,34 @@
-"""Which column of a Parquet corpus holds the images, and its values."""
+"""Which column of a corpus of tables holds the images, and its values."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
 
 import pyarrow as pa
 
-from poisoncam_ray.corpus.parquet_shard import Shard, open_shard
+from poisoncam_ray.corpus.parquet_shard import open_shard
 from poisoncam_ray.corpus.shardfile import UnreadableError
 from poisoncam_ray.errors import UserError
 
 # So many shards are opened, at most, to find the image column.
 _LOOKED_AT = 100
+
+
+class Shard(Protocol):
+    """What is looked at of an open shard."""
+
+    @property
+    def source(self) -> str: ...
+    @property
+    def schema(self) -> pa.Schema: ...
+    @property
+    def n_rows(self) -> int: ...
+
+
+Opener = Callable[[str, str], AbstractContextManager[Shard]]
+"""Opens a shard, from the corpus and the shard's path in it."""
 
 
 class NoImageColumnError(UserError):
@@ -25,13 +42,21 @@ class NoImageColumnError(UserError):
         return f"{self.reason}{self.advice}."
 
 
-def find_image_column(uri: str, paths: Sequence[str], asked: str | None) -> str:
+def find_image_column(
+    uri: str,
+    paths: Sequence[str],
+    asked: str | None,
+    open_shard: Opener = open_shard,
+    kind: str = "Parquet",
+) -> str:
     """Find the image column by the first shard that can be read, has rows and has such a column.
 
     Args:
         uri: the corpus.
         paths: its shards.
         asked: the column that the user named; None to take the only one that can hold images.
+        open_shard: opens one of them.
+        kind: what the message calls the shards.
 
     Returns:
         The column's name.
@@ -52,7 +77,7 @@ def find_image_column(uri: str, paths: Sequence[str], asked: str | None) -> str:
             looked += isinstance(error, UnreadableError)
         if looked == _LOOKED_AT:
             break
-    raise mistake or UserError(f"The Parquet files in {uri} hold no rows: give a corpus that has images.")
+    raise mistake or UserError(f"The {kind} files in {uri} hold no rows: give a corpus that has images.")
 
 
 def _image_column(shard: Shard, asked: str | None) -> str:
@@ -107,6 +132,19 @@ def _is_binary(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
+
+
+def image_paths(array: pa.Array) -> pa.Array | None:
+    """The paths of an image column that is a struct with a string field `path`; None for others."""
+    if not pa.types.is_struct(array.type):
+        return None
+    i = array.type.get_field_index("path")
+    return array.flatten()[i] if i >= 0 and is_text(array.type.field(i).type) else None
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds strings."""
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
 def image_values(array: pa.Array) -> pa.Array:

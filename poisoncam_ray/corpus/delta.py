@@ -1,9 +1,9 @@
 """A Delta table as a corpus: the Parquet files of one version of the table.
 
 Which files these are stands in the table's log, which `deltalake` reads. The values of partition columns
-stand in the log and in the folders' names (`label=3/`), not in the files. What is written is a folder of plain
-Parquet shards, no Delta table. Its folders have the same names, where readers of Hive partitions find those
-columns.
+stand in the log and in the folders' names (`label=3/`), not in the files. What is written is a folder of
+plain Parquet shards, no Delta table. Its folders have the same names, where readers of Hive partitions find
+those columns.
 """
 
 from __future__ import annotations

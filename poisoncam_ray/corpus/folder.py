@@ -1,6 +1,7 @@
 """An image folder as a corpus: one file is one image, and its relative path is the image id.
 
-Files that are no images (captions, metadata) are neither read nor copied.
+Captions go where their image goes (captions.py), and metadata files are split along (metadata.py). Other
+files are neither read nor copied.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import ClassVar
 
 import numpy as np
 
+from poisoncam_ray.container import KINDS
+from poisoncam_ray.corpus.captions import captions_of
 from poisoncam_ray.corpus.listing import (
     IMAGE_MAX,
     IMAGE_SUFFIXES,
@@ -21,10 +24,11 @@ from poisoncam_ray.corpus.listing import (
     refuse_escaping_links,
     refuse_same_place,
 )
-from poisoncam_ray.corpus.protocol import KEPT, REMOVED, Problem, Row, Slice, Source
+from poisoncam_ray.corpus.metadata import check_metadata, is_metadata, split_metadata
+from poisoncam_ray.corpus.protocol import KEPT, REMOVED, Lost, Problem, Row, Slice, Source
 from poisoncam_ray.corpus.shardfile import UnreadableError, for_good, reason_of, refuse_climbing
 from poisoncam_ray.errors import UserError
-from poisoncam_ray.store import connect, copy_file, delete, in_parallel, is_local, write_bytes
+from poisoncam_ray.store import connect, copy_file, delete, exists, in_parallel, is_local, write_bytes
 
 FILES_AT_ONCE = 64
 """Files in memory at once while reading or copying."""
@@ -48,7 +52,7 @@ class FolderCorpus:
         """All image files, sorted by path."""
         found = [s for s in list_sources(self.uri) if s.path.lower().endswith(IMAGE_SUFFIXES)]
         if not found:
-            raise UserError(f"There are no images in {self.uri}: give a folder with JPEG, PNG or WebP files.")
+            raise UserError(f"There are no images in {self.uri}: give a folder with {KINDS} files.")
         refuse_escaping_links(self.uri, (s.path for s in found))
         return found
 
@@ -57,11 +61,21 @@ class FolderCorpus:
         return None
 
     def slices(self, sources: Sequence[Source] | None = None) -> list[Slice]:
-        """The sorted files in runs of `rows_per_slice`."""
+        """The sorted files in runs of `rows_per_slice`. Reads the metadata files once: a mistake in one shows
+        now and not when all is done."""
         paths = [s.path for s in (self.sources() if sources is None else sources)]
-        starts = range(0, len(paths), self.rows_per_slice)
-        runs = (tuple(paths[a : a + self.rows_per_slice]) for a in starts)
-        return [Slice(i, ".", a, a + len(f), f) for i, (a, f) in enumerate(zip(starts, runs, strict=True))]
+        listed = [s.path for s in list_sources(self.uri)]
+        for path in filter(is_metadata, listed):
+            refuse_escaping_links(self.uri, [path])
+            check_metadata(self.uri, path)
+        captions = captions_of(paths, listed)
+        refuse_escaping_links(self.uri, (path for of_image in captions.values() for path in of_image))
+        slices = []
+        for i, start in enumerate(range(0, len(paths), self.rows_per_slice)):
+            files = tuple(paths[start : start + self.rows_per_slice])
+            beside = dict.fromkeys(path for image in files for path in captions.get(image, ()))
+            slices.append(Slice(i, ".", start, start + len(files), files, beside=tuple(beside)))
+        return slices
 
     def units(self, slices: Sequence[Slice] | None = None) -> list[list[Slice]]:
         """Each slice alone."""
@@ -97,18 +111,29 @@ class FolderCorpus:
         removed_uri: str,
         sha256: Mapping[str, str] | None = None,
     ) -> tuple[int, int]:
-        """Copy the files, byte for byte, under the same paths. An image whose digest is not that in `sha256`
-        raises UserError. Images that an earlier call with other fates wrote stay where they are."""
+        """Copy the files, byte for byte, under the same paths, and their captions with them. An image whose
+        digest is not that in `sha256` raises UserError. Images that an earlier call with other fates wrote
+        stay where they are."""
         files, fates = files_of(unit), np.asarray(fate_N)
         if len(files) != len(fates):
             raise ValueError(f"{len(fates)} fates for {len(files)} images")
         kept = [f for f, fate in zip(files, fates, strict=True) if fate == KEPT]
         removed = [f for f, fate in zip(files, fates, strict=True) if fate == REMOVED]
         refuse_same_place(self.uri, kept_uri, removed_uri)
-        if kept_uri is not None:
-            self._copy(kept, kept_uri, sha256)
-        self._copy(removed, removed_uri, sha256)
+        captions = captions_of(files, _inside(path for slice_ in unit for path in slice_.beside or ()))
+        for images, place in ((kept, kept_uri), (removed, removed_uri)):
+            if place is not None:
+                self._copy(images, place, sha256)
+                beside = dict.fromkeys(path for image in images for path in captions.get(image, ()))
+                self._copy(list(beside), place, None)
         return len(kept), len(removed)
+
+    def finish(self, kept_uri: str, removed_uri: str, lost: Lost) -> None:
+        """Split the metadata files."""
+        metadata = [s.path for s in list_sources(self.uri) if is_metadata(s.path)]
+        fates = lost() if metadata else {}
+        for path in metadata:
+            split_metadata(self.uri, path, fates, kept_uri if exists(kept_uri) else None, removed_uri)
 
     def _stored(self, image_ids: Sequence[str]) -> Iterable[bytes | UnreadableError]:
         fs, root = connect(self.uri)
@@ -187,7 +212,11 @@ def files_of(unit: Sequence[Slice]) -> list[str]:
     Raises:
         UserError: a path leads out of the corpus.
     """
-    files = [f for slice_ in unit for f in slice_.files or ()]
-    for name in files:
-        refuse_climbing(name)
-    return files
+    return _inside(f for slice_ in unit for f in slice_.files or ())
+
+
+def _inside(paths: Iterable[str]) -> list[str]:
+    found = list(paths)
+    for path in found:
+        refuse_climbing(path)
+    return found

@@ -9,12 +9,13 @@ from typing import Any
 
 import fsspec
 
+from poisoncam_ray.corpus.captions import CAPTION_SUFFIXES
 from poisoncam_ray.corpus.protocol import Source
 from poisoncam_ray.corpus.tables import refuse_table
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.store import connect, is_local, real_path
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 IMAGE_MAX = 2**30
 """A larger file or member is not read, in bytes. `corpus.max_bytes` limits what of these is taken for an
 image."""
@@ -36,7 +37,7 @@ def list_sources(uri: str, of_table: bool = False) -> list[Source]:
 
     Returns:
         The files at any depth, sorted by path. A file is hidden if its name or a folder's name begins with
-        "." or "_"; but images may begin with "_", as some cameras name them.
+        "." or "_"; but images and captions may begin with "_", as some cameras name them.
 
     Raises:
         UserError: there is nothing at `uri`, access is refused, a folder is a symbolic link, a name is not
@@ -73,7 +74,7 @@ def list_sources(uri: str, of_table: bool = False) -> list[Source]:
 
 def _visible(path: str) -> bool:
     *folders, name = path.split("/")
-    if name.startswith("_") and name.lower().endswith(IMAGE_SUFFIXES):
+    if name.startswith("_") and name.lower().endswith((*IMAGE_SUFFIXES, *CAPTION_SUFFIXES)):
         name = name.lstrip("_")
     return not any(n.startswith(("_", ".")) for n in (*folders, name))
 

@@ -7,21 +7,23 @@ Hugging Face layout).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 
-from poisoncam_ray.corpus.columns import column_fault, image_values
+from poisoncam_ray.corpus.columns import column_fault, image_paths, image_values
 from poisoncam_ray.corpus.listing import PARQUET_SUFFIXES, refuse_same_place
-from poisoncam_ray.corpus.parquet_shard import Batch, Shard, cut, open_shard, open_writer
+from poisoncam_ray.corpus.parquet_shard import Batch, cut, open_shard, open_writer, rows_where
 from poisoncam_ray.corpus.protocol import (
     KEPT,
     OTHER_SCHEMA,
     REMOVED,
     UNREADABLE_SHARD,
+    Lost,
     Problem,
     Row,
     Slice,
@@ -58,6 +60,8 @@ class ParquetCorpus:
     """
 
     sharded: ClassVar[bool] = True
+    kind: ClassVar[str] = "Parquet"
+    """What messages call the shards."""
 
     uri: str
     image_column: str
@@ -79,7 +83,7 @@ class ParquetCorpus:
         dead."""
         shards = in_parallel(self._scan, list(self.sources() if sources is None else sources))
         flat = [slice_ for slices in shards for slice_ in slices]
-        refuse_all_dead(self.uri, flat, "Parquet")
+        refuse_all_dead(self.uri, flat, self.kind)
         return [replace(slice_, index=i) for i, slice_ in enumerate(flat)]
 
     def units(self, slices: Sequence[Slice] | None = None) -> list[list[Slice]]:
@@ -88,14 +92,14 @@ class ParquetCorpus:
 
     def read(self, slice_: Slice, whole: bool = False) -> Iterator[Row]:
         """The rows, a batch of a row group in memory. Damage makes the rest of its row group dead. `whole`
-        reads all columns."""
+        reads all columns; dead is then also a row that holds the path of its image and not the image."""
         if slice_.error is not None:
             yield from dead_rows(slice_)
             return
         source, start, stop = slice_.source, slice_.start, slice_.stop
         try:
-            with open_shard(self.uri, source, slice_.version) as shard:
-                _check_rows(shard, stop)
+            with self.open_shard(source, slice_.version) as shard:
+                self._check_rows(shard, stop)
                 for batch in shard.batches(start, stop, None if whole else self._columns(shard)):
                     rows = range(max(start, batch.first), min(stop, batch.first + batch.rows))
                     yield from self._rows(source, rows, batch)
@@ -135,10 +139,12 @@ class ParquetCorpus:
             return kept, 0
         wanted = (REMOVED,) if kept_uri is None else (KEPT, REMOVED)
         with contextlib.ExitStack() as stack:
-            shard = stack.enter_context(open_shard(self.uri, source, unit[0].version))
-            _check_rows(shard, len(fates), exactly=kept_uri is not None)
-            write_kept = stack.enter_context(open_writer(shard, kept_uri)) if kept_uri is not None else None
-            write_removed = stack.enter_context(open_writer(shard, removed_uri)) if removed else None
+            shard = stack.enter_context(self.open_shard(source, unit[0].version))
+            self._check_rows(shard, len(fates), exactly=kept_uri is not None)
+            write_kept = (
+                stack.enter_context(self.open_writer(shard, kept_uri)) if kept_uri is not None else None
+            )
+            write_removed = stack.enter_context(self.open_writer(shard, removed_uri)) if removed else None
             row = 0
             for group, n in enumerate(shard.group_rows):
                 living = np.flatnonzero(np.isin(fates[row : row + n], wanted))
@@ -148,10 +154,21 @@ class ParquetCorpus:
                 table = shard.table(group, int(living[-1]) + 1)
                 fate = fates[row - n : row][: len(table)]
                 if write_kept:
-                    write_kept(_rows_of(table, fate == KEPT))
+                    write_kept(rows_where(table, fate == KEPT))
                 if write_removed and (fate == REMOVED).any():
-                    write_removed(_rows_of(table, fate == REMOVED))
+                    write_removed(rows_where(table, fate == REMOVED))
         return kept, removed
+
+    def finish(self, kept_uri: str, removed_uri: str, lost: Lost) -> None:
+        """Nothing: all that is in the corpus belongs to a shard."""
+
+    def open_shard(self, source: str, version: str | None = None) -> AbstractContextManager[Any]:
+        """Open a shard; `parquet_shard.open_shard` says how."""
+        return open_shard(self.uri, source, version)
+
+    def open_writer(self, like: Any, uri: str) -> AbstractContextManager[Callable[[pa.Table], None]]:
+        """Write a shard like another one; `parquet_shard.open_writer` says how."""
+        return open_writer(like, uri)
 
     def _scan(self, source: Source) -> list[Slice]:
         """The shard's slices, not numbered yet."""
@@ -166,7 +183,7 @@ class ParquetCorpus:
         """How many rows each row group has, and why none of them can be read. A shard without a readable
         footer counts as one row."""
         try:
-            with open_shard(self.uri, source.path, version_of(source)) as shard:
+            with self.open_shard(source.path, version_of(source)) as shard:
                 group_rows, names = shard.group_rows, shard.schema.names
                 wrong = column_fault(shard, self.image_column) if shard.n_rows else None
         except UnreadableError as error:
@@ -176,7 +193,7 @@ class ParquetCorpus:
         reason = one_line(f"the image column {self.image_column} {wrong}; the columns are {', '.join(names)}")
         return group_rows, Problem(source.path, sum(group_rows), OTHER_SCHEMA, reason)
 
-    def _columns(self, shard: Shard) -> list[str]:
+    def _columns(self, shard: Any) -> list[str]:
         name = self.image_column
         return [f"{name}.bytes" if pa.types.is_struct(shard.schema.field(name).type) else name]
 
@@ -185,14 +202,30 @@ class ParquetCorpus:
             fault = "unreadable", batch.error.reason
             yield from (Row(row, f"{source}#{row}", None, fault) for row in rows)
             return
+        column = self._column(batch)
+        values, paths = image_values(column), image_paths(column)
+        for row in rows:
+            data = values[row - batch.first].as_py()
+            path = paths[row - batch.first].as_py() if data is None and paths is not None else None
+            # A reader would open the path, and show an image that nobody has looked at.
+            elsewhere = ("not_embedded", one_line(f"the shard holds only its path, {path}")) if path else None
+            yield Row(row, f"{source}#{row}", data, elsewhere)
+
+    def _column(self, batch: Batch) -> pa.Array:
         read = batch.values()
-        values = image_values(read.column(read.schema.names.index(self.image_column)))
-        yield from (Row(row, f"{source}#{row}", values[row - batch.first].as_py()) for row in rows)
+        return read.column(read.schema.names.index(self.image_column))
+
+    def _check_rows(self, shard: Any, rows: int, exactly: bool = False) -> None:
+        if shard.n_rows < rows or (exactly and shard.n_rows != rows):
+            raise UserError(
+                f"{self.kind} shard {shard.source} changed since it was indexed ({shard.n_rows} rows now): "
+                "index again."
+            )
 
     def _fetch_rows(self, source: str, rows: set[int]) -> dict[str, bytes]:
         found: dict[str, bytes] = {}
-        with open_shard(self.uri, source) as shard:
-            _check_rows(shard, max(rows) + 1)
+        with self.open_shard(source) as shard:
+            self._check_rows(shard, max(rows) + 1)
             first = 0
             for n in shard.group_rows:
                 here = sorted(r for r in rows if first <= r < first + n)
@@ -201,23 +234,8 @@ class ParquetCorpus:
                     continue
                 for batch in shard.batches(here[0], here[-1] + 1, self._columns(shard)):
                     if inside := [r for r in here if batch.first <= r < batch.first + batch.rows]:
-                        values = image_values(batch.values().column(0))
+                        values = image_values(self._column(batch))
                         found.update({f"{source}#{r}": values[r - batch.first].as_py() for r in inside})
         if nulls := [i for i, data in found.items() if data is None]:
             raise UserError(f"The image {nulls[0]} is null: index the corpus again if it changed.")
         return found
-
-
-def _rows_of(table: pa.Table, wanted_N: np.ndarray) -> pa.Table:
-    """The wanted rows, taken as runs of neighbours: Arrow has no filter for views of strings."""
-    edges = np.flatnonzero(np.diff(wanted_N, prepend=False, append=False))
-    runs = [table.slice(start, stop - start) for start, stop in edges.reshape(-1, 2).tolist()]
-    return pa.concat_tables(runs) if runs else table.slice(0, 0)
-
-
-def _check_rows(shard: Shard, rows: int, exactly: bool = False) -> None:
-    if shard.n_rows < rows or (exactly and shard.n_rows != rows):
-        raise UserError(
-            f"Parquet shard {shard.source} changed since it was indexed ({shard.n_rows} rows now): "
-            "index again."
-        )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -21,6 +23,7 @@ _ROWS_FREE = 10_000_000
 # row groups than _UNPACKED_FREE bytes pass.
 _RATIO = 100
 _UNPACKED_FREE = 2**28
+_DAMAGE = (pa.ArrowException, OSError, ValueError, KeyError, MemoryError, struct.error)
 
 
 @dataclass(frozen=True)
@@ -108,11 +111,11 @@ class Shard:
     def _group(self, group: int, first: int, n: int, columns: list[str] | None) -> Iterator[Batch]:
         row, end = first, first + n
         try:
-            with _reading(self.handle):
+            with reading(self.handle):
                 self._refuse_bomb(group)
                 batches = self.file.iter_batches(_BATCH, row_groups=[group], columns=columns)
             while row < end:
-                with _reading(self.handle):
+                with reading(self.handle):
                     batch = next(batches, None)
                 if batch is None or row + len(batch) > end:
                     raise UnreadableError(f"Parquet shard {self.source}", "a row group of another length")
@@ -158,7 +161,7 @@ def open_shard(uri: str, source: str, version: str | None = None) -> Iterator[Sh
     # Parquet knows the ranges it wants: a read-ahead cache would only fetch more.
     with contextlib.ExitStack() as stack:
         handle = stack.enter_context(open_file(uri, source, version, cache_type="none"))
-        with _reading(handle):
+        with reading(handle):
             file = pq.ParquetFile(handle, page_checksum_verification=True)
             shard = Shard(source, stack.enter_context(file), handle)
             shard.check_counts()
@@ -166,15 +169,20 @@ def open_shard(uri: str, source: str, version: str | None = None) -> Iterator[Sh
 
 
 @contextlib.contextmanager
-def _reading(handle: ShardFile) -> Iterator[None]:
-    """Turn what the parser raises into UnreadableError, but not what the store raises."""
+def reading(handle: ShardFile, kind: str = "Parquet") -> Iterator[None]:
+    """Turn what a parser raises into UnreadableError, but not what the store raises.
+
+    Args:
+        handle: the shard that is parsed.
+        kind: what the message calls it: Parquet or Arrow.
+    """
     try:
         yield
     except Exception as error:
         if handle.trouble:
             raise handle.trouble from error
-        if isinstance(error, pa.ArrowException | OSError | ValueError | KeyError | MemoryError):
-            raise UnreadableError(f"Parquet shard {handle.source.path}", reason_of(error)) from error
+        if isinstance(error, _DAMAGE):
+            raise UnreadableError(f"{kind} shard {handle.source.path}", reason_of(error)) from error
         raise
 
 
@@ -236,3 +244,10 @@ def cut(groups: Sequence[int], rows_per_slice: int) -> list[tuple[int, int]]:
             ranges.append((start, start + rows_per_slice))
             start += rows_per_slice
     return [*ranges, (start, stop)] if stop > start or not ranges else ranges
+
+
+def rows_where(table: pa.Table, wanted_N: np.ndarray) -> pa.Table:
+    """The wanted rows, taken as runs of neighbours: Arrow has no filter for views of strings."""
+    edges = np.flatnonzero(np.diff(wanted_N, prepend=False, append=False))
+    runs = [table.slice(start, stop - start) for start, stop in edges.reshape(-1, 2).tolist()]
+    return pa.concat_tables(runs) if runs else table.slice(0, 0)

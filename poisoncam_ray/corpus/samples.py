@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from poisoncam_ray.container import KINDS
 from poisoncam_ray.corpus.listing import IMAGE_MAX, IMAGE_SUFFIXES
 from poisoncam_ray.corpus.protocol import UNREADABLE_SHARD
 from poisoncam_ray.corpus.tar import Member, Reader, TarError, walk
@@ -60,7 +61,7 @@ def samples(file: Reader, start: int, stop: int, size: int, extension: str) -> I
         start: byte at which the first sample begins.
         stop: byte at which the last sample ends, or `size` to go on to the end mark.
         size: size of the shard in bytes.
-        extension: extension of the member that holds the image; "" for the only JPEG, PNG or WebP.
+        extension: extension of the member that holds the image; "" for the only image (IMAGE_SUFFIXES).
 
     Yields:
         The samples, in order. Where the shard is damaged, the last one stands for all that follows. It takes
@@ -133,7 +134,7 @@ def _fault(sample: Sample, extension: str, file: Reader) -> Fault | None:
         return "duplicate_key", f"a member of {key} occurs twice"
     images = [m for m in sample.members if is_image(m, extension)]
     if not images:
-        kind = f"{extension} member" if extension else "JPEG, PNG or WebP member"
+        kind = f"{extension} member" if extension else f"{KINDS} member"
         return "no_image", f"{key} has no {kind}"
     if len(images) > 1:
         found = shown(", ".join(sorted({m.extension for m in images})))

@@ -186,8 +186,29 @@ def most_rounds(n_clusters: int, rules: SearchRules) -> int:
         n_clusters: live clusters before the first round.
         rules: of the search.
     """
-    rounds, live = 0, n_clusters
-    while live > rules.min_live and (rules.max_rounds is None or rounds < rules.max_rounds):
+    return max(1, len(_live_by_round(n_clusters, rules)))
+
+
+def most_after(state: SearchState, rules: SearchRules) -> int:
+    """The most candidates that the rounds after the next one can score.
+
+    Args:
+        state: before the next round.
+        rules: of the search.
+    """
+    ahead = _live_by_round(len(state.live), rules)
+    if rules.max_rounds is not None:
+        ahead = ahead[: max(0, rules.max_rounds - state.round)]
+    most = rules.per_cluster * sum(ahead[1:])
+    if rules.max_candidates is None:
+        return most
+    return min(most, max(0, rules.max_candidates - state.scored - rules.per_cluster * len(state.live)))
+
+
+def _live_by_round(live: int, rules: SearchRules) -> list[int]:
+    """The number of live clusters in each round from one with `live` on, if no cluster runs out of images."""
+    rounds: list[int] = []
+    while live > rules.min_live and (rules.max_rounds is None or len(rounds) < rules.max_rounds):
+        rounds.append(live)
         live -= min(max(1, math.floor(rules.drop * live)), live - rules.min_live)
-        rounds += 1
-    return max(1, rounds)
+    return rounds

@@ -17,7 +17,7 @@ from poisoncam_ray.corpus.protocol import OTHER_SCHEMA
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.folder import Folder, Ledger, Manifest
 from poisoncam_ray.report.model import Fetcher, PageContent, ShownFamily, ShownImage, SkippedShard, Trigger
-from poisoncam_ray.report.pictures import data_uri, fetch_pictures
+from poisoncam_ray.report.pictures import data_uri, fetch_pictures, on_square
 from poisoncam_ray.report.scores import Drawn, read_scores
 from poisoncam_ray.review import Decisions
 
@@ -85,13 +85,17 @@ def gather(
     wanted = [row["image_id"] for row in triggers]
     samples = [scored.removed, scored.borderline, *of_family.values()]
     wanted += [drawn.image_id for sample in samples for drawn in sample]
-    whole = _whole_triggers(run)
+    whole = whole_triggers(run)
     pictures = fetch_pictures(corpus, settings, wanted, side)
 
     def images(sample: list[Drawn]) -> list[ShownImage]:
         return [
             ShownImage(
-                drawn.image_id, drawn.p, pictures.get(drawn.image_id), drawn.family, _seen(drawn, side)
+                drawn.image_id,
+                drawn.p,
+                pictures.get(drawn.image_id),
+                drawn.family,
+                None if drawn.box is None else on_square(drawn.box, drawn.size, side),
             )
             for drawn in sorted(sample, key=lambda drawn: (drawn.p, drawn.image_id), reverse=True)
         ]
@@ -145,6 +149,7 @@ def gather(
         dead=dead[:DEAD_LINES],
         skipped=skipped[:SKIPPED_SHARDS],
         n_skipped=len(skipped),
+        no_image=facts.of_manifest(facts.Cleaned, manifests[artifact.CLEAN]).no_image,
         config=_flat(config),
         stage_facts=_flat({TITLES[name]: manifest.facts for name, manifest in manifests.items()}),
         metrics=_json(run / artifact.PAGE, artifact.METRICS),
@@ -207,8 +212,8 @@ def _crops(triggers: pa.Table, family: int) -> list[str]:
     return [data_uri(crop, "png") for crop in mine["crop"].to_pylist()]
 
 
-def _whole_triggers(run: Folder) -> dict[int, list[str]]:
-    """Pictures of the whole trigger, by family."""
+def whole_triggers(run: Folder) -> dict[int, list[str]]:
+    """Pictures of the whole trigger by family, as data: URIs, a few of each."""
     made, name = run / artifact.CLASSIFIER, artifact.WHOLE_TRIGGERS
     found: dict[int, list[str]] = {}
     for row in made.read_table(name).to_pylist() if made.exists(name) else ():
@@ -216,16 +221,6 @@ def _whole_triggers(run: Folder) -> dict[int, list[str]]:
         if len(pictures) < TRIGGERS_OF_A_FAMILY:
             pictures.append(data_uri(row["picture"], "png"))
     return found
-
-
-def _seen(drawn: Drawn, side: int) -> tuple[int, ...] | None:
-    """The box on the picture, which shows the centre square of the stored image (method.geometry.map_box)."""
-    if drawn.box is None:
-        return None
-    shorter = max(1, min(drawn.size))
-    corner = [(length - shorter) / 2 for length in drawn.size] * 2
-    scaled = (round((at - start) * side / shorter) for at, start in zip(drawn.box, corner, strict=True))
-    return tuple(min(max(at, 0), side) for at in scaled)
 
 
 def _ledger(manifests: Mapping[str, Manifest], n_dead: int) -> Ledger:

@@ -122,6 +122,7 @@ class PageContent:
         dead: the dead rows by stage and error.
         skipped: the first skipped shards, those without a count of rows before the others.
         n_skipped: how many shards were skipped.
+        no_image: kept rows whose image is null.
         config: the configuration, by dotted key.
         stage_facts: the facts of each stage, by dotted key.
         metrics: metrics.json; None where there is none.
@@ -153,6 +154,7 @@ class PageContent:
     dead: Sequence[Mapping[str, Any]] = ()
     skipped: Sequence[SkippedShard] = ()
     n_skipped: int = 0
+    no_image: int = 0
     config: Mapping[str, str] = field(default_factory=dict)
     stage_facts: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, Any] | None = None
@@ -179,11 +181,11 @@ class PageContent:
     @property
     def headline(self) -> str:
         """The outcome in two sentences."""
-        n, removed = self.ledger.rows_in, self.ledger.removed
+        n, removed = self.ledger.rows_in - self.no_image, self.ledger.removed
         if removed == 0 and self.restored:
             return f"All {sum(self.restored.values()):,} flagged images were restored by a review."
         if removed == 0:
-            kept = f"All {self.ledger.rows_out:,} readable images were kept."
+            kept = f"All {self.ledger.rows_out - self.no_image:,} readable images were kept."
             if self.verdict.poison:
                 return f"There is evidence of poison, but no poisoned image was identified. {kept}"
             return f"No evidence of poison. {kept}"

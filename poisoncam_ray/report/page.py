@@ -17,6 +17,7 @@ import jinja2
 from markupsafe import Markup
 
 from poisoncam_ray import artifact
+from poisoncam_ray.facts import without_image
 from poisoncam_ray.report.gather import gather
 from poisoncam_ray.report.model import Fetcher, PageContent
 from poisoncam_ray.report.null_plot import against_null
@@ -61,7 +62,6 @@ def build_report(
 
 def render(page: PageContent) -> str:
     """The page as HTML text. Equal content gives equal text."""
-    environment = _environment()
     style = resources.files("poisoncam_ray.report").joinpath("page.css").read_text()
     ledger, verdict = page.ledger, page.verdict
     plots: dict[str, Plot | None] = {
@@ -76,7 +76,7 @@ def render(page: PageContent) -> str:
     }
     # Only this style block may apply: markup in a name could neither run nor restyle the page.
     style_hash = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    template = environment.get_template("page.html.j2")
+    template = environment().get_template("page.html.j2")
     text = template.render(
         page=page,
         plots=plots,
@@ -125,16 +125,18 @@ def _leaves(group: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]
         yield from inner or [(name, row)]
 
 
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
+def environment() -> jinja2.Environment:
+    """Templates of the report: all values are escaped, and a name that is missing is an error."""
+    made = jinja2.Environment(
         loader=jinja2.PackageLoader("poisoncam_ray", "report"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
+    made.filters |= {
         "count": lambda n: f"{n:,}",
+        "without_image": without_image,
         "share": _share,
         "figure": _figure,
         "percent": percent,
@@ -145,7 +147,7 @@ def _environment() -> jinja2.Environment:
         "words": _words,
         "why_not": why_not,
     }
-    return environment
+    return made
 
 
 def _share(value: float | None) -> str:

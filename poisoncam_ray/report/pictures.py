@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -78,3 +78,17 @@ def _fetched(
 def data_uri(data: bytes, kind: str) -> str:
     """An encoded image as a data: URI; `kind` is "png" or "jpeg"."""
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def on_square(box: Sequence[int], size: Sequence[int], side: int) -> tuple[int, ...]:
+    """The box on the picture, which shows the centre square of the stored image (method.geometry.map_box).
+
+    Args:
+        box: [x0, y0, x1, y1) in pixels of the stored image.
+        size: its width and height.
+        side: the side of the picture, in pixels.
+    """
+    shorter = max(1, min(size))
+    corner = [(length - shorter) / 2 for length in size] * 2
+    scaled = (round((at - start) * side / shorter) for at, start in zip(box, corner, strict=True))
+    return tuple(min(max(at, 0), side) for at in scaled)

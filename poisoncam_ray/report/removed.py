@@ -8,6 +8,18 @@ import pyarrow.csv
 from poisoncam_ray import artifact
 from poisoncam_ray.folder import Folder
 from poisoncam_ray.review import Decisions, flagged
+from poisoncam_ray.store import in_parallel
+
+
+def removed_table(run: Folder) -> pa.Table:
+    """The removed images, in the order of the corpus (artifact.REMOVED_SCHEMA).
+
+    Args:
+        run: a run folder whose Clean stage is committed.
+    """
+    clean = run / artifact.CLEAN
+    names = [name for name in clean.names() if name.endswith(".parquet")]
+    return pa.concat_tables(in_parallel(clean.read_table, names) or [artifact.REMOVED_SCHEMA.empty_table()])
 
 
 def removed_csv(run: Folder) -> bytes:
@@ -24,11 +36,8 @@ def removed_csv(run: Folder) -> bytes:
     Returns:
         UTF-8 text: a header, and a line for each removed image.
     """
-    clean = run / artifact.CLEAN
-    names = [name for name in clean.names() if name.endswith(".parquet")]
-    tables = [clean.read_table(name) for name in names] or [artifact.REMOVED_SCHEMA.empty_table()]
     sink = pa.BufferOutputStream()
-    pyarrow.csv.write_csv(pa.concat_tables(tables), sink)
+    pyarrow.csv.write_csv(removed_table(run), sink)
     return sink.getvalue().to_pybytes()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from poisoncam_ray.artifact import Verdict
+from poisoncam_ray.artifact import Family, Verdict
 
 NOTHING = "No window group reaches the threshold."
 TOO_FEW = "Too few windows were scored to fit a null distribution, so poison could not be detected."
@@ -54,12 +54,21 @@ def tell(
             f"Evidence of poison: {kinds}{sure}, but no poisoned image was identified: nothing was removed."
         ]
     for family in verdict.families:
-        gone = f"{_images(by_family.get(family.family, 0))} removed"
-        if family.family in in_doubt:
-            gone = "nothing removed, its classifier is in doubt"
-        best = f"best score {percent(family.best_score)}{_in_brackets(family.p_value)}"
-        lines.append(f"  family {family.family}: {gone}, {best}")
+        said = family_words(family, by_family.get(family.family, 0), family.family in in_doubt)
+        lines.append(f"  family {family.family}: {said}")
     return lines
+
+
+def family_words(family: Family, removed: int, in_doubt: bool) -> str:
+    """A trigger family in a few words.
+
+    Args:
+        family: the family.
+        removed: how many images were removed for it.
+        in_doubt: whether its classifier is in doubt, so that nothing is removed for it.
+    """
+    gone = "nothing removed, its classifier is in doubt" if in_doubt else f"{_images(removed)} removed"
+    return f"{gone}, best score {percent(family.best_score)}{_in_brackets(family.p_value)}"
 
 
 def chance(p_value: float) -> str:

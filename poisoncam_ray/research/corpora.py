@@ -12,12 +12,14 @@ from collections.abc import Mapping, Sequence
 import pyarrow as pa
 
 from poisoncam_ray.corpus import Corpus, Slice
+from poisoncam_ray.corpus.arrow import ArrowCorpus
 from poisoncam_ray.corpus.folder import FILES_AT_ONCE, FolderCorpus, files_of
 from poisoncam_ray.corpus.listing import refuse_same_place
 from poisoncam_ray.corpus.parquet import ParquetCorpus
 from poisoncam_ray.corpus.parquet_shard import open_shard, open_writer
 from poisoncam_ray.corpus.samples import Sample, shown
 from poisoncam_ray.corpus.shardfile import copy_range, copy_whole, open_file, open_sink
+from poisoncam_ray.corpus.side import stats_of, table_of
 from poisoncam_ray.corpus.tar import BLOCK, Member, Reader, parse_header, read_at
 from poisoncam_ray.corpus.webdataset import READAHEAD, WebDatasetCorpus
 from poisoncam_ray.errors import UserError
@@ -64,10 +66,13 @@ def rewrite(corpus: Corpus, unit: Sequence[Slice], replacements: Mapping[str, by
             damage.
 
     Raises:
-        UserError: the output is the corpus itself, or a file changed or cannot be read.
+        UserError: the output is the corpus itself, a file changed or cannot be read, or the corpus was saved
+            by `datasets`.
         ValueError: a replacement is for no image of the unit.
     """
     refuse_same_place(corpus.uri, out_uri)
+    if isinstance(corpus, ArrowCorpus):
+        raise UserError(f"{corpus.uri} was saved by datasets: export it to Parquet, which can be rewritten.")
     if isinstance(corpus, ParquetCorpus):
         _rewrite_parquet(corpus, unit, replacements, out_uri)
     elif isinstance(corpus, WebDatasetCorpus):
@@ -84,12 +89,12 @@ def rewrite(corpus: Corpus, unit: Sequence[Slice], replacements: Mapping[str, by
 def _column(corpus: ParquetCorpus, slice_: Slice, column: str) -> list[str]:
     start, stop = slice_.start, slice_.stop
     found = [""] * (stop - start)
-    with open_shard(corpus.uri, slice_.source, slice_.version) as shard:
+    with corpus.open_shard(slice_.source, slice_.version) as shard:
         names = shard.schema.names
         if column not in names:
             raise UserError(f"There is no column {column} in {slice_.source}: use one of {', '.join(names)}.")
         for batch in shard.batches(start, stop, [column]):
-            values = [] if batch.error else batch.values().column(0).to_pylist()
+            values = [] if batch.error else batch.values().column(column).to_pylist()
             for row, value in enumerate(values, batch.first):
                 if start <= row < stop and value is not None:
                     found[row - start] = str(value)
@@ -176,6 +181,7 @@ def _rewrite_tar(
     rows = {i.rpartition("#")[2]: i for i in replacements if i.rpartition("#")[0] == source}
     if len(rows) != len(replacements) or any(int(r) >= unit[-1].stop for r in rows):
         raise ValueError(f"some of {len(replacements)} replacements are no rows of {source}")
+    corpus.copy_beside((table_of(source), stats_of(source)), out_uri)
     if not replacements:
         copy_whole(corpus.uri, unit[0], out_uri)
         return

@@ -45,9 +45,10 @@ def find_problems(run: Run, sources: Sequence[Source]) -> list[Problem]:
     task = ray.remote(check_batch).options(num_cpus=resources.cpus_per_reader, max_retries=RESTARTS)
     calls = (partial(task.remote, run.corpus, batch) for batch in batches)
     problems: list[Problem] = []
+    run.progress.update(0, len(sources), "shards opened")
     for done, found in enumerate(in_flight(calls, resources.readers or BATCHES_WAITING), start=1):
         problems += found
-        run.progress.update(f"{min(done * BATCH, len(sources)):,} of {len(sources):,} shards opened")
+        run.progress.update(min(done * BATCH, len(sources)), len(sources), "shards opened")
     return sorted(problems, key=lambda problem: problem.source)
 
 

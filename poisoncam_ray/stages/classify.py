@@ -44,7 +44,7 @@ WINDOWS_PER_PICTURE = 50
 class Classify(Stage):
     name = artifact.CLASSIFIER
     title = "Classify"
-    version = 5
+    version = 6
     inputs = (artifact.INDEX, artifact.CLUSTERS, artifact.VERDICT)
     sections = ("encoder", "classify")
 
@@ -107,17 +107,19 @@ class Classify(Stage):
             for family, i in todo
         )
         # As many at once as other stages have actors: each uses its share of the machine's threads.
-        for done, _ in enumerate(in_flight(calls, resources.actors), start=1):
-            run.progress.update(f"{done} of {len(todo)} models")
+        reused = len(every) - len(todo)
+        run.progress.update(reused, len(every), "models")
+        for done, _ in enumerate(in_flight(calls, resources.actors), start=reused + 1):
+            run.progress.update(done, len(every), "models")
         validate = ray.remote(validate_family).options(**needs)
         whole_images = fetch.remote(run.corpus, run.config, whole)
-        chosen = {
-            str(family): ray.get(
-                validate.remote(family, run.config, images, whole_images, crops[family][1], run.out)
-            )
-            for family in crops
-        }
-        return len(every) - len(todo), chosen
+        chosen = {}
+        for done, family in enumerate(crops):
+            run.progress.update(done, len(crops), "thresholds")
+            held_out = crops[family][1]
+            figures = validate.remote(family, run.config, images, whole_images, held_out, run.out)
+            chosen[str(family)] = ray.get(figures)
+        return reused, chosen
 
 
 def _picture_families(run: Run, triggers: pa.Table, families: list[int]) -> pa.Table:

@@ -77,19 +77,27 @@ class Clean(Stage):
             )
             for number in todo
         )
-        for finished, _ in enumerate(_called(calls, run.config), start=1):
-            run.progress.update(f"{finished} of {len(todo)} files")
+        reused = len(units) - len(todo)
+        run.progress.update(reused, len(units), "files")
+        for finished, _ in enumerate(_called(calls, run.config), start=reused + 1):
+            run.progress.update(finished, len(units), "files")
+        written = (run.folder / artifact.CLEAN_ROWS).uri, (run.folder / artifact.REMOVED_ROWS).uri
+        run.corpus.finish(*written, partial(lost_rows, run.folder))
         counts = list(read_markers(run.out).values())
         if len(counts) != len(units):
             raise LedgerError(f"{len(counts)} of {len(units)} files are written")
-        kept, removed, dead = (sum(count[key] for count in counts) for key in ("kept", "removed", "dead"))
+        kept, removed, dead, without = (
+            sum(count[key] for count in counts) for key in ("kept", "removed", "dead", "no_image")
+        )
         rows = sum(slice_.stop - slice_.start for unit in units for slice_ in unit)
         indexed = run.manifest(artifact.INDEX).ledger
         if indexed is None or dead != indexed.dead:
             raise LedgerError(f"{dead} rows have no score, which is not the number that died at indexing")
+        if without != indexed.no_image:
+            raise LedgerError(f"{without} rows have no image, and {indexed.no_image} had none at indexing")
         by_whom = counted(entry for slice_ in by_slice.values() for entry in slice_.values())
-        said = facts.Cleaned(kept, removed, dead, len(units), len(units) - len(todo), copies, by_whom)
-        return Outcome(said, Ledger(rows, kept, removed, dead, sum(by_whom.values())))
+        said = facts.Cleaned(kept, removed, dead, len(units), reused, copies, without, by_whom)
+        return Outcome(said, Ledger(rows, kept, removed, dead, restored=sum(by_whom.values())))
 
 
 def _called(calls: Iterator[partial[None]], config: Config) -> Iterator[Any]:
@@ -152,6 +160,8 @@ def write_unit(
     fate_N = np.full(unit[-1].stop - first, DEAD, np.int8)
     sha256: dict[str, str] = {}
     removed_rows: list[dict[str, Any]] = []
+    without = [row - first for slice_ in unit for row in rows_without_image(run, slice_)]
+    fate_N[without] = KEPT
     for slice_ in unit:
         for row, score in scored_rows(run, slice_):
             if "sha256" in row:
@@ -178,7 +188,12 @@ def write_unit(
     else:
         delete(out.uri, artifact.unit_reasons(number))
     rows = sum(slice_.stop - slice_.start for slice_ in unit)
-    count: dict[str, Any] = {"kept": n_kept, "removed": n_removed, "dead": rows - n_kept - n_removed}
+    count: dict[str, Any] = {
+        "kept": n_kept,
+        "removed": n_removed,
+        "dead": rows - n_kept - n_removed,
+        "no_image": len(without),
+    }
     if restored:
         count |= {
             "restored": dict(sorted(Counter(restored.values()).items())),
@@ -187,6 +202,23 @@ def write_unit(
     out.write_json(unit_name(number), count)
     metrics.count("rows", n_kept, stage=Clean.title)
     metrics.count("removed", n_removed)
+
+
+def rows_without_image(run: Folder, slice_: Slice) -> list[int]:
+    """The rows of a slice whose image is null. They are kept."""
+    without, name = run / artifact.INDEX / artifact.NO_IMAGE, part_name(slice_.index)
+    return without.read_table(name, ["row"])["row"].to_pylist() if without.exists(name) else []
+
+
+def lost_rows(run: Folder) -> dict[str, int]:
+    """REMOVED or DEAD for each row that is not kept, by its image id, once all units are written."""
+    out, dead = run / artifact.CLEAN, run / artifact.DEAD_ROWS
+    reasons = [name for name in out.names() if name.endswith(".parquet")]
+    found: dict[str, int] = {}
+    for folder, names, fate in ((dead, dead.parts(), DEAD), (out, reasons, REMOVED)):
+        for name in names:
+            found |= dict.fromkeys(folder.read_table(name, ["image_id"])["image_id"].to_pylist(), fate)
+    return found
 
 
 def scored_rows(run: Folder, slice_: Slice) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:

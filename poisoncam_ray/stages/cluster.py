@@ -29,6 +29,7 @@ from poisoncam_ray.store import in_parallel
 
 # Parts that k-means reads at most, however large the corpus.
 PARTS_READ = 4096
+SAY_EVERY_S = 1.0
 
 
 class Cluster(Stage):
@@ -60,6 +61,10 @@ class Cluster(Stage):
             fitted = task.remote(
                 features, run.out, chosen, k, settings.iterations, run.config.seed, run.config.resources
             )
+            rows_read = sum(n for _, n in chosen)
+            note = f"k-means: {k:,} clusters of {rows_read:,} features, {settings.iterations} iterations"
+            while not ray.wait([fitted], timeout=SAY_EVERY_S)[0]:
+                run.progress.update(0, note=note)
             ray.get(fitted)
         work = partial(assign_slice, features=features, out=run.out, seed=run.config.seed)
         done = fill_parts(run, lambda todo: stream_slices(run, todo, work))

@@ -18,6 +18,7 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import ray.data
 
@@ -26,7 +27,7 @@ from poisoncam_ray.config import Config
 from poisoncam_ray.corpus import Corpus, Slice
 from poisoncam_ray.folder import Folder, part_index
 from poisoncam_ray.stage import Run
-from poisoncam_ray.stages.pixels import Pixels, as_pixels, read_slice
+from poisoncam_ray.stages.pixels import Pixels, SecondViews, as_pixels, read_slice, read_views
 
 # Slices of one dataset: the driver keeps a record of every block of a dataset until the dataset is done.
 WAVE = 4096
@@ -65,9 +66,11 @@ def fill_parts(run: Run, stream: Callable[[list[Slice]], Iterator[Any]]) -> Fill
     """
     slices = run.slices()
     todo = missing(slices, run.out)
-    for _ in stream(todo):
-        pass
-    return Filled(run.out.total_rows(), len(slices), len(slices) - len(todo))
+    reused = len(slices) - len(todo)
+    run.progress.update(reused, len(slices), "slices")
+    for done, _ in enumerate(stream(todo), start=reused + 1):
+        run.progress.update(done, len(slices), "slices")
+    return Filled(run.out.total_rows(), len(slices), reused)
 
 
 def stream_slices(
@@ -76,7 +79,7 @@ def stream_slices(
     """Call a function on every slice, each in a Ray Data task.
 
     Args:
-        run: the run, whose resources and progress line are used.
+        run: the run, whose resources are used.
         todo: the slices.
         work: returns a small dictionary.
 
@@ -85,29 +88,30 @@ def stream_slices(
     """
     on_slice = partial(_on_slice, work=work)
     cpus = run.config.resources.cpus_per_reader
-    for wave, before in _waves(todo):
-        dataset = _dataset(wave).map(on_slice, compute=readers(run.config), num_cpus=cpus)
-        yield from _count(run, dataset, before, len(todo))
+    for wave in _waves(todo):
+        yield from _dataset(wave).map(on_slice, compute=readers(run.config), num_cpus=cpus).iter_rows()
 
 
 def stream_images(
-    run: Run, todo: list[Slice], actor: type, arguments: tuple[Any, ...]
+    run: Run, todo: list[Slice], actor: type, arguments: tuple[Any, ...], both_views: bool = False
 ) -> Iterator[dict[str, Any]]:
     """Decode every slice in a CPU task, and call an actor of a pool on its images.
 
     Args:
-        run: the run, whose resources and progress line are used.
+        run: the run, whose resources are used.
         todo: the slices.
         actor: the class of the actors. An instance is called as (index of the slice, image ids, x_NCHW) and
             returns a small dictionary.
         arguments: of the class's constructor.
+        both_views: whether the actors also get, as a fourth argument, the SecondViews of the slice.
 
     Yields:
         What the actors return, in the order in which they end.
     """
     resources = run.config.resources
-    read = partial(_decode_slice, corpus=run.corpus, config=run.config, index=run.folder / artifact.INDEX)
-    for wave, before in _waves(todo):
+    decode = _decode_both_views if both_views else _decode_slice
+    read = partial(decode, corpus=run.corpus, config=run.config, index=run.folder / artifact.INDEX)
+    for wave in _waves(todo):
         most = min(resources.actors, len(wave))
         dataset = (
             _dataset(wave)
@@ -125,7 +129,7 @@ def stream_images(
                 num_gpus=resources.gpus_per_actor,
             )
         )
-        yield from _count(run, dataset, before, len(todo))
+        yield from dataset.iter_rows()
 
 
 def stream_pixels(order: Iterator[Slice], corpus: Corpus, config: Config, index: Folder) -> Iterator[Pixels]:
@@ -151,14 +155,17 @@ class _OnImages:
 
     def __call__(self, batch: pa.Table) -> dict[str, list[Any]]:
         row = batch.to_pylist()[0]
-        x_NCHW = as_pixels(row["pixels"], self.size)
-        return {key: [value] for key, value in self.actor(row["index"], row["ids"], x_NCHW).items()}
+        given = [row["index"], row["ids"], as_pixels(row["pixels"], self.size)]
+        if "second" in row:
+            rows_M = np.frombuffer(row["second_rows"], np.int32)
+            given.append(SecondViews(rows_M, as_pixels(row["second"], self.size)))
+        return {key: [value] for key, value in self.actor(*given).items()}
 
 
-def _waves(todo: list[Slice]) -> Iterator[tuple[list[Slice], int]]:
-    """The slices of one dataset after the other, each with the number of slices before it."""
+def _waves(todo: list[Slice]) -> Iterator[list[Slice]]:
+    """The slices of one dataset after the other."""
     for first in range(0, len(todo), WAVE):
-        yield todo[first : first + WAVE], first
+        yield todo[first : first + WAVE]
 
 
 def _dataset(todo: list[Slice]) -> ray.data.Dataset:
@@ -176,8 +183,8 @@ def _decode_slice(row: dict[str, Any], corpus: Corpus, config: Config, index: Fo
     return {"index": slice_.index, "ids": ids, "pixels": x_NCHW.tobytes()}
 
 
-def _count(run: Run, dataset: ray.data.Dataset, before: int, total: int) -> Iterator[dict[str, Any]]:
-    """The rows of the dataset; the progress line counts them."""
-    for done, row in enumerate(dataset.iter_rows(), start=before + 1):
-        run.progress.update(f"{done} of {total} slices")
-        yield row
+def _decode_both_views(row: dict[str, Any], corpus: Corpus, config: Config, index: Folder) -> dict[str, Any]:
+    slice_ = Slice(**json.loads(row["slice"]))
+    ids, x_NCHW, second = read_views(corpus, config, index, slice_)
+    seen = {"second_rows": second.rows_M.tobytes(), "second": second.x_MCHW.tobytes()}
+    return {"index": slice_.index, "ids": ids, "pixels": x_NCHW.tobytes(), **seen}

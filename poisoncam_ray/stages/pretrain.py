@@ -50,7 +50,7 @@ WATCH_EVERY_S = 3
 class Pretrain(Stage):
     name = artifact.ENCODER
     title = "Pretrain"
-    version = 3
+    version = 4
     inputs = (artifact.INDEX,)
     sections = ("encoder", "pretrain")
 
@@ -77,6 +77,7 @@ class Pretrain(Stage):
         resumed = latest_checkpoint(run.out)
         # The history is written last, after the encoder.
         if not run.out.exists(artifact.HISTORY):
+            run.progress.update(resumed or 0, job.epochs.total, "steps")
             _fit(job, run)
         last = run.out.read_json(artifact.HISTORY)[-1]
         said = facts.Pretrained(
@@ -153,10 +154,17 @@ def _fit(job: Job, run: Run) -> None:
 
 def _watch(run: Run, training: Future[Any]) -> None:
     """Show the progress that rank 0 writes into the run folder, until the training ends."""
+    earlier = _training_progress(run)
     while not wait([training], timeout=WATCH_EVERY_S).done:
-        if run.out.exists(artifact.TRAINING_PROGRESS):
-            at = run.out.read_json(artifact.TRAINING_PROGRESS)
-            run.progress.update(f"step {at['step']} of {at['total']}, loss {at['loss']:.3f}")
+        # What an earlier attempt has left may be ahead of its last checkpoint.
+        if (at := _training_progress(run)) != earlier:
+            run.progress.update(at["step"], at["total"], "steps", f"loss {at['loss']:.3f}")
+
+
+def _training_progress(run: Run) -> dict[str, Any]:
+    if not run.out.exists(artifact.TRAINING_PROGRESS):
+        return {}
+    return run.out.read_json(artifact.TRAINING_PROGRESS)
 
 
 def train_worker(config: dict[str, Any]) -> None:

@@ -6,9 +6,14 @@ seconds.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
+import signal
+import sys
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -20,10 +25,27 @@ NO_PROGRESS_S = 900
 START_TRIES = 3
 # Of one task or actor: preempted nodes come and go, but one that dies every time must fail the job.
 RESTARTS = 20
+_QUIET: dict[str, Any] = {
+    "enable_progress_bars": False,
+    "print_on_execution_start": False,
+    "execution_no_progress_timeout_s": NO_PROGRESS_S,
+    # Without it the error of a failed task, which may be a UserError, does not reach the driver.
+    "raise_original_map_exception": True,
+}
+"""Options of Ray Data."""
+_LOGGERS = ("ray.data", "ray.train", "ray.util")
 
 
 def start_ray() -> None:
-    """Join the cluster of RAY_ADDRESS (set inside `ray job submit`), or start one on this machine."""
+    """Use the Ray of this process; else join the cluster of RAY_ADDRESS (set inside `ray job submit`), or
+    start one on this machine. Ray Data prints nothing from then on."""
+    connect()
+    hush()
+    _swallow_a_false_warning()
+
+
+def connect() -> None:
+    """Like `start_ray`, without changing Ray Data's options."""
     if not ray.is_initialized():
         options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
         if not os.environ.get("RAY_ADDRESS"):
@@ -31,7 +53,29 @@ def start_ray() -> None:
             cpus = max(LOCAL_CPUS, os.cpu_count() or 1)
             options |= {"address": "local", "num_cpus": cpus, "include_dashboard": False}
         _init(options)
-    hush()
+
+
+@contextmanager
+def as_before() -> Iterator[None]:
+    """Leave Ray after the block as it was before: one that was started inside it is shut down, and one that
+    this process had keeps running with its own options."""
+    had_ray, context = ray.is_initialized(), ray.data.DataContext.get_current()
+    options = {name: getattr(context, name) for name in _QUIET}
+    levels = {name: logging.getLogger(name).level for name in _LOGGERS}
+    main = threading.current_thread() is threading.main_thread()
+    on_terminate = signal.getsignal(signal.SIGTERM) if main else None
+    try:
+        yield
+    finally:
+        if not had_ray:
+            ray.shutdown()
+        for name, value in options.items():
+            setattr(context, name, value)
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+        if on_terminate is not None:
+            # Ray's start has put a handler of its own there.
+            signal.signal(signal.SIGTERM, on_terminate)
 
 
 def _init(options: dict[str, Any]) -> None:
@@ -50,13 +94,39 @@ def _init(options: dict[str, Any]) -> None:
 def hush() -> None:
     """Set Ray Data's options in this process: no progress bars, and a stuck pipeline raises an error."""
     context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.execution_no_progress_timeout_s = NO_PROGRESS_S
-    # Without it the error of a failed task, which may be a UserError, does not reach the driver.
-    context.raise_original_map_exception = True
-    for name in ("ray.data", "ray.train", "ray.util"):
+    for name, value in _QUIET.items():
+        setattr(context, name, value)
+    for name in _LOGGERS:
         logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+@functools.cache
+def _swallow_a_false_warning() -> None:
+    """Let Ray print a warning that it prints once a process, and that does not concern us, where nobody sees
+    it. Its log level would also hide real errors.
+
+    It warns that an actor with arguments in the object store cannot be started again when these are lost
+    (ray-project/ray#53727). Ray Data's pools and `ActorGroup` hold their actors' arguments. The warning is
+    written by C++ to the file descriptor while an actor is created, so that actor is one that does nothing.
+    """
+    actor: Any = ray.remote(num_cpus=0, max_restarts=1)(_Nothing)
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+            made = actor.remote(ray.put(None))
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+    ray.kill(made)
+
+
+class _Nothing:
+    """The actor that does nothing."""
+
+    def __init__(self, argument: None) -> None:
+        """Take an argument from the object store."""
 
 
 def in_flight(calls: Iterator[Callable[[], ray.ObjectRef]], most: int) -> Iterator[Any]:

@@ -43,7 +43,7 @@ from poisoncam_ray.stages.ray_cluster import RESTARTS
 class Search(Stage):
     name = artifact.SEARCH
     title = "Search"
-    version = 15
+    version = 16
     inputs = (artifact.INDEX, artifact.ENCODER, artifact.CLUSTERS)
     sections = ("encoder", "search")
 
@@ -61,13 +61,7 @@ class Search(Stage):
 
     def run(self, run: Run) -> Outcome:
         settings, seed = run.config.search, run.config.seed
-        rules = prune.SearchRules(
-            settings.per_cluster,
-            settings.prune,
-            settings.min_live,
-            settings.max_rounds,
-            settings.max_candidates,
-        )
+        rules = rules_of(run.config)
         clusters = run.folder / artifact.CLUSTERS
         c_KD = read_centroids(clusters)
         k, supercluster_K = len(c_KD), superclusters_of(run.out, c_KD, seed)
@@ -102,6 +96,18 @@ class Search(Stage):
                     artifact.ROUND_STATE, {"live": list(state.live), "best": best, "scored": state.scored}
                 )
         return Outcome(facts.Searched(state.scored, state.round, stopped, best_score=max(state.best)))
+
+
+def rules_of(config: Config) -> prune.SearchRules:
+    """The rules of the search."""
+    settings = config.search
+    return prune.SearchRules(
+        settings.per_cluster,
+        settings.prune,
+        settings.min_live,
+        settings.max_rounds,
+        settings.max_candidates,
+    )
 
 
 def superclusters_of(out: Folder, c_KD: Tensor, seed: int) -> Tensor:
@@ -156,12 +162,14 @@ def score_round(
     # As tables: `landed` as Python numbers needs far more memory.
     found: list[pa.Table] = []
     done = state.scored
+    # Later rounds score fewer where clusters run out of images.
+    most = done + len(picks) + prune.most_after(state, rules_of(run.config))
+    note = f"round {state.round + 1}, {len(state.live):,} live clusters"
+    run.progress.update(done, most, "candidates", note)
     for rows in run_on(scorers, chunks):
         found.append(pa.Table.from_pylist(rows, schema=CANDIDATE_SCHEMA))
         done += len(rows)
-        run.progress.update(
-            f"round {state.round}: {len(state.live)} live clusters, {done:,} candidates scored"
-        )
+        run.progress.update(done, most, "candidates", note)
     return pa.concat_tables(found).sort_by([("cluster", "ascending"), ("image_id", "ascending")])
 
 

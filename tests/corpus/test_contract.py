@@ -6,6 +6,7 @@ What a corpus holds and what was written is read back here by pyarrow and tarfil
 from __future__ import annotations
 
 import io
+import json
 import os
 import pickle
 import tarfile
@@ -43,12 +44,14 @@ class Format:
         rows_in: the rows in the bytes of one file, each as (image, all else).
         broken: the file that `spoil` makes unreadable.
         lost: rows that are lost with it, of N.
+        beside: names of files that belong to no row.
     """
 
     write: Callable[[Path], None]
     rows_in: Callable[[bytes], list[tuple[bytes, Any]]]
     broken: str
     lost: int
+    beside: tuple[str, ...] = ("captions.txt",)
 
 
 def shards(suffix: str, encode: Callable[[range], bytes]) -> Callable[[Path], None]:
@@ -89,8 +92,44 @@ def parquet_rows(data: bytes) -> list[tuple[bytes, Any]]:
     ]
 
 
+def encode_arrow(numbers: range) -> bytes:
+    table = pq.read_table(pa.BufferReader(encode_parquet(True)(numbers)))
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, table.schema.with_metadata({"huggingface": "{}"})) as stream:
+        for first in range(0, len(table), 6):
+            stream.write_table(table.slice(first, 6))
+    return sink.getvalue()
+
+
+def arrow_rows(data: bytes) -> list[tuple[bytes, Any]]:
+    with pa.ipc.open_stream(data) as stream:
+        assert stream.schema.metadata == {b"huggingface": b"{}"}
+        rows = stream.read_all().to_pylist()
+    cells = [row.pop("picture") for row in rows]
+    return [(cell.pop("bytes"), (row, cell)) for row, cell in zip(rows, cells, strict=True)]
+
+
+def write_saved(folder: Path) -> None:
+    shards(".arrow", encode_arrow)(folder)
+    for place in (folder, folder / "train"):
+        names = [path.name for path in sorted(place.glob("*.arrow"), reverse=True)]
+        state = {"_data_files": [{"filename": name} for name in names], "_fingerprint": "12ab"}
+        (place / "state.json").write_text(json.dumps(state))
+        (place / "dataset_info.json").write_text('{"features": {}}')
+        (place / "cache-0.arrow").write_bytes(b"no part of the dataset")
+
+
 def encode_tar(numbers: range) -> bytes:
     return tar_bytes(m for i in numbers for m in ((f"{i:02}.png", image(i)), (f"{i:02}.txt", b"%d" % i)))
+
+
+def write_tars_and_tables(folder: Path) -> None:
+    shards(".tar", encode_tar)(folder)
+    for path in sorted(folder.rglob("*.tar")):
+        with tarfile.open(path) as archive:
+            keys = {name.partition(".")[0]: None for name in archive.getnames()}
+        pq.write_table(pa.table({"key": pa.array([*keys, "failed"])}), path.with_suffix(".parquet"))
+    (folder / "train" / "a_stats.json").write_text("{}")
 
 
 def tar_rows(data: bytes) -> list[tuple[bytes, Any]]:
@@ -122,6 +161,20 @@ BROKEN_IMAGE = f"val/{N - 1:02} #ä[1].png"
 FORMATS = {
     "parquet": Format(shards(".parquet", encode_parquet(False)), parquet_rows, "val.parquet", SECOND),
     "parquet struct": Format(shards(".parquet", encode_parquet(True)), parquet_rows, "val.parquet", SECOND),
+    "arrow": Format(
+        write_saved,
+        arrow_rows,
+        "val.arrow",
+        SECOND,
+        ("state.json", "dataset_info.json", "cache-0.arrow"),
+    ),
+    "tables beside tars": Format(
+        write_tars_and_tables,
+        tar_rows,
+        "val.tar",
+        SECOND,
+        ("a.parquet", "b.parquet", "val.parquet", "a_stats.json"),
+    ),
     "webdataset": Format(shards(".tar", encode_tar), tar_rows, "val.tar", SECOND),
     "folder": Format(write_images, image_rows, BROKEN_IMAGE, 1),
 }
@@ -142,11 +195,16 @@ class Made:
         return open_corpus(str(self.folder / name), rows_per_slice=rows_per_slice)
 
     def files(self, name: str = "in") -> dict[str, bytes]:
-        """Every file by its path, sorted, hidden ones included; of the corpus itself not the captions."""
+        """Every file with rows by its path, sorted, hidden ones included."""
+        return {
+            path: data
+            for path, data in self.every_file(name).items()
+            if path.rpartition("/")[2] not in self.format.beside
+        }
+
+    def every_file(self, name: str = "in") -> dict[str, bytes]:
         root = self.folder / name
         paths = {path.relative_to(root).as_posix(): path for path in root.rglob("*") if path.is_file()}
-        if name == "in":
-            paths.pop("captions.txt", None)
         return {path: paths[path].read_bytes() for path in sorted(paths)}
 
     def stored(self, name: str = "in") -> list[Stored]:
@@ -180,16 +238,24 @@ def split(corpus: Corpus, fates: list[int], clean: str, removed: str) -> tuple[i
         assert counts == (here.count(KEPT), here.count(REMOVED))
         kept, gone = kept + counts[0], gone + counts[1]
     assert not left
+    corpus.finish(clean, removed, dict)
     return kept, gone
 
 
 # ---------------------------------------------------------------- listing and slices
 
 
+def listed(made: Made, corpus: Corpus) -> list[tuple[str, int]]:
+    """Path and size of each listed file with rows."""
+    return [
+        pair for pair in untagged(corpus.sources()) if pair[0].rpartition("/")[2] not in made.format.beside
+    ]
+
+
 def test_every_file_is_listed_by_path_and_size(made):
     corpus = made.open()
     files = made.files()
-    assert [(s.path, s.size) for s in corpus.sources()] == [(path, len(data)) for path, data in files.items()]
+    assert listed(made, corpus) == [(path, len(data)) for path, data in files.items()]
     assert corpus.uri == made.uri
     before = corpus.sources()
     os.utime(made.folder / "in" / before[0].path, (1, 1))
@@ -198,7 +264,7 @@ def test_every_file_is_listed_by_path_and_size(made):
 
 def test_a_sound_file_has_no_problem(made):
     corpus = made.open()
-    assert [corpus.check(source) for source in corpus.sources()] == [None] * len(made.files())
+    assert {corpus.check(source) for source in corpus.sources()} == {None}
 
 
 @pytest.mark.parametrize("rows_per_slice", [1, 4, 1024])
@@ -393,11 +459,11 @@ def files_at(uri: str) -> dict[str, bytes]:
 def check_store(made: Made, root: str) -> None:
     """The corpus under `root` is read and split as on a disk."""
     fs, place = connect(root)
-    for path, data in made.files().items():
+    for path, data in made.every_file().items():
         fs.pipe_file(f"{place}/in/{path}", data)
     disk, store = made.open(), open_corpus(f"{root}/in", rows_per_slice=4)
     assert untagged(store.sources()) == untagged(disk.sources())
-    assert [store.check(source) for source in store.sources()] == [None] * len(made.files())
+    assert {store.check(source) for source in store.sources()} == {None}
     assert without_version(store.slices()) == without_version(disk.slices())
     assert rows_of(store) == rows_of(disk)
     ids = [row.image_id for row in rows_of(disk)][::-2]

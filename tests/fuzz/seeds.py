@@ -1,8 +1,9 @@
-"""Small valid files that are damaged: images of every kind we read, Parquet shards, tars."""
+"""Small valid files that are damaged: images of every kind we read, Parquet shards, Arrow shards, tars."""
 
 from __future__ import annotations
 
 import io
+import struct
 import tarfile
 from collections.abc import Iterator
 
@@ -41,6 +42,62 @@ def images() -> list[bytes]:
         encode(rgba, "WEBP", lossless=True),
         encode(rgba, "WEBP", quality=40),
         encode(rgb, "WEBP", save_all=True, append_images=[noise(40, 33).rotate(180)]),
+        *gifs_and_bitmaps(),
+        *tiffs(),
+        *avifs(),
+    ]
+
+
+def gifs_and_bitmaps() -> list[bytes]:
+    rgb, palette = noise(40, 33), noise(40, 33).quantize(16)
+    return [
+        encode(rgb, "GIF", comment=b"a comment"),
+        encode(palette, "GIF", transparency=3, interlace=1),
+        encode(noise(40, 33, 1), "GIF", save_all=True, append_images=[noise(40, 33, 1).rotate(180)]),
+        encode(rgb, "BMP"),
+        encode(palette, "BMP"),
+        encode(noise(40, 33, 4), "BMP"),
+        encode(noise(40, 33, 1).convert("1"), "BMP"),
+        run_lengths(),
+    ]
+
+
+def run_lengths() -> bytes:
+    """A bitmap of 8-bit run lengths: Pillow writes none."""
+    rows = b"".join(bytes([20, i, 20, 2 * i, 0, 0]) for i in range(33)) + b"\0\1"
+    palette = bytes(i % 256 for i in range(1024))
+    header = struct.pack("<IiiHHIIiiII", 40, 40, 33, 1, 8, 1, len(rows), 0, 0, 256, 0)
+    return b"BM" + struct.pack("<IHHI", 1078 + len(rows), 0, 0, 1078) + header + palette + rows
+
+
+def tiffs() -> list[bytes]:
+    rgb, grey = noise(40, 33), noise(40, 33, 1)
+    exif = Image.Exif()
+    exif[0x010E], exif[0x0112] = "words", 6
+    return [
+        encode(rgb, "TIFF", exif=exif),
+        encode(rgb, "TIFF", compression="tiff_lzw", tiffinfo={278: 4}),
+        encode(rgb, "TIFF", compression="tiff_adobe_deflate", tiffinfo={317: 2}, icc_profile=b"profile" * 40),
+        encode(rgb, "TIFF", compression="jpeg"),
+        encode(rgb.convert("YCbCr"), "TIFF", compression="jpeg"),
+        encode(rgb.convert("CMYK"), "TIFF", compression="packbits"),
+        encode(noise(40, 33, 4), "TIFF"),
+        encode(grey.convert("1"), "TIFF", compression="group4"),
+        encode(grey.convert("I;16"), "TIFF"),
+        encode(grey.convert("F"), "TIFF", compression="tiff_lzw"),
+        encode(rgb.quantize(16), "TIFF", save_all=True, append_images=[rgb]),
+        encode(rgb, "TIFF", big_tiff=True),
+    ]
+
+
+def avifs() -> list[bytes]:
+    exif = Image.Exif()
+    exif[0x010E] = "words"
+    rgb, rgba = noise(40, 33), noise(40, 33, 4)
+    return [
+        encode(rgb, "AVIF", speed=10, exif=exif, xmp=b"<xmp/>", icc_profile=b"profile" * 40),
+        encode(rgba, "AVIF", speed=10, subsampling="4:4:4"),
+        encode(rgb, "AVIF", speed=10, save_all=True, append_images=[rgb.rotate(180)]),
     ]
 
 
@@ -72,6 +129,22 @@ def shards() -> list[bytes]:
         parquet(table(20, nested=False), row_group_size=10, compression="none", data_page_version="2.0"),
         parquet(table(20, nested=False), row_group_size=5, compression="gzip", write_page_checksum=True),
         parquet(table(20, nested=True), compression="snappy", data_page_size=200, write_page_index=True),
+    ]
+
+
+def stream(shard: pa.Table, batch: int) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, shard.schema) as writer:
+        writer.write_table(shard, max_chunksize=batch)
+    return sink.getvalue().to_pybytes()
+
+
+def streams() -> list[bytes]:
+    """Without the dictionary, which `datasets` does not write."""
+    return [
+        stream(table(20, nested).drop_columns("label"), batch)
+        for nested in (True, False)
+        for batch in (6, 20)
     ]
 
 

@@ -1,4 +1,4 @@
-"""Thousands of damaged JPEG, PNG and WebP files: each decodes or says why not, in bounded time and memory."""
+"""Thousands of damaged images of every format: each decodes or says why not, in bounded time and memory."""
 
 from tests.fuzz.harness import fuzz
 

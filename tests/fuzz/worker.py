@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from poisoncam_ray.corpus import DEAD, KEPT, open_corpus
-from poisoncam_ray.decode import DecodeError, decode, header
+from poisoncam_ray.decode import DecodeError, decode, header, views
 from poisoncam_ray.errors import UserError
 from tests.bombs import peak
 from tests.fuzz import seeds
@@ -32,6 +32,7 @@ CPU_S = 10
 SPACE = 6 * 2**30
 KINDS: dict[str, Callable[[], list[bytes]]] = {
     "image": seeds.images, "parquet": seeds.shards, "tar": seeds.tars, "checkpoint": seeds.checkpoints,
+    "arrow": seeds.streams,
 }  # fmt: skip
 # These misbehave, to show that the harness sees it.
 KINDS |= dict.fromkeys(("crash", "hang", "lose", "grow"), lambda: [b"some bytes"])
@@ -46,7 +47,10 @@ def damaged(kind: str, number: int, originals: list[bytes]) -> bytes:
 
 def image(data: bytes, folder: Path) -> str:
     try:
-        assert decode(data, 16, MAX_PIXELS).shape == (3, 16, 16)
+        first, second = views(data, 16, MAX_PIXELS)
+        assert first.shape == (3, 16, 16)
+        assert second is None or second.shape == (3, 16, 16)
+        assert (decode(data, 16, MAX_PIXELS) == first).all()
         width, height, _ = header(data, MAX_PIXELS)
         assert 0 < width * height <= MAX_PIXELS
         return "decoded"
@@ -123,6 +127,7 @@ def grow(data: bytes, folder: Path) -> str:
 
 CHECKS = {
     "image": image, "parquet": shard(".parquet"), "tar": shard(".tar"), "checkpoint": checkpoint,
+    "arrow": shard(".arrow"),
     "crash": crash, "hang": hang, "lose": lose, "grow": grow,
 }  # fmt: skip
 
@@ -132,6 +137,12 @@ def prepare(kind: str, folder: Path) -> None:
     corpus.mkdir(parents=True)
     if kind == "parquet":
         (corpus / "whole.parquet").write_bytes(seeds.parquet(seeds.table(WHOLE, nested=False)))
+    if kind == "arrow":
+        (corpus / "whole.arrow").write_bytes(
+            seeds.stream(seeds.table(WHOLE, nested=False).drop_columns("label"), 2)
+        )
+        state = {"_data_files": [{"filename": f"{name}.arrow"} for name in ("broken", "whole")]}
+        (corpus / "state.json").write_text(json.dumps(state))
     if kind == "tar":
         (corpus / "whole.tar").write_bytes(seeds.tar(seeds.samples(WHOLE), seeds.tarfile.USTAR_FORMAT))
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from poisoncam_ray.method.prune import (
     SearchRules,
     advance,
+    most_after,
     most_rounds,
     picks,
     prune,
@@ -136,3 +137,25 @@ def test_a_search_runs_at_most_and_can_run_most_rounds(n_clusters, drop, min_liv
         live_P = torch.tensor(state.live)
         state = advance(state, rules, live_P, torch.zeros(len(live_P)))
     assert state.round == rounds
+
+
+@given(
+    st.integers(1, 60),
+    st.integers(1, 3),
+    st.floats(0, 1),
+    st.integers(1, 5),
+    st.one_of(st.none(), st.integers(1, 10)),
+    st.one_of(st.none(), st.integers(1, 200)),
+)
+def test_what_is_left_of_a_search_is_known_before_each_round(
+    n_clusters, per_cluster, drop, min_live, max_rounds, max_candidates
+):
+    """Where no cluster runs out of images."""
+    rules = SearchRules(per_cluster, drop, min_live, max_rounds, max_candidates)
+    size = per_cluster * most_rounds(n_clusters, rules)
+    history, _ = search([[0] * size] * n_clusters, rules, [size] * n_clusters)
+    scored = sum(len(i_P) for i_P, _ in history)
+    before = start(torch.arange(n_clusters), n_clusters)
+    for i_P, after in history:
+        assert before.scored + len(i_P) + most_after(before, rules) == scored
+        before = after

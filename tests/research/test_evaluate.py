@@ -210,14 +210,14 @@ def test_scored_images_come_in_the_order_of_the_truth_once_each(fake: FakeRun) -
 def embedded(fake: FakeRun, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The run with the encoder's real features of its corpus."""
     from poisoncam_ray.corpus import open_corpus
-    from poisoncam_ray.research.evaluate.joined import settings
+    from poisoncam_ray.runner import config_of
     from poisoncam_ray.stages.pixels import fetch_images
 
     run = Folder(str(shutil.copytree(fake.run, tmp_path_factory.mktemp("embedded") / "run")))
     corpus, features = open_corpus(fake.corpus), run / artifact.FEATURES
     for name in features.parts():
         ids = features.read_table(name)["image_id"].to_pylist()
-        x_NCHW = torch.from_numpy(fetch_images(corpus, settings(run), ids))
+        x_NCHW = torch.from_numpy(fetch_images(corpus, config_of(run), ids))
         features.write_table(
             name, feature_table(ids, embed_images(load_encoder(run / artifact.ENCODER), x_NCHW, 64))
         )

@@ -18,14 +18,18 @@ ENCODING: dict[str, dict[str, Any]] = {
     "JPEG": {"quality": 95, "subsampling": 0},
     "PNG": {},
     "WEBP": {"lossless": True, "exact": True},
+    "GIF": {},
+    "BMP": {},
+    "TIFF": {"compression": "tiff_lzw"},
+    "AVIF": {"quality": 95, "subsampling": "4:4:4", "speed": 8},
 }
 
 
 def paint(data: bytes, painter: Callable[[Image.Image], Found]) -> tuple[bytes, Found]:
     """Decode an image, paint on it, and encode it in the same format.
 
-    PNG and WebP are written losslessly, JPEG at quality 95 without chroma subsampling. Of an animation only
-    the first frame is kept.
+    PNG, WebP, BMP and TIFF are written losslessly, JPEG and AVIF at quality 95 without chroma subsampling,
+    GIF with a new palette. Of an animation only the first frame is kept.
 
     Args:
         data: the encoded image.

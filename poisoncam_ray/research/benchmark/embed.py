@@ -122,8 +122,10 @@ class Clock(Progress):
     def start(self) -> None:
         self._ticks = [time.perf_counter()]
 
-    def update(self, text: str) -> None:
-        self._ticks.append(time.perf_counter())
+    def update(self, done: int, total: int | None = None, unit: str = "", note: str = "") -> None:
+        # The first call comes before any slice.
+        if done:
+            self._ticks.append(time.perf_counter())
 
     def stop(self) -> None:
         ended, ticks = time.perf_counter(), self._ticks

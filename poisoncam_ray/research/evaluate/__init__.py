@@ -28,10 +28,10 @@ from poisoncam_ray.folder import Folder
 from poisoncam_ray.progress import Progress
 from poisoncam_ray.report.page import build_report
 from poisoncam_ray.research.evaluate.detection import detection_metrics
-from poisoncam_ray.research.evaluate.joined import settings
 from poisoncam_ray.research.evaluate.probes import Validation, probe
 from poisoncam_ray.research.evaluate.retrain import OtherModels, probe_models
 from poisoncam_ray.research.evaluate.strategies import compare_strategies
+from poisoncam_ray.runner import config_of
 
 __all__ = [
     "OtherModels",
@@ -73,7 +73,7 @@ def evaluate_run(
         UserError: the run is not finished, or the truth or a corpus does not belong to it.
     """
     run = Folder(run_uri)
-    config = settings(run)
+    config = config_of(run)
     metrics: dict[str, Any] = detection_metrics(run_uri, truth_uri)
     corpus_uri = run.read_json(artifact.RUN)["input"]
     if strategies:

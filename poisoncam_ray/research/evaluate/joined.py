@@ -17,11 +17,8 @@ from torch import Tensor
 
 from poisoncam_ray import artifact
 from poisoncam_ray.artifact import SIDES
-from poisoncam_ray.config import Config
-from poisoncam_ray.corpus import Corpus, open_corpus
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.folder import Folder, Manifest
-from poisoncam_ray.runner import refuse_foreign
 from poisoncam_ray.stages.cluster import read_centroids
 
 NEEDED = ("image_id", "poisoned", *SIDES)
@@ -82,29 +79,6 @@ def read_truth(uri: str) -> Truth:
                 decoys.append(batch.filter(pc.and_not(batch["decoy"], batch["poisoned"])))
         tables = (pa.Table.from_batches(batches, schema) for batches in (poisoned, decoys))
         return Truth(file.metadata.num_rows, *tables)
-
-
-def settings(run: Folder) -> Config:
-    """The configuration of a run.
-
-    Raises:
-        UserError: this is no run folder, or one of another format.
-    """
-    if not run.exists(artifact.RUN):
-        raise UserError(f"{run.uri} is not a run folder: give the --output of a defence.")
-    refuse_foreign(run)
-    return Config.model_validate(run.read_json(artifact.RUN)["config"])
-
-
-def corpus_of(run: Folder) -> Corpus:
-    """The corpus that the run read.
-
-    Raises:
-        UserError: it does not exist any more.
-    """
-    corpus = settings(run).corpus
-    uri = run.read_json(artifact.RUN)["input"]
-    return open_corpus(uri, corpus.format, corpus.image_column, version=corpus.version)
 
 
 def committed(run: Folder, name: str) -> Folder:

@@ -29,7 +29,8 @@ from poisoncam_ray.method.probes import (
     linear_predict,
 )
 from poisoncam_ray.research import corpora
-from poisoncam_ray.research.evaluate.joined import Metrics, committed, settings
+from poisoncam_ray.research.evaluate.joined import Metrics, committed
+from poisoncam_ray.runner import config_of
 from poisoncam_ray.stages.embed import embed_images, load_encoder, read_features
 from poisoncam_ray.stages.pixels import decode_indexed
 from poisoncam_ray.stages.pool import image_seed
@@ -100,7 +101,7 @@ def probe(
             other class.
     """
     run = Folder(run_uri)
-    config, encoder = settings(run), load_encoder(committed(run, artifact.ENCODER))
+    config, encoder = config_of(run), load_encoder(committed(run, artifact.ENCODER))
     bank = _bank(run, labelled_uri, config, validation)
     target = bank.classes[validation.target] if validation.target else None
 

@@ -17,9 +17,9 @@ from poisoncam_ray.defence import stages as defence
 from poisoncam_ray.errors import StageFailedError, UserError
 from poisoncam_ray.folder import Folder, absolute
 from poisoncam_ray.progress import Progress
-from poisoncam_ray.research.evaluate.joined import Metrics, committed, settings
+from poisoncam_ray.research.evaluate.joined import Metrics, committed
 from poisoncam_ray.research.evaluate.probes import Validation, probe
-from poisoncam_ray.runner import Runner
+from poisoncam_ray.runner import Runner, config_of
 from poisoncam_ray.stage import Stage
 
 MODELS = f"{artifact.WORK}/models"
@@ -83,7 +83,7 @@ def train_on_cleaned(run_uri: str, progress: Progress) -> Folder:
     run = Folder(run_uri)
     committed(run, artifact.CLEAN)
     cleaned = run / artifact.CLEAN_ROWS
-    config = own_pretraining(settings(run))
+    config = own_pretraining(config_of(run))
     return _run(cleaned.uri, run / MODELS / "cleaned", config, defence()[:TRAIN], progress)
 
 
@@ -92,7 +92,7 @@ def train_on_never_poisoned(run_uri: str, beside: OtherModels, progress: Progres
     run = Folder(run_uri)
     theirs = beside.never_poisoned_uri
     out = Folder(theirs) if theirs else run / MODELS / "never_poisoned"
-    config = own_pretraining(settings(run))
+    config = own_pretraining(config_of(run))
     return _run(beside.clean_uri, out, config, defence()[:FEATURES], progress, ours=not theirs)
 
 
@@ -112,7 +112,7 @@ def labelled_features(
         The new run folder.
     """
     run = Folder(run_uri)
-    config = with_encoder(settings(run), encoder_file(model))
+    config = with_encoder(config_of(run), encoder_file(model))
     return _run(labelled_uri, run / MODELS / "labelled" / name, config, defence()[:FEATURES], progress)
 
 

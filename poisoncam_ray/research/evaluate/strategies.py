@@ -21,14 +21,9 @@ from poisoncam_ray.folder import Folder
 from poisoncam_ray.method.cam import ScoreKind, candidate_windows, gradcam_windows, mean_colour
 from poisoncam_ray.method.geometry import random_boxes
 from poisoncam_ray.method.masks import Strategy, keep_only, make_masks
-from poisoncam_ray.research.evaluate.joined import (
-    Metrics,
-    committed,
-    poison_clusters,
-    read_truth,
-    settings,
-)
+from poisoncam_ray.research.evaluate.joined import Metrics, committed, poison_clusters, read_truth
 from poisoncam_ray.research.evaluate.scored import scored_poisoned
+from poisoncam_ray.runner import config_of
 from poisoncam_ray.stages.cluster import read_centroids
 from poisoncam_ray.stages.compute import device
 from poisoncam_ray.stages.embed import load_encoder
@@ -66,7 +61,7 @@ def compare_strategies(
         UserError: a strategy is unknown, or the run is not finished.
     """
     run, truth = Folder(run_uri), read_truth(truth_uri)
-    config = settings(run)
+    config = config_of(run)
     masks = {name: _masks(name, n_masks or config.search.masks, config, seed) for name in strategies}
     scored = scored_poisoned(run, truth, *poison_clusters(run, truth))
     encoder = load_encoder(committed(run, artifact.ENCODER))

@@ -20,11 +20,12 @@ from poisoncam_ray import artifact
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.folder import Folder
 from poisoncam_ray.method.clusters import assign, auto_k, kmeans
-from poisoncam_ray.research.evaluate.joined import clusters_of_poison, committed, read_truth, settings
+from poisoncam_ray.research.evaluate.joined import clusters_of_poison, committed, read_truth
 from poisoncam_ray.research.evaluate.scored import true_boxes
 from poisoncam_ray.research.study.flops import forward_flops, gradcam_flops
 from poisoncam_ray.research.study.grid import Grid
 from poisoncam_ray.research.study.runs import StudyRun
+from poisoncam_ray.runner import config_of
 from poisoncam_ray.stages.cluster import read_sample, sample_parts
 from poisoncam_ray.stages.embed import load_encoder, read_features
 from poisoncam_ray.stages.pool import image_seed
@@ -69,7 +70,7 @@ def prepare(one: StudyRun, grid: Grid, out: Folder) -> None:
         UserError: no poisoned image of the run has a wholly visible patch.
     """
     run, truth = Folder(one.run_uri), read_truth(one.truth_uri)
-    config = settings(run)
+    config = config_of(run)
     encoder = load_encoder(committed(run, artifact.ENCODER))
     true_PT4, visible_PT, _ = true_boxes(run, truth.poisoned)
     ids = truth.poisoned["image_id"].to_pylist()

@@ -117,8 +117,9 @@ def _run_all(
     }
     task = ray.remote(_call).options(**needs)
     submit: Iterable[Callable[[], Any]] = (partial(task.remote, call) for call in calls)
+    progress.update(0, len(calls), what)
     for done, _ in enumerate(in_flight(iter(submit), resources.actors), start=1):
-        progress.update(f"{done} of {len(calls)} {what}")
+        progress.update(done, len(calls), what)
 
 
 def _call(call: Callable[[], None]) -> None:

@@ -33,12 +33,13 @@ from poisoncam_ray.method.cam import (
 from poisoncam_ray.method.encoder import Encoder
 from poisoncam_ray.method.geometry import coverage, iou, random_boxes
 from poisoncam_ray.method.masks import keep_only, make_masks
-from poisoncam_ray.research.evaluate.joined import committed, corpus_of, mean, settings
+from poisoncam_ray.research.evaluate.joined import committed, mean
 from poisoncam_ray.research.evaluate.scored import HIT_IOU, of_best_patch
 from poisoncam_ray.research.study.grid import READS_WINDOW, REFERENCES, Grid
 from poisoncam_ray.research.study.images import StudyImages, read_images
 from poisoncam_ray.research.study.plan import SCHEMA, Pass, Way, pixels
 from poisoncam_ray.research.study.runs import StudyRun
+from poisoncam_ray.runner import config_of, corpus_of
 from poisoncam_ray.stages.compute import device
 from poisoncam_ray.stages.embed import load_encoder
 from poisoncam_ray.stages.pixels import fetch_images
@@ -64,7 +65,7 @@ def measure(todo: Pass, one: StudyRun, grid: Grid, folder: Folder) -> pa.Table:
         Rows of SCHEMA, one for every setting that shares the pass.
     """
     run, chosen = Folder(one.run_uri), read_images(folder, grid)
-    config, encoder = settings(run), load_encoder(committed(run, artifact.ENCODER))
+    config, encoder = config_of(run), load_encoder(committed(run, artifact.ENCODER))
     m_BHW = draw_masks(todo, grid, encoder.image_size)
     found: dict[Way, list[Tensor]] = defaultdict(list)
     seconds = 0.0

@@ -12,7 +12,8 @@ import pyarrow.compute as pc
 from poisoncam_ray import artifact
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.folder import Folder, Manifest, absolute
-from poisoncam_ray.research.evaluate.joined import committed, corpus_of, read_truth
+from poisoncam_ray.research.evaluate.joined import committed, read_truth
+from poisoncam_ray.runner import corpus_of
 
 TRUTH = "poisoned/truth.parquet"
 

@@ -1,20 +1,14 @@
-"""The container of an image file: what the file announces, and the file without its metadata.
-
-A small file can hide gigabytes, or minutes of work, in EXIF, ICC profiles, text and thumbnails. They are
-therefore never parsed: a decoder gets only the segments that make pixels.
-"""
+"""JPEG, PNG and WebP: their segments and chunks."""
 
 from __future__ import annotations
 
 import re
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+from poisoncam_ray.container.base import Container, DecodeError, counted
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-MAX_SEGMENTS = 65_536
-"""Segments or chunks of a file: far more than encoders write. With more, they cost more time than the
-pixels."""
 MAX_SCANS = 100
 """Scans of a JPEG file: far more than encoders write. Each costs a pass over the whole image."""
 _PNG_KEPT = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"))
@@ -25,67 +19,13 @@ _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
 
 
-class DecodeError(Exception):
-    """Bytes that give no image.
-
-    Attributes:
-        kind: empty, undecodable, truncated, bomb (too many pixels, bytes or segments) or zero_size.
-        message: the reason in words.
-    """
-
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(kind, message)
-        self.kind = kind
-        self.message = message
-
-    def __str__(self) -> str:
-        return self.message
-
-
-@dataclass(frozen=True)
-class Container:
-    """What an image file announces.
-
-    Attributes:
-        format: JPEG, PNG or WEBP.
-        width: in pixels, as announced.
-        height: in pixels, as announced.
-        pixels: the file without its metadata; a WebP file unchanged, because its decoder parses no metadata
-            unless it is asked to.
-    """
-
-    format: str
-    width: int
-    height: int
-    pixels: bytes
-
-
-def read_container(data: bytes) -> Container:
-    """Read the container of an image file.
-
-    Args:
-        data: the file.
-
-    Raises:
-        DecodeError: another format, too many segments, or no header where there must be one.
-        struct.error: the header ends early.
-        IndexError: the header ends early.
-    """
-    if data.startswith(PNG_MAGIC):
-        return _png(data)
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return _webp(data)
-    if data[:2] == b"\xff\xd8":
-        return _jpeg(data)
-    raise DecodeError("undecodable", f"neither JPEG, PNG nor WebP (starts with {data[:8].hex(' ')})")
-
-
-def _png(data: bytes) -> Container:
+def png(data: bytes) -> Container:
+    """Keeps the header, the palette, its transparency and the pixels."""
     width, height = struct.unpack(">II", data[16:24])
     if data[12:16] != b"IHDR":
         raise DecodeError("undecodable", "a PNG file whose first chunk is no header")
     kept = [PNG_MAGIC]
-    for start, end in _counted(_png_chunks(data), "chunks"):
+    for start, end in counted(_png_chunks(data), "chunks"):
         # The decoder reports a chunk that reaches past the end.
         if data[start + 4 : start + 8] in _PNG_KEPT or end > len(data):
             kept.append(data[start:end])
@@ -100,10 +40,11 @@ def _png_chunks(data: bytes) -> Iterator[tuple[int, int]]:
         position += 12 + length
 
 
-def _jpeg(data: bytes) -> Container:
+def jpeg(data: bytes) -> Container:
+    """Keeps the tables, the frame, the scans, and the segments that tell the colours."""
     size: tuple[int, int] | None = None
     kept, scans = [data[:2]], 0
-    for start, end in _counted(_jpeg_segments(data), "segments"):
+    for start, end in counted(_jpeg_segments(data), "segments"):
         marker = data[start + 1]
         if marker in _FRAMES and size is None:
             height, width = struct.unpack(">HH", data[start + 5 : start + 9])
@@ -135,11 +76,12 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
             return
 
 
-def _webp(data: bytes) -> Container:
+def webp(data: bytes) -> Container:
+    """The file stays as it is: its decoder parses no metadata unless it is asked to."""
     end = int.from_bytes(data[4:8], "little") + 8
     if end > len(data):
         raise DecodeError("truncated", "the WebP file ends early")
-    for _ in _counted(_webp_chunks(data), "chunks"):
+    for _ in counted(_webp_chunks(data), "chunks"):
         pass
     return Container("WEBP", *_webp_size(data), data)
 
@@ -163,10 +105,3 @@ def _webp_size(data: bytes) -> tuple[int, int]:
         width, height = struct.unpack("<HH", body[6:10])
         return width & 0x3FFF, height & 0x3FFF
     raise DecodeError("undecodable", "a WebP file without an image")
-
-
-def _counted(segments: Iterator[tuple[int, int]], what: str) -> Iterator[tuple[int, int]]:
-    for number, segment in enumerate(segments):
-        if number == MAX_SEGMENTS:
-            raise DecodeError("bomb", f"more than {MAX_SEGMENTS} {what}")
-        yield segment
