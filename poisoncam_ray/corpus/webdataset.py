@@ -66,6 +66,7 @@ class WebDatasetCorpus:
         extension: extension of the member that holds the image; "" for the only image (IMAGE_SUFFIXES).
         rows_per_slice: samples of a slice, at most.
         only: the corpus's only shard; "" for all.
+        follow_links: whether links that leave the folder are followed.
     """
 
     sharded: ClassVar[bool] = True
@@ -74,10 +75,11 @@ class WebDatasetCorpus:
     extension: str = ""
     rows_per_slice: int = 1024
     only: str = ""
+    follow_links: bool = False
 
     def sources(self) -> list[Source]:
         """All shards, sorted by path."""
-        return list_shards(self.uri, self.only, TAR_SUFFIXES)
+        return list_shards(self.uri, self.only, TAR_SUFFIXES, self.follow_links)
 
     def check(self, source: Source) -> Problem | None:
         """Read the headers of the shard's first sample and nothing else. A problem is a shard that cannot be
