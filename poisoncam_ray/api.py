@@ -59,7 +59,7 @@ def defend(
 
     Examples:
         >>> import poisoncam_ray as pc
-        >>> run = pc.defend("photos/", "out/", preset="tiny-cnn", seed=1)  # doctest: +ELLIPSIS
+        >>> run = pc.defend("photos/", "out/", preset="tiny-cnn", seed=1)
         Index ...
         >>> run.counts.kept + run.counts.removed + run.counts.dead == run.counts.rows
         True

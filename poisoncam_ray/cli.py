@@ -6,10 +6,13 @@ from poisoncam_ray.commands.attack import attack
 from poisoncam_ray.commands.benchmark import benchmark
 from poisoncam_ray.commands.defend import defend
 from poisoncam_ray.commands.evaluate import evaluate
+from poisoncam_ray.commands.restore import restore
+from poisoncam_ray.commands.review import review
 from poisoncam_ray.commands.show import presets, show
+from poisoncam_ray.commands.status import status
 from poisoncam_ray.program import run_program
 
-TOP = (defend, presets, attack, evaluate, benchmark)
+TOP = (defend, status, review, restore, presets, attack, evaluate, benchmark)
 GROUPS = {"config": (show,)}
 
 

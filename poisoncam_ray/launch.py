@@ -11,6 +11,7 @@ from poisoncam_ray.errors import StageFailedError
 from poisoncam_ray.progress import Progress
 from poisoncam_ray.stage import Stage
 from poisoncam_ray.stages import ray_cluster
+from poisoncam_ray.stages.waiting import tell_waiting
 
 
 def launch(
@@ -46,6 +47,7 @@ def launch(
         ray_cluster.start_ray()
         ray_started()
     try:
-        return work.run(progress)
+        with tell_waiting(progress, config):
+            return work.run(progress)
     except Exception as error:
         raise StageFailedError(f"{progress.title or 'Start'} failed") from error

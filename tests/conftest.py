@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 import poisoncam_ray  # noqa: F401
 from tests.chaos import Chaos
 from tests.s3 import S3Server
+from tests.wheel import Installed, install
 
 # The same examples on every machine: a test run must not fail by chance. To look for more counterexamples:
 # pytest --hypothesis-profile thorough (the option is read after this file). No deadline in either: a busy
@@ -51,23 +53,27 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.add_marker("unit")
 
 
-class OneRay(LoadScopeScheduling):
+STARTS_RAY = re.compile(r"mark\.cluster|def \w+\([^)]*\bray_cluster\b")
+
+
+class RayApart(LoadScopeScheduling):
     """Deals the files out to the processes of pytest-xdist.
 
-    Tests that start Ray wait more than they compute, so all of them go to one process, where they share
-    clusters, and the unit tests run beside them in another.
+    Tests that start Ray wait more than they compute. Those with clusters of several nodes go to one process,
+    which has their addresses for itself, the others that start Ray to another, and each shares its clusters.
+    Unit tests fill the gaps.
     """
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        if any(folder in file for folder in ("integration/", "end_to_end/")):
-            return "ray"
         text = (Path(__file__).parents[1] / file).read_text()
-        return "ray" if "ray_cluster" in text or "mark.cluster" in text else file
+        if "RayNodes" in text:
+            return "nodes"
+        return "ray" if "end_to_end/" in file or STARTS_RAY.search(text) else file
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneRay:
-    return OneRay(config, log)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> RayApart:
+    return RayApart(config, log)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -94,6 +100,11 @@ def triggers() -> Path:
     if not folder.is_dir():
         pytest.skip("the triggers (shared/data/htba-triggers beside the project) are not on this machine")
     return folder
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory) -> Installed:
+    return install(tmp_path_factory.mktemp("install"))
 
 
 @pytest.fixture(scope="session")

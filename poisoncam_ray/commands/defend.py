@@ -188,6 +188,7 @@ def answer(folder: Folder, output_uri: str, done: Sequence[Done], seconds: float
     """
     from poisoncam_ray import artifact, facts
     from poisoncam_ray.report.words import tell
+    from poisoncam_ray.review import told
 
     manifests = {stage.stage: stage.manifest for stage in done}
     verdict = artifact.Verdict.read(folder / artifact.VERDICT)
@@ -222,6 +223,8 @@ def answer(folder: Folder, output_uri: str, done: Sequence[Done], seconds: float
         "kept": cleaned.kept,
         "removed": cleaned.removed,
         "dead": cleaned.dead,
+        "no_image": cleaned.no_image,
+        "restored": cleaned.restored,
         "sample_of": indexed.corpus_rows,
         "families": families,
         "seconds": round(seconds, 1),
@@ -229,10 +232,10 @@ def answer(folder: Folder, output_uri: str, done: Sequence[Done], seconds: float
         "places": places,
     }
     lines = [
-        f"{cleaned.rows:,} rows = {cleaned.kept:,} kept + "
-        f"{cleaned.removed:,} removed + {cleaned.dead:,} dead ({seconds:.0f} s)",
+        f"{cleaned.rows:,} rows = {cleaned.terms} ({seconds:.0f} s)",
         *([f"This is {indexed.told_sample}."] if indexed.sample else []),
         *tell(verdict, cleaned.removed, by_family, classified.in_doubt),
+        *([f"A review kept flagged images ({told(cleaned.restored)})."] if cleaned.restored else []),
         f"{kept_is}  {places[kept_in]}",
         f"report        {places['report']}",
     ]

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from poisoncam_ray.container import KINDS
 from poisoncam_ray.corpus.arrow import ARROW_SUFFIXES, open_saved
 from poisoncam_ray.corpus.columns import find_image_column
@@ -20,6 +22,8 @@ from poisoncam_ray.corpus.listing import (
 from poisoncam_ray.corpus.metadata import is_metadata
 from poisoncam_ray.corpus.parquet import ParquetCorpus
 from poisoncam_ray.corpus.protocol import DEAD, KEPT, REMOVED, Corpus, Problem, Row, Slice, Source
+from poisoncam_ray.corpus.shardfile import UnreadableError
+from poisoncam_ray.corpus.side import key_column, table_of
 from poisoncam_ray.corpus.tables import is_delta, refuse_partition
 from poisoncam_ray.corpus.webdataset import TAR_SUFFIXES, WebDatasetCorpus
 from poisoncam_ray.errors import UserError
@@ -77,6 +81,10 @@ def open_corpus(
         [p for p in paths if p.lower().endswith(suffixes)]
         for suffixes in (PARQUET_SUFFIXES, TAR_SUFFIXES, ARROW_SUFFIXES, IMAGE_SUFFIXES)
     )
+    listed = set(shards)
+    tables = [table for table in map(table_of, tars) if table in listed]
+    if format == "auto" and tables and len(tables) == len(shards):
+        shards = []  # they are no shards, but lie beside shards
     if images:
         shards = [p for p in shards if not is_metadata(p)]
     if format == "auto":
@@ -98,7 +106,8 @@ def open_corpus(
             raise UserError(f"There are no .tar files in {uri}: give a folder that has some.")
         folder_uri, only = _place(uri)
         extension = (image_column or "").removeprefix(".").lower()
-        return WebDatasetCorpus(folder_uri, extension, rows_per_slice, only, follow_links=follow_links)
+        _refuse_tables_without_keys(folder_uri, tables)
+        return WebDatasetCorpus(folder_uri, extension, rows_per_slice, only, bool(tables), follow_links)
     if is_file(uri):
         raise UserError(f"{uri} is a single file: give the folder that holds the images.")
     if not images:
@@ -112,6 +121,14 @@ def _place(uri: str) -> tuple[str, str]:
         return uri, ""
     folder, _, only = uri.rpartition("/")
     return folder or ".", only
+
+
+def _refuse_tables_without_keys(uri: str, tables: list[str]) -> None:
+    """Raise UserError if the first table that can be read has no column for keys."""
+    for table in tables:
+        with contextlib.suppress(UnreadableError):
+            key_column(uri, table)
+            return
 
 
 def _refuse_packed(paths: list[str]) -> None:

@@ -28,7 +28,7 @@ from poisoncam_ray.corpus.metadata import check_metadata, is_metadata, split_met
 from poisoncam_ray.corpus.protocol import KEPT, REMOVED, Lost, Problem, Row, Slice, Source
 from poisoncam_ray.corpus.shardfile import UnreadableError, for_good, reason_of, refuse_climbing
 from poisoncam_ray.errors import UserError
-from poisoncam_ray.store import connect, copy_file, exists, in_parallel, is_local, write_bytes
+from poisoncam_ray.store import connect, copy_file, delete, exists, in_parallel, is_local, write_bytes
 
 FILES_AT_ONCE = 64
 """Files in memory at once while reading or copying."""
@@ -189,6 +189,23 @@ class FolderCorpus:
             cloned = [local and clone(name, tag=tag) for name, tag in zip(chunk, tags, strict=True)]
             left = [pair for pair, done in zip(stored, cloned, strict=True) if not done]
             in_parallel(lambda pair: write_bytes(out_uri, *pair), left)
+
+
+def delete_images(unit: Sequence[Slice], uri: str, image_ids: Iterable[str]) -> None:
+    """Delete images of a unit and their captions from a folder that `split` wrote, if they are there, and the
+    folders that are empty then: some readers take an empty folder for a class without images, and fail."""
+    fs, root = connect(uri)
+    images = list(image_ids)
+    captions = captions_of(images, (path for slice_ in unit for path in slice_.beside or ()))
+    for path in (*images, *(path for of_image in captions.values() for path in of_image)):
+        delete(uri, path)
+        folder = os.path.dirname(path)
+        while is_local(fs) and folder:
+            try:
+                os.rmdir(f"{root}/{folder}")
+            except OSError:
+                break
+            folder = os.path.dirname(folder)
 
 
 def _modified(path: str) -> str | None:

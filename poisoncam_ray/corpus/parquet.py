@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from poisoncam_ray.corpus.columns import column_fault, image_values
+from poisoncam_ray.corpus.columns import column_fault, image_paths, image_values
 from poisoncam_ray.corpus.listing import PARQUET_SUFFIXES, refuse_same_place
 from poisoncam_ray.corpus.parquet_shard import Batch, cut, open_shard, open_writer, rows_where
 from poisoncam_ray.corpus.protocol import (
@@ -94,7 +94,7 @@ class ParquetCorpus:
 
     def read(self, slice_: Slice, whole: bool = False) -> Iterator[Row]:
         """The rows, a batch of a row group in memory. Damage makes the rest of its row group dead. `whole`
-        reads all columns."""
+        reads all columns; dead is then also a row that holds the path of its image and not the image."""
         if slice_.error is not None:
             yield from dead_rows(slice_)
             return
@@ -204,12 +204,18 @@ class ParquetCorpus:
             fault = "unreadable", batch.error.reason
             yield from (Row(row, f"{source}#{row}", None, fault) for row in rows)
             return
-        values = self._values(batch)
-        yield from (Row(row, f"{source}#{row}", values[row - batch.first].as_py()) for row in rows)
+        column = self._column(batch)
+        values, paths = image_values(column), image_paths(column)
+        for row in rows:
+            data = values[row - batch.first].as_py()
+            path = paths[row - batch.first].as_py() if data is None and paths is not None else None
+            # A reader would open the path, and show an image that nobody has looked at.
+            elsewhere = ("not_embedded", one_line(f"the shard holds only its path, {path}")) if path else None
+            yield Row(row, f"{source}#{row}", data, elsewhere)
 
-    def _values(self, batch: Batch) -> pa.Array:
+    def _column(self, batch: Batch) -> pa.Array:
         read = batch.values()
-        return image_values(read.column(read.schema.names.index(self.image_column)))
+        return read.column(read.schema.names.index(self.image_column))
 
     def _check_rows(self, shard: Any, rows: int, exactly: bool = False) -> None:
         if shard.n_rows < rows or (exactly and shard.n_rows != rows):
@@ -230,7 +236,7 @@ class ParquetCorpus:
                     continue
                 for batch in shard.batches(here[0], here[-1] + 1, self._columns(shard)):
                     if inside := [r for r in here if batch.first <= r < batch.first + batch.rows]:
-                        values = self._values(batch)
+                        values = image_values(self._column(batch))
                         found.update({f"{source}#{r}": values[r - batch.first].as_py() for r in inside})
         if nulls := [i for i, data in found.items() if data is None]:
             raise UserError(f"The image {nulls[0]} is null: index the corpus again if it changed.")

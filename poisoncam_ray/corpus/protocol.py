@@ -81,7 +81,7 @@ class Row:
     Attributes:
         row: its number, counted as `Slice.start` is.
         image_id: unique in the corpus: "<shard>#<row>", or the path of the file in an image folder.
-        data: the bytes; None for a row with an `error` and for a null cell of a Parquet shard.
+        data: the bytes; None for a row with an `error`, and for one whose image is null, which is kept.
         error: (kind, message) of a row that cannot be read, which is dead; None for the others.
     """
 

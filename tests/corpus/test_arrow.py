@@ -206,5 +206,5 @@ def test_a_damaged_record_batch_costs_its_own_rows(tmp_path):
     fates = [DEAD if row.error else KEPT for row in rows[:20]]
     assert corpus.split(unit, fates, str(tmp_path / "k"), str(tmp_path / "r")) == (14, 0)
     with pytest.raises(UserError, match=r"a\.arrow cannot be read"):
-        corpus.split(unit, [KEPT] * 20, str(tmp_path / "k2"), str(tmp_path / "r2"))
+        corpus.split(unit, [KEPT] * 19 + [REMOVED], str(tmp_path / "k2"), str(tmp_path / "r2"))
     assert not list((tmp_path / "k2").glob("*"))
