@@ -36,7 +36,7 @@ UNITS_WAITING = 256
 class Clean(Stage):
     name = artifact.CLEAN
     title = "Clean"
-    version = 3
+    version = 4
     inputs = (artifact.INDEX, artifact.SCORES)
     sections = ()
     revised_by = (artifact.REVIEW,)
