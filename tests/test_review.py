@@ -212,9 +212,14 @@ def forget_lease(run: Folder) -> None:
 
 
 def write_few_images(folder: Path) -> None:
-    for i, name in enumerate(("cat/a", "cat/b", "dog/c", "dog/d", "dog/e")):
+    """Images with captions and a metadata file, which must follow them."""
+    names = ("cat/a", "cat/b", "dog/c", "dog/d", "dog/e")
+    for i, name in enumerate(names):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / f"{name}.png").write_bytes(image(i))
+        (folder / f"{name}.txt").write_text(f"words of {name}")
+    lines = [json.dumps({"file_name": f"{name}.png"}) for name in names]
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
 
 
 @pytest.mark.parametrize("back", [False, True], ids=["restore", "undo"])

@@ -17,7 +17,9 @@ from poisoncam_ray.verify.rows import check_rows
 __all__ = ["Defect", "verify"]
 
 
-def verify(run: Folder, quick: bool = False, tell: Callable[[int, int, str], None] = lambda *_: None) -> list[Defect]:
+def verify(
+    run: Folder, quick: bool = False, tell: Callable[[int, int, str], None] = lambda *_: None
+) -> list[Defect]:
     """Check a finished run. Memory does not grow with the corpus, save for the names of its files.
 
     Args:
