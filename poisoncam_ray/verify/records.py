@@ -44,7 +44,7 @@ def _ledger(name: str, manifest: Manifest | None) -> list[Defect]:
     ledger = manifest.ledger if manifest else None
     if ledger is None or ledger.balanced:
         return []
-    parts = f"{ledger.rows_out} + {ledger.removed} + {ledger.dead}"
+    parts = f"{ledger.rows_out} + {ledger.removed} + {ledger.dead} + {ledger.no_image}"
     return [Defect(kinds.LEDGER, f"{name}/{MANIFEST}", f"{ledger.rows_in} rows", parts)]
 
 
