@@ -1,5 +1,5 @@
-"""Decisions of people: logged, applied to the rows they name and no others, reversible, and safe against a kill
-at any write."""
+"""Decisions of people: logged, applied to the rows they name and no others, reversible, and safe against a
+kill at any write."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Cleaned:
 
     def places(self) -> dict[str, list[str]]:
         """Where each image lies, read from the rows themselves."""
-        reasons = [p for p in (Path(self.run.uri) / artifact.CLEAN).glob("unit-*.parquet")]
+        reasons = (Path(self.run.uri) / artifact.CLEAN).glob("unit-*.parquet")
         listed = sorted(i for p in reasons for i in pq.read_table(p)["image_id"].to_pylist())
         return {"removed": images_in(self.run, artifact.REMOVED_ROWS, self.corpus), "reasons": listed}
 
