@@ -247,6 +247,7 @@ def _open(run: Folder, input_uri: str, config: Config) -> Corpus:
         format=settings.format,
         image_column=settings.image_column,
         rows_per_slice=settings.slice_rows,
+        follow_links=settings.follow_links,
     )
     try:
         return opened(input_uri, version=settings.version)
