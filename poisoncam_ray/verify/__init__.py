@@ -17,13 +17,15 @@ from poisoncam_ray.verify.rows import check_rows
 __all__ = ["Defect", "verify"]
 
 
-def verify(run: Folder, quick: bool = False, tell: Callable[[str], None] = lambda _: None) -> list[Defect]:
+def verify(
+    run: Folder, quick: bool = False, tell: Callable[[int, int, str], None] = lambda *_: None
+) -> list[Defect]:
     """Check a finished run. Memory does not grow with the corpus, save for the names of its files.
 
     Args:
         run: the run folder.
         quick: compare counts and manifests only: no image is read.
-        tell: is called with how far the check is.
+        tell: is called with how far the check is: done, of how much, and of what.
 
     Returns:
         What is wrong, in the order in which it was found; empty where nothing is.
@@ -33,7 +35,6 @@ def verify(run: Folder, quick: bool = False, tell: Callable[[str], None] = lambd
     """
     if not run.exists(artifact.RUN):
         raise UserError(f"{run.uri} is no run folder: it holds no {artifact.RUN}.")
-    tell("manifests")
     defects = check_records(run)
     if not (run / artifact.SCORES).parts() or not (run / artifact.INDEX).exists(artifact.SLICES):
         raise UserError(f"The run {run.uri} is not finished: let the defence run to its end first.")

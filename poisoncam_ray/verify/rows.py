@@ -30,21 +30,21 @@ UNITS_AT_ONCE = 8
 _PIECE = 2**20
 
 
-def check_rows(run: Folder, quick: bool, tell: Callable[[str], None]) -> list[Defect]:
+def check_rows(run: Folder, quick: bool, tell: Callable[[int, int, str], None]) -> list[Defect]:
     """Compare the rows of a run with its files.
 
     Args:
         run: the run folder.
         quick: only counts are compared.
-        tell: is called with how far the check is.
+        tell: is called with how far the check is: done, of how much, and of what.
     """
     rows = Rows(run, quick)
     found: list[Defect] = []
     for first in range(0, len(rows.units), UNITS_AT_ONCE):
-        tell(f"{first} of {len(rows.units)} files")
+        tell(first, len(rows.units), "files")
         numbers = list(range(first, min(first + UNITS_AT_ONCE, len(rows.units))))
         found += [defect for defects in in_parallel(rows.check, numbers) for defect in defects]
-    tell("the report's lists")
+    tell(len(rows.units), len(rows.units), "files")
     return found + rows.foreign() + rows.report_lists()
 
 
