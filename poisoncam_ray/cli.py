@@ -10,9 +10,10 @@ from poisoncam_ray.commands.restore import restore
 from poisoncam_ray.commands.review import review
 from poisoncam_ray.commands.show import presets, show
 from poisoncam_ray.commands.status import status
+from poisoncam_ray.commands.verify import verify
 from poisoncam_ray.program import run_program
 
-TOP = (defend, status, review, restore, presets, attack, evaluate, benchmark)
+TOP = (defend, status, review, restore, verify, presets, attack, evaluate, benchmark)
 GROUPS = {"config": (show,)}
 
 

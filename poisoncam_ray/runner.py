@@ -76,6 +76,7 @@ class Runner:
             image_column=config.corpus.image_column,
             rows_per_slice=config.corpus.slice_rows,
             version=config.corpus.version,
+            follow_links=config.corpus.follow_links,
         )
         self.sources = {source.path: [source.size, source.tag] for source in self.corpus.sources()}
         self.identities = {stage.name: self._identity(stage) for stage in self.stages}
@@ -342,7 +343,13 @@ def corpus_of(run: Folder) -> Corpus:
     """
     corpus = config_of(run).corpus
     uri = run.read_json(artifact.RUN)["input"]
-    return open_corpus(uri, corpus.format, corpus.image_column, version=corpus.version)
+    return open_corpus(
+        uri,
+        corpus.format,
+        corpus.image_column,
+        version=corpus.version,
+        follow_links=corpus.follow_links,
+    )
 
 
 def _from(stages: Sequence[Stage], redo: str | None) -> list[Stage]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -54,22 +55,30 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 
 STARTS_RAY = re.compile(r"mark\.cluster|def \w+\([^)]*\bray_cluster\b")
+LONGEST_FIRST = ("end to end", "nodes", "ray")
+
+
+@cache
+def scope_of(file: str) -> str:
+    """Tests of one scope run in one process of pytest-xdist, one after the other.
+
+    Tests that start Ray wait more than they compute, so two of these scopes run beside each other. Clusters
+    of several nodes have their addresses for themselves; in each scope clusters and finished runs are shared.
+    Unit tests, whose files are scopes of their own, fill the gaps.
+    """
+    text = (Path(__file__).parents[1] / file).read_text()
+    if "end_to_end/" in file:
+        return "end to end"
+    if "RayNodes" in text:
+        return "nodes"
+    return "ray" if STARTS_RAY.search(text) else file
 
 
 class RayApart(LoadScopeScheduling):
-    """Deals the files out to the processes of pytest-xdist.
-
-    Tests that start Ray wait more than they compute. Those with clusters of several nodes go to one process,
-    which has their addresses for itself, the others that start Ray to another, and each shares its clusters.
-    Unit tests fill the gaps.
-    """
+    """Deals the scopes out to the processes, in the order of the collected tests."""
 
     def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.partition("::")[0]
-        text = (Path(__file__).parents[1] / file).read_text()
-        if "RayNodes" in text:
-            return "nodes"
-        return "ray" if "end_to_end/" in file or STARTS_RAY.search(text) else file
+        return scope_of(nodeid.partition("::")[0])
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> RayApart:
@@ -81,6 +90,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         slow = [item for item in items if not item.get_closest_marker("unit")]
         config.hook.pytest_deselected(items=slow)
         items[:] = [item for item in items if item.get_closest_marker("unit")]
+    if hasattr(config, "workerinput"):  # a process of pytest-xdist
+        rank = {scope: i for i, scope in enumerate(LONGEST_FIRST)}
+        items.sort(key=lambda item: rank.get(scope_of(item.nodeid.partition("::")[0]), len(rank)))
 
 
 @pytest.fixture(scope="session")

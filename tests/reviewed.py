@@ -10,18 +10,23 @@ import numpy as np
 import pyarrow as pa
 from rich.console import Console
 
-from poisoncam_ray import artifact
+from poisoncam_ray import artifact, facts
 from poisoncam_ray.artifact import SIDES
 from poisoncam_ray.config import Config
 from poisoncam_ray.corpus import open_corpus
 from poisoncam_ray.corpus.slices import slice_table, source_table
-from poisoncam_ray.folder import Folder, Ledger, Manifest, part_name
+from poisoncam_ray.facts import Facts
+from poisoncam_ray.fingerprint import fingerprint
+from poisoncam_ray.folder import MANIFEST, Folder, Ledger, Manifest, part_name
 from poisoncam_ray.progress import Progress
+from poisoncam_ray.report.removed import removed_csv, restored_csv
+from poisoncam_ray.review import Decisions, digest
 from poisoncam_ray.runner import Done, Runner
 from poisoncam_ray.settings import load_config
 from poisoncam_ray.stage import Stage
 from poisoncam_ray.stages.clean import Clean
 from poisoncam_ray.stages.index import index_slice
+from poisoncam_ray.verify.records import STAGES
 
 SETTINGS = ["encoder.image_size=16", "corpus.rows_per_slice=9"]
 CONFIG = load_config(overrides=SETTINGS)
@@ -62,9 +67,31 @@ def judged_run(
     index.write_table(artifact.SOURCES, source_table(opened.sources()))
     index.write_table(artifact.SLICES, slice_table(slices, alive))
     total = sum(alive)
-    for name, ledger in ((artifact.INDEX, Ledger(total + died, total, dead=died)),
-                         (artifact.SCORES, Ledger(total, total))):  # fmt: skip
-        Manifest({"stage": name, "seed": 0, "config": {}}, {}, "0" * 64, ledger).write(run / name)
+    said = facts.Indexed(total, died, len(slices), 0, 0)
+    commit(run, artifact.INDEX, Ledger(total + died, total, dead=died), said)
+    commit(run, artifact.SCORES, Ledger(total, total))
+
+
+def commit(run: Folder, name: str, ledger: Ledger | None = None, said: Facts | None = None) -> None:
+    """Write the manifest of an artifact that a test made up."""
+    identity = {"stage": name, "seed": 0, "config": {}}
+    told = said.as_json() if said else {}
+    log = digest(run / artifact.REVIEW) if name == artifact.REPORT else None
+    inputs = {artifact.REVIEW: log} if log else {}
+    Manifest(identity, inputs, fingerprint({"of": identity}), ledger, 0.0, told).write(run / name)
+
+
+def finish(run: Folder) -> None:
+    """What is left of a whole run beside its rows: manifests, verdict, lists of the report."""
+    for name in STAGES:
+        if name == artifact.REPORT or not (run / name).exists(MANIFEST):
+            commit(run, name)
+    for folder in (run / artifact.VERDICT, run / artifact.PAGE):
+        folder.write_json(artifact.VERDICT_FILE, {"verdict": artifact.POISON})
+    page, decisions = run / artifact.PAGE, Decisions(run)
+    page.write_bytes(artifact.REMOVED_CSV, removed_csv(run))
+    if decisions.entries:
+        page.write_bytes(artifact.RESTORED_CSV, restored_csv(decisions))
 
 
 def runner(corpus: str, run: Folder, config: Config = CONFIG, stages: Sequence[Stage] = ()) -> Runner:

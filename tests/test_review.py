@@ -1,5 +1,5 @@
-"""Decisions of people: logged, applied to the rows they name and no others, reversible, and safe against a kill
-at any write."""
+"""Decisions of people: logged, applied to the rows they name and no others, reversible, and safe against a
+kill at any write."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Cleaned:
 
     def places(self) -> dict[str, list[str]]:
         """Where each image lies, read from the rows themselves."""
-        reasons = [p for p in (Path(self.run.uri) / artifact.CLEAN).glob("unit-*.parquet")]
+        reasons = (Path(self.run.uri) / artifact.CLEAN).glob("unit-*.parquet")
         listed = sorted(i for p in reasons for i in pq.read_table(p)["image_id"].to_pylist())
         return {"removed": images_in(self.run, artifact.REMOVED_ROWS, self.corpus), "reasons": listed}
 
@@ -212,9 +212,14 @@ def forget_lease(run: Folder) -> None:
 
 
 def write_few_images(folder: Path) -> None:
-    for i, name in enumerate(("cat/a", "cat/b", "dog/c", "dog/d", "dog/e")):
+    """Images with captions and a metadata file, which must follow them."""
+    names = ("cat/a", "cat/b", "dog/c", "dog/d", "dog/e")
+    for i, name in enumerate(names):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / f"{name}.png").write_bytes(image(i))
+        (folder / f"{name}.txt").write_text(f"words of {name}")
+    lines = [json.dumps({"file_name": f"{name}.png"}) for name in names]
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
 
 
 @pytest.mark.parametrize("back", [False, True], ids=["restore", "undo"])

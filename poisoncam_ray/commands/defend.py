@@ -65,6 +65,12 @@ def defend(
     limit: Annotated[
         int | None, typer.Option(help="look at a sample of so many rows; nothing is copied")
     ] = None,
+    follow_links: Annotated[
+        bool,
+        typer.Option(
+            "--follow-links", help="read what links in the input lead to, as in Hugging Face's cache"
+        ),
+    ] = False,
     exit_code: Annotated[
         bool, typer.Option("--exit-code", help="end with code 3 when poison was found; without it, 0")
     ] = False,
@@ -80,6 +86,8 @@ def defend(
         settings.append(f"corpus.max_dead_fraction={max_dead_fraction}")
     if no_copy:
         settings.append("clean.copy_corpus=false")
+    if follow_links:
+        settings.append("corpus.follow_links=true")
     if limit is not None:
         settings.append(f"corpus.limit={limit}")
     if encoder is not None:

@@ -69,10 +69,8 @@ def read_ids(place: str) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"The file {place} cannot be read: {error}.") from None
     rows = csv.DictReader(io.StringIO(text))
-    if COLUMN in (rows.fieldnames or ()):
-        found = [row[COLUMN] for row in rows]
-    else:
-        found = text.splitlines()
+    table = COLUMN in (rows.fieldnames or ())
+    found = [row[COLUMN] for row in rows] if table else text.splitlines()
     if not (found := [image_id for image_id in found if image_id]):
         raise UserError(f"The file {place} holds no ids: write one a line.")
     return found

@@ -40,6 +40,7 @@ def open_corpus(
     image_column: str | None = None,
     rows_per_slice: int = 1024,
     version: int | None = None,
+    follow_links: bool = False,
 ) -> Corpus:
     """Open a corpus.
 
@@ -52,14 +53,16 @@ def open_corpus(
             image folders.
         rows_per_slice: rows of a slice, at most.
         version: of a Delta table, the number of the version to read; None for the current one.
+        follow_links: whether symbolic links on a local disk are followed out of the folder. Not used for
+            Delta tables.
 
     Returns:
         The corpus. It holds no open handle.
 
     Raises:
         UserError: there is nothing at `uri`, the format or the image column cannot be told, no Parquet shard
-            can be read, tars are compressed, a link leads out of an image folder, or the folder is a table of
-            another format.
+            can be read, tars are compressed, a link leads out of the folder and is not to be followed, or
+            the folder is a table of another format.
     """
     if format not in FORMATS:
         raise UserError(f"The corpus format {format} is not known: use one of {', '.join(FORMATS)}.")
@@ -73,7 +76,7 @@ def open_corpus(
         return open_delta(uri, image_column, rows_per_slice, version)
     if version is not None and not table:
         raise UserError(f"{uri} is no Delta table: leave out corpus.version.")
-    paths = [s.path for s in list_sources(uri)]
+    paths = [s.path for s in list_sources(uri, follow_links=follow_links)]
     shards, tars, arrows, images = (
         [p for p in paths if p.lower().endswith(suffixes)]
         for suffixes in (PARQUET_SUFFIXES, TAR_SUFFIXES, ARROW_SUFFIXES, IMAGE_SUFFIXES)
@@ -86,14 +89,17 @@ def open_corpus(
         shards = [p for p in shards if not is_metadata(p)]
     if format == "auto":
         format = _recognise(uri, paths, len(shards), len(tars), len(arrows), len(images))
+    if not (follow_links or is_file(uri)):
+        used = {"parquet": shards, "webdataset": tars, "arrow": arrows, "folder": images}
+        refuse_escaping_links(uri, used.get(format, ()))
     if format == "parquet":
         if not shards:
             raise UserError(f"There are no .parquet files in {uri}: give a folder that has some.")
         folder_uri, only = _place(uri)
         column = find_image_column(folder_uri, shards, image_column)
-        return ParquetCorpus(folder_uri, column, rows_per_slice, only)
+        return ParquetCorpus(folder_uri, column, rows_per_slice, only, follow_links=follow_links)
     if format == "arrow":
-        return open_saved(uri, image_column, rows_per_slice)
+        return open_saved(uri, image_column, rows_per_slice, follow_links)
     if format == "webdataset":
         _refuse_packed(paths)
         if not tars:
@@ -101,13 +107,12 @@ def open_corpus(
         folder_uri, only = _place(uri)
         extension = (image_column or "").removeprefix(".").lower()
         _refuse_tables_without_keys(folder_uri, tables)
-        return WebDatasetCorpus(folder_uri, extension, rows_per_slice, only, bool(tables))
+        return WebDatasetCorpus(folder_uri, extension, rows_per_slice, only, bool(tables), follow_links)
     if is_file(uri):
         raise UserError(f"{uri} is a single file: give the folder that holds the images.")
     if not images:
         raise UserError(f"There are no images in {uri}: give a folder with {KINDS} files.")
-    refuse_escaping_links(uri, images)
-    return FolderCorpus(uri, rows_per_slice)
+    return FolderCorpus(uri, rows_per_slice, follow_links)
 
 
 def _place(uri: str) -> tuple[str, str]:

@@ -41,19 +41,21 @@ class FolderCorpus:
     Attributes:
         uri: the folder.
         rows_per_slice: images of a slice, at most.
+        follow_links: whether links that leave the folder are followed.
     """
 
     sharded: ClassVar[bool] = False
 
     uri: str
     rows_per_slice: int = 1024
+    follow_links: bool = False
 
     def sources(self) -> list[Source]:
         """All image files, sorted by path."""
-        found = [s for s in list_sources(self.uri) if s.path.lower().endswith(IMAGE_SUFFIXES)]
+        found = [s for s in self._listed() if s.path.lower().endswith(IMAGE_SUFFIXES)]
         if not found:
             raise UserError(f"There are no images in {self.uri}: give a folder with {KINDS} files.")
-        refuse_escaping_links(self.uri, (s.path for s in found))
+        self._refuse_links(s.path for s in found)
         return found
 
     def check(self, source: Source) -> Problem | None:
@@ -64,12 +66,11 @@ class FolderCorpus:
         """The sorted files in runs of `rows_per_slice`. Reads the metadata files once: a mistake in one shows
         now and not when all is done."""
         paths = [s.path for s in (self.sources() if sources is None else sources)]
-        listed = [s.path for s in list_sources(self.uri)]
-        for path in filter(is_metadata, listed):
-            refuse_escaping_links(self.uri, [path])
+        listed = [s.path for s in self._listed()]
+        metadata, captions = list(filter(is_metadata, listed)), captions_of(paths, listed)
+        self._refuse_links([*metadata, *(path for of_image in captions.values() for path in of_image)])
+        for path in metadata:
             check_metadata(self.uri, path)
-        captions = captions_of(paths, listed)
-        refuse_escaping_links(self.uri, (path for of_image in captions.values() for path in of_image))
         slices = []
         for i, start in enumerate(range(0, len(paths), self.rows_per_slice)):
             files = tuple(paths[start : start + self.rows_per_slice])
@@ -130,10 +131,17 @@ class FolderCorpus:
 
     def finish(self, kept_uri: str, removed_uri: str, lost: Lost) -> None:
         """Split the metadata files."""
-        metadata = [s.path for s in list_sources(self.uri) if is_metadata(s.path)]
+        metadata = [s.path for s in self._listed() if is_metadata(s.path)]
         fates = lost() if metadata else {}
         for path in metadata:
             split_metadata(self.uri, path, fates, kept_uri if exists(kept_uri) else None, removed_uri)
+
+    def _listed(self) -> list[Source]:
+        return list_sources(self.uri, follow_links=self.follow_links)
+
+    def _refuse_links(self, paths: Iterable[str]) -> None:
+        if not self.follow_links:
+            refuse_escaping_links(self.uri, paths)
 
     def _stored(self, image_ids: Sequence[str]) -> Iterable[bytes | UnreadableError]:
         fs, root = connect(self.uri)
@@ -183,13 +191,15 @@ class FolderCorpus:
             in_parallel(lambda pair: write_bytes(out_uri, *pair), left)
 
 
-def delete_images(uri: str, image_ids: Iterable[str]) -> None:
-    """Delete images from a folder that `split` wrote, if they are there, and the folders that are empty then:
-    some readers take an empty folder for a class without images, and fail."""
+def delete_images(unit: Sequence[Slice], uri: str, image_ids: Iterable[str]) -> None:
+    """Delete images of a unit and their captions from a folder that `split` wrote, if they are there, and the
+    folders that are empty then: some readers take an empty folder for a class without images, and fail."""
     fs, root = connect(uri)
-    for image_id in image_ids:
-        delete(uri, image_id)
-        folder = os.path.dirname(image_id)
+    images = list(image_ids)
+    captions = captions_of(images, (path for slice_ in unit for path in slice_.beside or ()))
+    for path in (*images, *(path for of_image in captions.values() for path in of_image)):
+        delete(uri, path)
+        folder = os.path.dirname(path)
         while is_local(fs) and folder:
             try:
                 os.rmdir(f"{root}/{folder}")

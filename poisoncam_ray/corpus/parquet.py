@@ -57,6 +57,7 @@ class ParquetCorpus:
         image_column: the column that holds the images.
         rows_per_slice: rows of a slice, at most.
         only: the corpus's only shard; "" for all.
+        follow_links: whether links that leave the folder are followed.
     """
 
     sharded: ClassVar[bool] = True
@@ -67,10 +68,11 @@ class ParquetCorpus:
     image_column: str
     rows_per_slice: int = 1024
     only: str = ""
+    follow_links: bool = False
 
     def sources(self) -> list[Source]:
         """All shards, sorted by path."""
-        return list_shards(self.uri, self.only, PARQUET_SUFFIXES)
+        return list_shards(self.uri, self.only, PARQUET_SUFFIXES, self.follow_links)
 
     def check(self, source: Source) -> Problem | None:
         """Read the shard's footer and nothing else. A problem is a footer that cannot be read, or an image

@@ -71,6 +71,7 @@ class WebDatasetCorpus:
         rows_per_slice: samples of a slice, at most.
         only: the corpus's only shard; "" for all.
         tables: whether shards have tables beside them.
+        follow_links: whether links that leave the folder are followed.
     """
 
     sharded: ClassVar[bool] = True
@@ -80,12 +81,12 @@ class WebDatasetCorpus:
     rows_per_slice: int = 1024
     only: str = ""
     tables: bool = False
+    follow_links: bool = False
 
     def sources(self) -> list[Source]:
         """All shards, and the tables beside them, sorted by path."""
-        found = list_shards(
-            self.uri, self.only, (*TAR_SUFFIXES, *PARQUET_SUFFIXES) if self.tables else TAR_SUFFIXES
-        )
+        suffixes = (*TAR_SUFFIXES, *PARQUET_SUFFIXES) if self.tables else TAR_SUFFIXES
+        found = list_shards(self.uri, self.only, suffixes, self.follow_links)
         tables = {side.table_of(source.path) for source in found if _is_tar(source)}
         return [source for source in found if _is_tar(source) or source.path in tables]
 

@@ -36,7 +36,7 @@ UNITS_WAITING = 256
 class Clean(Stage):
     name = artifact.CLEAN
     title = "Clean"
-    version = 3
+    version = 4
     inputs = (artifact.INDEX, artifact.SCORES)
     sections = ()
     revised_by = (artifact.REVIEW,)
@@ -170,6 +170,11 @@ def write_unit(
             fate_N[row["row"] - first] = REMOVED if removed else KEPT
             if removed:
                 removed_rows.append(row | score | {"reason": "poison_classifier"})
+    if restored is not None and not corpus.sharded:
+        # A file of its own may lie where it went by an earlier decision. A shard is replaced. First, because
+        # another image may share a caption.
+        delete_images(unit, (run / artifact.REMOVED_ROWS).uri, restored)
+        delete_images(unit, (run / artifact.CLEAN_ROWS).uri, [row["image_id"] for row in removed_rows])
     clean = (run / artifact.CLEAN_ROWS).uri if copies else None
     n_kept, n_removed = corpus.split(unit, fate_N, clean, (run / artifact.REMOVED_ROWS).uri, sha256)
     if (n_kept, n_removed) != (int((fate_N == KEPT).sum()), int((fate_N == REMOVED).sum())):
@@ -178,10 +183,6 @@ def write_unit(
         )
     if not copies:
         (run / artifact.KEEP_LIST).write_table(part_name(number), keep_list(unit, fate_N, first))
-    if restored is not None and not corpus.sharded:
-        # A file of its own may lie where it went by an earlier decision. A shard was replaced.
-        delete_images((run / artifact.REMOVED_ROWS).uri, restored)
-        delete_images((run / artifact.CLEAN_ROWS).uri, [row["image_id"] for row in removed_rows])
     if removed_rows:
         table = pa.Table.from_pylist(removed_rows, schema=artifact.REMOVED_SCHEMA)
         out.write_table(artifact.unit_reasons(number), table)

@@ -12,8 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from poisoncam_ray import review
 from poisoncam_ray.corpus import DEAD, KEPT, REMOVED, open_corpus
 from poisoncam_ray.errors import UserError
+from poisoncam_ray.folder import Folder
+from poisoncam_ray.review import RESTORE, Named
+from poisoncam_ray.settings import load_config
+from tests.reviewed import SETTINGS, go, judged_run
 
 NAMES = [
     f"{split}/{kind}/{i}.png" for split in ("test", "train") for kind in ("cat", "dog") for i in range(4)
@@ -189,6 +194,56 @@ def test_a_long_metadata_file_is_streamed(place):
     path.write_bytes(b"x" * (metadata.LINE_MAX + 2**21))
     with pytest.raises(UserError, match="line of more than"):
         open_corpus(str(place / "in")).slices()
+
+
+# ---- a whole run, without a cluster
+
+
+def write_corpus(folder: Path) -> None:
+    for i, name in enumerate(NAMES):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        # One image is dead.
+        (folder / name).write_bytes(b"no image" if i == 6 else picture(i))
+        (folder / f"{name}.txt").write_text(name)
+    write_jsonl(folder, NAMES)
+
+
+def rows_in(folder: Path) -> tuple[list[str], list[str], list[str]]:
+    """The images, captions and metadata rows in a folder, by the images' names."""
+    images = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.png"))
+    captions = sorted(path.read_text() for path in folder.rglob("*.png.txt"))
+    lines = (folder / "metadata.jsonl").read_text().splitlines() if images else []
+    return images, captions, [json.loads(line)["file_name"] for line in lines]
+
+
+def test_a_run_splits_what_lies_beside_and_a_restored_image_takes_it_back(tmp_path):
+    write_corpus(tmp_path / "in")
+    corpus, run = str(tmp_path / "in"), Folder(str(tmp_path / "run"))
+    judged_run(corpus, run)
+    go(corpus, run)
+    clean, removed = tmp_path / "run/clean", tmp_path / "run/removed"
+    gone, kept = rows_in(removed)[0], rows_in(clean)[0]
+    assert len(gone) > 3 and sorted([*gone, *kept, NAMES[6]]) == sorted(NAMES)
+    assert rows_in(removed) == (gone,) * 3 and rows_in(clean) == (kept,) * 3
+    named = Named(ids=frozenset(gone[1:3]))
+    review.append(run, RESTORE, named, 2, "ann", "why")
+    go(corpus, run)
+    assert rows_in(removed) == ([gone[0], *gone[3:]],) * 3
+    assert rows_in(clean) == (sorted([*kept, *gone[1:3]]),) * 3
+    review.append(run, RESTORE, Named(ids=frozenset(gone)), len(gone), "ann", "why")
+    go(corpus, run)
+    assert not list(removed.rglob("*.*")) and rows_in(clean) == (sorted([*kept, *gone]),) * 3
+
+
+def test_a_run_that_copies_nothing_writes_no_metadata_of_kept_images(tmp_path):
+    write_corpus(tmp_path / "in")
+    corpus, run = str(tmp_path / "in"), Folder(str(tmp_path / "run"))
+    config = load_config(overrides=[*SETTINGS, "clean.copy_corpus=false"])
+    judged_run(corpus, run, config)
+    go(corpus, run, config)
+    assert not (tmp_path / "run/clean").exists()
+    gone = rows_in(tmp_path / "run/removed")[0]
+    assert gone and rows_in(tmp_path / "run/removed") == (gone,) * 3
 
 
 # ---- captions

@@ -84,7 +84,7 @@ def split(corpus: Corpus, fates: list[list[int]], folder: Path) -> None:
     for unit, fate in zip(corpus.units(), fates, strict=True):
         kept, removed = corpus.split(unit, fate, str(folder / "clean"), str(folder / "removed"))
         assert (kept, removed) == (fate.count(KEPT), fate.count(REMOVED))
-    corpus.finish(str(folder / "clean"), str(folder / "removed"))
+    corpus.finish(str(folder / "clean"), str(folder / "removed"), dict)
 
 
 def names(folder: Path) -> set[str]:
