@@ -37,7 +37,7 @@ LAYERS = (
     ("stage", "report"),
     ("stages",),
     ("defence", "runner"),
-    ("launch", "results"),
+    ("launch", "results", "inspection"),
     ("api",),
     ("program",),
     ("research",),

@@ -175,6 +175,8 @@ class PageContent:
     def headline(self) -> str:
         """The outcome in two sentences."""
         n, removed = self.ledger.rows_in, self.ledger.removed
+        if self.verdict.applied_from is not None and removed == 0:
+            return f"No known trigger was found. All {self.ledger.rows_out:,} readable images were kept."
         if removed == 0:
             kept = f"All {self.ledger.rows_out:,} readable images were kept."
             if self.verdict.poison:
