@@ -34,3 +34,9 @@ class Report(Stage):
         page.write_json(artifact.VERDICT_FILE, verdict | ({"sample": sample} if sample else {}))
         by_family = {str(family): n for family, n in found.families.items()}
         return Outcome(facts.Reported(f"{page.uri}/{artifact.HTML}", by_family))
+
+
+class AppliedReport(Report):
+    """The report of a run that looked for the triggers of an earlier one, and searched nothing itself."""
+
+    inputs = (artifact.VERDICT, artifact.CLASSIFIER, artifact.SCORES, artifact.CLEAN)
