@@ -28,6 +28,7 @@ from poisoncam_ray.method.occlusion import occlusion_map
 from poisoncam_ray.report.image_page import FamilyScore, ImageStory, Neighbour
 from poisoncam_ray.report.lookup import DEAD, REMOVED, ImageRecord, Lookup
 from poisoncam_ray.report.scores import read_scores
+from poisoncam_ray.review import Decisions
 from poisoncam_ray.runner import config_of, corpus_of
 from poisoncam_ray.stages.compute import device
 from poisoncam_ray.stages.embed import read_features
@@ -229,7 +230,7 @@ def some_images(run: Folder, most: int) -> dict[str, list[dict[str, Any]]]:
     Returns:
         By the fate ('borderline' for kept ones) image ids with their `p_poison` or `reason`.
     """
-    scored = read_scores(run)
+    scored = read_scores(run, Decisions(run))
     dead: list[dict[str, Any]] = []
     for name in (run / artifact.DEAD_ROWS).parts():
         if len(dead) < most:

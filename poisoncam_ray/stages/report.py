@@ -3,6 +3,8 @@ table."""
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from poisoncam_ray import artifact, facts
 from poisoncam_ray.report.gather import gather
 from poisoncam_ray.report.page import render
@@ -15,7 +17,13 @@ class Report(Stage):
     name = artifact.REPORT
     title = "Report"
     version = 4
-    inputs = (artifact.SEARCH, artifact.VERDICT, artifact.CLASSIFIER, artifact.SCORES, artifact.CLEAN)
+    inputs: ClassVar[tuple[str, ...]] = (
+        artifact.SEARCH,
+        artifact.VERDICT,
+        artifact.CLASSIFIER,
+        artifact.SCORES,
+        artifact.CLEAN,
+    )
     sections = ()
     revised_by = (artifact.REVIEW, artifact.CLEAN)
     writes = (artifact.PAGE,)
