@@ -282,6 +282,8 @@ class Verdict:
         group_scores: of every window group, weighted, highest first.
         null_scores: of the groups that the null was fitted to, not weighted, highest first.
         families: the trigger families; none where there is no evidence of poison.
+        applied_from: the earlier run whose verdict this is, where only its triggers were looked for; None
+            where the run searched itself.
     """
 
     verdict: str
@@ -294,6 +296,7 @@ class Verdict:
     group_scores: tuple[float, ...] = ()
     null_scores: tuple[float, ...] = ()
     families: tuple[Family, ...] = ()
+    applied_from: str | None = None
 
     @property
     def poison(self) -> bool:
@@ -309,7 +312,10 @@ class Verdict:
 
     def write(self, folder: Folder, name: str = VERDICT_FILE) -> None:
         """Write verdict.json."""
-        folder.write_json(name, asdict(self))
+        tree = asdict(self)
+        if self.applied_from is None:
+            del tree["applied_from"]
+        folder.write_json(name, tree)
 
     @staticmethod
     def read(folder: Folder) -> Verdict:

@@ -38,7 +38,7 @@ LAYERS = (
     ("stage", "report"),
     ("stages",),
     ("defence", "runner", "verify"),
-    ("launch", "results"),
+    ("launch", "results", "inspection"),
     ("api",),
     ("program",),
     ("research",),

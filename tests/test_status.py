@@ -90,6 +90,17 @@ def test_a_driver_that_is_silent_for_over_a_minute_is_said_to_be(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    "work", [{}, {"stage": "Pretrain"}, {"done": "many", "total": 3, "unit": "steps"}, 7]
+)
+def test_a_lease_that_says_nothing_sensible_about_the_work_is_no_failure(tmp_path, work):
+    run = Folder(str(tmp_path))
+    begin(run)
+    write_lease(run, work=work, at=datetime.now(UTC).isoformat())
+    assert look(run)["work"] is None
+    assert lines(run)[2].split(maxsplit=1) == ["Pretrain", "begun, not done"]
+
+
 def test_a_driver_of_an_earlier_version_does_not_say_when_it_wrote(tmp_path):
     run = Folder(str(tmp_path))
     begin(run)

@@ -52,11 +52,7 @@ class FolderCorpus:
 
     def sources(self) -> list[Source]:
         """All image files, sorted by path."""
-        found = [s for s in self._listed() if s.path.lower().endswith(IMAGE_SUFFIXES)]
-        if not found:
-            raise UserError(f"There are no images in {self.uri}: give a folder with {KINDS} files.")
-        self._refuse_links(s.path for s in found)
-        return found
+        return self._images(self._listed())
 
     def check(self, source: Source) -> Problem | None:
         """None: an image file is one row, and what is wrong with it costs that row alone."""
@@ -65,8 +61,9 @@ class FolderCorpus:
     def slices(self, sources: Sequence[Source] | None = None) -> list[Slice]:
         """The sorted files in runs of `rows_per_slice`. Reads the metadata files once: a mistake in one shows
         now and not when all is done."""
-        paths = [s.path for s in (self.sources() if sources is None else sources)]
-        listed = [s.path for s in self._listed()]
+        found = self._listed()
+        paths = [s.path for s in (self._images(found) if sources is None else sources)]
+        listed = [s.path for s in found]
         metadata, captions = list(filter(is_metadata, listed)), captions_of(paths, listed)
         self._refuse_links([*metadata, *(path for of_image in captions.values() for path in of_image)])
         for path in metadata:
@@ -138,6 +135,13 @@ class FolderCorpus:
 
     def _listed(self) -> list[Source]:
         return list_sources(self.uri, follow_links=self.follow_links)
+
+    def _images(self, listed: Iterable[Source]) -> list[Source]:
+        found = [s for s in listed if s.path.lower().endswith(IMAGE_SUFFIXES)]
+        if not found:
+            raise UserError(f"There are no images in {self.uri}: give a folder with {KINDS} files.")
+        self._refuse_links(s.path for s in found)
+        return found
 
     def _refuse_links(self, paths: Iterable[str]) -> None:
         if not self.follow_links:

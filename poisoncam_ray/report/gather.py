@@ -67,7 +67,8 @@ def gather(
         raise UserError(f"The run {run_uri} is not finished: let the defence run to its end first.")
     settings = _json(run, artifact.RUN) or {}
     config = settings.get("config", {})
-    side = (_json(run / artifact.ENCODER, artifact.ENCODER_CONFIG) or {}).get("image_size", 1)
+    made = _json(run / artifact.ENCODER, artifact.ENCODER_CONFIG) or config.get("encoder", {})
+    side = made.get("image_size", 1)
     decisions = Decisions(run)
     scored = read_scores(run, decisions)
     dead, skipped = _dead(run), _skipped(run)
@@ -82,7 +83,8 @@ def gather(
 
     shown = verdict.families[:FAMILIES]
     of_family = {family.family: scored.of_family.get(family.family, []) for family in shown}
-    wanted = [row["image_id"] for row in triggers]
+    # The triggers of an earlier run lie in another corpus, which may have the same names.
+    wanted = [] if verdict.applied_from is not None else [row["image_id"] for row in triggers]
     samples = [scored.removed, scored.borderline, *of_family.values()]
     wanted += [drawn.image_id for sample in samples for drawn in sample]
     whole = whole_triggers(run)
@@ -125,7 +127,7 @@ def gather(
                 moved=row[reading],
                 box=(row["x0"], row["y0"], row["x1"], row["y1"]),
                 crop=data_uri(row["crop"], "png"),
-                picture=pictures.get(row["image_id"]),
+                picture=pictures.get(row["image_id"]) if verdict.applied_from is None else None,
                 **{
                     key: row[key]
                     for key in ("rank", "family", "role", "score", "n_flip", "cluster", "image_id")

@@ -182,10 +182,12 @@ class PageContent:
     def headline(self) -> str:
         """The outcome in two sentences."""
         n, removed = self.ledger.rows_in - self.no_image, self.ledger.removed
+        kept = f"All {self.ledger.rows_out - self.no_image:,} readable images were kept."
         if removed == 0 and self.restored:
             return f"All {sum(self.restored.values()):,} flagged images were restored by a review."
+        if self.verdict.applied_from is not None and removed == 0:
+            return f"No known trigger was found. {kept}"
         if removed == 0:
-            kept = f"All {self.ledger.rows_out - self.no_image:,} readable images were kept."
             if self.verdict.poison:
                 return f"There is evidence of poison, but no poisoned image was identified. {kept}"
             return f"No evidence of poison. {kept}"

@@ -62,7 +62,6 @@ def build_report(
 
 def render(page: PageContent) -> str:
     """The page as HTML text. Equal content gives equal text."""
-    style = resources.files("poisoncam_ray.report").joinpath("page.css").read_text()
     ledger, verdict = page.ledger, page.verdict
     plots: dict[str, Plot | None] = {
         "ledger": stacked({"kept": ledger.rows_out, "removed": ledger.removed, "dead": ledger.dead}),
@@ -74,19 +73,29 @@ def render(page: PageContent) -> str:
         "histogram": histogram(page.kept_bins, page.removed_bins, page.threshold),
         "loss": curve(page.loss),
     }
-    # Only this style block may apply: markup in a name could neither run nor restyle the page.
-    style_hash = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    template = environment().get_template("page.html.j2")
-    text = template.render(
+    tables = _metric_tables(page.metrics or {})
+    return in_style(
+        "page.html.j2",
         page=page,
         plots=plots,
         files=FILES,
         decisions_shown=DECISIONS_SHOWN,
-        style=Markup(style),
-        style_hash=style_hash,
-        tables=_metric_tables(page.metrics or {}),
+        tables=tables,
     )
-    return text.lstrip()
+
+
+def in_style(template: str, **values: Any) -> str:
+    """A whole page in the report's style.
+
+    Args:
+        template: its file in this folder. It shows `style` and `style_hash` in its head.
+        values: what else it shows.
+    """
+    style = resources.files("poisoncam_ray.report").joinpath("page.css").read_text()
+    # Only this style block may apply: markup in a name could neither run nor restyle the page.
+    style_hash = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    page = environment().get_template(template)
+    return page.render(**values, style=Markup(style), style_hash=style_hash).lstrip()
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@ table."""
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from poisoncam_ray import artifact, facts
 from poisoncam_ray.report.gather import gather
 from poisoncam_ray.report.page import render
@@ -15,7 +17,13 @@ class Report(Stage):
     name = artifact.REPORT
     title = "Report"
     version = 4
-    inputs = (artifact.SEARCH, artifact.VERDICT, artifact.CLASSIFIER, artifact.SCORES, artifact.CLEAN)
+    inputs: ClassVar[tuple[str, ...]] = (
+        artifact.SEARCH,
+        artifact.VERDICT,
+        artifact.CLASSIFIER,
+        artifact.SCORES,
+        artifact.CLEAN,
+    )
     sections = ()
     revised_by = (artifact.REVIEW, artifact.CLEAN)
     writes = (artifact.PAGE,)
@@ -34,3 +42,9 @@ class Report(Stage):
         page.write_json(artifact.VERDICT_FILE, verdict | ({"sample": sample} if sample else {}))
         by_family = {str(family): n for family, n in found.families.items()}
         return Outcome(facts.Reported(f"{page.uri}/{artifact.HTML}", by_family))
+
+
+class AppliedReport(Report):
+    """The report of a run that looked for the triggers of an earlier one, and searched nothing itself."""
+
+    inputs = (artifact.VERDICT, artifact.CLASSIFIER, artifact.SCORES, artifact.CLEAN)

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import io
+import os
 import re
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
+import ray
+from ray.util import placement_group, remove_placement_group
 from rich.console import Console
 
 from poisoncam_ray.progress import Progress
@@ -47,9 +54,35 @@ def test_a_busy_cluster_is_said_only_before_anything_is_done():
     assert lack([Demand({"CPU": 1})], [], begun=False) == "waiting for 1 CPU, the cluster has 0"
 
 
-def test_work_that_has_no_place_is_said_until_it_has_one(ray_cluster, monkeypatch):
-    import ray
+@contextmanager
+def a_task() -> Iterator[None]:
+    """A task that has no place."""
 
+    @ray.remote(num_gpus=1)
+    def on_a_gpu() -> None:
+        pass
+
+    due = on_a_gpu.remote()
+    yield
+    ray.cancel(due)
+
+
+@contextmanager
+def training_workers() -> Iterator[None]:
+    """Eight workers as Ray Train asks for them, which have no place."""
+    workers = placement_group([{"CPU": 1, "GPU": 1}] * 8)
+    yield
+    remove_placement_group(workers)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (a_task, "waiting for 1 GPU, the cluster has 0"),
+        (training_workers, "waiting for 8 GPUs, the cluster has 0"),
+    ],
+)
+def test_work_that_has_no_place_is_said_until_it_is_gone(ray_cluster, monkeypatch, asked, said):
     monkeypatch.setattr(waiting, "LOOK_EVERY_S", 0.2)
     monkeypatch.setattr(waiting, "PATIENCE_S", 0.4)
     config = load_config(None, None, ["resources.gpus_per_actor=1"])
@@ -57,29 +90,22 @@ def test_work_that_has_no_place_is_said_until_it_has_one(ray_cluster, monkeypatc
     progress = Progress(Console(file=file, soft_wrap=True))
 
     def until(state: bool) -> None:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while bool(progress.work.waiting) != state:
             assert time.monotonic() < deadline
             time.sleep(0.05)
 
-    @ray.remote(num_gpus=1)
-    def on_a_gpu() -> None:
-        pass
-
     with tell_waiting(progress, config), progress.stage("Classify"):
         progress.update(0, 3, "models")
-        due = on_a_gpu.remote()
-        until(True)
-        assert progress.work.waiting == "waiting for 1 GPU, the cluster has 0"
-        ray.cancel(due)
+        with asked():
+            until(True)
+            assert progress.work.waiting == said
         until(False)
-    said = re.sub(r" \d\d:\d\d:\d\d ", " ", file.getvalue()).splitlines()
-    assert said == ["Classify  …", "Classify  0 of 3 models, waiting for 1 GPU, the cluster has 0"]
+    lines = re.sub(r" \d\d:\d\d:\d\d ", " ", file.getvalue()).splitlines()
+    assert lines[:2] == ["Classify  …", f"Classify  0 of 3 models, {said}"]
 
 
 def test_what_others_ask_of_the_cluster_is_left_out(ray_cluster, monkeypatch):
-    import ray
-
     monkeypatch.setattr(waiting, "LOOK_EVERY_S", 0.1)
     monkeypatch.setattr(waiting, "PATIENCE_S", 0.1)
     looked = []
@@ -102,12 +128,8 @@ def test_what_others_ask_of_the_cluster_is_left_out(ray_cluster, monkeypatch):
     ray.cancel(due)
 
 
-def test_a_false_warning_of_rays_is_not_printed_and_real_output_is(ray_cluster, capfd):
+def test_a_false_warning_of_rays_is_not_printed_and_real_output_is(ray_cluster):
     """In a process of its own: Ray prints it once a process."""
-    import os
-    import subprocess
-    import sys
-
     script = (
         "import os, sys, ray\n"
         "from poisoncam_ray.stages.ray_cluster import start_ray\n"
@@ -119,14 +141,8 @@ def test_a_false_warning_of_rays_is_not_printed_and_real_output_is(ray_cluster, 
         "ray.get(a.ready.remote())\n"
         "os.write(2, b'real\\n')\n"
     )
-    environment = os.environ | {"RAY_ADDRESS": ray_address()}
+    environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     done = subprocess.run(
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0 and done.stderr == "real\n"
-
-
-def ray_address() -> str:
-    import ray
-
-    return ray.get_runtime_context().gcs_address
