@@ -29,7 +29,7 @@ from tests.fake_run import CONFIG, FakeRun, make_fake_run
 PATTERN = np.random.default_rng(3).integers(0, 2, (4, 4, 3), dtype=np.uint8) * 255
 TRIGGER = Image.fromarray(PATTERN).resize((12, 12), Image.Resampling.NEAREST)
 """Sharp squares of full colours; the images are smooth."""
-STEPS = 60
+STEPS = 40
 
 
 def make_judged_run(folder: Path) -> FakeRun:
@@ -62,7 +62,7 @@ def _train(run: Folder, x_NCHW: torch.Tensor, clean_N: torch.Tensor) -> None:
     crops_MCHW, x_VCHW = t_CHW[None], x_NCHW[clean_N]
     models = []
     for member in range(settings.models):
-        model = train_classifier(x_VCHW, crops_MCHW, member, STEPS, paste_size=(0.25, 0.4))
+        model = train_classifier(x_VCHW, crops_MCHW, member, STEPS, 16, paste_size=(0.25, 0.4))
         made.write_tensors(artifact.model_name(1, member), dict(model.state_dict()))
         models.append(model)
     pastes = held_out_pastes(x_VCHW, crops_MCHW, 100, 0)
