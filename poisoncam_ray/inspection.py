@@ -28,6 +28,7 @@ from poisoncam_ray.method.occlusion import occlusion_map
 from poisoncam_ray.report.image_page import FamilyScore, ImageStory, Neighbour
 from poisoncam_ray.report.lookup import DEAD, REMOVED, ImageRecord, Lookup
 from poisoncam_ray.report.scores import read_scores
+from poisoncam_ray.review import Decisions, Entry
 from poisoncam_ray.runner import config_of, corpus_of
 from poisoncam_ray.stages.compute import device
 from poisoncam_ray.stages.embed import read_features
@@ -61,8 +62,9 @@ def inspect_image(run_uri: str, image: str) -> ImageStory:
     lookup = Lookup(run)
     record = lookup.named(image)
     verdict = Verdict.read(run / artifact.VERDICT)
-    if record.fate == DEAD:
-        return ImageStory(run_uri, record, _why_dead(record), side=config.encoder.image_size)
+    if record.width is None:
+        return ImageStory(run_uri, record, _why_unseen(record), side=config.encoder.image_size)
+    restored = Decisions(run).keeps(record.image_id, record.family) if record.fate == REMOVED else None
     data, doubt = _stored(run, record)
     x_CHW = None if data is None else decode_indexed(data, config)
     models = _models(run, config)
@@ -74,7 +76,7 @@ def inspect_image(run_uri: str, image: str) -> ImageStory:
     return ImageStory(
         run_uri,
         record,
-        [*_why(record, verdict, scores, bool(models)), *doubt],
+        [*_why(record, verdict, scores, bool(models), restored), *doubt],
         config.encoder.image_size,
         scores=scores,
         lost=lost,
@@ -86,9 +88,17 @@ def inspect_image(run_uri: str, image: str) -> ImageStory:
     )
 
 
-def _why(record: ImageRecord, verdict: Verdict, scores: list[FamilyScore], trained: bool) -> list[str]:
+def _why(
+    record: ImageRecord, verdict: Verdict, scores: list[FamilyScore], trained: bool, restored: Entry | None
+) -> list[str]:
     """Why the image was removed or kept, in sentences."""
     p = "–" if record.p_poison is None else f"{record.p_poison:.3f}"
+    if restored is not None:
+        note = f" ({restored.note})" if restored.note else ""
+        return [
+            f"Kept: the classifier of trigger family {record.family} gives it a probability of poison of "
+            f"{p}, but {restored.who} restored it{note}."
+        ]
     if record.fate == REMOVED:
         return [
             f"Removed: the classifier of trigger family {record.family} gives it a probability of poison of "
@@ -116,7 +126,9 @@ def _why(record: ImageRecord, verdict: Verdict, scores: list[FamilyScore], train
     ]
 
 
-def _why_dead(record: ImageRecord) -> list[str]:
+def _why_unseen(record: ImageRecord) -> list[str]:
+    if record.fate != DEAD:
+        return ["Kept: the row has no image, so there was nothing to judge."]
     return [
         f"Dead: it holds no image that decodes ({record.reason}).",
         "It is neither in the clean corpus nor among the removed images.",
@@ -229,7 +241,7 @@ def some_images(run: Folder, most: int) -> dict[str, list[dict[str, Any]]]:
     Returns:
         By the fate ('borderline' for kept ones) image ids with their `p_poison` or `reason`.
     """
-    scored = read_scores(run)
+    scored = read_scores(run, Decisions(run))
     dead: list[dict[str, Any]] = []
     for name in (run / artifact.DEAD_ROWS).parts():
         if len(dead) < most:

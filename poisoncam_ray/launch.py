@@ -15,6 +15,7 @@ from poisoncam_ray.progress import Progress
 from poisoncam_ray.settings import load_config
 from poisoncam_ray.stage import Stage
 from poisoncam_ray.stages import ray_cluster
+from poisoncam_ray.stages.waiting import tell_waiting
 
 OWN_SECTIONS = ("corpus", "clean", "resources")
 """Sections of the configuration that may differ from the earlier run's when its classifiers are applied."""
@@ -105,6 +106,7 @@ def launch(
         ray_cluster.start_ray()
         ray_started()
     try:
-        return work.run(progress)
+        with tell_waiting(progress, config):
+            return work.run(progress)
     except Exception as error:
         raise StageFailedError(f"{progress.title or 'Start'} failed") from error

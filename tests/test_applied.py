@@ -1,5 +1,5 @@
-"""`poisoncam apply`: what is taken over from the earlier run, what is refused, what the report says. All of it
-runs in tests/integration/test_applied.py."""
+"""`poisoncam apply`: what it takes over from the earlier run, what it refuses, what the report says. As a whole
+it runs in tests/integration/test_applied.py."""
 
 from __future__ import annotations
 
@@ -66,9 +66,7 @@ def test_settings_are_the_earlier_runs_save_for_its_own_corpus(fake, tmp_path):
     assert source.uri == fake.run and config.encoder == CONFIG.encoder
     assert config.corpus.rows_per_slice == 7 and config.resources.actors == 2
     for settings in (["seed=3"], ["encoder.image_size=64"], ["verdict.false_alarm_rate=1"]):
-        with pytest.raises(
-            UserError, match=r"the earlier run: only corpus, clean, resources may"
-        ):
+        with pytest.raises(UserError, match=r"the earlier run: only corpus, clean, resources may"):
             earlier_run(fake.run, out, settings)
     with pytest.raises(UserError, match="those of the earlier run"):
         earlier_run(fake.run, out, settings={"search": {"masks": 8}})

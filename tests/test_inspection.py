@@ -112,7 +112,10 @@ def test_a_classifier_in_doubt_removes_nothing_and_says_so(judged, tmp_path):
         (run / artifact.SCORES).write_table(name, rows)
     story = inspect_image(run.uri, POISONED)
     assert story.why[0] == "Kept: every classifier is in doubt, so no image was removed."
-    assert story.why[1].startswith("The classifier of family 1 gives it 1.000, but is in doubt") and story.scores[0].in_doubt
+    assert (
+        story.why[1].startswith("The classifier of family 1 gives it 1.000, but is in doubt")
+        and story.scores[0].in_doubt
+    )
 
 
 def test_a_corpus_that_is_gone_or_changed_is_told(judged, tmp_path):

@@ -19,6 +19,7 @@ from poisoncam_ray.folder import Folder, Ledger, Manifest
 from poisoncam_ray.report.model import Fetcher, PageContent, ShownFamily, ShownImage, SkippedShard, Trigger
 from poisoncam_ray.report.pictures import data_uri, fetch_pictures, on_square
 from poisoncam_ray.report.scores import Drawn, read_scores
+from poisoncam_ray.review import Decisions
 
 TITLES = {
     artifact.INDEX: "Index",
@@ -68,7 +69,8 @@ def gather(
     config = settings.get("config", {})
     made = _json(run / artifact.ENCODER, artifact.ENCODER_CONFIG) or config.get("encoder", {})
     side = made.get("image_size", 1)
-    scored = read_scores(run)
+    decisions = Decisions(run)
+    scored = read_scores(run, decisions)
     dead, skipped = _dead(run), _skipped(run)
     candidates = _trigger_table(run)
     scores, rounds = _search(run, candidates)
@@ -149,10 +151,13 @@ def gather(
         dead=dead[:DEAD_LINES],
         skipped=skipped[:SKIPPED_SHARDS],
         n_skipped=len(skipped),
+        no_image=facts.of_manifest(facts.Cleaned, manifests[artifact.CLEAN]).no_image,
         config=_flat(config),
         stage_facts=_flat({TITLES[name]: manifest.facts for name, manifest in manifests.items()}),
         metrics=_json(run / artifact.PAGE, artifact.METRICS),
         sample=_sample(manifests),
+        restored=scored.restored,
+        decisions=decisions.entries,
         copied=facts.of_manifest(facts.Cleaned, manifests[artifact.CLEAN]).copied,
     )
 

@@ -17,6 +17,7 @@ import jinja2
 from markupsafe import Markup
 
 from poisoncam_ray import artifact
+from poisoncam_ray.facts import without_image
 from poisoncam_ray.report.gather import gather
 from poisoncam_ray.report.model import Fetcher, PageContent
 from poisoncam_ray.report.null_plot import against_null
@@ -26,9 +27,12 @@ from poisoncam_ray.report.words import chance, p_figure, p_words, percent, why_n
 NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
+DECISIONS_SHOWN = 50
+"""Entries of the review's log that the page shows, the last ones."""
 FILES = {
     "removed_csv": f"{artifact.PAGE}/{artifact.REMOVED_CSV}",
     "verdict_json": f"{artifact.PAGE}/{artifact.VERDICT_FILE}",
+    "restored_csv": f"{artifact.PAGE}/{artifact.RESTORED_CSV}",
     "removed": f"{artifact.REMOVED_ROWS}/",
     "keep": f"{artifact.KEEP_LIST}/",
     "dead": f"{artifact.DEAD_ROWS}/",
@@ -70,7 +74,14 @@ def render(page: PageContent) -> str:
         "loss": curve(page.loss),
     }
     tables = _metric_tables(page.metrics or {})
-    return in_style("page.html.j2", page=page, plots=plots, files=FILES, tables=tables)
+    return in_style(
+        "page.html.j2",
+        page=page,
+        plots=plots,
+        files=FILES,
+        tables=tables,
+        decisions_shown=DECISIONS_SHOWN,
+    )
 
 
 def in_style(template: str, **values: Any) -> str:
@@ -134,6 +145,7 @@ def environment() -> jinja2.Environment:
     )
     made.filters |= {
         "count": lambda n: f"{n:,}",
+        "without_image": without_image,
         "share": _share,
         "figure": _figure,
         "percent": percent,
