@@ -1,5 +1,7 @@
-"""`poisoncam apply`: what it takes over from the earlier run, what it refuses, what the report says. As a whole
-it runs in tests/integration/test_applied.py."""
+"""`poisoncam apply`: what it takes over from the earlier run, what it refuses, what the report says.
+
+All of it runs in tests/integration/test_applied.py.
+"""
 
 from __future__ import annotations
 

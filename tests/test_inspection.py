@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import shutil
@@ -17,7 +18,7 @@ from poisoncam_ray.errors import UserError
 from poisoncam_ray.folder import MANIFEST, Folder
 from poisoncam_ray.inspection import inspect_image
 from poisoncam_ray.program import as_app
-from poisoncam_ray.report.image_page import as_html, as_png
+from poisoncam_ray.report.image_page import ImageStory, as_html, as_png
 from poisoncam_ray.report.lookup import Lookup
 from tests.fake_run import DEAD, ERROR, FakeRun, make_fake_run
 from tests.page import Page
@@ -38,16 +39,21 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> FakeRun:
     return finish(make_fake_run(tmp_path_factory.mktemp("calm"), poison=False))
 
 
+@functools.cache
+def told(run: str, image_id: str) -> ImageStory:
+    return inspect_image(run, image_id)
+
+
 def poisoncam(*arguments: str) -> tuple[int, str]:
-    told = CliRunner().invoke(as_app(*TOP), ["inspect", *arguments])
-    if isinstance(told.exception, UserError):
-        return 2, str(told.exception)
-    assert told.exception is None or isinstance(told.exception, SystemExit), told.exception
-    return told.exit_code, told.stdout
+    ran = CliRunner().invoke(as_app(*TOP), ["inspect", *arguments])
+    if isinstance(ran.exception, UserError):
+        return 2, str(ran.exception)
+    assert ran.exception is None or isinstance(ran.exception, SystemExit), ran.exception
+    return ran.exit_code, ran.stdout
 
 
 def test_a_removed_image_its_box_its_heat_and_its_nearest_kept_image(judged):
-    story = inspect_image(judged.run, POISONED)
+    story = told(judged.run, POISONED)
     assert story.record.fate == "removed" and story.record.family == 1
     assert story.why[0].startswith("Removed: the classifier of trigger family 1 gives it a probability")
     assert story.scores[0].p == pytest.approx(story.record.p_poison, abs=1e-3) and story.scores[0].margin > 0
@@ -67,7 +73,7 @@ def test_the_nearest_kept_image_is_that_of_all_parts(judged):
     from poisoncam_ray.stages.embed import read_features
 
     run = Folder(judged.run)
-    story = inspect_image(judged.run, CLEAN)
+    story = told(judged.run, CLEAN)
     f_of = {}
     for name in (run / artifact.FEATURES).parts():
         ids, f_ND = read_features(run / artifact.FEATURES, name)
@@ -78,16 +84,16 @@ def test_the_nearest_kept_image_is_that_of_all_parts(judged):
 
 
 def test_a_kept_image_and_a_dead_one(judged):
-    story = inspect_image(judged.run, CLEAN)
+    story = told(judged.run, CLEAN)
     assert story.record.fate == "kept" and story.record.p_poison < 0.5 and story.box is None
     assert story.why[0].startswith("Kept: the highest probability of poison that a classifier gives it is ")
-    dead = inspect_image(judged.run, DEAD)
+    dead = told(judged.run, DEAD)
     assert dead.record.fate == "dead" and "Dead: it holds no image that decodes (truncated: " in dead.why[0]
     assert dead.pixels is None and dead.scores == () and "nearest" not in " ".join(dead.lines())
 
 
 def test_a_run_without_evidence_has_no_classifier_to_ask(calm):
-    story = inspect_image(calm.run, CLEAN)
+    story = told(calm.run, CLEAN)
     assert story.why == [
         "Kept: the run found no evidence of poison, so there is no classifier, and every readable image "
         "was kept."
@@ -144,7 +150,7 @@ def test_an_image_is_found_by_its_end_or_its_row(judged):
 
 def test_a_page_loads_nothing_and_escapes_names(judged):
     for image_id in (POISONED, CLEAN, DEAD):
-        text = as_html(inspect_image(judged.run, image_id))
+        text = as_html(told(judged.run, image_id))
         page = Page(text)
         assert not page.all("script") and not page.all("link") and image_id in page.text
         assert "<b>.parquet" not in text and ERROR not in text
@@ -155,16 +161,16 @@ def test_a_page_loads_nothing_and_escapes_names(judged):
 
 
 def test_a_png_shows_the_box_and_the_heat(judged):
-    picture = Image.open(io.BytesIO(as_png(inspect_image(judged.run, POISONED)))).convert("RGB")
+    picture = Image.open(io.BytesIO(as_png(told(judged.run, POISONED)))).convert("RGB")
     colours = {colour for _, colour in picture.getcolors(2**24)}
     assert (255, 225, 77) in colours and picture.width > 4 * 256
 
 
 def test_the_command_writes_files_and_prints_numbers(judged, tmp_path):
     code, said = poisoncam(judged.run, POISONED, "-o", str(tmp_path / "why.html"), "--json")
-    told = json.loads(said.splitlines()[-1])
-    assert code == 0 and told["fate"] == "removed" and told["threshold"] == 0.5 and told["family"] == 1
-    assert told["nearest_kept"]["image_id"] and told["heat"]["lost"] > 1
+    answer = json.loads(said.splitlines()[-1])
+    assert code == 0 and answer["fate"] == "removed" and answer["threshold"] == 0.5 and answer["family"] == 1
+    assert answer["nearest_kept"]["image_id"] and answer["heat"]["lost"] > 1
     assert (tmp_path / "why.html").read_text().startswith("<!doctype html>")
     code, said = poisoncam(judged.run, CLEAN, "-o", str(tmp_path / "why.png"))
     assert code == 0 and "Kept:" in said and "nearest kept" in said
@@ -175,8 +181,8 @@ def test_the_command_without_an_image_tells_about_the_run(judged, calm):
     code, said = poisoncam(judged.run)
     assert code == 0 and "Poison found: 1 trigger family" in said and "removed:" in said
     assert "kept, closest to the threshold:" in said and f"  {DEAD}  truncated: {ERROR}" in said
-    told = json.loads(poisoncam(calm.run, "--json")[1])
-    assert told["verdict"] == "no_evidence" and told["examples"]["removed"] == []
+    answer = json.loads(poisoncam(calm.run, "--json")[1])
+    assert answer["verdict"] == "no_evidence" and answer["examples"]["removed"] == []
 
 
 def test_mistakes_are_one_sentence(judged, tmp_path):
