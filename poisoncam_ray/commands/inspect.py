@@ -74,7 +74,7 @@ def _summary(run_uri: str, said: Output) -> None:
     some = some_images(run.folder, EXAMPLES_SHOWN)
     lines = [
         *words,
-        f"{counts.rows:,} rows = {counts.kept:,} kept + {counts.removed:,} removed + {counts.dead:,} dead",
+        f"{counts.rows:,} rows = {counts.terms}",
     ]
     for what, rows in some.items():
         heading = "kept, closest to the threshold" if what == "borderline" else what

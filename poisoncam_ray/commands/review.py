@@ -94,13 +94,13 @@ def decide(run: str, action: str, named: Named, by: str | None, note: str, said:
     """
     from poisoncam_ray import artifact, facts
     from poisoncam_ray import review as log
-    from poisoncam_ray.defence import stages
+    from poisoncam_ray.defence import stages_of
     from poisoncam_ray.folder import Folder
     from poisoncam_ray.runner import Runner
     from poisoncam_ray.stages.ray_cluster import start_ray
 
     folder = Folder(run)
-    runner = Runner.of_run(run, stages())
+    runner = Runner.of_run(run, stages_of(folder))
     # After a killed revision Clean and Report are not committed, and the log says why.
     revised = {artifact.CLEAN, artifact.REPORT} if log.entries(folder) else set()
     if unfinished := [stage.title for stage in runner.pending() if stage.name not in revised]:
