@@ -13,7 +13,7 @@ from poisoncam_ray.folder import MANIFEST, Folder, Manifest
 from poisoncam_ray.stages.crops import from_png
 from tests.here import defend_here
 from tests.integration.conftest import BROKEN, WITHOUT
-from tests.small import SETTINGS, rows_of, scores, stamps
+from tests.small import SETTINGS, defend, rows_of, scores, stamps
 
 pytestmark = pytest.mark.cluster
 
@@ -134,6 +134,6 @@ def test_an_artifact_made_from_another_input_is_refused(finished, tmp_path):
     manifest = Manifest.read(clusters)
     Manifest(**{**manifest.__dict__, "seconds": manifest.seconds + 1}).write(clusters)
     (copy / artifact.CLASSIFIER / MANIFEST).unlink()
-    code, said = defend_here(*finished.command(copy))
-    assert code == 2
-    assert f"{artifact.SEARCH} was made from another {artifact.CLUSTERS}" in said
+    process = defend(*finished.command(copy))
+    assert process.returncode == 2
+    assert f"{artifact.SEARCH} was made from another {artifact.CLUSTERS}" in process.said
