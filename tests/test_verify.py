@@ -17,12 +17,14 @@ import pytest
 from poisoncam_ray import artifact, review
 from poisoncam_ray.corpus import DEAD, KEPT, REMOVED, open_corpus
 from poisoncam_ray.corpus.slices import slices_of
+from poisoncam_ray.defence import applied_stages, stages
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.folder import MANIFEST, Folder
 from poisoncam_ray.review import RESTORE, Named
 from poisoncam_ray.settings import load_config
 from poisoncam_ray.verify import defect as kinds
 from poisoncam_ray.verify import verify
+from poisoncam_ray.verify.records import SEARCHED, stage_names
 from tests.reviewed import CONFIG, SETTINGS, finish, go, judged_run, tree
 from tests.stages.test_keep_list import write_images, write_parquet, write_tars
 from tests.tars import image, tar_bytes
@@ -253,6 +255,18 @@ def test_records_that_do_not_agree_are_named(tmp_path):
     assert found(run) == []
     (Path(run.uri) / "clean/train/stray.parquet").write_bytes(b"")
     assert found(run) == [(kinds.FOREIGN, "clean/train/stray.parquet")]
+
+
+def test_a_run_that_applied_an_earlier_one_has_fewer_stages(tmp_path):
+    run = finished(tmp_path, write_parquet)
+    assert stage_names(run) == [stage.name for stage in stages()]
+    for name in SEARCHED:
+        run.delete(name)
+    assert [what for what, _ in found(run)] == [kinds.UNFINISHED] * len(SEARCHED)
+    for folder in (artifact.VERDICT, artifact.PAGE):
+        edit(Path(run.uri) / folder / artifact.VERDICT_FILE, applied_from="earlier")
+    assert found(run) == []
+    assert stage_names(run) == [stage.name for stage in applied_stages(run)]
 
 
 def test_what_is_no_finished_run_is_refused(tmp_path):

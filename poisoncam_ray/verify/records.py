@@ -22,6 +22,15 @@ STAGES = (
     artifact.CLEAN,
     artifact.REPORT,
 )
+SEARCHED = (artifact.ENCODER, artifact.FEATURES, artifact.CLUSTERS, artifact.SEARCH)
+"""What a run does not have that applied the verdict of an earlier one."""
+
+
+def stage_names(run: Folder) -> list[str]:
+    """The artifacts that a finished run has, in order (poisoncam_ray.defence)."""
+    verdict = run / artifact.VERDICT
+    tree = verdict.read_json(artifact.VERDICT_FILE) if verdict.exists(artifact.VERDICT_FILE) else {}
+    return [name for name in STAGES if name not in SEARCHED or tree.get("applied_from") is None]
 
 
 def check_records(run: Folder) -> list[Defect]:
@@ -31,7 +40,8 @@ def check_records(run: Folder) -> list[Defect]:
         run: the run folder.
     """
     trees = {
-        name: (run / name).read_json(MANIFEST) if (run / name).exists(MANIFEST) else None for name in STAGES
+        name: (run / name).read_json(MANIFEST) if (run / name).exists(MANIFEST) else None
+        for name in stage_names(run)
     }
     found = [Defect(kinds.UNFINISHED, name, MANIFEST, "none") for name, tree in trees.items() if tree is None]
     for name, tree in trees.items():
