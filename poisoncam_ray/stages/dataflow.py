@@ -157,7 +157,7 @@ class _OnImages:
         row = batch.to_pylist()[0]
         given = [row["index"], row["ids"], as_pixels(row["pixels"], self.size)]
         if "second" in row:
-            rows_M = np.frombuffer(row["second_rows"], np.int32)
+            rows_M = np.frombuffer(bytearray(row["second_rows"]), np.int32)
             given.append(SecondViews(rows_M, as_pixels(row["second"], self.size)))
         return {key: [value] for key, value in self.actor(*given).items()}
 

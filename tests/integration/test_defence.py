@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 
 import pyarrow.parquet as pq
@@ -57,6 +58,14 @@ def test_scores_and_reasons_say_what_was_removed(finished):
     headline = "Poison found" if flagged else "Evidence of poison"
     assert f"{headline}: 1 trigger family" in finished.said
     assert f", {len(flagged)} image" in finished.said or not flagged
+
+
+def test_every_line_on_the_console_is_ours(finished):
+    titles = "|".join(artifact.TITLES.values())
+    ours = re.compile(
+        rf"(?:{titles}) +\S|240 rows = |Poison found|Evidence of poison|  family \d|clean corpus  |report  "
+    )
+    assert [line for line in finished.said.splitlines() if not ours.match(line)] == []
 
 
 def test_pictures_of_the_trigger_lie_beside_the_classifiers(finished):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -13,6 +14,8 @@ from poisoncam_ray.folder import Folder, Manifest
 from tests.small import QUICK, SETTINGS, draw_small, rows_of, scores
 from tests.tars import raw_members, tar_bytes
 
+FAILED = "09999"
+"""In the table beside each tar, the row of a download that failed."""
 BROKEN = {"00003": b"", "00070": b"no image"}
 
 
@@ -20,7 +23,8 @@ pytestmark = pytest.mark.cluster
 
 
 def write_tars(drawn: Path, folder: Path) -> None:
-    """The drawn corpus as two tars of samples: image, label, caption; two images are broken."""
+    """The drawn corpus as two tars of samples: image, label, caption; two images are broken. Beside each tar
+    lies a table of its samples, as img2dataset writes it."""
     folder.mkdir()
     for shard, path in enumerate(sorted(drawn.glob("*.parquet"))):
         members = []
@@ -32,6 +36,9 @@ def write_tars(drawn: Path, folder: Path) -> None:
                 (f"{key}.txt", f"picture {key}".encode()),
             ]
         (folder / f"shard-{shard}.tar").write_bytes(tar_bytes(members))
+        keys = [name.removesuffix(".jpg") for name, _ in members[::3]]
+        pq.write_table(pa.table({"key": [*keys, FAILED]}), folder / f"shard-{shard}.parquet")
+        (folder / f"shard-{shard}_stats.json").write_text("{}")
 
 
 def members_of(folder: Path) -> list[tuple[str, bytes]]:
@@ -64,3 +71,9 @@ def test_tars_are_poisoned_defended_and_keep_their_members(installed, tmp_path):
     dead = [(name, data) for name, data in members_of(corpus) if name.partition(".")[0] in BROKEN]
     assert sorted(kept + gone + dead) == sorted(members_of(corpus))
     assert {row["image_id"] for row in rows_of(run / artifact.CLEAN)} == removed
+    # Each table has the rows of the samples beside it, the clean ones those of no sample too.
+    for name, members, failed in ((artifact.CLEAN_ROWS, kept, 2), (artifact.REMOVED_ROWS, gone, 0)):
+        keys = [row["key"] for row in rows_of(run / name)]
+        assert keys.count(FAILED) == failed
+        assert sorted({*keys} - {FAILED}) == sorted({member.partition(".")[0] for member, _ in members})
+    assert len(list((run / artifact.CLEAN_ROWS).glob("*_stats.json"))) == 2
