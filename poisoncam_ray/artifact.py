@@ -2,10 +2,10 @@
 
     run.json              configuration, versions, format number
     clean/                the corpus without what was removed, in the input's layout
-    keep/                 in place of clean/ where the corpus is not copied: part-*.parquet, which rows are kept
+    keep/                 part-*.parquet: which rows are kept, in place of clean/ where nothing is copied
     removed/              the removed rows, in the input's layout
     dead/                 part-*.parquet: rows that hold no image that decodes, each with its reason
-    report/               index.html, verdict.json, removed.csv
+    report/               index.html, verdict.json, removed.csv; restored.csv after a review
     work/lease/           which driver works here
     work/1_index/         sources.parquet, slices.parquet; part-*.parquet: one row an image;
                           no_image/part-*.parquet: rows without an image, which are kept
@@ -17,6 +17,7 @@
     work/7_classifier/    validation.json, roles.parquet, whole_triggers.parquet, family_*_model_*.safetensors
     work/8_scores/        part-*.parquet: the score, the fate and the trigger's box of each image
     work/clean/           unit-*.json, unit-*.parquet: which rows of each shard were removed, and why
+    work/review/          entry-*.json, ids-*.parquet: what people decided about the flagged images
     work/report/          the report's manifest
     work/models/          further encoders, trained by an evaluation to compare with
 
@@ -53,6 +54,7 @@ VERDICT = "work/6_verdict"
 CLASSIFIER = "work/7_classifier"
 SCORES = "work/8_scores"
 CLEAN = "work/clean"
+REVIEW = "work/review"
 REPORT = "work/report"
 
 TITLES = {
@@ -89,6 +91,7 @@ SLICE_SCHEMA = pa.schema(
         ("span", pa.list_(pa.int64())),
         ("twins", pa.list_(pa.int64())),
         ("kind", pa.string()),
+        ("beside", pa.list_(pa.string())),
         ("rows", pa.int64()),
     ]
 )
@@ -187,7 +190,8 @@ KEEP, REMOVE = "keep", "remove"
 
 # clean
 KEEP_SCHEMA = pa.schema([("image_id", pa.string()), ("source", pa.string()), ("row", pa.int64())])
-"""The kept rows of one unit. `source`: the shard's path in the corpus, "." in an image folder; `row`: from 0 in the shard."""
+"""The kept rows of one unit. `source`: the shard's path in the corpus, "." in an image folder; `row`: from 0
+in the shard."""
 REMOVED_SCHEMA = pa.schema(
     [
         ("image_id", pa.string()),
@@ -200,9 +204,20 @@ REMOVED_SCHEMA = pa.schema(
     ]
 )
 
+RESTORED_SCHEMA = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("family", pa.int32()),
+        ("restored_by", pa.string()),
+        ("when", pa.string()),
+        ("note", pa.string()),
+    ]
+)
+
 # report
 HTML = "index.html"
 REMOVED_CSV = "removed.csv"
+RESTORED_CSV = "restored.csv"
 METRICS = "metrics.json"
 
 
@@ -267,6 +282,8 @@ class Verdict:
         group_scores: of every window group, weighted, highest first.
         null_scores: of the groups that the null was fitted to, not weighted, highest first.
         families: the trigger families; none where there is no evidence of poison.
+        applied_from: the earlier run whose verdict this is, where only its triggers were looked for; None
+            where the run searched itself.
     """
 
     verdict: str
@@ -279,6 +296,7 @@ class Verdict:
     group_scores: tuple[float, ...] = ()
     null_scores: tuple[float, ...] = ()
     families: tuple[Family, ...] = ()
+    applied_from: str | None = None
 
     @property
     def poison(self) -> bool:
@@ -294,7 +312,10 @@ class Verdict:
 
     def write(self, folder: Folder, name: str = VERDICT_FILE) -> None:
         """Write verdict.json."""
-        folder.write_json(name, asdict(self))
+        tree = asdict(self)
+        if self.applied_from is None:
+            del tree["applied_from"]
+        folder.write_json(name, tree)
 
     @staticmethod
     def read(folder: Folder) -> Verdict:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeVar
 
 from poisoncam_ray.folder import Manifest
+from poisoncam_ray.review import told
 
 F = TypeVar("F", bound="Facts")
 
@@ -215,6 +216,7 @@ class Cleaned(Facts):
         dead: rows without an image that decodes.
         files: units of work, each a shard or a slice of a folder.
         files_reused: units that an earlier attempt had finished.
+        restored: how many of the kept rows had been flagged, by who restored them.
         copied: whether the kept rows were written to `clean/`, and not only listed in `keep/`.
         no_image: kept rows whose image is null. They were not judged.
     """
@@ -226,6 +228,7 @@ class Cleaned(Facts):
     files_reused: int
     copied: bool = True
     no_image: int = 0
+    restored: dict[str, int] = field(default_factory=dict)
 
     @property
     def summary(self) -> str:
@@ -234,8 +237,10 @@ class Cleaned(Facts):
     @property
     def terms(self) -> str:
         """Where the rows went, as a sum."""
-        without = f" ({without_image(self.no_image)} among them)" if self.no_image else ""
-        return f"{self.kept:,} kept{without} + {self.removed:,} removed + {self.dead:,} dead"
+        among = [without_image(self.no_image)] if self.no_image else []
+        among += [told(self.restored)] if self.restored else []
+        within = f" ({', '.join(among)})" if among else ""
+        return f"{self.kept:,} kept{within} + {self.removed:,} removed + {self.dead:,} dead"
 
     @property
     def rows(self) -> int:

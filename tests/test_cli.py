@@ -16,11 +16,15 @@ import pytest
 import yaml
 from PIL import Image
 
+from poisoncam_ray import artifact, facts
 from poisoncam_ray.commands import defend as defend_command
 from poisoncam_ray.commands.attack import ATTACKS, attack
 from poisoncam_ray.commands.evaluate import evaluate
 from poisoncam_ray.errors import StageFailedError, UserError
+from poisoncam_ray.folder import Folder, Manifest
 from poisoncam_ray.program import RESUMES, run_program
+from poisoncam_ray.runner import Done
+from tests.fake_run import make_fake_run
 from tests.small import ROOT
 
 
@@ -210,6 +214,18 @@ def test_the_input_may_be_an_argument_among_settings(asked):
     assert asked("s3://bucket/year=2024", "--output", "out")[0] == "s3://bucket/year=2024"
 
 
+def test_a_sample_and_an_audit_are_options(asked):
+    assert asked("photos", "--output", "out")[2].copies
+    assert not asked("photos", "--output", "out", "--no-copy")[2].copies
+    config = asked("photos", "--output", "out", "--limit", "500")[2]
+    assert config.corpus.limit == 500 and not config.copies
+
+
+def test_a_copy_of_a_sample_is_refused(refuses, corpus):
+    said = refuses(corpus, "--output", "out", "--limit", "500", "clean.copy_corpus=true")
+    assert "a part of the corpus that looks like a cleaned one" in said
+
+
 def test_two_inputs_are_refused(refuses):
     assert "one input, not 'a' and 'b'" in refuses("a", "b", "--output", "out")
     assert "one input, not 'a' and 'b'" in refuses("--input", "a", "b", "--output", "out")
@@ -372,3 +388,20 @@ def test_a_signal_ends_the_program_by_its_finallys(tmp_path, number):
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (128 + number, "released\n")
     assert err == f"error Ended by {signal.Signals(number).name}.\n"
+
+
+def test_an_audit_of_a_sample_says_both_at_its_end(tmp_path):
+    run = Folder(make_fake_run(tmp_path).run)
+    told = {
+        artifact.INDEX: facts.Indexed(119, 1, 3, 0, 0, corpus_rows=50_000),
+        artifact.CLEAN: facts.Cleaned(101, 18, 1, 2, 0, copied=False, restored={"ann": 1}),
+        artifact.CLASSIFIER: facts.Classified(True, families=1, recall=0.9),
+        artifact.REPORT: facts.Reported("page", {"1": 18}),
+    }
+    done = [Done(name, "", Manifest({}, {}, "", facts=said.as_json()), False) for name, said in told.items()]
+    answer = defend_command.answer(run, "out", done, 1.0)
+    lines = "\n".join(answer.lines)
+    assert "This is a sample of 120 of 50,000 rows." in lines and "restored: 1 by ann" in lines
+    assert "kept rows     out/keep" in lines and "clean corpus" not in lines
+    assert answer.data["sample_of"] == 50_000 and answer.data["restored"] == {"ann": 1}
+    assert answer.data["places"]["keep"] == "out/keep" and "clean" not in answer.data["places"]

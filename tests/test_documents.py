@@ -24,7 +24,8 @@ from tests.commands_shown import Shown, blocks, commands, documents
 from tests.infra.test_image import stages as image_stages
 from tests.small import ROOT
 
-# Which test runs the command. A command of `poisoncam` that is not named here is run by a test_COMMAND.py.
+# Which test runs the command. Of a command of `poisoncam` that is not named here, some test begins a call or
+# a list of arguments with its name.
 RUN_BY: dict[str, tuple[str, str]] = {
     "demo": ("end_to_end/test_demo.py", "test_the_demo_finds_the_poison_and_says_so"),
     "defend": (
@@ -53,6 +54,8 @@ RUN_BY: dict[str, tuple[str, str]] = {
         "test_a_second_job_on_the_folder_is_refused_and_a_stopped_one_resumes",
     ),
     "kubectl kustomize": ("infra/test_manifests.py", "test_overlay_passes"),
+    "uv build": ("test_install.py", "test_wheel_holds_the_package_and_nothing_else"),
+    "apply": ("integration/test_applied.py", "test_exactly_the_rows_with_the_trigger_are_removed"),
     "pip install": ("test_install.py", "test_commands_are_there"),
 }
 # What no test runs, and why. The document says so by the words NOT_RUN_HERE.
@@ -156,7 +159,7 @@ def check(words: list[str]) -> str:
             return "uv run pytest"
         case ["uv", "run", *rest]:
             return check(rest)
-        case ["uv", "sync"] | ["pip", "install", "uv"]:
+        case ["uv", "sync" | "build"] | ["pip", "install", "uv"]:
             return " ".join(words)
         case ["pip" | "uv", *_] if re.fullmatch(
             r"(uv )?pip install (\.|poisoncam-ray)(\[\w+\])?", " ".join(words)
@@ -253,8 +256,10 @@ def test_a_command_is_parsed_and_run_by_a_test(shown: Shown):
         file, test = RUN_BY[name]
         assert f"def {test}(" in (ROOT / "tests" / file).read_text(), f"{file} has no {test}"
     else:
-        last = name.split()[-1]
-        assert [*(ROOT / "tests").rglob(f"test_{last}*.py")], f"name the test of `{name}` in RUN_BY"
+        words = r",\s*".join(f'"{word}"' for word in name.split())
+        calls = re.compile(rf'[\[(]\s*(?:"poisoncam",\s*)?{words}')
+        tests = (ROOT / "tests").rglob("test_*.py")
+        assert any(calls.search(test.read_text()) for test in tests), f"name the test of `{name}` in RUN_BY"
 
 
 def examples(command: Command) -> list[str]:

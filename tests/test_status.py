@@ -90,6 +90,17 @@ def test_a_driver_that_is_silent_for_over_a_minute_is_said_to_be(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    "work", [{}, {"stage": "Pretrain"}, {"done": "many", "total": 3, "unit": "steps"}, 7]
+)
+def test_a_lease_that_says_nothing_sensible_about_the_work_is_no_failure(tmp_path, work):
+    run = Folder(str(tmp_path))
+    begin(run)
+    write_lease(run, work=work, at=datetime.now(UTC).isoformat())
+    assert look(run)["work"] is None
+    assert lines(run)[2].split(maxsplit=1) == ["Pretrain", "begun, not done"]
+
+
 def test_a_driver_of_an_earlier_version_does_not_say_when_it_wrote(tmp_path):
     run = Folder(str(tmp_path))
     begin(run)
@@ -139,3 +150,19 @@ def test_a_driver_that_has_only_begun_is_shown(tmp_path):
     with Lease(run):
         found = look(run)
     assert found["state"] == "running" and {stage["state"] for stage in found["stages"]} == {"due"}
+
+
+def test_watching_looks_again_until_the_driver_has_ended(tmp_path, monkeypatch):
+    run = Folder(str(tmp_path))
+    begin(run)
+    lease = Lease(run).__enter__()
+    waits = []
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 2:
+            lease.__exit__(None, None, None)
+
+    monkeypatch.setattr("poisoncam_ray.commands.status.time.sleep", sleep)
+    states = [json.loads(line)["state"] for line in lines(run, "--watch", "--json")]
+    assert states == ["running", "running", "stopped"] and waits == [10, 10]

@@ -76,7 +76,7 @@ def look(run: Folder) -> dict[str, Any]:
         "run": run.uri,
         "state": state,
         "driver": _driver(held, silent_s) if held else None,
-        "work": held.work if held and state in (RUNNING, SILENT) else None,
+        "work": _work(held) if held and state in (RUNNING, SILENT) else None,
         "stages": stages,
         "verdict": verdict.verdict if verdict else None,
         "families": len(verdict.families) if verdict else None,
@@ -87,6 +87,16 @@ def _state(held: Holder | None, silent_s: float | None, finished: bool) -> str:
     if held is None or held.ended:
         return FINISHED if finished else STOPPED
     return SILENT if silent_s is None or silent_s > SILENT_S else RUNNING
+
+
+def _work(held: Holder) -> dict[str, Any] | None:
+    """How far the driver's work is; None where its file says nothing that can be understood."""
+    from poisoncam_ray.progress import describe
+
+    try:
+        return held.work if held.work and describe(held.work) is not None else None
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _driver(held: Holder, silent_s: float | None) -> dict[str, Any]:

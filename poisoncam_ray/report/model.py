@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from poisoncam_ray.artifact import Family, Verdict
 from poisoncam_ray.folder import Ledger
+from poisoncam_ray.review import Entry
 
 
 class Fetcher(Protocol):
@@ -127,6 +128,8 @@ class PageContent:
         metrics: metrics.json; None where there is none.
         sample: how much was looked at, in words, where that is a sample; empty where all rows were.
         copied: whether the kept rows were written, and not only listed.
+        restored: how many flagged images a review restored, by who did.
+        decisions: the review's log.
     """
 
     title: str
@@ -157,6 +160,8 @@ class PageContent:
     metrics: Mapping[str, Any] | None = None
     sample: str = ""
     copied: bool = True
+    restored: Mapping[str, int] = field(default_factory=dict)
+    decisions: Sequence[Entry] = ()
 
     @property
     def trained(self) -> bool:
@@ -177,8 +182,12 @@ class PageContent:
     def headline(self) -> str:
         """The outcome in two sentences."""
         n, removed = self.ledger.rows_in - self.no_image, self.ledger.removed
+        kept = f"All {self.ledger.rows_out - self.no_image:,} readable images were kept."
+        if removed == 0 and self.restored:
+            return f"All {sum(self.restored.values()):,} flagged images were restored by a review."
+        if self.verdict.applied_from is not None and removed == 0:
+            return f"No known trigger was found. {kept}"
         if removed == 0:
-            kept = f"All {self.ledger.rows_out - self.no_image:,} readable images were kept."
             if self.verdict.poison:
                 return f"There is evidence of poison, but no poisoned image was identified. {kept}"
             return f"No evidence of poison. {kept}"

@@ -63,6 +63,7 @@ class Classify(Stage):
             folder.read_table(artifact.TRIGGERS), settings.top_k, settings.held_out, run.config.seed
         )
         run.out.write_table(artifact.ROLES, triggers)
+        run.progress.update(0, note="drawing images to train on")
         negatives, whole = draw_samples(run.folder / artifact.CLUSTERS, triggers, settings.sample)
         if not negatives:
             raise UserError("No image is left to train the poison classifier on: the corpus is too small.")

@@ -178,8 +178,8 @@ class _OnImages:
         row = batch.to_pylist()[0]
         given = [row["index"], row["ids"], as_pixels(row["pixels"], self.size)]
         if "second" in row:
-            rows_M = np.frombuffer(row["second_rows"], np.int32)
-            part_M4 = np.frombuffer(row["second_parts"], np.int32).reshape(-1, 4)
+            rows_M = np.frombuffer(bytearray(row["second_rows"]), np.int32)
+            part_M4 = np.frombuffer(bytearray(row["second_parts"]), np.int32).reshape(-1, 4)
             given.append(SecondViews(rows_M, as_pixels(row["second"], self.size), part_M4))
         return {key: [value] for key, value in self.actor(*given).items()}
 

@@ -35,7 +35,7 @@ KINDS_SHOWN = 3
 class Index(Stage):
     name = artifact.INDEX
     title = "Index"
-    version = 4
+    version = 5
     inputs = ()
     sections = ("corpus", "encoder")
     writes = (artifact.DEAD_ROWS,)

@@ -71,6 +71,7 @@ class Search(Stage):
                 "search.score=distance."
             )
         most = settings.per_cluster * prune.most_rounds(k, rules)
+        run.progress.update(0, note="reading the clusters of all images")
         pool = gather_pool(clusters, most, settings.flip_images, k)
         run.out.write_table(artifact.FLIP_TEST, flip_test_table(pool))
         state = prune.start(pool.y_P, pool.n_clusters)

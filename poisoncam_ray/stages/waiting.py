@@ -62,17 +62,15 @@ def tell_waiting(progress: Progress, config: Config) -> Iterator[None]:
     stop, shapes = Event(), _shapes(config)
 
     def watch() -> None:
-        waited = 0.0
         while not stop.wait(LOOK_EVERY_S):
-            lacking = ""
-            # This is only talk: it must not fail the work.
-            with contextlib.suppress(Exception):
-                demands, nodes = _look()
-                ours = [demand for demand in demands if demand.each in shapes]
-                lacking = lack(ours, nodes, idle=progress.idle_s >= PATIENCE_S)
-            waited = waited + LOOK_EVERY_S if lacking else 0.0
-            if waited >= PATIENCE_S or not lacking:
-                progress.wait_for(lacking)
+            lacking, work = "", progress.work
+            if work and progress.idle_s >= PATIENCE_S:
+                # This is only talk: it must not fail the work.
+                with contextlib.suppress(Exception):
+                    demands, nodes = _look()
+                    ours = [demand for demand in demands if demand.each in shapes]
+                    lacking = lack(ours, nodes, begun=work.here > 0)
+            progress.wait_for(lacking)
 
     thread = Thread(target=watch, name="waiting", daemon=True)
     thread.start()
@@ -83,14 +81,14 @@ def tell_waiting(progress: Progress, config: Config) -> Iterator[None]:
         thread.join()
 
 
-def lack(demands: Sequence[Demand], nodes: Sequence[Node], idle: bool) -> str:
+def lack(demands: Sequence[Demand], nodes: Sequence[Node], begun: bool) -> str:
     """What has no place in the cluster, in words.
 
     Args:
         demands: what has no place.
         nodes: of the cluster.
-        idle: nothing has been done for a while. Otherwise only what the cluster can never hold counts: an
-            actor more may wait while others work.
+        begun: something was done before. Then only what the cluster cannot hold at all counts: an actor more
+            may wait for its turn while others work.
 
     Returns:
         'waiting for 8 GPUs, the cluster has 4'; empty where there is nothing to say.
@@ -107,7 +105,7 @@ def lack(demands: Sequence[Demand], nodes: Sequence[Node], idle: bool) -> str:
             largest = max((node.total.get(name, 0) for node in nodes), default=0)
             if n > largest:
                 return f"waiting for a node with {_amount(name, n)}, the largest has {largest:g}"
-        if idle and (busy := {name: n for name, n in wanted.items() if n > free.get(name, 0)}):
+        if not begun and (busy := {name: n for name, n in wanted.items() if n > free.get(name, 0)}):
             name, n = next(iter(busy.items()))
             return (
                 f"waiting for {_amount(name, n)}, {max(0, free.get(name, 0)):g} of the cluster's "

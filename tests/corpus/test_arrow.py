@@ -51,7 +51,7 @@ def split(corpus: Corpus, fates: list[int], folder: Path) -> None:
         n = unit[-1].stop
         corpus.split(unit, left[:n], str(folder / "clean"), str(folder / "removed"))
         left = left[n:]
-    corpus.finish(str(folder / "clean"), str(folder / "removed"))
+    corpus.finish(str(folder / "clean"), str(folder / "removed"), dict)
 
 
 def plain(dataset: datasets.Dataset) -> list[dict]:

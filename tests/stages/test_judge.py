@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
@@ -16,6 +19,7 @@ from poisoncam_ray.corpus import open_corpus
 from poisoncam_ray.folder import Folder, part_name
 from poisoncam_ray.settings import load_config
 from poisoncam_ray.stages import judge, pixels
+from poisoncam_ray.stages.dataflow import _decode_both_views, _OnImages
 from poisoncam_ray.stages.ensembles import Ensembles
 from poisoncam_ray.stages.index import index_slice
 from poisoncam_ray.stages.judge import JudgeSlice
@@ -94,7 +98,10 @@ def scores(folder: Path, monkeypatch, images: dict[str, Image.Image], cut: float
     monkeypatch.setattr(
         judge, "load_ensembles", lambda *_: Ensembles({1: ([model], cut)}, {1: [trigger]}, {1: 0.01})
     )
-    JudgeSlice(config, index, run / artifact.CLASSIFIER, out)(slice_.index, *seen)
+    # As Ray Data carries it from the reading task to the actor.
+    row = _decode_both_views({"slice": json.dumps(asdict(slice_))}, corpus, config, index)
+    actor = _OnImages(JudgeSlice, (config, index, run / artifact.CLASSIFIER, out), SIDE)
+    assert actor(pa.Table.from_pylist([row])) == {"index": [0]}
     rows = out.read_table(part_name(slice_.index)).to_pylist()
     return seen, {row["image_id"].removesuffix(".png"): row for row in rows}, model.seen
 

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import io
+import os
 import re
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
+import ray
+from ray.util import placement_group, remove_placement_group
 from rich.console import Console
 
 from poisoncam_ray.progress import Progress
@@ -20,36 +27,62 @@ WORKER = {"CPU": 1, "GPU": 1}
 
 
 @pytest.mark.parametrize(
-    ("demand", "idle", "said"),
+    ("demand", "begun", "said"),
     [
         # Training workers are needed together.
-        (Demand(WORKER, 8, together=True), False, "waiting for 8 GPUs, the cluster has 4"),
-        (Demand(WORKER, 4, together=True), True, "waiting for 4 GPUs, 3 of the cluster's 4 are free"),
-        (Demand(WORKER, 4, together=True), False, ""),
+        (Demand(WORKER, 8, together=True), True, "waiting for 8 GPUs, the cluster has 4"),
+        (Demand(WORKER, 4, together=True), False, "waiting for 4 GPUs, 3 of the cluster's 4 are free"),
+        (Demand(WORKER, 4, together=True), True, ""),
         # Of actors one is enough to begin.
-        (Demand(WORKER, 8), False, ""),
-        (Demand({"CPU": 1, "GPU": 8}), False, "waiting for 8 GPUs, the cluster has 4"),
-        (Demand({"CPU": 30, "GPU": 8}), False, "waiting for 30 CPUs and 8 GPUs, the cluster has 24 and 4"),
-        (Demand({"CPU": 20}), False, "waiting for a node with 20 CPUs, the largest has 16"),
-        (Demand({"CPU": 8}), True, ""),
-        (Demand({"TPU": 1}), False, "waiting for 1 TPU, the cluster has 0"),
+        (Demand(WORKER, 8), True, ""),
+        (Demand({"CPU": 1, "GPU": 8}), True, "waiting for 8 GPUs, the cluster has 4"),
+        (Demand({"CPU": 30, "GPU": 8}), True, "waiting for 30 CPUs and 8 GPUs, the cluster has 24 and 4"),
+        (Demand({"CPU": 20}), True, "waiting for a node with 20 CPUs, the largest has 16"),
+        (Demand({"CPU": 8}), False, ""),
+        (Demand({"TPU": 1}), True, "waiting for 1 TPU, the cluster has 0"),
     ],
 )
-def test_what_is_lacking_is_said_in_words(demand, idle, said):
-    assert lack([demand], [GPU_NODE, CPU_NODE], idle) == said
+def test_what_is_lacking_is_said_in_words(demand, begun, said):
+    assert lack([demand], [GPU_NODE, CPU_NODE], begun) == said
 
 
-def test_a_busy_cluster_is_said_only_when_nothing_is_done():
+def test_a_busy_cluster_is_said_only_before_anything_is_done():
     full = Node({"CPU": 4}, {"CPU": 3.5})
-    for idle, said in ((True, "waiting for 1 CPU, 0.5 of the cluster's 4 are free"), (False, "")):
-        assert lack([Demand({"CPU": 1}, 9)], [full], idle) == said
-    assert lack([], [full], idle=True) == ""
-    assert lack([Demand({"CPU": 1})], [], idle=True) == "waiting for 1 CPU, the cluster has 0"
+    for begun, said in ((False, "waiting for 1 CPU, 0.5 of the cluster's 4 are free"), (True, "")):
+        assert lack([Demand({"CPU": 1}, 9)], [full], begun) == said
+    assert lack([], [full], begun=False) == ""
+    assert lack([Demand({"CPU": 1})], [], begun=False) == "waiting for 1 CPU, the cluster has 0"
 
 
-def test_work_that_has_no_place_is_said_until_it_has_one(ray_cluster, monkeypatch):
-    import ray
+@contextmanager
+def a_task() -> Iterator[None]:
+    """A task that has no place."""
 
+    @ray.remote(num_gpus=1)
+    def on_a_gpu() -> None:
+        pass
+
+    due = on_a_gpu.remote()
+    yield
+    ray.cancel(due)
+
+
+@contextmanager
+def training_workers() -> Iterator[None]:
+    """Eight workers as Ray Train asks for them, which have no place."""
+    workers = placement_group([{"CPU": 1, "GPU": 1}] * 8)
+    yield
+    remove_placement_group(workers)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (a_task, "waiting for 1 GPU, the cluster has 0"),
+        (training_workers, "waiting for 8 GPUs, the cluster has 0"),
+    ],
+)
+def test_work_that_has_no_place_is_said_until_it_is_gone(ray_cluster, monkeypatch, asked, said):
     monkeypatch.setattr(waiting, "LOOK_EVERY_S", 0.2)
     monkeypatch.setattr(waiting, "PATIENCE_S", 0.4)
     config = load_config(None, None, ["resources.gpus_per_actor=1"])
@@ -57,29 +90,22 @@ def test_work_that_has_no_place_is_said_until_it_has_one(ray_cluster, monkeypatc
     progress = Progress(Console(file=file, soft_wrap=True))
 
     def until(state: bool) -> None:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while bool(progress.work.waiting) != state:
             assert time.monotonic() < deadline
             time.sleep(0.05)
 
-    @ray.remote(num_gpus=1)
-    def on_a_gpu() -> None:
-        pass
-
     with tell_waiting(progress, config), progress.stage("Classify"):
         progress.update(0, 3, "models")
-        due = on_a_gpu.remote()
-        until(True)
-        assert progress.work.waiting == "waiting for 1 GPU, the cluster has 0"
-        ray.cancel(due)
+        with asked():
+            until(True)
+            assert progress.work.waiting == said
         until(False)
-    said = re.sub(r" \d\d:\d\d:\d\d ", " ", file.getvalue()).splitlines()
-    assert said == ["Classify  …", "Classify  0 of 3 models, waiting for 1 GPU, the cluster has 0"]
+    lines = re.sub(r" \d\d:\d\d:\d\d ", " ", file.getvalue()).splitlines()
+    assert lines[:2] == ["Classify  …", f"Classify  0 of 3 models, {said}"]
 
 
 def test_what_others_ask_of_the_cluster_is_left_out(ray_cluster, monkeypatch):
-    import ray
-
     monkeypatch.setattr(waiting, "LOOK_EVERY_S", 0.1)
     monkeypatch.setattr(waiting, "PATIENCE_S", 0.1)
     looked = []
@@ -102,12 +128,8 @@ def test_what_others_ask_of_the_cluster_is_left_out(ray_cluster, monkeypatch):
     ray.cancel(due)
 
 
-def test_a_false_warning_of_rays_is_not_printed_and_real_output_is(ray_cluster, capfd):
+def test_a_false_warning_of_rays_is_not_printed_and_real_output_is(ray_cluster):
     """In a process of its own: Ray prints it once a process."""
-    import os
-    import subprocess
-    import sys
-
     script = (
         "import os, sys, ray\n"
         "from poisoncam_ray.stages.ray_cluster import start_ray\n"
@@ -119,14 +141,8 @@ def test_a_false_warning_of_rays_is_not_printed_and_real_output_is(ray_cluster, 
         "ray.get(a.ready.remote())\n"
         "os.write(2, b'real\\n')\n"
     )
-    environment = os.environ | {"RAY_ADDRESS": ray_address()}
+    environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     done = subprocess.run(
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0 and done.stderr == "real\n"
-
-
-def ray_address() -> str:
-    import ray
-
-    return ray.get_runtime_context().gcs_address
