@@ -199,7 +199,7 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
 def _opaque(image: Image.Image) -> Image.Image:
     # Pillow would only warn about it.
     image.info.pop("transparency", None)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _shown(image: Image.Image) -> Image.Image | None:

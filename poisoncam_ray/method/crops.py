@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 RATIO = (3 / 4, 4 / 3)
-"""Least and greatest width over height of a crop of a square image."""
+"""Least and greatest width over height of a crop, in units of the image's own."""
 TRIES = 10
 FLIP_P = 0.5
 
@@ -43,9 +43,9 @@ class Crop:
 def draw_crop(width: int, height: int, least: float, rng: np.random.Generator) -> Crop:
     """Draw a crop, uniform in area and in place, log-uniform in aspect.
 
-    A victim's training shows crops of about the aspect of the encoder's square. Embed, Search and Judge show
-    the whole image squeezed into it. The encoder must know both: the aspect of a crop is drawn between the
-    square's and the image's own. For a square image this is the usual random resized crop.
+    It is the usual random resized crop of the image as Embed, Search and Judge see it, squeezed into a square,
+    but at the resolution of the stored image. Crops of a wide image are thus wide, too. Crops of the square's
+    aspect would show both margins of a 2:1 image half as often.
 
     Args:
         width: of the stored image, in pixels.
@@ -57,14 +57,15 @@ def draw_crop(width: int, height: int, least: float, rng: np.random.Generator) -
         The crop: the first of ten tries that fits into the image, else all of it.
     """
     share_T = rng.uniform(least, 1.0, TRIES)
-    jitter_T = rng.uniform(math.log(RATIO[0]), math.log(RATIO[1]), TRIES)
-    ratio_T = np.exp(jitter_T + rng.uniform(0, 1, TRIES) * math.log(width / height))
+    ratio_T = np.exp(rng.uniform(math.log(RATIO[0]), math.log(RATIO[1]), TRIES))
     u, v, flip = rng.uniform(0, 1, 3)
-    w_T, h_T = np.sqrt(share_T * width * height * ratio_T), np.sqrt(share_T * width * height / ratio_T)
-    fits = np.flatnonzero((w_T <= width) & (h_T <= height))
-    w, h = (float(w_T[fits[0]]), float(h_T[fits[0]])) if len(fits) else (float(width), float(height))
-    left, top = float(u) * (width - w), float(v) * (height - h)
-    return Crop((left, top, left + w, top + h), bool(flip < FLIP_P))
+    w_T, h_T = np.sqrt(share_T * ratio_T), np.sqrt(share_T / ratio_T)
+    fits = np.flatnonzero((w_T <= 1) & (h_T <= 1))
+    # As shares of the image's sides.
+    w, h = (float(w_T[fits[0]]), float(h_T[fits[0]])) if len(fits) else (1.0, 1.0)
+    left, top = float(u) * (1 - w), float(v) * (1 - h)
+    box = (left * width, top * height, (left + w) * width, (top + h) * height)
+    return Crop(box, bool(flip < FLIP_P))
 
 
 def parts(width: int, height: int, most: int = MOST_PARTS) -> list[tuple[int, int, int, int]]:

@@ -47,13 +47,13 @@ def test_areas_are_uniform_and_places_reach_every_edge(width, height):
 
 
 @pytest.mark.parametrize(("width", "height"), [(64, 64), (128, 64), (64, 192)])
-def test_aspects_lie_between_the_square_s_and_the_image_s(width, height):
-    boxes = np.array([crop.box for crop in drawn(width, height, 0.1)])
-    aspect = np.log((boxes[:, 2] - boxes[:, 0]) / (boxes[:, 3] - boxes[:, 1]))
-    own, jitter = np.log(width / height), np.log(4 / 3)
-    assert aspect.min() >= min(0, own) - jitter - 1e-9 and aspect.max() <= max(0, own) + jitter + 1e-9
-    # Both ends are drawn: crops as a victim's training sees them, and as the encoder sees whole images.
-    assert (np.abs(aspect) < jitter).sum() > 40 and (np.abs(aspect - own) < jitter).sum() > 40
+def test_aspects_are_about_the_image_s_own(width, height):
+    """As Embed sees it: squeezed into a square, every crop is that of a square image."""
+    crops = np.array([crop.box for crop in drawn(width, height, 0.1)])
+    square = np.array([crop.box for crop in drawn(64, 64, 0.1)]) / 64
+    assert crops / np.array([width, height, width, height]) == pytest.approx(square)
+    aspect = (square[:, 2] - square[:, 0]) / (square[:, 3] - square[:, 1])
+    assert 0.75 <= aspect.min() < 0.8 and 1.25 < aspect.max() <= 4 / 3
 
 
 def test_crops_of_a_square_are_those_of_the_usual_random_resized_crop():
@@ -77,7 +77,7 @@ def test_the_margin_is_in_many_crops(width):
     training, the margin is in fewer crops than the middle."""
     boxes = np.array([crop.box for crop in drawn(width, 64, 0.4, 2000)])
     whole = (boxes[:, 0] <= 8) & (boxes[:, 2] >= 28) & (boxes[:, 1] <= 22) & (boxes[:, 3] >= 42)
-    assert 0.15 < whole.mean() < 0.75
+    assert 0.2 < whole.mean() < 0.75
 
 
 @examples(200)

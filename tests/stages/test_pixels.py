@@ -80,8 +80,8 @@ def test_the_margins_are_in_crops_and_in_the_square(tmp_path, width, height):
 
 
 def test_a_small_crop_has_the_resolution_of_the_stored_image(tmp_path):
-    """Stripes of 4 of 256 px: grey in the encoder's square of 16 px, sharp in a crop of a few of them."""
-    stripes = np.broadcast_to((np.arange(256) // 4 % 2 * 255).astype(np.uint8)[None, :, None], (256, 256, 3))
+    """Stripes of 8 of 256 px: grey in the encoder's square of 16 px, sharp in a crop of a few of them."""
+    stripes = np.broadcast_to((np.arange(256) // 8 % 2 * 255).astype(np.uint8)[None, :, None], (256, 256, 3))
     sink = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(stripes)).save(sink, "JPEG", quality=95)
     made = indexed(tmp_path, [sink.getvalue()] * 30, "pretrain.crop_min=0.02")
