@@ -43,9 +43,9 @@ class Crop:
 def draw_crop(width: int, height: int, least: float, rng: np.random.Generator) -> Crop:
     """Draw a crop, uniform in area and in place, log-uniform in aspect.
 
-    It is the usual random resized crop of the image as Embed, Search and Judge see it, squeezed into a square,
-    but at the resolution of the stored image. Crops of a wide image are thus wide, too. Crops of the square's
-    aspect would show both margins of a 2:1 image half as often.
+    It is the usual random resized crop of the image as Embed, Search and Judge see it, squeezed into a
+    square, but at the resolution of the stored image. Crops of a wide image are thus wide, too. Crops of the
+    square's aspect would show the margins of a 2:1 image half as often.
 
     Args:
         width: of the stored image, in pixels.

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from poisoncam_ray.corpus import DEAD, KEPT, open_corpus
-from poisoncam_ray.decode import DecodeError, decode, header, views
+from poisoncam_ray.decode import DecodeError, cut_out, decode, header, views
 from poisoncam_ray.errors import UserError
 from tests.bombs import peak
 from tests.fuzz import seeds
@@ -53,11 +53,21 @@ def image(data: bytes, folder: Path) -> str:
         assert (decode(data, 16, MAX_PIXELS) == first).all()
         width, height, _ = header(data, MAX_PIXELS)
         assert 0 < width * height <= MAX_PIXELS
+        crops_of(data, width, height)
         return "decoded"
     except DecodeError as error:
         assert error.kind in DECODE_KINDS and str(error)
         assert "memory" not in str(error).lower(), f"memory ran out: {error}"
         return error.kind
+
+
+def crops_of(data: bytes, width: int, height: int) -> None:
+    """What decodes must give crops at any resolution, or a hostile image would end the training."""
+    boxes = [(0.0, 0.0, float(width), float(height)), (0.6 * width, 0.0, 0.8 * width, 0.3 * height)]
+    try:
+        assert cut_out(data, boxes, 16, MAX_PIXELS).shape == (2, 3, 16, 16)
+    except DecodeError as error:
+        raise AssertionError(f"decodes at one resolution and not at another: {error}") from error
 
 
 def shard(suffix: str) -> Callable[[bytes, Path], str]:
