@@ -113,4 +113,6 @@ def load_ensembles(config: Config, classifier: Folder) -> Ensembles:
     for row in classifier.read_table(artifact.WHOLE_TRIGGERS).to_pylist() if families else ():
         if row["family"] in pictures:
             pictures[row["family"]].append(from_png(row["picture"]))
-    return Ensembles(families, pictures, {family: validation[str(family)]["tail"] for family in families})
+    # A run that applies an earlier one may find classifiers of an earlier version, which measured no tail.
+    tails = {family: validation[str(family)].get("tail", 0.0) for family in families}
+    return Ensembles(families, pictures, tails)
