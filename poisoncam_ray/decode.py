@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import (
@@ -64,19 +64,26 @@ def header(data: bytes, max_pixels: int, max_bytes: int = MAX_BYTES) -> tuple[in
     return image.size[0], image.size[1], str(image.format)
 
 
-def decode(data: bytes, image_size: int, max_pixels: int, max_bytes: int = MAX_BYTES) -> np.ndarray:
-    """Decode an image as a training loader does, and squeeze the whole of it into a square.
+def decode(
+    data: bytes,
+    image_size: int,
+    max_pixels: int,
+    max_bytes: int = MAX_BYTES,
+    part_of: Callable[[int, int], Box] | None = None,
+) -> np.ndarray:
+    """Decode an image as a training loader does, and squeeze it into a square.
 
-    Nothing is cut off: a victim's training crops the whole stored image, so a trigger in the margin of a wide
-    one must be seen, too. The resampling is bilinear and antialiased. The colours are those of Pillow's
-    `convert("RGB")`: transparency is dropped, so that colours show under it, and 16-bit greys are clipped to
-    255. Of an animation the first frame is taken.
+    A victim's training crops the whole stored image, so a trigger in the margin of a wide one must be seen,
+    too. The resampling is bilinear and antialiased. The colours are those of Pillow's `convert("RGB")`:
+    transparency is dropped, so that colours show under it, and 16-bit greys are clipped to 255. Of an
+    animation the first frame is taken.
 
     Args:
         data: the stored bytes.
         image_size: side of the square, in pixels.
         max_pixels: limit of the stored width × height.
         max_bytes: limit of the length of `data`.
+        part_of: chooses the part of an image of this width and height that is squeezed; None: all of it.
 
     Returns:
         A uint8 array (3, image_size, image_size), RGB, 0 … 255.
@@ -86,8 +93,9 @@ def decode(data: bytes, image_size: int, max_pixels: int, max_bytes: int = MAX_B
     """
     image = _open(data, max_pixels, max_bytes)
     try:
-        _load(image, (2 * image_size, 2 * image_size))
-        return _square(_opaque(image), image_size)
+        width, height = image.size
+        box = part_of(width, height) if part_of else (0, 0, width, height)
+        return _cut(image, [box], image_size, shown=False)[0]
     except Exception as error:
         raise _translate(error, data) from error
 
@@ -147,18 +155,24 @@ def cut_out(
     """
     image = _open(data, max_pixels, max_bytes)
     try:
-        width, height = image.size
-        narrowest, lowest = min(x1 - x0 for x0, _, x1, _ in boxes), min(y1 - y0 for _, y0, _, y1 in boxes)
-        across, down = 2 * image_size * width / narrowest, 2 * image_size * height / lowest
-        _load(image, (math.ceil(across), math.ceil(down)))
-        x, y = image.size[0] / width, image.size[1] / height
-        rgb = (_shown(image) if shown else None) or _opaque(image)
-        scaled = [
-            (x0 * x, y0 * y, min(x1 * x, rgb.width), min(y1 * y, rgb.height)) for x0, y0, x1, y1 in boxes
-        ]
-        return np.stack([_square(rgb, image_size, box) for box in scaled])
+        return np.stack(_cut(image, boxes, image_size, shown))
     except Exception as error:
         raise _translate(error, data) from error
+
+
+def _cut(image: ImageFile.ImageFile, boxes: Sequence[Box], image_size: int, shown: bool) -> list[np.ndarray]:
+    width, height = image.size
+    narrowest, lowest = min(x1 - x0 for x0, _, x1, _ in boxes), min(y1 - y0 for _, y0, _, y1 in boxes)
+    across, down = 2 * image_size * width / narrowest, 2 * image_size * height / lowest
+    _load(image, (math.ceil(across), math.ceil(down)))
+    rgb = (_shown(image) if shown else None) or _opaque(image)
+    x, y = rgb.width / width, rgb.height / height
+    # Rounding must not lead out of the image, nor make less than all of it of all of it.
+    scaled = (
+        (x0 * x, y0 * y, rgb.width if x1 == width else x1 * x, rgb.height if y1 == height else y1 * y)
+        for x0, y0, x1, y1 in boxes
+    )
+    return [_square(rgb, image_size, box) for box in scaled]
 
 
 def _load(image: ImageFile.ImageFile, size: tuple[int, int]) -> None:

@@ -396,3 +396,20 @@ def test_parts_of_broken_bytes_give_a_decode_error():
     data = encode(noise(64, 64), "JPEG")
     with pytest.raises(DecodeError):
         cut_out(data[: len(data) // 2], [(0.0, 0.0, 64.0, 64.0)], 8, LIMIT)
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG"])
+def test_a_part_can_be_chosen_by_the_size(format):
+    data = encode(smooth(300, 100), format)
+    asked = []
+
+    def right_end(width: int, height: int) -> tuple[int, int, int, int]:
+        asked.append((width, height))
+        return (width - 200, 0, width, height)
+
+    part = decode(data, 16, LIMIT, part_of=right_end)
+    assert asked == [(300, 100)]
+    assert np.array_equal(part, cut_out(data, [(100, 0, 300, 100)], 16, LIMIT)[0])
+    assert part[0, 8, 0] > 80 and decode(data, 16, LIMIT)[0, 8, 0] < 20
+    whole = decode(data, 16, LIMIT, part_of=lambda width, height: (0, 0, width, height))
+    assert np.array_equal(whole, decode(data, 16, LIMIT))

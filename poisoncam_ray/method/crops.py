@@ -8,8 +8,9 @@ T tries at the size of a crop
 
 from __future__ import annotations
 
+import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -40,6 +41,21 @@ class Crop:
     mirrored: bool
 
 
+def draw_pair(width: int, height: int, least: float, rng: np.random.Generator) -> list[Crop]:
+    """Draw the two crops of an image's views; of an image longer than 2:1, in one of its parts.
+
+    Args:
+        width: of the stored image, in pixels.
+        height: of the stored image, in pixels.
+        least: as in `draw_crop`.
+        rng: the random generator.
+    """
+    boxes = parts(width, height) or [(0, 0, width, height)]
+    x0, y0, x1, y1 = boxes[rng.integers(len(boxes))] if len(boxes) > 1 else boxes[0]
+    pair = [draw_crop(x1 - x0, y1 - y0, least, rng) for _ in range(2)]
+    return [replace(crop, box=tuple(np.add(crop.box, (x0, y0, x0, y0)).tolist())) for crop in pair]
+
+
 def draw_crop(width: int, height: int, least: float, rng: np.random.Generator) -> Crop:
     """Draw a crop, uniform in area and in place, log-uniform in aspect.
 
@@ -66,6 +82,29 @@ def draw_crop(width: int, height: int, least: float, rng: np.random.Generator) -
     left, top = float(u) * (1 - w), float(v) * (1 - h)
     box = (left * width, top * height, (left + w) * width, (top + h) * height)
     return Crop(box, bool(flip < FLIP_P))
+
+
+def own_part(image_id: str, width: int, height: int) -> tuple[int, int, int, int]:
+    """The part by which Embed, Search and Classify know an image: all of it up to 2:1; of a longer image one
+    of its parts, drawn by the image's id. So they see long images at the resolution of others, and of many
+    long images that carry a trigger, some show it.
+
+    Args:
+        image_id: the image's id.
+        width: of the stored image, in pixels.
+        height: of the stored image, in pixels.
+
+    Returns:
+        A box [x0, y0, x1, y1) in pixels of the stored image.
+    """
+    boxes = parts(width, height) or [(0, 0, width, height)]
+    return boxes[number(image_id) % len(boxes)]
+
+
+def number(image_id: str) -> int:
+    """A 64-bit hash of an image's id."""
+    name = hashlib.blake2b(image_id.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+    return int.from_bytes(name, "big")
 
 
 def parts(width: int, height: int, most: int = MOST_PARTS) -> list[tuple[int, int, int, int]]:

@@ -84,11 +84,12 @@ def gather(
     shown = verdict.families[:FAMILIES]
     of_family = {family.family: scored.of_family.get(family.family, []) for family in shown}
     # The triggers of an earlier run lie in another corpus, which may have the same names.
-    wanted = [] if verdict.applied_from is not None else [row["image_id"] for row in triggers]
+    candidate_ids = [] if verdict.applied_from is not None else [row["image_id"] for row in triggers]
     samples = [scored.removed, scored.borderline, *of_family.values()]
-    wanted += [drawn.image_id for sample in samples for drawn in sample]
+    wanted = [drawn.image_id for sample in samples for drawn in sample]
     whole = whole_triggers(run)
     pictures = fetch_pictures(corpus, settings, wanted, side)
+    searched = fetch_pictures(corpus, settings, candidate_ids, side, searched=True)
 
     def images(sample: list[Drawn]) -> list[ShownImage]:
         return [
@@ -127,7 +128,7 @@ def gather(
                 moved=row[reading],
                 box=(row["x0"], row["y0"], row["x1"], row["y1"]),
                 crop=data_uri(row["crop"], "png"),
-                picture=pictures.get(row["image_id"]) if verdict.applied_from is None else None,
+                picture=searched.get(row["image_id"]),
                 **{
                     key: row[key]
                     for key in ("rank", "family", "role", "score", "n_flip", "cluster", "image_id")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 from poisoncam_ray.corpus import open_corpus
 from poisoncam_ray.decode import DecodeError, decode
 from poisoncam_ray.errors import StoreAwayError
+from poisoncam_ray.method.crops import own_part
 from poisoncam_ray.report.model import Fetcher
 
 MAX_SIDE = 128
@@ -21,7 +23,11 @@ FETCHED_AT_ONCE = 16
 
 
 def fetch_pictures(
-    corpus: Fetcher | None, settings: Mapping[str, Any], image_ids: Iterable[str], side: int
+    corpus: Fetcher | None,
+    settings: Mapping[str, Any],
+    image_ids: Iterable[str],
+    side: int,
+    searched: bool = False,
 ) -> dict[str, str]:
     """Pictures as the encoder saw them. A corpus that cannot be read gives none.
 
@@ -30,6 +36,7 @@ def fetch_pictures(
         settings: run.json.
         image_ids: the images wanted.
         side: the side of the encoder's images, in pixels.
+        searched: of an image longer than 2:1 what the search saw, not all of it.
 
     Returns:
         data: URIs by image id, without the images that could not be read.
@@ -43,9 +50,9 @@ def fetch_pictures(
     limits = settings["config"]["corpus"]
     for image_id, blob in _fetched(corpus, settings, wanted):
         try:
-            picture = Image.fromarray(
-                np.moveaxis(decode(blob, side, limits["max_pixels"], limits["max_bytes"]), 0, 2)
-            )
+            part_of = partial(own_part, image_id) if searched else None
+            x_CHW = decode(blob, side, limits["max_pixels"], limits["max_bytes"], part_of)
+            picture = Image.fromarray(np.moveaxis(x_CHW, 0, 2))
         except DecodeError:
             continue
         picture.thumbnail((MAX_SIDE, MAX_SIDE))

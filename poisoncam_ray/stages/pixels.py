@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,7 @@ from poisoncam_ray.corpus import Corpus, Slice
 from poisoncam_ray.decode import cut_out, decode, views
 from poisoncam_ray.errors import LedgerError
 from poisoncam_ray.folder import Folder, part_name
-from poisoncam_ray.method.crops import MOST_PARTS, draw_crop, parts
+from poisoncam_ray.method.crops import MOST_PARTS, draw_pair, number, own_part, parts
 
 # Of `fetch_images`: so many encoded images lie in memory beside the pixels.
 FETCHED_AT_ONCE = 256
@@ -48,7 +49,7 @@ class SecondViews:
 
 
 def read_slice(corpus: Corpus, config: Config, index: Folder, slice_: Slice) -> tuple[list[str], Pixels]:
-    """Read and decode the indexed rows of one slice.
+    """Read and decode the indexed rows of one slice: all of an image, or of a long one its `own_part`.
 
     Args:
         corpus: the corpus.
@@ -65,14 +66,14 @@ def read_slice(corpus: Corpus, config: Config, index: Folder, slice_: Slice) -> 
     ids, wanted = _indexed(index, slice_)
     x_NCHW = np.empty((len(ids), *_shape(config)), np.uint8)
     for i, data in enumerate(_stored(corpus, slice_, wanted)):
-        x_NCHW[i] = decode_indexed(data, config)
+        x_NCHW[i] = decode_part(data, config, ids[i])
     return ids, x_NCHW
 
 
 def read_views(
     corpus: Corpus, config: Config, index: Folder, slice_: Slice
 ) -> tuple[list[str], Pixels, SecondViews]:
-    """As `read_slice`, with the second views of the images that have some."""
+    """As `read_slice`, but all of each image, and the second views of those that have some."""
     ids, wanted = _indexed(index, slice_)
     x_NCHW = np.empty((len(ids), *_shape(config)), np.uint8)
     limits, size = config.corpus, config.encoder.image_size
@@ -116,19 +117,14 @@ def read_crops(corpus: Corpus, config: Config, index: Folder, slice_: Slice, epo
     limits, size, least = config.corpus, config.encoder.image_size, config.pretrain.crop_min
     width_N, height_N = _sizes(index, slice_)
     for i, data in enumerate(_stored(corpus, slice_, wanted)):
-        rng = _drawn_by(config.seed, epoch, ids[i])
-        pair = [draw_crop(width_N[i], height_N[i], least, rng) for _ in range(2)]
+        rng = np.random.default_rng([config.seed, epoch, number(ids[i])])
+        pair = draw_pair(width_N[i], height_N[i], least, rng)
         boxes = [crop.box for crop in pair]
         x_N2CHW[i] = cut_out(data or b"", boxes, size, limits.max_pixels, limits.max_bytes)
         for view, crop in enumerate(pair):
             if crop.mirrored:
                 x_N2CHW[i, view] = x_N2CHW[i, view, :, :, ::-1].copy()
     return x_N2CHW
-
-
-def _drawn_by(seed: int, epoch: int, image_id: str) -> np.random.Generator:
-    name = hashlib.blake2b(image_id.encode("utf-8", "surrogateescape"), digest_size=8).digest()
-    return np.random.default_rng([seed, epoch, int.from_bytes(name, "big")])
 
 
 def _shape(config: Config) -> tuple[int, int, int]:
@@ -189,12 +185,19 @@ def fetch_images(corpus: Corpus, config: Config, ids: list[str]) -> Pixels:
     x_NCHW = np.empty((len(ids), *_shape(config)), np.uint8)
     for first in range(0, len(ids), FETCHED_AT_ONCE):
         for i, data in enumerate(corpus.fetch(ids[first : first + FETCHED_AT_ONCE]), first):
-            x_NCHW[i] = decode_indexed(data, config)
+            x_NCHW[i] = decode_part(data, config, ids[i])
     return x_NCHW
 
 
+def decode_part(data: bytes | None, config: Config, image_id: str) -> Pixels:
+    """x_CHW of one encoded image, or of its `own_part`, at the encoder's size."""
+    limits = config.corpus
+    part_of = partial(own_part, image_id)
+    return decode(data or b"", config.encoder.image_size, limits.max_pixels, limits.max_bytes, part_of)
+
+
 def decode_indexed(data: bytes | None, config: Config) -> Pixels:
-    """x_CHW of one encoded image at the encoder's size.
+    """x_CHW of one encoded image, all of it, at the encoder's size.
 
     Raises:
         DecodeError: the bytes are no image, or exceed the limits of the configuration.

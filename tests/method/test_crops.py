@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poisoncam_ray.method.crops import MOST_PARTS, Crop, draw_crop, parts
+from poisoncam_ray.method.crops import MOST_PARTS, Crop, draw_crop, draw_pair, own_part, parts
 from tests.examples import examples
 
 
@@ -107,6 +107,35 @@ def test_parts_of_three_to_one():
     assert parts(192, 64) == [(0, 0, 128, 64), (64, 0, 192, 64)]
     assert parts(64, 256) == [(0, 0, 64, 128), (0, 64, 64, 192), (0, 128, 64, 256)]
     assert parts(128, 64) == parts(64, 64) == []
+
+
+def test_an_image_s_own_part_is_all_of_it_or_one_of_the_parts_by_its_id():
+    assert own_part("a", 64, 64) == (0, 0, 64, 64) and own_part("b", 64, 128) == (0, 0, 64, 128)
+    chosen = [own_part(f"shard#{i}", 400, 100) for i in range(300)]
+    boxes = parts(400, 100)
+    assert set(chosen) == set(boxes) and len(boxes) == 3
+    assert min(chosen.count(box) for box in boxes) > 60
+    assert chosen == [own_part(f"shard#{i}", 400, 100) for i in range(300)]
+    assert own_part("\udcff", 400, 100) in boxes  # a name that is no UTF-8
+
+
+def test_both_crops_of_a_long_image_are_of_one_part_and_all_parts_are_used():
+    boxes, used = parts(100, 600), set()
+    for seed in range(200):
+        pair = draw_pair(100, 600, 0.3, np.random.default_rng(seed))
+        held = [
+            i for i, (_, y0, _, y1) in enumerate(boxes)
+            if all(y0 <= crop.box[1] and crop.box[3] <= y1 + 1e-9 for crop in pair)
+        ]  # fmt: skip
+        assert held and all(crop.box[0] >= 0 and crop.box[2] <= 100 + 1e-9 for crop in pair)
+        if len(held) == 1:
+            used.add(held[0])
+    assert used == set(range(len(boxes)))
+
+
+def test_a_pair_of_an_ordinary_image_is_two_draws():
+    pair, rng = draw_pair(150, 100, 0.4, np.random.default_rng(5)), np.random.default_rng(5)
+    assert pair == [draw_crop(150, 100, 0.4, rng), draw_crop(150, 100, 0.4, rng)] and pair[0] != pair[1]
 
 
 def test_torch_is_not_loaded():

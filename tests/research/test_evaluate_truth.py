@@ -15,11 +15,12 @@ from PIL import Image
 
 from poisoncam_ray import artifact
 from poisoncam_ray.decode import decode
-from poisoncam_ray.folder import Folder
+from poisoncam_ray.folder import Folder, Manifest, part_name
+from poisoncam_ray.method.crops import own_part
 from poisoncam_ray.method.geometry import iou, map_box
 from poisoncam_ray.research.evaluate import detection_metrics
 from poisoncam_ray.research.evaluate.joined import poison_clusters, read_truth
-from poisoncam_ray.research.evaluate.scored import Scored, scored_poisoned
+from poisoncam_ray.research.evaluate.scored import Scored, scored_poisoned, true_boxes
 from tests.examples import examples
 from tests.fake_run import HEIGHT, SIDE, WIDTH, FakeRun, image_ids, make_fake_run
 
@@ -171,3 +172,25 @@ def test_a_box_lies_where_the_decoder_puts_its_pixels(width, height, place, size
         ys, xs = torch.nonzero(pixels > 0.5, as_tuple=True)
         bright = torch.tensor([[int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1]])
         assert iou(bright, box_N4)[0] >= 0.5 and (bright - box_N4).abs().max() <= 1
+
+
+def test_of_a_long_image_the_boxes_in_the_part_that_the_search_saw_count(tmp_path: Path) -> None:
+    run = Folder(str(tmp_path))
+    ids = [f"a#{i}" for i in range(40)]
+    sizes = pa.table({"image_id": ids, "width": [256] * 40, "height": [64] * 40})
+    (run / artifact.INDEX).write_table(part_name(0), sizes)
+    (run / artifact.ENCODER).write_json(artifact.ENCODER_CONFIG, {"image_size": 32})
+    for name in (artifact.INDEX, artifact.ENCODER):
+        Manifest({}, {}, "").write(run / name)
+    # The parts are 0–128, 64–192 and 128–256 px: the first box is in one of them whole, the second in two.
+    boxes = [[4, 8, 24, 28], [140, 32, 180, 64]]
+    first = dict(zip(("x0", "y0", "x1", "y1"), boxes[0], strict=True))
+    poisoned = pa.Table.from_pylist([{"image_id": image_id, **first, "boxes": boxes} for image_id in ids])
+    true_ST4, held_S = true_boxes(run, poisoned)
+    starts = [own_part(image_id, 256, 64)[0] for image_id in ids]
+    assert set(starts) == {0, 64, 128}
+    for start, true_T4, held in zip(starts, true_ST4.tolist(), held_S.tolist(), strict=True):
+        here = [[1, 4, 6, 14], [0, 0, 0, 0]] if start == 0 else [
+            [0, 0, 0, 0], [round((140 - start) / 4), 16, round((180 - start) / 4), 32],
+        ]  # fmt: skip
+        assert held and true_T4 == here

@@ -15,9 +15,10 @@ from poisoncam_ray import artifact
 from poisoncam_ray.corpus import open_corpus
 from poisoncam_ray.errors import LedgerError
 from poisoncam_ray.folder import Folder
+from poisoncam_ray.method.crops import own_part
 from poisoncam_ray.settings import load_config
 from poisoncam_ray.stages.index import index_slice
-from poisoncam_ray.stages.pixels import read_crops, read_slice
+from poisoncam_ray.stages.pixels import fetch_images, read_crops, read_slice, read_views
 
 SIDE, N = 16, 40
 
@@ -73,10 +74,29 @@ def test_crops_depend_on_seed_epoch_and_image_alone(tmp_path):
 def test_the_margins_are_in_crops_and_in_the_square(tmp_path, width, height):
     made = indexed(tmp_path, [picture(width, height, i) for i in range(N)])
     _, x_NCHW = read_slice(*made[:3], made[3][0])
-    white = x_NCHW.min(axis=1) > 240
-    assert (white.mean(axis=(1, 2)) >= 0.12).all()
+    white = (x_NCHW.min(axis=1) > 240).mean(axis=(1, 2))
+    assert (white >= 0.12).all()
     seen = (all_crops(made, 0).min(axis=2) > 240).mean(axis=(2, 3)) > 0.02
     assert 0.25 < seen.mean() < 0.95
+
+
+def test_a_long_image_is_seen_by_the_same_part_wherever_it_is_read(tmp_path):
+    """Six times as wide as high, of six colours: a part shows some of them, and all parts show all."""
+    six = np.kron(np.arange(6, dtype=np.uint8)[None, :] * 50, np.ones((32, 32), np.uint8))
+    sink = io.BytesIO()
+    Image.fromarray(np.repeat(six[..., None], 3, axis=2)).save(sink, "PNG")
+    made = indexed(tmp_path, [sink.getvalue()] * 30)
+    ids, x_NCHW = read_slice(*made[:3], made[3][0])
+    assert np.array_equal(fetch_images(made[0], made[1], ids), x_NCHW)
+    shown = [set(np.unique(x_CHW).tolist()) & {0, 50, 100, 150, 200, 250} for x_CHW in x_NCHW]
+    assert max(map(len, shown)) <= 3 and set().union(*shown) == {0, 50, 100, 150, 200, 250}
+    # Judge sees all of it, and then each part.
+    _, whole_NCHW, second = read_views(*made[:3], made[3][0])
+    assert whole_NCHW[0].min() == 0 and whole_NCHW[0].max() == 250
+    own = [own_part(image_id, 192, 32) for image_id in ids]
+    for i, x_CHW in enumerate(x_NCHW):
+        same = second.x_MCHW[(second.rows_M == i) & (second.part_M4 == own[i]).all(axis=1)]
+        assert len(same) == 1 and np.array_equal(same[0], x_CHW)
 
 
 def test_a_small_crop_has_the_resolution_of_the_stored_image(tmp_path):

@@ -32,7 +32,7 @@ from poisoncam_ray.research import corpora
 from poisoncam_ray.research.evaluate.joined import Metrics, committed
 from poisoncam_ray.runner import config_of
 from poisoncam_ray.stages.embed import embed_images, load_encoder, read_features
-from poisoncam_ray.stages.pixels import decode_indexed
+from poisoncam_ray.stages.pixels import decode_part
 from poisoncam_ray.stages.pool import image_seed
 
 LABELLED = {"linear_1": 0.01, "linear_10": 0.1}
@@ -190,7 +190,7 @@ def _embed(encoder: Encoder, corpus: Corpus, config: Config, column: str) -> tup
         pictures = []
         for row, label in zip(corpus.read(slice_), corpora.labels(corpus, slice_, column), strict=True):
             try:
-                pictures.append(decode_indexed(row.data, config))
+                pictures.append(decode_part(row.data, config, row.image_id))
             except DecodeError:
                 continue
             labels.append(label)

@@ -17,7 +17,8 @@ from torch import Tensor
 from poisoncam_ray import artifact
 from poisoncam_ray.artifact import SIDES
 from poisoncam_ray.folder import Folder
-from poisoncam_ray.method.geometry import iou, map_box
+from poisoncam_ray.method.crops import own_part
+from poisoncam_ray.method.geometry import area, iou, map_box
 from poisoncam_ray.research.evaluate.joined import (
     Metrics,
     Truth,
@@ -104,7 +105,8 @@ def scored_poisoned(run: Folder, truth: Truth, cluster_P: np.ndarray, pure_P: np
 def true_boxes(run: Folder, poisoned: pa.Table) -> tuple[Tensor, Tensor]:
     """(true_ST4, patched_S), as in `Scored`, of S rows of the truth.
 
-    An image that is not in the index counts as one without a box.
+    An image that is not in the index counts as one without a box, and so does an image longer than 2:1 whose
+    `own_part` holds no box whole.
     """
     size_S2 = torch.zeros(len(poisoned), 2, dtype=torch.int64)
     for part in parts(run, artifact.INDEX, ["image_id", "width", "height"]):
@@ -114,10 +116,17 @@ def true_boxes(run: Folder, poisoned: pa.Table) -> tuple[Tensor, Tensor]:
     image_size = committed(run, artifact.ENCODER).read_json(artifact.ENCODER_CONFIG)["image_size"]
     stored_ST4 = patches(poisoned)
     n_patches = stored_ST4.shape[1]
-    width_T, height_T = size_S2.clamp(min=1).repeat_interleave(n_patches, dim=0).unbind(1)
-    mapped_T4 = map_box(stored_ST4.flatten(0, 1), width_T, height_T, image_size)
-    boxed_S = (stored_ST4[..., 2] > stored_ST4[..., 0]).any(dim=1)
-    return mapped_T4.view(-1, n_patches, 4), boxed_S & (size_S2[:, 0] > 0)
+    ids, sizes = poisoned["image_id"].to_pylist(), size_S2.clamp(min=1).tolist()
+    part_S4 = torch.tensor([own_part(i, *size) for i, size in zip(ids, sizes, strict=True)]).view(-1, 4)
+    part_T4 = part_S4.repeat_interleave(n_patches, dim=0)
+    stored_T4 = stored_ST4.flatten(0, 1)
+    width_T, height_T = (part_T4[:, 2:] - part_T4[:, :2]).unbind(1)
+    mapped_T4 = map_box(stored_T4 - part_T4[:, :2].repeat(1, 2), width_T, height_T, image_size)
+    held_T = (stored_T4[:, :2] >= part_T4[:, :2]).all(dim=1) & (stored_T4[:, 2:] <= part_T4[:, 2:]).all(dim=1)
+    held_T &= area(stored_T4) > 0
+    mapped_T4 = torch.where(held_T[:, None], mapped_T4, 0)
+    held_S = held_T.view(-1, n_patches).any(dim=1) & (size_S2[:, 0] > 0)
+    return mapped_T4.view(-1, n_patches, 4), held_S
 
 
 def of_best_patch(mark: Callable[[Tensor, Tensor], Tensor], box_S4: Tensor, true_ST4: Tensor) -> Tensor:
