@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -195,12 +196,29 @@ class FolderCorpus:
             in_parallel(lambda pair: write_bytes(out_uri, *pair), left)
 
 
-def delete_images(unit: Sequence[Slice], uri: str, image_ids: Iterable[str]) -> None:
+def shared_captions(slices: Sequence[Slice]) -> frozenset[str]:
+    """The captions that images of several slices have: a.txt, where a.jpg ends one slice and a.png begins the
+    next."""
+    count = Counter(path for slice_ in slices for path in slice_.beside or ())
+    return frozenset(path for path, n in count.items() if n > 1)
+
+
+def delete_images(
+    unit: Sequence[Slice], uri: str, image_ids: Iterable[str], spared: Collection[str] = ()
+) -> None:
     """Delete images of a unit and their captions from a folder that `split` wrote, if they are there, and the
-    folders that are empty then: some readers take an empty folder for a class without images, and fail."""
+    folders that are empty then: some readers take an empty folder for a class without images, and fail.
+
+    Args:
+        unit: the slices of the unit.
+        uri: the folder.
+        image_ids: the images.
+        spared: captions that stay, because an image of another unit may need them.
+    """
     fs, root = connect(uri)
     images = list(image_ids)
-    captions = captions_of(images, (path for slice_ in unit for path in slice_.beside or ()))
+    beside = (path for slice_ in unit for path in slice_.beside or () if path not in spared)
+    captions = captions_of(images, beside)
     for path in (*images, *(path for of_image in captions.values() for path in of_image)):
         delete(uri, path)
         folder = os.path.dirname(path)
