@@ -65,9 +65,7 @@ def look(run: Folder) -> dict[str, Any]:
     held = holder(run)
     if held is None and not run.exists(artifact.RUN):
         raise UserError(f"{run.uri} is not a run folder: give the --output of a defence.")
-    # A run that applies an earlier one has fewer stages. One that was killed at once has no run.json.
-    about = run.read_json(artifact.RUN) if run.exists(artifact.RUN) else {}
-    titles = dict(about.get("stages") or artifact.TITLES)
+    titles = artifact.titles_of(run)
     names = list(titles)
     stages = store.in_parallel(lambda name: _stage(run / name, titles[name]), names)
     silent_s = held.silent_s() if held else None
