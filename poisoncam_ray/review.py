@@ -28,8 +28,8 @@ from poisoncam_ray.folder import Folder, part_index
 from poisoncam_ray.store import create_once, in_parallel
 
 RESTORE, REJECT, ACCEPT, UNDO = "restore", "reject", "accept", "undo"
-"""Restore and reject keep the rows they name although they were flagged. Undo takes that back. Accept is a
-statement."""
+"""Restore and reject keep the rows they name although they were flagged. Undo takes that back. Accept
+changes no row."""
 IDS_SHOWN = 5
 _PREFIX = "entry-"
 

@@ -27,6 +27,7 @@ from poisoncam_ray.runner import Runner
 from poisoncam_ray.settings import load_config
 from poisoncam_ray.stages.clean import Clean
 from poisoncam_ray.stages.report import Report
+from tests.corpus.test_side_tables import write_shard
 from tests.fake_evidence import flag_images, replace_column
 from tests.fake_run import CONFIG as FAKE_CONFIG
 from tests.fake_run import make_fake_run
@@ -149,6 +150,23 @@ def test_a_caption_stays_while_an_image_of_another_slice_needs_it(tmp_path):
     for action in (RESTORE, UNDO):
         done.decide(action, Named(ids=frozenset(["8.png"])))
         assert (Path(done.run.uri) / "clean/8.txt").read_text() == "words"
+    assert tree(done.run, *ROWS) == before
+
+
+def test_a_table_beside_a_tar_follows_a_decision(tmp_path):
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        write_shard(folder, 0)
+
+    done = Cleaned(tmp_path, write)
+    before = tree(done.run, *ROWS)
+    assert "removed/00000.parquet" in before
+    for family in (1, 2):
+        done.decide(RESTORE, Named(family))
+    whole = {f"clean/{path.name}": path.read_bytes() for path in Path(done.corpus).iterdir()}
+    assert tree(done.run, artifact.CLEAN_ROWS, artifact.REMOVED_ROWS) == whole
+    for family in (1, 2):
+        done.decide(UNDO, Named(family))
     assert tree(done.run, *ROWS) == before
 
 

@@ -100,8 +100,8 @@ def test_mistakes_are_told_and_change_nothing(run, tmp_path):
     said = {
         "Not among the flagged images": ("restore", run.uri, "--ids", "nowhere"),
         "is of family 7": ("restore", run.uri, "--family", "7"),
-        "Give --family or ids": ("restore", run.uri),
-        "one of them": ("restore", run.uri, "--family", "1", "--ids", before[0]),
+        "Give either --family or ids": ("restore", run.uri),
+        "either --family or ids of images": ("restore", run.uri, "--family", "1", "--ids", before[0]),
         "Not among the restored": ("restore", run.uri, "--ids", before[0], "--undo"),
         "cannot be read": ("restore", run.uri, "--file", f"{tmp_path}/none.txt"),
         "is not a run folder": ("restore", str(tmp_path / "none"), "--family", "1"),

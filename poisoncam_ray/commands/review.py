@@ -75,7 +75,7 @@ def named_images(ids: Sequence[str], family: int | None) -> Named:
         UserError: they name none, or name them in two ways.
     """
     if bool(ids) == (family is not None):
-        raise UserError("Give --family or ids of images, one of them.")
+        raise UserError("Give either --family or ids of images.")
     from poisoncam_ray.review import Named
 
     return Named(family, frozenset(ids))

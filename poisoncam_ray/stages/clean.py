@@ -65,7 +65,8 @@ class Clean(Stage):
             for number, kept in enumerate(restored)
             if number not in markers or markers[number].get("review") != review_digest(kept)
         ]
-        # A unit that is written again is not done, whatever becomes of the review in between.
+        # The marker goes first: after a kill the unit counts as not done, even if a later decision brings back
+        # the fates that its marker names.
         in_parallel(partial(delete, run.out.uri), [unit_name(number) for number in todo if number in markers])
         calls = (
             partial(
