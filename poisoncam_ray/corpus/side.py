@@ -2,8 +2,8 @@
 
 The table has a row for each sample, found by its key, and img2dataset adds a row for each failed download.
 The tar's samples decide: a row of the table follows the sample of its key, and a row of no sample stays with
-the kept ones. What img2dataset counted while it downloaded lies in 00000_stats.json. It is copied as it is,
-and so describes the shard as it was downloaded.
+the kept ones, or goes with the removed ones where the shard keeps none. What img2dataset counted while it
+downloaded lies in 00000_stats.json. It is copied as it is, and so describes the shard as it was downloaded.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from poisoncam_ray.errors import UserError
 
 KEYS = ("key", "id", "image_id")
 """Columns that may hold the samples' keys. The first is img2dataset's."""
+STATS = "_stats.json"
+"""How the name ends of what img2dataset counted."""
 
 
 def table_of(tar: str) -> str:
@@ -30,7 +32,7 @@ def table_of(tar: str) -> str:
 
 def stats_of(tar: str) -> str:
     """The name of what img2dataset counted of a tar."""
-    return f"{tar.rpartition('.')[0]}_stats.json"
+    return f"{tar.rpartition('.')[0]}{STATS}"
 
 
 def key_column(uri: str, path: str) -> str:
@@ -66,15 +68,18 @@ def read_keys(uri: str, path: str) -> tuple[str, list[str]]:
     return column, keys
 
 
-def split_table(uri: str, path: str, fates: Mapping[str, int], places: Mapping[int, str]) -> None:
+def split_table(
+    uri: str, path: str, fates: Mapping[str, int], places: Mapping[int, str], rest: int = KEPT
+) -> None:
     """Write the rows of the kept and of the removed samples, with the schema, row groups and codecs of the
     table.
 
     Args:
         uri: the corpus.
         path: the table's path in it, and in the folders it is written to.
-        fates: KEPT, REMOVED or DEAD by the sample's key. A row of no sample is kept.
+        fates: KEPT, REMOVED or DEAD by the sample's key.
         places: the folder for KEPT, for REMOVED, or for both.
+        rest: the fate of a row of no sample.
 
     Raises:
         UserError: the table is gone or damaged.
@@ -85,7 +90,7 @@ def split_table(uri: str, path: str, fates: Mapping[str, int], places: Mapping[i
         writers = {fate: stack.enter_context(open_writer(shard, place)) for fate, place in places.items()}
         for table in _groups(shard):
             keys = table.column(column).to_pylist()
-            fate_N = np.array([fates.get(key, KEPT) for key in keys], np.int8)
+            fate_N = np.array([fates.get(key, rest) for key in keys], np.int8)
             for fate, write in writers.items():
                 write(rows_where(table, fate_N == fate))
 

@@ -84,11 +84,12 @@ class WebDatasetCorpus:
     follow_links: bool = False
 
     def sources(self) -> list[Source]:
-        """All shards, and the tables beside them, sorted by path."""
-        suffixes = (*TAR_SUFFIXES, *PARQUET_SUFFIXES) if self.tables else TAR_SUFFIXES
+        """All shards, and the tables and the counts beside them, sorted by path."""
+        suffixes = (*TAR_SUFFIXES, *PARQUET_SUFFIXES, side.STATS) if self.tables else TAR_SUFFIXES
         found = list_shards(self.uri, self.only, suffixes, self.follow_links)
-        tables = {side.table_of(source.path) for source in found if _is_tar(source)}
-        return [source for source in found if _is_tar(source) or source.path in tables]
+        tars = [source.path for source in found if _is_tar(source)]
+        beside = {name(tar) for tar in tars for name in (side.table_of, side.stats_of)}
+        return [source for source in found if _is_tar(source) or source.path in beside]
 
     def check(self, source: Source) -> Problem | None:
         """Read the headers of the shard's first sample, and the table beside it. A problem is a shard that
@@ -182,7 +183,11 @@ class WebDatasetCorpus:
             fate_of = self._split(unit[0], fates, written)
             table = side.table_of(source)
             if self._has(table):
-                side.split_table(self.uri, table, fate_of, written)
+                # Where no sample is kept there is no kept table. In a list of the removed rows alone, the
+                # others stay where they are.
+                side.split_table(
+                    self.uri, table, fate_of, written, KEPT if kept or kept_uri is None else REMOVED
+                )
             if KEPT in written:
                 self.copy_beside((side.stats_of(source),), written[KEPT])
         return kept, removed
@@ -310,12 +315,17 @@ def _is_tar(source: Source) -> bool:
 
 
 def _refuse_other_keys(source: str, keys: np.ndarray, column: str, found: list[str]) -> None:
-    """Raise UserError if the table's column has a name that may mean something else, and a sample's key is
-    not in it."""
-    if column == side.KEYS[0]:
-        return
+    """Raise UserError if no sample's key is in the table's column, or if the column has a name that may mean
+    something else and a sample's key is not in it: rows of removed samples would stay."""
     known = np.array([_UNKNOWN, *map(_digest, found)], np.uint64)
-    if missing := int((~np.isin(keys, known)).sum()):
+    missing = int((~np.isin(keys, known)).sum())
+    if missing and missing == len(keys):
+        raise UserError(
+            f"None of the {missing} samples of {source} has a row in {side.table_of(source)} by the column "
+            f"{column}: put the keys there, which are the members' names up to the first dot of the file "
+            "name, or take the table away."
+        )
+    if missing and column != side.KEYS[0]:
         raise UserError(
             f"{missing} of the {len(keys)} samples of {source} have no row in {side.table_of(source)}, whose "
             f"column {column} may hold something else: rename the column with the keys to {side.KEYS[0]}."
