@@ -26,7 +26,6 @@ from poisoncam_ray.settings import load_config
 from poisoncam_ray.stage import Stage
 from poisoncam_ray.stages.clean import Clean
 from poisoncam_ray.stages.index import index_slice
-from poisoncam_ray.verify.records import STAGES
 
 SETTINGS = ["encoder.image_size=16", "corpus.rows_per_slice=9"]
 CONFIG = load_config(overrides=SETTINGS)
@@ -84,7 +83,7 @@ def commit(run: Folder, name: str, ledger: Ledger | None = None, said: Facts | N
 
 def finish(run: Folder) -> None:
     """What is left of a whole run beside its rows: manifests, verdict, lists of the report."""
-    for name in STAGES:
+    for name in artifact.TITLES:
         if name == artifact.REPORT or not (run / name).exists(MANIFEST):
             commit(run, name)
     for folder in (run / artifact.VERDICT, run / artifact.PAGE):

@@ -65,8 +65,9 @@ def look(run: Folder) -> dict[str, Any]:
     held = holder(run)
     if held is None and not run.exists(artifact.RUN):
         raise UserError(f"{run.uri} is not a run folder: give the --output of a defence.")
-    names = list(artifact.TITLES)
-    stages = store.in_parallel(lambda name: _stage(run / name, artifact.TITLES[name]), names)
+    titles = artifact.titles_of(run)
+    names = list(titles)
+    stages = store.in_parallel(lambda name: _stage(run / name, titles[name]), names)
     silent_s = held.silent_s() if held else None
     finished = all(stage["state"] == DONE for stage in stages)
     decided = stages[names.index(artifact.VERDICT)]["state"] == DONE

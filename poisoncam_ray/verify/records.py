@@ -10,28 +10,6 @@ from poisoncam_ray.folder import MANIFEST, Folder, Manifest
 from poisoncam_ray.verify import defect as kinds
 from poisoncam_ray.verify.defect import Defect
 
-STAGES = (
-    artifact.INDEX,
-    artifact.ENCODER,
-    artifact.FEATURES,
-    artifact.CLUSTERS,
-    artifact.SEARCH,
-    artifact.VERDICT,
-    artifact.CLASSIFIER,
-    artifact.SCORES,
-    artifact.CLEAN,
-    artifact.REPORT,
-)
-SEARCHED = (artifact.ENCODER, artifact.FEATURES, artifact.CLUSTERS, artifact.SEARCH)
-"""What a run does not have that applied the verdict of an earlier one."""
-
-
-def stage_names(run: Folder) -> list[str]:
-    """The artifacts that a finished run has, in order (poisoncam_ray.defence)."""
-    verdict = run / artifact.VERDICT
-    tree = verdict.read_json(artifact.VERDICT_FILE) if verdict.exists(artifact.VERDICT_FILE) else {}
-    return [name for name in STAGES if name not in SEARCHED or tree.get("applied_from") is None]
-
 
 def check_records(run: Folder) -> list[Defect]:
     """Compare the manifests with each other and with the report.
@@ -41,7 +19,7 @@ def check_records(run: Folder) -> list[Defect]:
     """
     trees = {
         name: (run / name).read_json(MANIFEST) if (run / name).exists(MANIFEST) else None
-        for name in stage_names(run)
+        for name in artifact.titles_of(run)
     }
     found = [Defect(kinds.UNFINISHED, name, MANIFEST, "none") for name, tree in trees.items() if tree is None]
     for name, tree in trees.items():
@@ -82,7 +60,9 @@ def _inputs(run: Folder, name: str, tree: dict[str, Any], trees: dict[str, Any])
 def _totals(run: Folder) -> list[Defect]:
     """Whether the stages agree on how many rows there are."""
     ledgers = {
-        name: manifest.ledger for name in STAGES if (manifest := Manifest.read(run / name)) is not None
+        name: manifest.ledger
+        for name in artifact.TITLES
+        if (manifest := Manifest.read(run / name)) is not None
     }
     index, clean = ledgers.get(artifact.INDEX), ledgers.get(artifact.CLEAN)
     if index is None:

@@ -13,10 +13,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
 import poisoncam_ray as pc
 from poisoncam_ray import api, artifact
+from poisoncam_ray.cli import TOP
 from poisoncam_ray.folder import MANIFEST, Folder
+from poisoncam_ray.inspection import inspect_image
+from poisoncam_ray.program import as_app
 from poisoncam_ray.report.words import tell
 from tests.fake_run import FakeRun, png, with_trigger
 from tests.real_classifier import TRIGGER, make_judged_run
@@ -67,6 +71,16 @@ def test_exactly_the_rows_with_the_trigger_are_removed(applied, place):
     page = (place / "new-out" / artifact.PAGE / artifact.HTML).read_text()
     assert "Only known triggers were looked for" in page and "4 of 40 images were removed" in page
     assert artifact.SEARCH not in [f"work/{name}" for name in Folder(str(place / "new-out/work")).names()]
+
+
+def test_other_commands_know_its_fewer_stages(applied, place):
+    run = str(place / "new-out")
+    for command, words in (("verify", None), ("status", "Finished."), ("inspect", "Known triggers only")):
+        ran = CliRunner().invoke(as_app(*TOP), [command, run], catch_exceptions=False)
+        assert ran.exit_code == 0, ran.output
+        assert words is None or words in ran.stdout
+    story = inspect_image(run, "0.parquet#3")
+    assert story.record.fate == "removed" and story.nearest is None and story.heat is not None
 
 
 def test_the_example_of_the_call(applied, place, monkeypatch):

@@ -32,7 +32,7 @@ def test_every_row_is_kept_removed_or_dead_and_the_bytes_are_the_source_bytes(fi
     assert {row["error"] for row in dead} == {"empty", "undecodable", "truncated", "not_embedded"}
     null = next(key for row, key in enumerate(before) if row == WITHOUT)
     assert kept[null]["image"] is not None and kept[null]["image"]["bytes"] is None
-    told = f"{len(kept)} kept (1 row without an image among them) + {len(removed)} removed + 4 dead"
+    told = f"{len(kept)} kept (1 row without an image) + {len(removed)} removed + 4 dead"
     assert told in finished.said
     assert [p.name for p in sorted((finished.run / artifact.CLEAN_ROWS).glob("*"))] == [
         p.name for p in sorted(finished.corpus.glob("*"))
