@@ -157,7 +157,12 @@ def test_an_attack_answers_scripts(tmp_path):
 
 def test_a_result_is_json_whatever_it_holds(capsys):
     # Terminals obey U+009B as they obey escape and bracket.
-    held = {"mean": float("nan"), "runs": [(1.5, float("inf"))], "name": "[bold]ünï\x1b[31m", "\x9b2J": "\x7f"}
+    held = {
+        "mean": float("nan"),
+        "runs": [(1.5, float("inf"))],
+        "name": "[bold]ünï\x1b[31m",
+        "\x9b2J": "\x7f",
+    }
     Output(as_json=True).result(held, [])
     shown = capsys.readouterr().out
     assert json.loads(shown) == held | {"mean": None, "runs": [[1.5, None]]}

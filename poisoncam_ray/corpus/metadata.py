@@ -22,7 +22,7 @@ from poisoncam_ray.errors import UserError
 from poisoncam_ray.store import delete
 
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
-LINE_MAX = 2**26
+LINE_MAX = 2**24
 """Bytes of a line or row, at most."""
 _READ_AT_ONCE = 2**20
 _NAMES, _NAME_ENDS = ("file_name", "file_names"), ("_file_name", "_file_names")

@@ -8,6 +8,8 @@ downloaded lies in 00000_stats.json. It is copied as it is, and so describes the
 
 from __future__ import annotations
 
+import hashlib
+from array import array
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 
@@ -17,10 +19,13 @@ import pyarrow as pa
 from poisoncam_ray.corpus.columns import is_text
 from poisoncam_ray.corpus.parquet_shard import Shard, open_shard, open_writer, rows_where
 from poisoncam_ray.corpus.protocol import KEPT
+from poisoncam_ray.corpus.shardfile import UnreadableError
 from poisoncam_ray.errors import UserError
 
 KEYS = ("key", "id", "image_id")
 """Columns that may hold the samples' keys. The first is img2dataset's."""
+ROWS_MAX = 2**20
+"""Rows of a table, at most. img2dataset writes ten thousand, and equal rows compress to nothing."""
 STATS = "_stats.json"
 """How the name ends of what img2dataset counted."""
 
@@ -46,7 +51,7 @@ def key_column(uri: str, path: str) -> str:
         return _key_column(shard)
 
 
-def read_keys(uri: str, path: str) -> tuple[str, list[str]]:
+def read_keys(uri: str, path: str) -> tuple[str, np.ndarray]:
     """Read a whole table, so that damage is found before any work.
 
     Args:
@@ -54,18 +59,27 @@ def read_keys(uri: str, path: str) -> tuple[str, list[str]]:
         path: the table's path in it.
 
     Returns:
-        The name of the column with the keys, and the keys.
+        The name of the column with the keys, and their digests, uint64.
 
     Raises:
-        UnreadableError: the table is damaged.
+        UnreadableError: the table is damaged or has more than `ROWS_MAX` rows.
         UserError: no column can hold keys.
     """
-    keys: list[str] = []
+    keys = array("Q")
     with open_shard(uri, path) as shard:
         column = _key_column(shard)
+        if shard.n_rows > ROWS_MAX:
+            why = f"{shard.n_rows:,} rows, more than the limit of {ROWS_MAX:,}"
+            raise UnreadableError(f"The table {path}", why)
         for batch in shard.batches(0, shard.n_rows, None):
-            keys += (key for key in batch.values().column(column).to_pylist() if key is not None)
-    return column, keys
+            keys.extend(digest(key) for key in batch.values().column(column).to_pylist() if key is not None)
+    return column, np.array(keys, np.uint64)
+
+
+def digest(key: str) -> int:
+    """A hash of a sample's key, 0 … 2⁶⁴ − 1: it takes less memory than the key."""
+    data = key.encode("utf-8", "surrogateescape")
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
 def split_table(

@@ -8,7 +8,6 @@ shard may have a table beside it (`side`), which is split along with it.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -231,8 +230,8 @@ class WebDatasetCorpus:
         for path in (source, *beside):
             delete(out_uri, path)
 
-    def _read_table(self, source: str) -> tuple[str, list[str]] | None:
-        """The key column and the keys of the table beside a shard; None if there is none.
+    def _read_table(self, source: str) -> tuple[str, np.ndarray] | None:
+        """The key column and the digests of the keys of the table beside a shard; None if there is none.
 
         Raises:
             UnreadableError: the table is damaged.
@@ -314,11 +313,10 @@ def _is_tar(source: Source) -> bool:
     return source.path.lower().endswith(TAR_SUFFIXES)
 
 
-def _refuse_other_keys(source: str, keys: np.ndarray, column: str, found: list[str]) -> None:
+def _refuse_other_keys(source: str, keys: np.ndarray, column: str, found: np.ndarray) -> None:
     """Raise UserError if no sample's key is in the table's column, or if the column has a name that may mean
     something else and a sample's key is not in it: rows of removed samples would stay."""
-    known = np.array([_UNKNOWN, *map(_digest, found)], np.uint64)
-    missing = int((~np.isin(keys, known)).sum())
+    missing = int((~np.isin(keys, found) & (keys != _UNKNOWN)).sum())
     if missing and missing == len(keys):
         raise UserError(
             f"None of the {missing} samples of {source} has a row in {side.table_of(source)} by the column "
@@ -330,11 +328,6 @@ def _refuse_other_keys(source: str, keys: np.ndarray, column: str, found: list[s
             f"{missing} of the {len(keys)} samples of {source} have no row in {side.table_of(source)}, whose "
             f"column {column} may hold something else: rename the column with the keys to {side.KEYS[0]}."
         )
-
-
-def _digest(key: str) -> int:
-    digest = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest()
-    return int.from_bytes(digest, "little")
 
 
 def _fated(file: ShardFile, fates: np.ndarray) -> Iterator[tuple[int, int | None, Member]]:
@@ -362,7 +355,7 @@ def _layout(
         for sample in samples(file, 0, file.source.size, file.source.size, extension):
             starts.append(sample.start)
             fault = sample.fault
-            keys.append(_UNKNOWN if sample.key is None else _digest(sample.key))
+            keys.append(_UNKNOWN if sample.key is None else side.digest(sample.key))
     key_N = np.array(keys, np.uint64)
     _, which, often = np.unique(key_N, return_inverse=True, return_counts=True)
     nothing = len(starts) == 1 and fault is not None and fault[0] == UNREADABLE_SHARD

@@ -186,6 +186,17 @@ def test_a_table_with_the_key_of_no_sample_is_refused(folder, kind):
         open_corpus(str(folder)).slices()
 
 
+def test_a_table_of_endless_rows_is_not_read(folder):
+    path = folder / "00001.parquet"
+    rewrite(path, lambda table: pa.concat_tables([table, *[table.slice(0, 1)] * 5000]))
+    corpus = open_corpus(str(folder))
+    assert {corpus.check(source) for source in corpus.sources()} == {None}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("poisoncam_ray.corpus.side.ROWS_MAX", 5000)
+        (problem,) = [p for p in map(corpus.check, corpus.sources()) if p]
+    assert problem.source == "00001.tar" and problem.reason == "5,020 rows, more than the limit of 5,000"
+
+
 def test_what_was_counted_is_no_way_out_of_the_folder(folder, tmp_path):
     (tmp_path / "secret").write_text("secret")
     (folder / "00001_stats.json").unlink()
