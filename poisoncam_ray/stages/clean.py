@@ -65,8 +65,8 @@ class Clean(Stage):
             for number, kept in enumerate(restored)
             if number not in markers or markers[number].get("review") != review_digest(kept)
         ]
-        # The marker goes first: after a kill the unit counts as not done, even if a later decision brings back
-        # the fates that its marker names.
+        # The marker goes first: after a kill the unit counts as not done, even if a later decision brings
+        # back the fates that its marker names.
         in_parallel(partial(delete, run.out.uri), [unit_name(number) for number in todo if number in markers])
         calls = (
             partial(
