@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -222,16 +223,33 @@ class FolderCorpus:
             in_parallel(lambda pair: write_bytes(out_uri, *pair), left)
 
 
-def delete_images(unit: Sequence[Slice], uri: str, image_ids: Iterable[str]) -> None:
+def shared_captions(slices: Sequence[Slice]) -> frozenset[str]:
+    """The captions that images of several slices have: a.txt, where a.jpg ends one slice and a.png begins the
+    next."""
+    count = Counter(path for slice_ in slices for path in slice_.beside or ())
+    return frozenset(path for path, n in count.items() if n > 1)
+
+
+def delete_images(
+    unit: Sequence[Slice], uri: str, image_ids: Iterable[str], spared: Collection[str] = ()
+) -> None:
     """Delete images of a unit and their captions from a folder that `split` wrote, if they are there, and the
     folders that are empty then: some readers take an empty folder for a class without images, and fail. A
-    caption stays for another image of its stem, which may be of another unit."""
+    caption stays for another image of its stem.
+
+    Args:
+        unit: the slices of the unit.
+        uri: the folder.
+        image_ids: the images.
+        spared: captions that stay, because an image of another unit, which may be written at the same time,
+            has them, too.
+    """
     fs, root = connect(uri)
     images = list(image_ids)
     for image in images:
         delete(uri, image)
-    captions = captions_of(images, (path for slice_ in unit for path in slice_.beside or ()))
-    paths = _all_of(captions)
+    beside = (path for slice_ in unit for path in slice_.beside or () if path not in spared)
+    paths = _all_of(captions_of(images, beside))
     shared = in_parallel(lambda path: _has_image(uri, path.rpartition(".")[0]), paths)
     alone = [path for path, is_shared in zip(paths, shared, strict=True) if not is_shared]
     for path in alone:
