@@ -234,8 +234,7 @@ def delete_images(
     unit: Sequence[Slice], uri: str, image_ids: Iterable[str], spared: Collection[str] = ()
 ) -> None:
     """Delete images of a unit and their captions from a folder that `split` wrote, if they are there, and the
-    folders that are empty then: some readers take an empty folder for a class without images, and fail. A
-    caption stays for another image of its stem.
+    folders that are empty then: some readers take an empty folder for a class without images, and fail.
 
     Args:
         unit: the slices of the unit.
@@ -246,15 +245,9 @@ def delete_images(
     """
     fs, root = connect(uri)
     images = list(image_ids)
-    for image in images:
-        delete(uri, image)
     beside = (path for slice_ in unit for path in slice_.beside or () if path not in spared)
-    paths = _all_of(captions_of(images, beside))
-    shared = in_parallel(lambda path: _has_image(uri, path.rpartition(".")[0]), paths)
-    alone = [path for path, is_shared in zip(paths, shared, strict=True) if not is_shared]
-    for path in alone:
+    for path in (*images, *_all_of(captions_of(images, beside))):
         delete(uri, path)
-    for path in (*images, *alone):
         folder = os.path.dirname(path)
         while is_local(fs) and folder:
             try:
@@ -262,11 +255,6 @@ def delete_images(
             except OSError:
                 break
             folder = os.path.dirname(folder)
-
-
-def _has_image(uri: str, stem: str) -> bool:
-    """Whether a folder holds an image of this stem."""
-    return any(exists(uri, f"{stem}{end}") for suffix in IMAGE_SUFFIXES for end in (suffix, suffix.upper()))
 
 
 def _modified(path: str) -> str | None:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from poisoncam_ray import review
 from poisoncam_ray.corpus import DEAD, KEPT, REMOVED, open_corpus
-from poisoncam_ray.corpus.folder import delete_images
+from poisoncam_ray.corpus.folder import delete_images, shared_captions
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.folder import Folder
 from poisoncam_ray.review import RESTORE, Named
@@ -308,8 +308,11 @@ def test_a_shared_caption_stays_for_the_image_of_another_unit(place):
     for name in ("a.txt", "a.gif.txt", "b.txt"):
         (place / "in" / name).write_text("words")
     _, removed = split(place, 1, FATE | {"a.gif": REMOVED, "a.png": REMOVED, "b.png": REMOVED})
-    for unit in open_corpus(str(place / "in"), rows_per_slice=1).units():
-        delete_images(unit, str(removed), [name for name in unit[0].files if name in ("a.gif", "b.png")])
+    units = open_corpus(str(place / "in"), rows_per_slice=1).units()
+    shared = shared_captions([slice_ for unit in units for slice_ in unit])
+    for unit in units:
+        gone = [name for name in unit[0].files if name in ("a.gif", "b.png")]
+        delete_images(unit, str(removed), gone, shared)
     assert {path.name for path in removed.iterdir() if path.is_file()} == {"a.png", "a.txt"}
 
 
