@@ -64,7 +64,7 @@ def inspect_image(run_uri: str, image: str) -> ImageStory:
     verdict = Verdict.read(run / artifact.VERDICT)
     if record.width is None:
         return ImageStory(run_uri, record, _why_unseen(record), side=config.encoder.image_size)
-    restored = Decisions(run).keeps(record.image_id, record.family) if record.fate == REMOVED else None
+    restored = Decisions(run).keeps(record.image_id) if record.fate == REMOVED else None
     data, doubt = _stored(run, record)
     models = _models(run, config)
     x_CHW, scores, seen = (None, [], []) if data is None else _seen(data, config, models)

@@ -14,6 +14,7 @@ import pytest
 
 from poisoncam_ray import artifact
 from poisoncam_ray.artifact import Verdict
+from poisoncam_ray.commands.status import look, told
 from poisoncam_ray.corpus import open_corpus
 from poisoncam_ray.defence import applied_stages
 from poisoncam_ray.errors import UserError
@@ -132,6 +133,20 @@ def test_console_and_report_say_that_only_known_triggers_were_looked_for(fake, t
     lines = tell(replace(FOUND, applied_from=where), 3, {1: 3})
     assert lines[0] == f"Known triggers only, of {where}: 3 images removed. New triggers were not looked for."
     assert json.loads(json.dumps(lines)) == lines
+
+
+def test_status_asks_for_no_stage_that_an_applied_run_does_not_have(fake, tmp_path):
+    shutil.copytree(fake.run, tmp_path / "run")
+    run = Folder(str(tmp_path / "run"))
+    for name in (artifact.SEARCH, artifact.ENCODER, artifact.FEATURES, artifact.CLUSTERS):
+        run.delete(name)
+    replace(Verdict.read(run / artifact.VERDICT), applied_from="earlier").write(run / artifact.VERDICT)
+    stages = [[stage.name, stage.title] for stage in applied_stages(run)]
+    run.write_json(artifact.RUN, run.read_json(artifact.RUN) | {"stages": stages})
+    found = look(run)
+    assert found["state"] == "finished" and found["applied_from"] == "earlier"
+    assert [stage["stage"] for stage in found["stages"]] == [title for _, title in stages]
+    assert told(found)[0] == "Finished." and told(found)[-1].startswith("Known triggers only, of earlier")
 
 
 def test_nothing_found_is_no_evidence_for_a_clean_corpus(fake, tmp_path):

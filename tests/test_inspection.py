@@ -6,6 +6,7 @@ import functools
 import io
 import json
 import shutil
+from dataclasses import replace
 
 import pyarrow as pa
 import pytest
@@ -99,6 +100,14 @@ def test_a_run_without_evidence_has_no_classifier_to_ask(calm):
         "was kept."
     ]
     assert story.heat is None and story.scores == [] and story.pixels is not None and story.nearest
+    assert len(Page(as_html(story)).all("figure")) == 2 and as_png(story)
+
+
+def test_a_run_that_applied_another_has_no_features_to_compare(judged):
+    story = replace(told(judged.run, POISONED), nearest=None)
+    assert len(Page(as_html(story)).all("figure")) == 2 and as_png(story)
+    other = replace(told(judged.run, POISONED), pixels=None)
+    assert Page(as_html(other)).all("figure") == [] and as_png(other)
 
 
 def test_a_classifier_in_doubt_removes_nothing_and_says_so(judged, tmp_path):

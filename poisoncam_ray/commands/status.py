@@ -81,6 +81,7 @@ def look(run: Folder) -> dict[str, Any]:
         "stages": stages,
         "verdict": verdict.verdict if verdict else None,
         "families": len(verdict.families) if verdict else None,
+        "applied_from": verdict.applied_from if verdict else None,
     }
 
 
@@ -144,7 +145,9 @@ def told(found: dict[str, Any]) -> list[str]:
         else:
             row = "begun, not done" if stage["state"] == BEGUN else "–"
         lines.append(f"{stage['stage']:<9} {row}")
-    if found["verdict"] is not None:
+    if found["applied_from"] is not None:
+        lines.append(f"Known triggers only, of {found['applied_from']}: new triggers are not looked for.")
+    elif found["verdict"] is not None:
         n = found["families"]
         kinds = "1 trigger family" if n == 1 else f"{n} trigger families"
         poison = found["verdict"] == POISON

@@ -53,8 +53,7 @@ def open_corpus(
             image folders.
         rows_per_slice: rows of a slice, at most.
         version: of a Delta table, the number of the version to read; None for the current one.
-        follow_links: whether symbolic links on a local disk are followed out of the folder. Not used for
-            Delta tables.
+        follow_links: whether symbolic links on a local disk are followed out of the folder.
 
     Returns:
         The corpus. It holds no open handle.
@@ -73,7 +72,7 @@ def open_corpus(
     if format == "delta" and not table:
         raise UserError(f"There is no Delta table in {uri} (no folder _delta_log): give a table's folder.")
     if table and (format == "delta" or (format == "auto" and can_read_delta())):
-        return open_delta(uri, image_column, rows_per_slice, version)
+        return open_delta(uri, image_column, rows_per_slice, version, follow_links)
     if version is not None and not table:
         raise UserError(f"{uri} is no Delta table: leave out corpus.version.")
     paths = [s.path for s in list_sources(uri, follow_links=follow_links)]

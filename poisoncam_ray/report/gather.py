@@ -36,6 +36,7 @@ def gather(
     title: str = "PoisonCAM report",
     about: Mapping[str, str] | None = None,
     corpus: Fetcher | None = None,
+    decisions: Decisions | None = None,
 ) -> PageContent:
     """Read everything that the page shows from the run folder.
 
@@ -44,6 +45,7 @@ def gather(
         title: the title of the page.
         about: more lines below the headline, by label.
         corpus: the input corpus; None to open the one that the run names.
+        decisions: the run's review; None to read it.
 
     Raises:
         UserError: the run is not finished.
@@ -59,7 +61,7 @@ def gather(
     config = settings.get("config", {})
     made = _json(run / artifact.ENCODER, artifact.ENCODER_CONFIG) or config.get("encoder", {})
     side = made.get("image_size", 1)
-    decisions = Decisions(run)
+    decisions = decisions or Decisions(run)
     scored = read_scores(run, decisions)
     dead, skipped = _dead(run), _skipped(run)
     candidates = _trigger_table(run)

@@ -240,7 +240,7 @@ class Rows:
 
 
 def _open(run: Folder, input_uri: str, config: Config) -> Corpus:
-    """The corpus; where the input is gone, what was written of it, which has the same format."""
+    """The corpus. Where the input is gone, it is what the run wrote of it, which has the same format."""
     settings = config.corpus
     opened = partial(
         open_corpus,
