@@ -212,6 +212,8 @@ class Runner:
             progress.skip(stage.title)
             return Done(stage.name, stage.title, committed, reused=True)
         identity, inputs = self.identities[stage.name], self._inputs(stage)
+        if missing := [name for name in stage.inputs if name not in inputs]:
+            raise LedgerError(f"{stage.title}: {' and '.join(missing)} is not committed")
         stamp = Manifest(identity, inputs, fingerprint({"of": identity}))
         stamp.write(out, STARTED)
         began = time.monotonic()
