@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from poisoncam_ray import artifact
 from poisoncam_ray.artifact import Verdict
 from poisoncam_ray.config import Config
-from poisoncam_ray.decode import DecodeError, views
+from poisoncam_ray.decode import DecodeError
 from poisoncam_ray.errors import StoreAwayError, UserError
 from poisoncam_ray.folder import Folder, Manifest
 from poisoncam_ray.method.classifier import poison_logit
@@ -33,7 +33,7 @@ from poisoncam_ray.runner import config_of, corpus_of
 from poisoncam_ray.stages.compute import device
 from poisoncam_ray.stages.embed import read_features
 from poisoncam_ray.stages.ensembles import load_models
-from poisoncam_ray.stages.pixels import decode_indexed
+from poisoncam_ray.stages.pixels import decode_indexed, views_indexed
 
 PARTS_LOOKED_AT = 2048
 """Parts whose features are compared, at most: two million images, which takes about a minute from a disk."""
@@ -151,8 +151,7 @@ def _seen(
     data: bytes, config: Config, models: dict[int, Trained]
 ) -> tuple[np.ndarray, list[FamilyScore], list[str]]:
     """The view that scores highest, as Judge chooses it; its scores; and what there is to say of it."""
-    limits = config.corpus
-    first, other = views(data, config.encoder.image_size, limits.max_pixels, limits.max_bytes)
+    first, other = views_indexed(data, config)
     scores = _scores(models, first)
     if other is None:
         return first, scores, []

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 import poisoncam_ray
 from poisoncam_ray import artifact, metrics
 from poisoncam_ray.config import Config
-from poisoncam_ray.corpus import Corpus, open_corpus
+from poisoncam_ray.corpus import Corpus, open_by
 from poisoncam_ray.errors import LedgerError, UserError
 from poisoncam_ray.fingerprint import differences, fingerprint
 from poisoncam_ray.folder import MANIFEST, STARTED, Folder, Manifest, absolute
@@ -70,14 +70,7 @@ class Runner:
                 f"The output {output_uri} lies inside the input {self.input_uri}: give another place."
             )
         refuse_foreign(self.folder)
-        self.corpus = open_corpus(
-            self.input_uri,
-            format=config.corpus.format,
-            image_column=config.corpus.image_column,
-            rows_per_slice=config.corpus.slice_rows,
-            version=config.corpus.version,
-            follow_links=config.corpus.follow_links,
-        )
+        self.corpus = open_by(config.corpus, self.input_uri)
         self.sources = {source.path: [source.size, source.tag] for source in self.corpus.sources()}
         self.identities = {stage.name: self._identity(stage) for stage in self.stages}
         self._refuse_other_work()
@@ -212,6 +205,8 @@ class Runner:
             progress.skip(stage.title)
             return Done(stage.name, stage.title, committed, reused=True)
         identity, inputs = self.identities[stage.name], self._inputs(stage)
+        if missing := [name for name in stage.inputs if name not in inputs]:
+            raise LedgerError(f"{stage.title}: {' and '.join(missing)} is not committed")
         stamp = Manifest(identity, inputs, fingerprint({"of": identity}))
         stamp.write(out, STARTED)
         began = time.monotonic()
@@ -354,15 +349,7 @@ def corpus_of(run: Folder) -> Corpus:
     Raises:
         UserError: it does not exist any more.
     """
-    corpus = config_of(run).corpus
-    uri = run.read_json(artifact.RUN)["input"]
-    return open_corpus(
-        uri,
-        corpus.format,
-        corpus.image_column,
-        version=corpus.version,
-        follow_links=corpus.follow_links,
-    )
+    return open_by(config_of(run).corpus, run.read_json(artifact.RUN)["input"])
 
 
 def _from(stages: Sequence[Stage], redo: str | None) -> list[Stage]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 
+from poisoncam_ray.config import CorpusSettings
 from poisoncam_ray.container import KINDS
 from poisoncam_ray.corpus.arrow import ARROW_SUFFIXES, open_saved
 from poisoncam_ray.corpus.columns import find_image_column
@@ -28,7 +29,7 @@ from poisoncam_ray.corpus.tables import is_delta, refuse_partition
 from poisoncam_ray.corpus.webdataset import TAR_SUFFIXES, WebDatasetCorpus
 from poisoncam_ray.errors import UserError
 
-__all__ = ["DEAD", "KEPT", "REMOVED", "Corpus", "Problem", "Row", "Slice", "Source", "open_corpus"]
+__all__ = ["DEAD", "KEPT", "REMOVED", "Corpus", "Problem", "Row", "Slice", "Source", "open_by", "open_corpus"]
 
 FORMATS = ("auto", "parquet", "folder", "webdataset", "delta", "arrow")
 _PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -120,6 +121,26 @@ def _place(uri: str) -> tuple[str, str]:
         return uri, ""
     folder, _, only = uri.rpartition("/")
     return folder or ".", only
+
+
+def open_by(settings: CorpusSettings, uri: str) -> Corpus:
+    """Open a corpus as the settings say.
+
+    Args:
+        settings: the section `corpus` of the configuration.
+        uri: as for `open_corpus`.
+
+    Raises:
+        UserError: as `open_corpus`.
+    """
+    return open_corpus(
+        uri,
+        settings.format,
+        settings.image_column,
+        settings.slice_rows,
+        settings.version,
+        settings.follow_links,
+    )
 
 
 def _refuse_tables_without_keys(uri: str, tables: list[str]) -> None:

@@ -1,8 +1,8 @@
 """A Delta table as a corpus: the Parquet files of one version of the table.
 
-Which files these are stands in the table's log, which `deltalake` reads. The values of partition columns
-stand in the log and in the folders' names (`label=3/`), not in the files. What is written is a folder of
-plain Parquet shards, no Delta table. Its folders have the same names, where readers of Hive partitions find
+The table's log names these files, and `deltalake` reads it. The files do not hold the partition columns:
+their values are in the log and in the names of the folders (`label=3/`). The output is a folder of plain
+Parquet shards and no Delta table. Its folders have the same names, so that readers of Hive partitions find
 those columns.
 """
 

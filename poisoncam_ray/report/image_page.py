@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -218,7 +219,9 @@ def as_png(story: ImageStory) -> bytes:
     sheet = Image.new("RGB", (width, height), "white")
     for i, panel in enumerate(panels):
         sheet.paste(panel, (GAP + i * (SHOWN + GAP), GAP))
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    # Pillow's own font has no "×", and few letters beyond English.
+    font = ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", 12)
+    draw = ImageDraw.Draw(sheet)
     top = SHOWN + 2 * GAP if panels else GAP
     for i, line in enumerate(lines):
         draw.text((GAP, top + i * LINE), line, fill="black", font=font)

@@ -81,7 +81,7 @@ def read_views(
     parts_N = _parts(width_N, height_N, size)
     found: list[tuple[int, Pixels, tuple[int, int, int, int]]] = []
     for i, data in enumerate(_stored(corpus, slice_, wanted)):
-        x_NCHW[i], other = views(data or b"", size, limits.max_pixels, limits.max_bytes)
+        x_NCHW[i], other = views_indexed(data, config)
         if other is not None:
             found.append((i, other, (0, 0, width_N[i], height_N[i])))
         if boxes := parts_N[i]:
@@ -204,6 +204,16 @@ def decode_indexed(data: bytes | None, config: Config) -> Pixels:
     """
     limits = config.corpus
     return decode(data or b"", config.encoder.image_size, limits.max_pixels, limits.max_bytes)
+
+
+def views_indexed(data: bytes | None, config: Config) -> tuple[Pixels, Pixels | None]:
+    """x_CHW of one encoded image at the encoder's size, and its second view; None where it has none.
+
+    Raises:
+        DecodeError: as `decode_indexed`.
+    """
+    limits = config.corpus
+    return views(data or b"", config.encoder.image_size, limits.max_pixels, limits.max_bytes)
 
 
 def as_pixels(data: bytes, size: int) -> Pixels:
