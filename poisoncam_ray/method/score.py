@@ -78,6 +78,31 @@ def supercluster_gain(landed_NF: Tensor, y_F: Tensor, own_N: Tensor, supercluste
 
 
 @torch.inference_mode()
+def unchanged_flips(encoder: Embedder, x_NCHW: Tensor, own_N: Tensor, c_KD: Tensor, batch: int) -> Tensor:
+    """Embed images as they are, each among other images than before, and see which leave their cluster.
+
+    None should. Those that do lie at the boundary of two clusters, and rounding moves them: `own_N` comes
+    from features that were stored with fewer digits, or computed at another precision or in other batches.
+    Masked or pasted, such an image looks like evidence, which has nothing to do with mask or paste.
+
+    Args:
+        encoder: images to features.
+        x_NCHW: images, float in [0, 1].
+        own_N: the cluster of each image, as masks and pastes are compared with it.
+        c_KD: centroids.
+        batch: images through the encoder at once.
+
+    Returns:
+        flips_N, bool.
+    """
+    flips_N = torch.empty(len(x_NCHW), dtype=torch.bool, device=x_NCHW.device)
+    order_N = torch.randperm(len(x_NCHW), generator=torch.Generator().manual_seed(len(x_NCHW)))
+    for i_M in order_N.to(x_NCHW.device).split(batch):
+        flips_N[i_M] = assign(encoder.embed(x_NCHW[i_M]), c_KD)[0] != own_N[i_M]
+    return flips_N
+
+
+@torch.inference_mode()
 def occlusion_flips(
     encoder: Embedder,
     x_NCHW: Tensor,
