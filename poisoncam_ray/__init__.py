@@ -7,6 +7,7 @@ run.verdict                         # is there poison, and how sure is it
 run.removed().to_pandas()           # each removed image, with the box of its trigger
 run.show(family=1)                  # in a notebook: the trigger, and images that carry it
 run.clean()                         # the corpus without its poison, a ray.data.Dataset
+pc.apply(run, "new/", "new-out/")   # the same triggers, looked for in new images
 """
 
 import os
@@ -14,7 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from poisoncam_ray.api import defend
+    from poisoncam_ray.api import apply, defend
     from poisoncam_ray.errors import StageFailedError, UserError
     from poisoncam_ray.results import Results, open_run
 
@@ -24,9 +25,10 @@ os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 __version__ = "0.1.0"
-__all__ = ["Results", "StageFailedError", "UserError", "__version__", "defend", "open_run"]
+__all__ = ["Results", "StageFailedError", "UserError", "__version__", "apply", "defend", "open_run"]
 
 _PLACES = {
+    "apply": "api",
     "defend": "api",
     "open_run": "results",
     "Results": "results",

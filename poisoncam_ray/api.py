@@ -9,9 +9,9 @@ from typing import Any
 from rich.console import Console
 
 from poisoncam_ray.config import Config
-from poisoncam_ray.defence import stages
+from poisoncam_ray.defence import applied_stages, stages
 from poisoncam_ray.errors import StageFailedError, UserError, origin
-from poisoncam_ray.launch import launch
+from poisoncam_ray.launch import earlier_run, launch
 from poisoncam_ray.progress import Progress
 from poisoncam_ray.results import Place, Results, open_run
 from poisoncam_ray.settings import load_config
@@ -59,7 +59,7 @@ def defend(
 
     Examples:
         >>> import poisoncam_ray as pc
-        >>> run = pc.defend("photos/", "out/", preset="tiny-cnn", seed=1)  # doctest: +ELLIPSIS
+        >>> run = pc.defend("photos/", "out/", preset="tiny-cnn", seed=1)
         Index ...
         >>> run.counts.kept + run.counts.removed + run.counts.dead == run.counts.rows
         True
@@ -70,6 +70,48 @@ def defend(
     """
     chosen = load_config(preset, None if config is None else os.fspath(config), overrides, settings)
     return run_stages(input, output, chosen, stages(), redo, progress)
+
+
+def apply(
+    run: Results | Place,
+    input: Place,
+    output: Place,
+    *,
+    overrides: Sequence[str] = (),
+    progress: bool = True,
+    **settings: Any,
+) -> Results:
+    """Remove the known triggers of an earlier run from other images: new shards, or repaired ones.
+
+    The classifiers and thresholds of the earlier run judge the images. A new trigger is not looked for.
+    Nothing is trained. Ray is used as `defend` uses it.
+
+    Args:
+        run: the earlier run, or its folder.
+        input: the new images, in any format that `defend` reads.
+        output: the new run folder: empty, or one to resume.
+        overrides: settings of the sections corpus, clean and resources: ["corpus.image_column=jpg"].
+        progress: whether to print how far the stages are.
+        **settings: the same by section: `resources={"actors": 4}`.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        UserError: the earlier run has no trigger to look for, or changed since `output` was begun; or a
+            setting or the input cannot be used.
+        StageFailedError: a stage failed; its cause says why. The same call resumes.
+
+    Examples:
+        >>> new = pc.apply(run, "new/", "new-out/", progress=False)
+        >>> new.verdict.applied_from
+        '.../out'
+        >>> print(new)
+        Known triggers only, of ...
+    """
+    place = run.uri if isinstance(run, Results) else os.fspath(run)
+    source, config = earlier_run(place, os.fspath(output), overrides, settings)
+    return run_stages(input, output, config, applied_stages(source), None, progress)
 
 
 def run_stages(

@@ -2,12 +2,13 @@
 
     run.json              configuration, versions, format number
     clean/                the corpus without what was removed, in the input's layout
-    keep/                 in place of clean/ where the corpus is not copied: part-*.parquet, which rows are kept
+    keep/                 part-*.parquet: which rows are kept, in place of clean/ where nothing is copied
     removed/              the removed rows, in the input's layout
     dead/                 part-*.parquet: rows that hold no image that decodes, each with its reason
-    report/               index.html, verdict.json, removed.csv
+    report/               index.html, verdict.json, removed.csv; restored.csv after a review
     work/lease/           which driver works here
-    work/1_index/         sources.parquet, slices.parquet; part-*.parquet: one row an image
+    work/1_index/         sources.parquet, slices.parquet; part-*.parquet: one row an image;
+                          no_image/part-*.parquet: rows without an image, which are kept
     work/2_encoder/       model.safetensors, config.json, history.json, checkpoints/
     work/3_features/      part-*.parquet: one feature an image
     work/4_clusters/      centroids.safetensors; part-*.parquet: the cluster of each image
@@ -16,6 +17,7 @@
     work/7_classifier/    validation.json, roles.parquet, whole_triggers.parquet, family_*_model_*.safetensors
     work/8_scores/        part-*.parquet: the score, the fate and the trigger's box of each image
     work/clean/           unit-*.json, unit-*.parquet: which rows of each shard were removed, and why
+    work/review/          entry-*.json, ids-*.parquet: what people decided about the flagged images
     work/report/          the report's manifest
     work/models/          further encoders, trained by an evaluation to compare with
 
@@ -52,7 +54,22 @@ VERDICT = "work/6_verdict"
 CLASSIFIER = "work/7_classifier"
 SCORES = "work/8_scores"
 CLEAN = "work/clean"
+REVIEW = "work/review"
 REPORT = "work/report"
+
+TITLES = {
+    INDEX: "Index",
+    ENCODER: "Pretrain",
+    FEATURES: "Embed",
+    CLUSTERS: "Cluster",
+    SEARCH: "Search",
+    VERDICT: "Verdict",
+    CLASSIFIER: "Classify",
+    SCORES: "Judge",
+    CLEAN: "Clean",
+    REPORT: "Report",
+}
+"""The title of the stage that makes each artifact, in order, for readers of a run that load no stages."""
 
 SIDES = ("x0", "y0", "x1", "y1")
 """Columns of a box [x0, y0, x1, y1), wherever an artifact holds one."""
@@ -74,6 +91,7 @@ SLICE_SCHEMA = pa.schema(
         ("span", pa.list_(pa.int64())),
         ("twins", pa.list_(pa.int64())),
         ("kind", pa.string()),
+        ("beside", pa.list_(pa.string())),
         ("rows", pa.int64()),
     ]
 )
@@ -88,6 +106,10 @@ INDEX_SCHEMA = pa.schema(
         ("bytes", pa.int64()),
     ]
 )
+NO_IMAGE = "no_image"
+"""A folder in INDEX. It has a part for each slice with rows whose image is null: Clean keeps them, and no
+other stage sees them."""
+NO_IMAGE_SCHEMA = pa.schema([("image_id", pa.string()), ("source", pa.string()), ("row", pa.int64())])
 DEAD_SCHEMA = pa.schema(
     [
         ("image_id", pa.string()),
@@ -168,7 +190,8 @@ KEEP, REMOVE = "keep", "remove"
 
 # clean
 KEEP_SCHEMA = pa.schema([("image_id", pa.string()), ("source", pa.string()), ("row", pa.int64())])
-"""The kept rows of one unit. `source`: the shard's path in the corpus, "." in an image folder; `row`: from 0 in the shard."""
+"""The kept rows of one unit. `source`: the shard's path in the corpus, "." in an image folder; `row`: from 0
+in the shard."""
 REMOVED_SCHEMA = pa.schema(
     [
         ("image_id", pa.string()),
@@ -181,9 +204,20 @@ REMOVED_SCHEMA = pa.schema(
     ]
 )
 
+RESTORED_SCHEMA = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("family", pa.int32()),
+        ("restored_by", pa.string()),
+        ("when", pa.string()),
+        ("note", pa.string()),
+    ]
+)
+
 # report
 HTML = "index.html"
 REMOVED_CSV = "removed.csv"
+RESTORED_CSV = "restored.csv"
 METRICS = "metrics.json"
 
 
@@ -248,6 +282,8 @@ class Verdict:
         group_scores: of every window group, weighted, highest first.
         null_scores: of the groups that the null was fitted to, not weighted, highest first.
         families: the trigger families; none where there is no evidence of poison.
+        applied_from: the earlier run whose verdict this is, where only its triggers were looked for; None
+            where the run searched itself.
     """
 
     verdict: str
@@ -260,6 +296,7 @@ class Verdict:
     group_scores: tuple[float, ...] = ()
     null_scores: tuple[float, ...] = ()
     families: tuple[Family, ...] = ()
+    applied_from: str | None = None
 
     @property
     def poison(self) -> bool:
@@ -275,7 +312,10 @@ class Verdict:
 
     def write(self, folder: Folder, name: str = VERDICT_FILE) -> None:
         """Write verdict.json."""
-        folder.write_json(name, asdict(self))
+        tree = asdict(self)
+        if self.applied_from is None:
+            del tree["applied_from"]
+        folder.write_json(name, tree)
 
     @staticmethod
     def read(folder: Folder) -> Verdict:

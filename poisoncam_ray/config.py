@@ -37,13 +37,16 @@ class Section(BaseModel):
 class CorpusSettings(Section):
     """The input: its format, its limits, and how many rows make one slice, the unit of work."""
 
-    how: ClassVar[frozenset[str]] = frozenset({"max_dead_fraction", "version"})
+    how: ClassVar[frozenset[str]] = frozenset({"max_dead_fraction", "version", "follow_links"})
 
     format: Literal["auto", "parquet", "folder", "webdataset", "delta", "arrow"] = "auto"
     image_column: str | None = None
     """The Parquet column, or the extension of a sample's image. null: the only one that holds images."""
     version: Annotated[int, Field(ge=0)] | None = None
     """The version of a Delta table. null: the current one. Run folders are compared by its files."""
+    follow_links: bool = False
+    """Read what symbolic links on a local disk lead to, wherever it lies, each folder once. Otherwise a link
+    that leaves the input is refused by name."""
     rows_per_slice: Count = 1024
     max_pixels: Count = 64_000_000
     """An image whose header announces more pixels is never decoded. Its row is dead."""

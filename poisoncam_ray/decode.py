@@ -26,10 +26,11 @@ from PIL import (
 
 from poisoncam_ray.container import PNG_MAGIC, DecodeError, read_container
 
-__all__ = ["MAX_BYTES", "DecodeError", "decode", "header"]
+__all__ = ["MAX_BYTES", "DecodeError", "decode", "header", "views"]
 
 MAX_BYTES = 128 * 2**20
 """Default limit of an image, in bytes."""
+Box = tuple[float, float, float, float]
 _WHITE = (255, 255, 255, 255)
 _PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
     "JPEG": JpegImagePlugin.JpegImageFile,
@@ -61,11 +62,12 @@ def header(data: bytes, max_pixels: int, max_bytes: int = MAX_BYTES) -> tuple[in
 
 
 def decode(data: bytes, image_size: int, max_pixels: int, max_bytes: int = MAX_BYTES) -> np.ndarray:
-    """Decode an image, scale its shorter side to `image_size` and crop the centre.
+    """Decode an image as a training loader does, scale its shorter side to `image_size` and crop the centre.
 
-    One bilinear, antialiased resampling of the centre square does both, so that a long, narrow image never
-    becomes a huge one on the way. Transparent pixels become white, 16-bit greys are scaled to 8 bits, CMYK
-    and palettes become RGB. Of an animation the first frame is taken.
+    The colours are those of Pillow's `convert("RGB")`: transparency is dropped, so that colours show under
+    it, and 16-bit greys are clipped to 255. Of an animation the first frame is taken. One bilinear,
+    antialiased resampling of the centre square does both, so that a long, narrow image never becomes a huge
+    one on the way.
 
     Args:
         data: the stored bytes.
@@ -81,22 +83,57 @@ def decode(data: bytes, image_size: int, max_pixels: int, max_bytes: int = MAX_B
     """
     image = _open(data, max_pixels, max_bytes)
     try:
-        # libjpeg can scale down while decoding; down to twice the target only, so that the filter does the
-        # rest.
-        image.draft(image.mode, (2 * image_size, 2 * image_size))
-        image.load()
-        width, height = image.size
-        side = min(width, height)
-        left, top = (width - side) / 2, (height - side) / 2
-        centre = (int(left), int(top), int(left + side + 0.5), int(top + side + 0.5))
-        box = (left - centre[0], top - centre[1], left - centre[0] + side, top - centre[1] + side)
-        cropped = image if centre == (0, 0, width, height) else image.crop(centre)
-        square = _to_rgb(cropped, image.info.get("transparency")).resize(
-            (image_size, image_size), Image.Resampling.BILINEAR, box=box
-        )
-        return np.ascontiguousarray(np.asarray(square, dtype=np.uint8).transpose(2, 0, 1))
+        centre, box = _centre(image, image_size)
+        return _square(_opaque(centre), image_size, box)
     except Exception as error:
         raise _translate(error, data) from error
+
+
+def views(
+    data: bytes, image_size: int, max_pixels: int, max_bytes: int = MAX_BYTES
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Decode an image as `decode` does, and as a viewer shows it.
+
+    Args:
+        data: the stored bytes.
+        image_size: side of the square, in pixels.
+        max_pixels: limit of the stored width × height.
+        max_bytes: limit of the length of `data`.
+
+    Returns:
+        What `decode` gives; and the same square with transparent pixels over white and with more than 8 bits
+        scaled to 8, None where that is no other picture.
+
+    Raises:
+        DecodeError: the bytes give no image.
+    """
+    image = _open(data, max_pixels, max_bytes)
+    try:
+        centre, box = _centre(image, image_size)
+        other = _shown(centre)
+        first = _square(_opaque(centre), image_size, box)
+        second = None if other is None else _square(other, image_size, box)
+        return first, None if second is None or np.array_equal(first, second) else second
+    except Exception as error:
+        raise _translate(error, data) from error
+
+
+def _centre(image: ImageFile.ImageFile, image_size: int) -> tuple[Image.Image, Box]:
+    """The pixels that the centre square touches, and its place in them."""
+    # libjpeg can scale down while decoding; down to twice the target only, so that the filter does the rest.
+    image.draft(image.mode, (2 * image_size, 2 * image_size))
+    image.load()
+    width, height = image.size
+    side = min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+    centre = (int(left), int(top), int(left + side + 0.5), int(top + side + 0.5))
+    box = (left - centre[0], top - centre[1], left - centre[0] + side, top - centre[1] + side)
+    return image if centre == (0, 0, width, height) else image.crop(centre), box
+
+
+def _square(image: Image.Image, image_size: int, box: Box) -> np.ndarray:
+    square = image.resize((image_size, image_size), Image.Resampling.BILINEAR, box=box)
+    return np.ascontiguousarray(np.asarray(square, dtype=np.uint8).transpose(2, 0, 1))
 
 
 def _open(data: bytes, max_pixels: int, max_bytes: int) -> ImageFile.ImageFile:
@@ -122,20 +159,32 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
         raise DecodeError("bomb", f"{width} × {height} pixels, more than the limit of {max_pixels}")
 
 
-def _to_rgb(image: Image.Image, transparency: object) -> Image.Image:
-    if image.mode.startswith("I"):
-        return _grey16_to_rgb(image, transparency)
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, _WHITE), rgba).convert("RGB")
+def _opaque(image: Image.Image) -> Image.Image:
+    # Pillow would only warn about it.
+    image.info.pop("transparency", None)
     return image.convert("RGB")
 
 
-def _grey16_to_rgb(image: Image.Image, transparency: object) -> Image.Image:
-    shown = ((np.arange(65536) + 128) // 257).astype(np.uint8)
-    if isinstance(transparency, int) and 0 <= transparency < 65536:
-        shown[transparency] = 255
-    return Image.fromarray(shown[np.asarray(image).clip(0, 65535)]).convert("RGB")
+def _shown(image: Image.Image) -> Image.Image | None:
+    """The image as a viewer shows it; None where that is what `convert("RGB")` gives."""
+    if image.mode.startswith(("I", "F")):
+        return _deep_grey(image)
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, _WHITE), rgba).convert("RGB")
+    return None
+
+
+def _deep_grey(image: Image.Image) -> Image.Image:
+    """Greys of more than 8 bits, scaled: 0 … 65535 for integers; 0 … 1 or 0 … 255 for real numbers, unless
+    they are larger."""
+    stored, transparent = np.nan_to_num(np.asarray(image)), image.info.get("transparency")
+    highest = float(stored.max())
+    top = 65535 if image.mode.startswith("I") else next((t for t in (1, 255, 65535) if highest <= t), highest)
+    shown = (stored.astype(np.float64).clip(0, top) * (255 / top) + 0.5).astype(np.uint8)
+    if isinstance(transparent, int):
+        shown[stored == transparent] = 255
+    return Image.fromarray(shown).convert("RGB")
 
 
 def _translate(error: Exception, data: bytes) -> DecodeError:

@@ -1,8 +1,11 @@
-"""The defence: its ten stages, in order. This list is the table of contents of the program."""
+"""The defence: its ten stages, in order. This list is the table of contents of the program. A shorter one
+looks for the triggers of an earlier run in other images."""
 
 from __future__ import annotations
 
+from poisoncam_ray.folder import Folder
 from poisoncam_ray.stage import Stage
+from poisoncam_ray.stages.adopt import AdoptClassifier, AdoptVerdict
 from poisoncam_ray.stages.classify import Classify
 from poisoncam_ray.stages.clean import Clean
 from poisoncam_ray.stages.cluster import Cluster
@@ -10,7 +13,7 @@ from poisoncam_ray.stages.embed import Embed
 from poisoncam_ray.stages.index import Index
 from poisoncam_ray.stages.judge import Judge
 from poisoncam_ray.stages.pretrain import Pretrain
-from poisoncam_ray.stages.report import Report
+from poisoncam_ray.stages.report import AppliedReport, Report
 from poisoncam_ray.stages.search import Search
 from poisoncam_ray.stages.verdict import Verdict
 
@@ -28,4 +31,20 @@ def stages() -> list[Stage]:
         Judge(),  # its score on every image, and where the trigger is
         Clean(),  # the corpus without what was flagged
         Report(),  # what was found, why, and where every row went
+    ]
+
+
+def applied_stages(source: Folder) -> list[Stage]:
+    """The stages that judge other images by what an earlier run has found.
+
+    Args:
+        source: the run folder of the earlier run.
+    """
+    return [
+        Index(),
+        AdoptVerdict(source),  # the earlier run's verdict and triggers
+        AdoptClassifier(source),  # its classifiers
+        Judge(),
+        Clean(),
+        AppliedReport(),
     ]

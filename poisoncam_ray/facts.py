@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeVar
 
 from poisoncam_ray.folder import Manifest
+from poisoncam_ray.review import told
 
 F = TypeVar("F", bound="Facts")
 
@@ -39,6 +40,11 @@ def of_manifest(kind: type[F], manifest: Manifest) -> F:
     return kind(**{name: value for name, value in manifest.facts.items() if name in known})
 
 
+def without_image(n: int) -> str:
+    """3 → "3 rows without an image"."""
+    return f"{n:,} {'row' if n == 1 else 'rows'} without an image"
+
+
 @dataclass(frozen=True)
 class Indexed(Facts):
     """Facts of Index.
@@ -49,6 +55,7 @@ class Indexed(Facts):
         slices_reused: slices that an earlier attempt had finished.
         shards_skipped: shards that cannot be read.
         corpus_rows: rows of the corpus, where only a sample is looked at; None where all are.
+        no_image: rows whose image is null. They are kept.
     """
 
     images: int
@@ -57,19 +64,22 @@ class Indexed(Facts):
     slices_reused: int
     shards_skipped: int
     corpus_rows: int | None = None
+    no_image: int = 0
 
     @property
     def summary(self) -> str:
         broken = f", {self.dead:,} broken" if self.dead else ""
+        without = f", {without_image(self.no_image)}" if self.no_image else ""
         shards = "shard" if self.shards_skipped == 1 else "shards"
         skipped = f", {self.shards_skipped:,} {shards} skipped" if self.shards_skipped else ""
         drawn = f": {self.told_sample}" if self.corpus_rows is not None else ""
-        return f"{self.images:,} images in {self.slices:,} slices{broken}{skipped}{drawn}"
+        return f"{self.images:,} images in {self.slices:,} slices{broken}{without}{skipped}{drawn}"
 
     @property
     def sample(self) -> tuple[int, int] | None:
         """Rows looked at and rows of the corpus, where only a sample is looked at; None where all are."""
-        return None if self.corpus_rows is None else (self.images + self.dead, self.corpus_rows)
+        looked_at = self.images + self.dead + self.no_image
+        return None if self.corpus_rows is None else (looked_at, self.corpus_rows)
 
     @property
     def told_sample(self) -> str:
@@ -201,12 +211,14 @@ class Cleaned(Facts):
     """Facts of Clean.
 
     Attributes:
-        kept: rows written to `clean/`, or listed in `keep/`.
+        kept: rows written to `clean/` or listed in `keep/`, those without an image among them.
         removed: rows written to `removed/`.
         dead: rows without an image that decodes.
         files: units of work, each a shard or a slice of a folder.
         files_reused: units that an earlier attempt had finished.
+        restored: how many of the kept rows had been flagged, by who restored them.
         copied: whether the kept rows were written to `clean/`, and not only listed in `keep/`.
+        no_image: kept rows whose image is null. They were not judged.
     """
 
     kept: int
@@ -215,10 +227,20 @@ class Cleaned(Facts):
     files: int
     files_reused: int
     copied: bool = True
+    no_image: int = 0
+    restored: dict[str, int] = field(default_factory=dict)
 
     @property
     def summary(self) -> str:
-        return f"{self.kept:,} kept + {self.removed:,} removed + {self.dead:,} dead = {self.rows:,} rows"
+        return f"{self.terms} = {self.rows:,} rows"
+
+    @property
+    def terms(self) -> str:
+        """Where the rows went, as a sum."""
+        among = [without_image(self.no_image)] if self.no_image else []
+        among += [told(self.restored)] if self.restored else []
+        within = f" ({', '.join(among)})" if among else ""
+        return f"{self.kept:,} kept{within} + {self.removed:,} removed + {self.dead:,} dead"
 
     @property
     def rows(self) -> int:

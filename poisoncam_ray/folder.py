@@ -129,16 +129,20 @@ class Folder:
 
 @dataclass(frozen=True)
 class Ledger:
-    """Where the rows of a stage went. A stage fails unless `rows_in` = `rows_out` + `removed` + `dead`."""
+    """Where the rows of a stage went. A stage fails unless `rows_in` = `rows_out` + `removed` + `dead` +
+    `no_image`. `no_image`: of Index, rows whose image is null, which Clean keeps: there they are part of
+    `rows_out`. `restored`: of `rows_out`, those that had been flagged and were kept by a review."""
 
     rows_in: int
     rows_out: int
     removed: int = 0
     dead: int = 0
+    no_image: int = 0
+    restored: int = 0
 
     @property
     def balanced(self) -> bool:
-        return self.rows_in == self.rows_out + self.removed + self.dead
+        return self.rows_in == self.rows_out + self.removed + self.dead + self.no_image
 
 
 @dataclass(frozen=True)

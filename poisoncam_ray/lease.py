@@ -4,6 +4,8 @@ The driver with the highest numbered file in `work/lease/` holds the lease. A dr
 next number, which succeeds for one of several. The holder rewrites its file every ten seconds. Another driver
 watches that file by its own clock, and takes over when the file has not changed for a minute, or at once when
 the holder was a process of the same machine that has ended.
+
+The file also says how far the holder's work is. `holder` reads it, for `poisoncam status`.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any
@@ -45,6 +48,7 @@ class Lease:
         tell: is called with a sentence when another driver's lease has to be watched.
         beat_s: seconds between two renewals.
         watch_s: seconds without a renewal after which another driver's lease is taken over.
+        work: how far the holder's work is, as JSON values; None while there is nothing to say.
     """
 
     def __init__(
@@ -53,16 +57,17 @@ class Lease:
         tell: Callable[[str], None] = lambda _: None,
         beat_s: float = BEAT_S,
         watch_s: float = WATCH_S,
+        work: Callable[[], Mapping[str, Any] | None] = lambda: None,
     ) -> None:
         self._run, self._folder, self._tell = run, run / LEASE, tell
-        self._beat_s, self._watch_s = beat_s, watch_s
+        self._beat_s, self._watch_s, self._work = beat_s, watch_s, work
         self._number, self._beat = 0, 0
         self._state = {
             "token": uuid.uuid4().hex,
             "host": socket.gethostname(),
             "machine": _machine(),
             "pid": os.getpid(),
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "started": _now(),
         }
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
@@ -152,20 +157,84 @@ class Lease:
                 self._folder.write_bytes(_name(self._number), self._content(released=True))
 
     def _content(self, released: bool = False) -> bytes:
-        return json.dumps(self._state | {"beat": self._beat, "released": released}, indent=1).encode()
+        now = {"beat": self._beat, "released": released, "at": _now(), "work": self._work()}
+        return json.dumps(self._state | now, indent=1).encode()
 
     def _numbers(self) -> list[int]:
-        stems = (name.removesuffix(".json") for name in self._folder.names())
-        return sorted(int(stem) for stem in stems if stem.isdecimal())
+        return _numbers(self._folder)
 
     def _highest(self) -> int:
         return max(self._numbers(), default=0)
 
     def _read(self, number: int) -> bytes:
+        return _read(self._folder, number)
+
+
+@dataclass(frozen=True)
+class Holder:
+    """The driver whose lease is the latest of a run folder, as its file says.
+
+    Attributes:
+        host: its machine's name.
+        pid: its process number there.
+        started: when it took the lease (ISO 8601, UTC).
+        at: when it wrote last, by its own clock (ISO 8601, UTC).
+        work: how far its work is; None between stages.
+        ended: it has given the lease back, or was a process of this machine that is gone.
+    """
+
+    host: str
+    pid: int | None
+    started: str
+    at: str
+    work: dict[str, Any] | None
+    ended: bool
+
+    def silent_s(self) -> float | None:
+        """Seconds since it wrote last, if its clock and ours agree; None where it does not say."""
         try:
-            return self._folder.read_bytes(_name(number))
-        except FileNotFoundError:
-            return b""
+            return max(0.0, (datetime.now(UTC) - datetime.fromisoformat(self.at)).total_seconds())
+        except (TypeError, ValueError):
+            return None
+
+
+def holder(run: Folder) -> Holder | None:
+    """Read who holds, or held last, the lease of a run folder. Nothing is written.
+
+    Returns:
+        None where no driver has left a lease.
+    """
+    folder = run / LEASE
+    numbers = _numbers(folder)
+    if not numbers:
+        return None
+    state = _parsed(_read(folder, numbers[-1]))
+    gone = state.get("machine") == _machine() and not _is_alive(state.get("pid"))
+    pid, work = state.get("pid"), state.get("work")
+    return Holder(
+        host=str(state.get("host", "?")),
+        pid=pid if isinstance(pid, int) else None,
+        started=str(state.get("started", "?")),
+        at=str(state.get("at", "")),
+        work=work if isinstance(work, dict) else None,
+        ended=bool(state.get("released")) or gone,
+    )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _numbers(folder: Folder) -> list[int]:
+    stems = (name.removesuffix(".json") for name in folder.names())
+    return sorted(int(stem) for stem in stems if stem.isdecimal())
+
+
+def _read(folder: Folder, number: int) -> bytes:
+    try:
+        return folder.read_bytes(_name(number))
+    except FileNotFoundError:
+        return b""
 
 
 def _name(number: int) -> str:

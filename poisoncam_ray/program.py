@@ -1,7 +1,7 @@
 """Runs commands as a program: signals, one sentence for a mistake, exit codes.
 
 0    done
-1    failed; the traceback follows
+1    failed; the traceback follows. `verify`: defects were found, each on a line
 2    a mistake of the user's, told in one sentence
 3    done, and poison was found; only with --exit-code
 130  ended by SIGINT

@@ -6,7 +6,7 @@ It also holds how far the work is, for the lease, which carries it to `poisoncam
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -85,28 +85,6 @@ class Work:
         """Seconds until all is done, at the rate until now; None where it cannot be told."""
         rate = self.rate
         return None if rate is None or self.total is None else max(0, self.total - self.done) / rate
-
-    def told(self, elapsed: bool = False) -> str:
-        """All of it on one line, without the title.
-
-        Args:
-            elapsed: also how long the stage has run.
-        """
-        parts = []
-        if self.unit:
-            of = "" if self.total is None else f" of {self.total:,}"
-            parts.append(f"{self.done:,}{of} {self.unit}")
-        if self.note:
-            parts.append(self.note)
-        if self.waiting:
-            parts.append(self.waiting)
-        else:
-            rate, left = self.rate, self.seconds_left
-            parts += [per_time(rate)] if rate else []
-            parts += [f"{duration(left)} left"] if left else []
-        if elapsed:
-            parts.append(f"{duration(self.elapsed)} so far")
-        return ", ".join(parts)
 
     def as_json(self) -> dict[str, Any]:
         """All of it, for other processes."""
@@ -192,6 +170,17 @@ class Progress:
         if what or self._bar:
             self._show(at_once=begins)
 
+    @property
+    def idle_s(self) -> float:
+        """Seconds since the stage under work has done something, or has begun; 0 between stages."""
+        work = self.work
+        return self._clock() - work.moved if work else 0.0
+
+    def as_json(self) -> dict[str, Any] | None:
+        """How far the stage under work is, for other processes; None between stages."""
+        work = self.work
+        return work.as_json() if work else None
+
     def skip(self, title: str) -> None:
         """Print that an earlier run has committed the stage."""
         self.console.print(f"{title:<9} done before, nothing to do")
@@ -207,13 +196,32 @@ class Progress:
             return
         if self._bar:
             task = self._bar.task_ids[0]
-            self._bar.update(task, completed=work.done, total=work.total, told=work.told())
+            self._bar.update(task, completed=work.done, total=work.total, told=describe(work.as_json()))
         elif at_once or now >= self._due:
             if now >= self._due:
                 self._wait_s = min(2 * self._wait_s, LONGEST_S)
             self._due, self._lines = now + self._wait_s, self._lines + 1
-            told = escape(work.told(elapsed=not work.unit))
+            so_far = "" if work.unit else f", {duration(work.elapsed)} so far"
+            told = escape(describe(work.as_json()) + so_far)
             self.console.print(f"{work.title:<9} {time.strftime('%H:%M:%S')} {told}")
+
+
+def describe(work: Mapping[str, Any]) -> str:
+    """How far a stage is, on one line.
+
+    Args:
+        work: of `Work.as_json`.
+    """
+    parts = []
+    if work["unit"]:
+        of = "" if work["total"] is None else f" of {work['total']:,}"
+        parts.append(f"{work['done']:,}{of} {work['unit']}")
+    parts += [work["note"]] if work["note"] else []
+    if work["waiting"]:
+        return ", ".join([*parts, work["waiting"]])
+    parts += [per_time(work["rate"])] if work["rate"] else []
+    parts += [f"{duration(work['seconds_left'])} left"] if work["seconds_left"] else []
+    return ", ".join(parts)
 
 
 def duration(seconds: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -13,10 +14,8 @@ import pyarrow.fs
 from poisoncam_ray import artifact, facts, store
 from poisoncam_ray.artifact import SIDES, Verdict
 from poisoncam_ray.config import Config
-from poisoncam_ray.corpus import open_corpus
-from poisoncam_ray.corpus.folder import FolderCorpus
-from poisoncam_ray.corpus.listing import IMAGE_SUFFIXES, PARQUET_SUFFIXES
-from poisoncam_ray.corpus.webdataset import TAR_SUFFIXES, WebDatasetCorpus
+from poisoncam_ray.corpus.listing import IMAGE_SUFFIXES, PARQUET_SUFFIXES, list_sources
+from poisoncam_ray.corpus.webdataset import TAR_SUFFIXES
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.facts import Cleaned
 from poisoncam_ray.folder import Folder, Manifest
@@ -70,7 +69,7 @@ class Results:
     Examples:
         >>> run.verdict.poison
         True
-        >>> print(run)  # doctest: +ELLIPSIS
+        >>> print(run)
         Poison found: 1 trigger family, ...
         >>> run.removed().column_names
         ['image_id', 'source', 'row', 'reason', 'p_poison', 'family', 'box']
@@ -205,31 +204,37 @@ class Results:
             >>> run.clean().count() == run.counts.kept
             True
         """
-        self._needed(artifact.CLEAN)
+        if not self.counts.copied:
+            raise UserError(
+                f"The run {self.uri} left the corpus where it is: {artifact.KEEP_LIST}/ lists the kept rows."
+            )
         place = self.folder / artifact.CLEAN_ROWS
         if not place.names():
-            raise UserError(f"There is no clean corpus at {place.uri}: it was deleted, or never written.")
+            raise UserError(f"There is no clean corpus at {place.uri}: it was deleted, or nothing was kept.")
         # Ray is imported when it is needed: a run can be read without it.
         import ray.data
 
         from poisoncam_ray.stages.ray_cluster import connect
 
-        connect()
         filesystem, path = store.connect(place.uri)
         options: dict[str, Any] = {
             "filesystem": pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(filesystem))
         }
-        limits = self.config.corpus
-        corpus = open_corpus(place.uri, limits.format, limits.image_column)
-        if isinstance(corpus, FolderCorpus):
-            names = [suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES]
-            return ray.data.read_images(path, include_paths=True, file_extensions=names, **options)
-        tars = isinstance(corpus, WebDatasetCorpus)
-        suffixes = TAR_SUFFIXES if tars else PARQUET_SUFFIXES
-        shards = [
-            f"{path}/{source.path}" for source in corpus.sources() if source.path.lower().endswith(suffixes)
-        ]
-        return (ray.data.read_webdataset if tars else ray.data.read_parquet)(shards, **options)
+        names = [source.path.lower() for source in list_sources(place.uri)]
+        # Tables may lie beside tars and images.
+        for suffixes, read in (
+            (TAR_SUFFIXES, ray.data.read_webdataset),
+            (IMAGE_SUFFIXES, partial(ray.data.read_images, include_paths=True)),
+            (PARQUET_SUFFIXES, ray.data.read_parquet),
+        ):
+            if any(name.endswith(suffixes) for name in names):
+                connect()
+                extensions = [suffix.removeprefix(".") for suffix in suffixes]
+                return read(path, file_extensions=extensions, **options)
+        raise UserError(
+            f"Ray Data does not read the files of {place.uri}: "
+            f"datasets.load_from_disk({place.uri!r}) opens saved datasets."
+        )
 
     def show(self, family: int | None = None, images: int = 12) -> Shown:
         """Look at what was found: the triggers, and removed images with the box of their trigger.

@@ -6,8 +6,11 @@ import platform
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from typing import Any
+
+from pydantic import ValidationError
 
 import poisoncam_ray
 from poisoncam_ray import artifact, metrics
@@ -18,6 +21,7 @@ from poisoncam_ray.fingerprint import differences, fingerprint
 from poisoncam_ray.folder import MANIFEST, STARTED, Folder, Manifest, absolute
 from poisoncam_ray.lease import Lease
 from poisoncam_ray.progress import Progress
+from poisoncam_ray.review import digest
 from poisoncam_ray.stage import Run, Stage
 from poisoncam_ray.store import real_path
 
@@ -72,6 +76,7 @@ class Runner:
             image_column=config.corpus.image_column,
             rows_per_slice=config.corpus.slice_rows,
             version=config.corpus.version,
+            follow_links=config.corpus.follow_links,
         )
         self.sources = {source.path: [source.size, source.tag] for source in self.corpus.sources()}
         self.identities = {stage.name: self._identity(stage) for stage in self.stages}
@@ -79,13 +84,54 @@ class Runner:
         self._lease: Lease | None = None
         self._check(rows=None)
 
+    @staticmethod
+    def of_run(uri: str, stages: Sequence[Stage]) -> Runner:
+        """The runner that made a run folder: with the input and the configuration that the folder names.
+
+        Args:
+            uri: the run folder.
+            stages: the stages, in order.
+
+        Raises:
+            UserError: there is no run, it is of another version, or its input is not what it was.
+        """
+        folder = Folder(absolute(uri))
+        if not folder.exists(artifact.RUN):
+            raise UserError(f"{uri} is no run folder: it holds no {artifact.RUN}.")
+        refuse_foreign(folder)
+        about = folder.read_json(artifact.RUN)
+        try:
+            config = Config.model_validate(about["config"])
+        except ValidationError as error:
+            raise UserError(
+                f"{uri} was made by another version of poisoncam_ray: {error.errors()[0]['msg']}."
+            ) from None
+        return Runner(about["input"], folder.uri, config, stages)
+
     def pending(self) -> list[Stage]:
-        """Stages that are not committed, or are to be done again."""
+        """Stages that are not committed, are to be done again, or were revised."""
         return [
             stage
             for stage in self.stages
-            if stage in self.redone or not (self.folder / stage.name).exists(MANIFEST)
+            if stage in self.redone
+            or not (self.folder / stage.name).exists(MANIFEST)
+            or self._is_revised(stage)
         ]
+
+    def _is_revised(self, stage: Stage) -> bool:
+        """Whether a log that a committed stage reads has grown since."""
+        logs = self._logs(stage)
+        committed = Manifest.read(self.folder / stage.name) if stage.revised_by else None
+        if committed is None:
+            return False
+        then = {name: value for name, value in committed.inputs.items() if name not in stage.inputs}
+        return then != logs
+
+    def _logs(self, stage: Stage) -> dict[str, str]:
+        """The digest of each log that the stage reads and that is not empty."""
+        names = [name for name in stage.revised_by if name not in stage.inputs]
+        found = {name: digest(self.folder / name) for name in names}
+        return {name: value for name, value in found.items() if value is not None}
 
     def run(self, progress: Progress) -> list[Done]:
         """Commit every pending stage.
@@ -96,10 +142,14 @@ class Runner:
         """
         if not self.pending():
             return self._run(progress)
-        with Lease(self.folder, lambda text: progress.console.print(text, markup=False)) as self._lease:
+        told = partial(progress.console.print, markup=False)
+        with Lease(self.folder, told, work=progress.as_json) as self._lease:
             # Another driver may have begun here, with other settings, since this one was checked.
             self._refuse_other_work()
             self._forget()
+            # The last first, as above: what is being written again must not look like a finished run.
+            for stage in reversed([stage for stage in self.stages if self._is_revised(stage)]):
+                (self.folder / stage.name).delete(MANIFEST)
             return self._run(progress)
 
     def _run(self, progress: Progress) -> list[Done]:
@@ -171,23 +221,31 @@ class Runner:
         return Done(stage.name, stage.title, manifest, reused=False)
 
     def _inputs(self, stage: Stage) -> dict[str, str]:
-        """The digest of each input's manifest."""
-        return {
+        """The digest of each input's manifest, and of each log."""
+        made = {
             name: fingerprint({"manifest": (self.folder / name).read_json(MANIFEST)}) for name in stage.inputs
         }
+        return made | self._logs(stage)
 
     def _committed(self, stage: Stage) -> Manifest | None:
-        """The committed manifest, if there is one.
+        """The committed manifest, if there is one that needs no revision.
 
         Raises:
-            UserError: the artifact was made, or begun, from other inputs than lie there now.
+            UserError: the artifact was made, or begun, from other inputs than lie there now, and not because
+                of a revision.
         """
         out, inputs = self.folder / stage.name, self._inputs(stage)
         committed = Manifest.read(out)
         earlier = committed or Manifest.read(out, STARTED)
         if earlier is None or earlier.inputs == inputs:
             return committed
-        remade = [name for name in inputs if earlier.inputs.get(name) != inputs[name]]
+        remade = [
+            name
+            for name in {**inputs, **earlier.inputs}
+            if earlier.inputs.get(name) != inputs.get(name) and name not in stage.revised_by
+        ]
+        if not remade:
+            return None
         raise UserError(
             f"{stage.name} was made from another {' and '.join(remade)} than lies there now: give the same "
             f"command with --redo {stage.title.lower()}, or use an empty output folder."
@@ -285,7 +343,13 @@ def corpus_of(run: Folder) -> Corpus:
     """
     corpus = config_of(run).corpus
     uri = run.read_json(artifact.RUN)["input"]
-    return open_corpus(uri, corpus.format, corpus.image_column, version=corpus.version)
+    return open_corpus(
+        uri,
+        corpus.format,
+        corpus.image_column,
+        version=corpus.version,
+        follow_links=corpus.follow_links,
+    )
 
 
 def _from(stages: Sequence[Stage], redo: str | None) -> list[Stage]:

@@ -77,6 +77,9 @@ class Stage(ABC):
         version: to be raised when the same inputs give another artifact.
         inputs: the artifacts that it reads.
         sections: the sections of the configuration that it reads.
+        revised_by: what may change after the artifact was committed: a log that people write to, or an input
+            that was revised itself. The stage is then run again over what it left. Any other change of an
+            input is refused.
         writes: what it writes at the top of the run folder, beside the artifact.
     """
 
@@ -85,6 +88,7 @@ class Stage(ABC):
     version: ClassVar[int]
     inputs: ClassVar[tuple[str, ...]]
     sections: ClassVar[tuple[str, ...]]
+    revised_by: ClassVar[tuple[str, ...]] = ()
     writes: ClassVar[tuple[str, ...]] = ()
 
     def check(self, config: Config, rows: int | None) -> None:  # noqa: B027

@@ -115,8 +115,8 @@ def copy_file(uri: str, relative: str, out_uri: str, tag: str | None = None) -> 
     """Copy a file to the same name in another folder, without its bytes passing through this process.
 
     On S3 the server copies. On a local disk the kernel does, and clones the blocks where the file system can
-    (XFS, Btrfs). The copy is a file of its own and never a hard link: a program that writes into it later must
-    not change the source. It appears whole or not at all.
+    (XFS, Btrfs). The copy is a file of its own and never a hard link: a program that writes into it later
+    must not change the source. It appears whole or not at all.
 
     Args:
         uri: the folder of the source.

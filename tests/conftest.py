@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 import poisoncam_ray  # noqa: F401
 from tests.chaos import Chaos
 from tests.s3 import S3Server
+from tests.wheel import Installed, install
 
 # The same examples on every machine: a test run must not fail by chance. To look for more counterexamples:
 # pytest --hypothesis-profile thorough (the option is read after this file). No deadline in either: a busy
@@ -51,23 +54,35 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.add_marker("unit")
 
 
-class OneRay(LoadScopeScheduling):
-    """Deals the files out to the processes of pytest-xdist.
+STARTS_RAY = re.compile(r"mark\.cluster|def \w+\([^)]*\bray_cluster\b")
+LONGEST_FIRST = ("end to end", "nodes", "ray")
 
-    Tests that start Ray wait more than they compute, so all of them go to one process, where they share
-    clusters, and the unit tests run beside them in another.
+
+@cache
+def scope_of(file: str) -> str:
+    """Tests of one scope run in one process of pytest-xdist, one after the other.
+
+    Tests that start Ray wait more than they compute, so two of these scopes run beside each other. Clusters
+    of several nodes have their addresses for themselves; in each scope clusters and finished runs are shared.
+    Unit tests, whose files are scopes of their own, fill the gaps.
     """
+    text = (Path(__file__).parents[1] / file).read_text()
+    if "end_to_end/" in file:
+        return "end to end"
+    if "RayNodes" in text:
+        return "nodes"
+    return "ray" if STARTS_RAY.search(text) else file
+
+
+class RayApart(LoadScopeScheduling):
+    """Deals the scopes out to the processes, in the order of the collected tests."""
 
     def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.partition("::")[0]
-        if any(folder in file for folder in ("integration/", "end_to_end/")):
-            return "ray"
-        text = (Path(__file__).parents[1] / file).read_text()
-        return "ray" if "ray_cluster" in text or "mark.cluster" in text else file
+        return scope_of(nodeid.partition("::")[0])
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneRay:
-    return OneRay(config, log)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> RayApart:
+    return RayApart(config, log)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -75,6 +90,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         slow = [item for item in items if not item.get_closest_marker("unit")]
         config.hook.pytest_deselected(items=slow)
         items[:] = [item for item in items if item.get_closest_marker("unit")]
+    if hasattr(config, "workerinput"):  # a process of pytest-xdist
+        rank = {scope: i for i, scope in enumerate(LONGEST_FIRST)}
+        items.sort(key=lambda item: rank.get(scope_of(item.nodeid.partition("::")[0]), len(rank)))
 
 
 @pytest.fixture(scope="session")
@@ -94,6 +112,11 @@ def triggers() -> Path:
     if not folder.is_dir():
         pytest.skip("the triggers (shared/data/htba-triggers beside the project) are not on this machine")
     return folder
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory) -> Installed:
+    return install(tmp_path_factory.mktemp("install"))
 
 
 @pytest.fixture(scope="session")

@@ -67,7 +67,7 @@ def png(seed: int, width: int = WIDTH, height: int = HEIGHT) -> bytes:
     return file.getvalue()
 
 
-def make_fake_run(folder: Path, poison: bool = True) -> FakeRun:
+def make_fake_run(folder: Path, poison: bool = True, trigger: Image.Image | None = None) -> FakeRun:
     """120 images in two shards, one of them undecodable, and a finished run over them.
 
     Args:
@@ -75,6 +75,7 @@ def make_fake_run(folder: Path, poison: bool = True) -> FakeRun:
         poison: 20 images of the first shard are poisoned, 16 of these in a cluster with 4 clean ones, 4
             elsewhere; 18 of the poisoned and one clean image are removed, as one trigger family. Otherwise
             there is no poison, no evidence and no removed image.
+        trigger: is drawn on the poisoned images; None: these look like the others.
     """
     ids = image_ids()
     rng = np.random.default_rng(7)
@@ -91,7 +92,7 @@ def make_fake_run(folder: Path, poison: bool = True) -> FakeRun:
         image_id: "cat" if image_id in poisoned or i % 4 == 0 else "dog" for i, image_id in enumerate(ids)
     }
     corpus = folder / "corpus"
-    _write_corpus(corpus, ids, label)
+    _write_corpus(corpus, ids, label, poisoned if trigger else {}, trigger)
     _write_truth(folder / "truth.parquet", ids, poisoned)
 
     run = Folder(str(folder / "run"))
@@ -139,8 +140,22 @@ def _commit(run: Folder, n: int, n_removed: int, candidates: list[dict], poison:
         Manifest(identity, {}, "0" * 64, rows, 1.5 + 40 * i, told).write(run / stage)
 
 
-def _write_corpus(corpus: Path, ids: list[str], label: dict[str, str]) -> None:
+def with_trigger(data: bytes, trigger: Image.Image | None, box: tuple[int, int, int, int]) -> bytes:
+    """The PNG with the trigger drawn in the box."""
+    image = Image.open(io.BytesIO(data))
+    if trigger:
+        image.paste(trigger.resize((box[2] - box[0], box[3] - box[1])), box)
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def _write_corpus(
+    corpus: Path, ids: list[str], label: dict[str, str], poisoned: dict, trigger: Image.Image | None
+) -> None:
     pictures = {image_id: png(i)[: 60 if image_id == DEAD else None] for i, image_id in enumerate(ids)}
+    for image_id, box in poisoned.items():
+        pictures[image_id] = with_trigger(pictures[image_id], trigger, box)
     for shard, n in SHARDS.items():
         mine = [f"{shard}#{i}" for i in range(n)]
         rows = [{"image": pictures[image_id], "label": label[image_id]} for image_id in mine]

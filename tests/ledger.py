@@ -91,6 +91,12 @@ def defend(corpus: Corpus, run: Folder, copies: bool = True, slices: list[Slice]
             **{side: pa.array([1] * n, pa.int32()) for side in SIDES},
         }
         (run / artifact.SCORES).write_table(name, pa.table(columns, schema=artifact.SCORE_SCHEMA))
+    without = [
+        image_id
+        for name in (index / artifact.NO_IMAGE).parts()
+        for image_id in (index / artifact.NO_IMAGE).read_table(name)["image_id"].to_pylist()
+    ]
+    ends.kept.extend(without)
     for name in dead.parts():
         rows = dead.read_table(name).to_pylist()
         ends.errors.update({row["image_id"]: row["error"] for row in rows})
@@ -98,6 +104,7 @@ def defend(corpus: Corpus, run: Folder, copies: bool = True, slices: list[Slice]
     for number, unit in enumerate(corpus.units(slices)):
         write_unit(number, unit, corpus, run, copies)
         counts.update((run / artifact.CLEAN).read_json(artifact.unit_name(number)))
+    assert counts.pop("no_image") == len(without)
     assert counts == {"kept": len(ends.kept), "removed": len(ends.removed), "dead": len(ends.errors)}
     announced = sum(slice_.stop - slice_.start for slice_ in slices)
     assert announced == len({*ends.kept, *ends.removed, *ends.errors}) == counts.total()

@@ -210,6 +210,18 @@ def test_the_input_may_be_an_argument_among_settings(asked):
     assert asked("s3://bucket/year=2024", "--output", "out")[0] == "s3://bucket/year=2024"
 
 
+def test_a_sample_and_an_audit_are_options(asked):
+    assert asked("photos", "--output", "out")[2].copies
+    assert not asked("photos", "--output", "out", "--no-copy")[2].copies
+    config = asked("photos", "--output", "out", "--limit", "500")[2]
+    assert config.corpus.limit == 500 and not config.copies
+
+
+def test_a_copy_of_a_sample_is_refused(refuses, corpus):
+    said = refuses(corpus, "--output", "out", "--limit", "500", "clean.copy_corpus=true")
+    assert "a part of the corpus that looks like a cleaned one" in said
+
+
 def test_two_inputs_are_refused(refuses):
     assert "one input, not 'a' and 'b'" in refuses("a", "b", "--output", "out")
     assert "one input, not 'a' and 'b'" in refuses("--input", "a", "b", "--output", "out")

@@ -7,6 +7,7 @@ import os
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -14,9 +15,13 @@ from typer.testing import CliRunner
 
 import poisoncam_ray
 from poisoncam_ray import cli
+from poisoncam_ray.commands.options import Output
 from poisoncam_ray.config import Config
 from poisoncam_ray.program import as_app
+from poisoncam_ray.research.demo import draw_corpus
 from poisoncam_ray.settings import load_config, presets
+from tests.fake_run import make_fake_run
+from tests.report.test_words import finish
 from tests.small import ROOT
 
 PROGRAM = "import sys; sys.argv[0] = 'poisoncam'; from poisoncam_ray.cli import main; main()"
@@ -95,3 +100,66 @@ def test_the_settings_are_shown_with_what_they_mean():
     at = lines.index("  max_bytes: 134217728")
     assert lines[at - 1] == "  # A larger image is never decoded. Its row is dead."
     assert set(yaml.safe_load(shown)) == set(Config.model_fields)
+
+
+@pytest.fixture
+def defended(tmp_path, monkeypatch, capfd):
+    """`poisoncam defend` over a fake run whose stages are done: exit code, standard output and error."""
+    fake = make_fake_run(tmp_path)
+
+    def launch(input_uri, output_uri, config, stages, progress, *_):
+        with progress.stage("Clean"):
+            progress.update(1, 2, "files")
+        return finish(fake)
+
+    monkeypatch.setattr("poisoncam_ray.launch.launch", launch)
+
+    def call(*options: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["poisoncam", fake.corpus, "--output", fake.run, *options])
+        with pytest.raises(SystemExit) as ended:
+            as_app(cli.TOP[0])()
+        return ended.value.code, *capfd.readouterr()
+
+    return call
+
+
+def test_the_last_line_of_a_defence_for_scripts_is_the_verdict(defended):
+    code, out, err = defended("--json")
+    (line,) = out.splitlines()
+    said = json.loads(line)
+    assert code == 0 and (said["verdict"], said["poison"]) == ("poison", True)
+    assert (said["rows"], said["kept"], said["removed"], said["dead"]) == (120, 100, 19, 1)
+    assert [family["removed"] for family in said["families"]] == [19]
+    for place in said["places"].values():
+        assert place.startswith(said["run"])
+    # Progress is told, but not there.
+    assert "Clean     …" in err and "1 of 2 files" in err
+    assert defended("--json", "--exit-code")[0] == 3
+
+
+def test_a_quiet_defence_says_its_result_only(defended):
+    code, out, err = defended("--quiet")
+    assert (code, err) == (0, "") and out.splitlines()[0].startswith("120 rows = 100 kept + 19 removed")
+    assert "…" not in out and "files" not in out
+    loud = defended()
+    assert loud[1].endswith(out[out.index("Poison found") :]) and "1 of 2 files" in loud[1]
+    code, out, err = defended("--quiet", "--json")
+    assert json.loads(out)["removed"] == 19 and err == ""
+
+
+def test_an_attack_answers_scripts(tmp_path):
+    draw_corpus(str(tmp_path / "corpus"), n_images=12, n_categories=2, size=16, seed=1, shards=1)
+    place = ["--input", str(tmp_path / "corpus"), "--output", str(tmp_path / "out"), "--target", "1"]
+    said = json.loads(poisoncam("attack", *place, "--trigger", "generated:1", "--json"))
+    assert said["n_images"] == 12 and said["n_poisoned"] == 3
+    assert Path(said["truth"]).is_file() and Path(said["corpus"]).is_dir()
+
+
+def test_a_result_is_json_whatever_it_holds(capsys):
+    held = {"mean": float("nan"), "runs": [(1.5, float("inf"))], "name": "[bold]ünï\x1b[31m"}
+    Output(as_json=True).result(held, [])
+    shown = capsys.readouterr().out
+    assert json.loads(shown) == held | {"mean": None, "runs": [[1.5, None]]}
+    assert "NaN" not in shown and "\x1b" not in shown
+    Output().result({}, [held["name"]])
+    assert capsys.readouterr().out == "[bold]ünï\N{REPLACEMENT CHARACTER}[31m\n"

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from poisoncam_ray.container import read_container
+from poisoncam_ray.container import KINDS, read_container
 from poisoncam_ray.decode import DecodeError, decode, header
 from tests import bombs
 from tests.fuzz import seeds
@@ -131,3 +131,35 @@ def test_tags_and_items_of_metadata_reach_no_decoder():
 def test_a_tiff_of_a_compression_that_is_not_read_says_so(compression):
     data = seeds.encode(seeds.noise(8, 8), "TIFF", compression=compression)
     assert "compression" in str(refused(data)) and refused(data).kind == "undecodable"
+
+
+def heic(brand: bytes, compatible: bytes = b"mif1heic") -> bytes:
+    return (16 + len(compatible)).to_bytes(4, "big") + b"ftyp" + brand + bytes(4) + compatible + bytes(40)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (bombs.encode("JPEG2000"), "JPEG 2000"),
+        (bombs.encode("ICO"), "an icon (ICO)"),
+        (bombs.encode("PPM"), "a netpbm image (PPM)"),
+        (bombs.encode("PDF"), "a PDF"),
+        (b"\xff\x0a" + bytes(30), "JPEG XL"),
+        (heic(b"heic"), "HEIC"),
+        (heic(b"mif1"), "HEIC"),
+        (heic(b"isom"), "a video"),
+        (b"\xef\xbb\xbf\n<?xml version='1.0'?>\n<!-- drawn -->\n<SVG width='9'>", "an SVG"),
+        (b"<!DOCTYPE HTML>\n<p>404", "HTML"),
+        (b"<Error><Code>AccessDenied</Code></Error>", "XML or HTML"),
+        (b'{"error": "not found"}', "JSON"),
+        (b"<?xml" * 800, "XML or HTML"),
+        (b"hello", "a file that starts with 68 65 6c 6c 6f"),
+    ],
+)
+def test_a_dead_row_says_what_its_file_is(data, words):
+    assert (refused(data).kind, str(refused(data))) == ("undecodable", f"{words}, not {KINDS}")
+
+
+def test_an_avif_that_calls_itself_mif1_is_read():
+    data = bombs.encode("AVIF")
+    assert header(data.replace(b"ftypavif", b"ftypmif1", 1), LIMIT) == header(data, LIMIT)

@@ -1,4 +1,5 @@
-"""decode.py: every mode comes out as the RGB it shows, and bad bytes give a DecodeError of the right kind."""
+"""decode.py: every mode comes out as a training loader reads it and as a viewer shows it; bad bytes give a
+DecodeError of the right kind."""
 
 import io
 import pickle
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from poisoncam_ray.decode import DecodeError, decode, header
+from poisoncam_ray.decode import DecodeError, decode, header, views
 from tests.examples import examples
 
 LIMIT = 10**7
@@ -47,6 +48,12 @@ def png(width: int, height: int, rows: bytes = b"", depth: int = 8, colour_type:
     head = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
     parts = [chunk(b"IHDR", head), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def shown(data: bytes) -> np.ndarray:
+    """What a viewer shows."""
+    first, second = views(data, 8, LIMIT)
+    return first if second is None else second
 
 
 def kind_of(data: bytes, max_pixels: int = LIMIT, **options) -> str:
@@ -100,9 +107,9 @@ def test_header_gives_stored_size_and_format():
         (flat("L", 77), "JPEG", (77, 77, 77)),
     ],
 )
-def test_modes_become_the_rgb_they_show(image, format, rgb):
+def test_what_a_viewer_shows_of_each_mode(image, format, rgb):
     data = encode(image, format, **({"lossless": True} if format == "WEBP" else {}))
-    pixels = decode(data, 8, LIMIT)
+    pixels = shown(data)
     assert np.abs(pixels.astype(int) - np.array(rgb)[:, None, None]).max() <= (2 if format == "JPEG" else 1)
 
 
@@ -110,18 +117,91 @@ def test_palette_and_its_transparency():
     image = flat("RGB", (10, 200, 30)).quantize(4)
     assert decode(encode(image), 8, LIMIT)[:, 0, 0].tolist() == [10, 200, 30]
     transparent = encode(image, transparency=image.getpixel((0, 0)))
-    assert decode(transparent, 8, LIMIT)[:, 0, 0].tolist() == [255, 255, 255]
+    assert decode(transparent, 8, LIMIT)[:, 0, 0].tolist() == [10, 200, 30]
+    assert shown(transparent)[:, 0, 0].tolist() == [255, 255, 255]
 
 
 @pytest.mark.parametrize(("mode", "colour"), [("RGB", (9, 9, 9)), ("L", 9), ("I;16", 4000)])
 def test_one_transparent_colour_shows_white(mode, colour):
     data = encode(flat(mode, colour), transparency=colour)
-    assert decode(data, 8, LIMIT).min() == 255
+    assert shown(data).min() == 255
 
 
 def test_sixteen_bit_colour_keeps_its_scale():
     rows = b"".join(b"\0" + struct.pack(">HHH", 0xFFFF, 0x8000, 0) * 8 for _ in range(8))
     assert decode(png(8, 8, rows, depth=16, colour_type=2), 8, LIMIT)[:, 3, 3].tolist() == [255, 128, 0]
+
+
+def transparent_palette(image: Image.Image, how: int | bytes) -> bytes:
+    return encode(image.quantize(16), transparency=how)
+
+
+def deep_rgb() -> bytes:
+    samples = np.random.default_rng(2).integers(0, 65_536, (24, 72)).astype(">u2")
+    return png(24, 24, b"".join(b"\0" + row.tobytes() for row in samples), depth=16, colour_type=2)
+
+
+RGB, RGBA, GREY = noise(24, 24), noise(24, 24, 4), noise(24, 24, 1)
+GREY16 = Image.fromarray(np.random.default_rng(1).integers(0, 700, (24, 24)).astype(np.uint16))
+INTEGERS = Image.fromarray(np.random.default_rng(1).integers(-300, 700, (24, 24)).astype(np.int32))
+LOADED = {
+    "RGB": (encode(RGB), False),
+    "grey": (encode(GREY), False),
+    "bilevel": (encode(GREY.convert("1")), False),
+    "palette": (encode(RGB.quantize(16)), False),
+    "RGB of 16 bits": (deep_rgb(), False),
+    "CMYK": (encode(RGB.convert("CMYK"), "JPEG"), False),
+    "CMYK tiff": (encode(RGB.convert("CMYK"), "TIFF"), False),
+    "YCbCr tiff": (encode(RGB.convert("YCbCr"), "TIFF"), False),
+    "YCbCr JPEG tiff": (encode(RGB.convert("YCbCr"), "TIFF", compression="jpeg"), False),
+    "LAB tiff": (encode(RGB.convert("RGB").convert("LAB"), "TIFF"), False),
+    "turned tiff": (encode(RGB, "TIFF", tiffinfo={274: 6}), False),
+    "webp": (encode(RGB, "WEBP"), False),
+    "gif": (encode(RGB, "GIF"), False),
+    "bmp": (encode(RGB, "BMP"), False),
+    "avif": (encode(RGB, "AVIF"), False),
+    "RGBA": (encode(RGBA), True),
+    "RGBA webp": (encode(RGBA, "WEBP", lossless=True, exact=True), True),
+    "RGBA tiff": (encode(RGBA, "TIFF", compression="tiff_lzw"), True),
+    "RGBA avif": (encode(RGBA, "AVIF"), True),
+    "opaque RGBA": (encode(RGB.convert("RGBA")), False),
+    "LA": (encode(RGBA.convert("LA")), True),
+    "palette, one transparent": (transparent_palette(RGB, 3), True),
+    "palette, many transparent": (transparent_palette(RGB, bytes(range(0, 160, 10))), True),
+    "gif, one transparent": (encode(RGB.quantize(16), "GIF", transparency=3), True),
+    "RGB, one transparent": (encode(RGB, transparency=RGB.getpixel((3, 3))), True),
+    "grey, one transparent": (encode(GREY, transparency=GREY.getpixel((3, 3))), True),
+    "16 bits": (encode(GREY16), True),
+    "16 bits tiff": (encode(GREY16, "TIFF"), True),
+    "16 bits tiff, high byte first": (
+        encode(Image.fromarray(np.asarray(GREY16).astype(">u2")), "TIFF"),
+        True,
+    ),
+    "32 bits": (encode(INTEGERS, "TIFF"), True),
+    "real": (encode(Image.fromarray(np.asarray(GREY, np.float32) / 255), "TIFF"), True),
+    "real, 0 to 255": (encode(Image.fromarray(np.asarray(GREY, np.float32)), "TIFF"), False),
+}
+
+
+@pytest.mark.parametrize("name", LOADED)
+@pytest.mark.filterwarnings("ignore:Palette images with Transparency")
+def test_the_pixels_are_those_that_a_training_loader_reads(name):
+    data, differs = LOADED[name]
+    loaded = np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).transpose(2, 0, 1)
+    assert np.array_equal(decode(data, 24, LIMIT), loaded)
+    first, second = views(data, 24, LIMIT)
+    assert np.array_equal(first, loaded)
+    assert (second is not None) == differs
+    assert second is None or not np.array_equal(first, second)
+
+
+def test_real_numbers_are_scaled_by_their_range():
+    for top, value, expected in ((1, 0.5, 128), (255, 100.0, 100), (65535, 257.0, 1), (10**6, 5e5, 128)):
+        pixels = np.full((8, 8), value, np.float32)
+        pixels[0, 0] = top
+        assert shown(encode(Image.fromarray(pixels), "TIFF"))[:, 4, 4].tolist() == [expected] * 3
+    broken = np.full((8, 8), np.nan, np.float32)
+    assert shown(encode(Image.fromarray(broken), "TIFF")).max() == 0
 
 
 @pytest.mark.parametrize("format", ["WEBP", "PNG", "GIF", "TIFF", "AVIF"])

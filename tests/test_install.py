@@ -1,71 +1,26 @@
-"""The package as others get it: a wheel in an environment of its own, away from the checkout.
+"""The package as others get it: what the wheel holds, and that it works away from the checkout.
 
-The environment borrows the dependencies of this one: to install 6 GB would take minutes.
+A defence by it: integration/test_webdataset_defence.py.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
-import sys
-import sysconfig
 import tarfile
 import tomllib
 import zipfile
-from dataclasses import dataclass
 from email.parser import Parser
 from pathlib import Path
 
-import pytest
 import yaml
 
 import poisoncam_ray
-from tests.small import QUICK, ROOT, SETTINGS, draw_small
+from tests.small import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CITATION = yaml.safe_load((ROOT / "CITATION.cff").read_text())
-
-
-@dataclass(frozen=True)
-class Installed:
-    """An environment that holds the wheel.
-
-    Attributes:
-        bin: its folder of programs.
-        wheel: the file it was installed from.
-        sdist: the archive of the sources that the wheel was built from.
-    """
-
-    bin: Path
-    wheel: Path
-    sdist: Path
-
-    def run(self, program: str, *arguments: str, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
-        """Run a program of the environment, which knows nothing of the checkout."""
-        # Compiled once, not by each process.
-        left_out = ("PYTHONPATH", "VIRTUAL_ENV", "PYTHONDONTWRITEBYTECODE")
-        environment = {k: v for k, v in os.environ.items() if k not in left_out} | more
-        command = [str(self.bin / program), *arguments]
-        return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
-
-
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory) -> Installed:
-    """The wheel, built from the archive of the sources, and installed."""
-    folder = tmp_path_factory.mktemp("install")
-
-    def uv(*arguments: object) -> None:
-        subprocess.run(["uv", "--quiet", *map(str, arguments)], cwd=folder, check=True)
-
-    uv("build", "--out-dir", folder / "dist", ROOT)
-    (wheel,), (sdist,) = (folder / "dist").glob("*.whl"), (folder / "dist").glob("*.tar.gz")
-    uv("venv", "--python", sys.executable, "env")
-    uv("pip", "install", "--python", "env", "--no-deps", wheel)
-    (packages,) = folder.glob("env/lib/python*/site-packages")
-    (packages / "borrowed.pth").write_text(sysconfig.get_path("purelib"))
-    return Installed(folder / "env" / "bin", wheel, sdist)
 
 
 def test_wheel_holds_the_package_and_nothing_else(installed):
@@ -133,17 +88,6 @@ print(json.dumps([poisoncam_ray.__file__, {name: load_config(name).encoder.image
     assert sizes["imagenet100"] == 224
     assert {"page.html.j2", "evidence.html.j2"} < set(templates) and style > 1000
     assert grids == ["full.yaml", "small.yaml"]
-
-
-@pytest.mark.cluster
-def test_a_defence_by_the_wheel(installed, tmp_path):
-    draw_small(tmp_path / "photos", 120)
-    done = installed.run(
-        "poisoncam", "defend", "--input", "photos", "--output", "out", *SETTINGS, cwd=tmp_path, **QUICK
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "120 rows" in done.stdout
-    assert (tmp_path / "out" / "report" / "index.html").stat().st_size > 10_000
 
 
 def test_the_citation_is_a_citation():

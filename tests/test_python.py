@@ -132,6 +132,15 @@ def test_an_unfinished_run_says_how_far_it_is(fake, tmp_path):
         early.verdict  # noqa: B018
 
 
+def test_a_run_that_left_the_corpus_where_it_is_has_no_clean_one(fake, tmp_path):
+    run = unfinished(fake, tmp_path / "run")
+    clean = run.folder / artifact.CLEAN
+    manifest = clean.read_json(MANIFEST)
+    clean.write_json(MANIFEST, manifest | {"facts": manifest["facts"] | {"copied": False}})
+    with pytest.raises(pc.UserError, match="left the corpus where it is: keep/ lists the kept rows"):
+        run.clean()
+
+
 def test_a_mistake_in_a_call_is_an_error_and_starts_nothing(tmp_path):
     import ray
 
@@ -172,7 +181,7 @@ def test_the_examples_of_an_opened_run(fake, tmp_path, monkeypatch):
 
 def run_examples(module, names: dict, without: tuple[str, ...] = (), only: str = "") -> int:
     """Run the examples of a module's docstrings; return how many there were."""
-    runner = doctest.DocTestRunner(verbose=False)
+    runner = doctest.DocTestRunner(verbose=False, optionflags=doctest.ELLIPSIS)
     for test in doctest.DocTestFinder().find(module, module.__name__):
         if only in test.name and not test.name.endswith(without or ("\0",)):
             test.globs = dict(names)

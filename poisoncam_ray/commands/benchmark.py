@@ -50,7 +50,8 @@ def benchmark(
 
         small = load_config(None, None, [*SETTINGS, *(overrides or ())])
         table = measure_memory(small, Folder(output), memory)
-        Output(as_json, quiet).result({"table": table}, table.split("\n"))
+        measured = {"memory": Folder(output).read_json("memory.json")}
+        Output(as_json, quiet).result(measured, table.split("\n"))
         return
     config = load_config(preset, None, overrides or ())
     from poisoncam_ray.research.benchmark.measure import Sizes, draw_long_corpus, measure
@@ -60,4 +61,4 @@ def benchmark(
         draw_long_corpus(out / "corpus", config.seed, copies if ray else 1)
     sizes = Sizes(candidates, steps, rounds, threads)
     table = measure(input or (out / "corpus").uri, config, out, sizes, peak_tflops, ray)
-    Output(as_json, quiet).result({"output": output, "table": table}, table.split("\n"))
+    Output(as_json, quiet).result(out.read_json("benchmark.json"), table.split("\n"))

@@ -65,6 +65,12 @@ def defend(
     limit: Annotated[
         int | None, typer.Option(help="look at a sample of so many rows; nothing is copied")
     ] = None,
+    follow_links: Annotated[
+        bool,
+        typer.Option(
+            "--follow-links", help="read what links in the input lead to, as in Hugging Face's cache"
+        ),
+    ] = False,
     exit_code: Annotated[
         bool, typer.Option("--exit-code", help="end with code 3 when poison was found; without it, 0")
     ] = False,
@@ -80,6 +86,8 @@ def defend(
         settings.append(f"corpus.max_dead_fraction={max_dead_fraction}")
     if no_copy:
         settings.append("clean.copy_corpus=false")
+    if follow_links:
+        settings.append("corpus.follow_links=true")
     if limit is not None:
         settings.append(f"corpus.limit={limit}")
     if encoder is not None:
@@ -180,6 +188,7 @@ def answer(folder: Folder, output_uri: str, done: Sequence[Done], seconds: float
     """
     from poisoncam_ray import artifact, facts
     from poisoncam_ray.report.words import tell
+    from poisoncam_ray.review import told
 
     manifests = {stage.stage: stage.manifest for stage in done}
     verdict = artifact.Verdict.read(folder / artifact.VERDICT)
@@ -214,6 +223,8 @@ def answer(folder: Folder, output_uri: str, done: Sequence[Done], seconds: float
         "kept": cleaned.kept,
         "removed": cleaned.removed,
         "dead": cleaned.dead,
+        "no_image": cleaned.no_image,
+        "restored": cleaned.restored,
         "sample_of": indexed.corpus_rows,
         "families": families,
         "seconds": round(seconds, 1),
@@ -221,10 +232,10 @@ def answer(folder: Folder, output_uri: str, done: Sequence[Done], seconds: float
         "places": places,
     }
     lines = [
-        f"{cleaned.rows:,} rows = {cleaned.kept:,} kept + "
-        f"{cleaned.removed:,} removed + {cleaned.dead:,} dead ({seconds:.0f} s)",
+        f"{cleaned.rows:,} rows = {cleaned.terms} ({seconds:.0f} s)",
         *([f"This is {indexed.told_sample}."] if indexed.sample else []),
         *tell(verdict, cleaned.removed, by_family, classified.in_doubt),
+        *([f"A review kept flagged images ({told(cleaned.restored)})."] if cleaned.restored else []),
         f"{kept_is}  {places[kept_in]}",
         f"report        {places['report']}",
     ]

@@ -8,6 +8,7 @@ answer and nothing else.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any
@@ -79,12 +80,20 @@ class Output:
         """Print the answer of the command, at its end.
 
         Args:
-            data: JSON values, for --json.
+            data: JSON values, for --json. Numbers that are not finite, which JSON lacks, become null.
             lines: the same for people: lines of any text (markup does not act), or tables.
         """
         if self.as_json:
             # Not through rich, which wraps.
-            print(json.dumps(data, ensure_ascii=False, allow_nan=False), flush=True)
+            print(json.dumps(_finite(data), ensure_ascii=False, allow_nan=False), flush=True)
             return
         for line in lines:
             self._results.print(line if isinstance(line, Table) else printable(line), markup=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -32,11 +32,8 @@ _FOREIGN = (
     (rb"%PDF", "a PDF"),
     (rb"%!PS", "PostScript"),
     (rb"PK\x03\x04|\x1f\x8b|Rar!|7z\xbc\xaf", "a packed file"),
-    (rb"\s*(<!doctype\s+html|<html|<head|<body)", "HTML"),
-    (rb"(?s)\s*(<\?xml.{0,1000}?|<!--.{0,1000}?-->\s*|<!doctype\s+svg.{0,500}?)*<svg[\s>]", "an SVG"),
-    (rb"\s*<", "XML or HTML"),
-    (rb"\s*[\[{]", "JSON"),
 )
+_MARKUP = ((b"<svg", "an SVG"), (b"<html", "HTML"), (b"<!doctype html", "HTML"), (b"<", "XML or HTML"))
 
 
 def read_container(data: bytes) -> Container:
@@ -69,8 +66,12 @@ def read_container(data: bytes) -> Container:
 
 def _named(data: bytes) -> str:
     """What the file looks like."""
-    head = data[:4096].removeprefix(b"\xef\xbb\xbf")
+    head = data[:4096].removeprefix(b"\xef\xbb\xbf").lstrip()
+    if head.startswith(b"<"):
+        return next(words for mark, words in _MARKUP if mark in head.lower())
+    if head.startswith((b"{", b"[")):
+        return "JSON"
     for pattern, words in _FOREIGN:
-        if re.match(pattern, head, re.IGNORECASE | re.DOTALL):
+        if re.match(pattern, data, re.DOTALL):
             return words
     return f"a file that starts with {data[:8].hex(' ')}"

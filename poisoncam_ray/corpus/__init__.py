@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from poisoncam_ray.container import KINDS
 from poisoncam_ray.corpus.arrow import ARROW_SUFFIXES, open_saved
 from poisoncam_ray.corpus.columns import find_image_column
@@ -17,8 +19,11 @@ from poisoncam_ray.corpus.listing import (
     list_sources,
     refuse_escaping_links,
 )
+from poisoncam_ray.corpus.metadata import is_metadata
 from poisoncam_ray.corpus.parquet import ParquetCorpus
 from poisoncam_ray.corpus.protocol import DEAD, KEPT, REMOVED, Corpus, Problem, Row, Slice, Source
+from poisoncam_ray.corpus.shardfile import UnreadableError
+from poisoncam_ray.corpus.side import key_column, table_of
 from poisoncam_ray.corpus.tables import is_delta, refuse_partition
 from poisoncam_ray.corpus.webdataset import TAR_SUFFIXES, WebDatasetCorpus
 from poisoncam_ray.errors import UserError
@@ -35,6 +40,7 @@ def open_corpus(
     image_column: str | None = None,
     rows_per_slice: int = 1024,
     version: int | None = None,
+    follow_links: bool = False,
 ) -> Corpus:
     """Open a corpus.
 
@@ -43,18 +49,20 @@ def open_corpus(
         format: auto, parquet, folder, webdataset, delta or arrow (what datasets.save_to_disk wrote).
         image_column: of Parquet and Arrow shards the column that holds the images, by default the only one
             that is binary or struct{bytes, path}; of WebDataset shards the extension of the member that holds
-            a sample's image, by default the only member whose extension is that of an image. Not used for image
-            folders.
+            a sample's image, by default the only member whose extension is that of an image. Not used for
+            image folders.
         rows_per_slice: rows of a slice, at most.
         version: of a Delta table, the number of the version to read; None for the current one.
+        follow_links: whether symbolic links on a local disk are followed out of the folder. Not used for
+            Delta tables.
 
     Returns:
         The corpus. It holds no open handle.
 
     Raises:
         UserError: there is nothing at `uri`, the format or the image column cannot be told, no Parquet shard
-            can be read, tars are compressed, a link leads out of an image folder, or the folder is a table of
-            another format.
+            can be read, tars are compressed, a link leads out of the folder and is not to be followed, or
+            the folder is a table of another format.
     """
     if format not in FORMATS:
         raise UserError(f"The corpus format {format} is not known: use one of {', '.join(FORMATS)}.")
@@ -68,34 +76,43 @@ def open_corpus(
         return open_delta(uri, image_column, rows_per_slice, version)
     if version is not None and not table:
         raise UserError(f"{uri} is no Delta table: leave out corpus.version.")
-    paths = [s.path for s in list_sources(uri)]
+    paths = [s.path for s in list_sources(uri, follow_links=follow_links)]
     shards, tars, arrows, images = (
         [p for p in paths if p.lower().endswith(suffixes)]
         for suffixes in (PARQUET_SUFFIXES, TAR_SUFFIXES, ARROW_SUFFIXES, IMAGE_SUFFIXES)
     )
+    listed = set(shards)
+    tables = [table for table in map(table_of, tars) if table in listed]
+    if format == "auto" and tables and len(tables) == len(shards):
+        shards = []  # they are no shards, but lie beside shards
+    if images:
+        shards = [p for p in shards if not is_metadata(p)]
     if format == "auto":
         format = _recognise(uri, paths, len(shards), len(tars), len(arrows), len(images))
+    if not (follow_links or is_file(uri)):
+        used = {"parquet": shards, "webdataset": tars, "arrow": arrows, "folder": images}
+        refuse_escaping_links(uri, used.get(format, ()))
     if format == "parquet":
         if not shards:
             raise UserError(f"There are no .parquet files in {uri}: give a folder that has some.")
         folder_uri, only = _place(uri)
         column = find_image_column(folder_uri, shards, image_column)
-        return ParquetCorpus(folder_uri, column, rows_per_slice, only)
+        return ParquetCorpus(folder_uri, column, rows_per_slice, only, follow_links=follow_links)
     if format == "arrow":
-        return open_saved(uri, image_column, rows_per_slice)
+        return open_saved(uri, image_column, rows_per_slice, follow_links)
     if format == "webdataset":
         _refuse_packed(paths)
         if not tars:
             raise UserError(f"There are no .tar files in {uri}: give a folder that has some.")
         folder_uri, only = _place(uri)
         extension = (image_column or "").removeprefix(".").lower()
-        return WebDatasetCorpus(folder_uri, extension, rows_per_slice, only)
+        _refuse_tables_without_keys(folder_uri, tables)
+        return WebDatasetCorpus(folder_uri, extension, rows_per_slice, only, bool(tables), follow_links)
     if is_file(uri):
         raise UserError(f"{uri} is a single file: give the folder that holds the images.")
     if not images:
         raise UserError(f"There are no images in {uri}: give a folder with {KINDS} files.")
-    refuse_escaping_links(uri, images)
-    return FolderCorpus(uri, rows_per_slice)
+    return FolderCorpus(uri, rows_per_slice, follow_links)
 
 
 def _place(uri: str) -> tuple[str, str]:
@@ -104,6 +121,14 @@ def _place(uri: str) -> tuple[str, str]:
         return uri, ""
     folder, _, only = uri.rpartition("/")
     return folder or ".", only
+
+
+def _refuse_tables_without_keys(uri: str, tables: list[str]) -> None:
+    """Raise UserError if the first table that can be read has no column for keys."""
+    for table in tables:
+        with contextlib.suppress(UnreadableError):
+            key_column(uri, table)
+            return
 
 
 def _refuse_packed(paths: list[str]) -> None:

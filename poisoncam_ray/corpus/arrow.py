@@ -19,7 +19,7 @@ from poisoncam_ray.corpus.arrow_shard import open_arrow, open_arrow_writer
 from poisoncam_ray.corpus.columns import find_image_column
 from poisoncam_ray.corpus.listing import is_file, list_sources
 from poisoncam_ray.corpus.parquet import ParquetCorpus
-from poisoncam_ray.corpus.protocol import Source
+from poisoncam_ray.corpus.protocol import Lost, Source
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.store import delete, exists, read_bytes, write_bytes
 
@@ -39,14 +39,14 @@ class ArrowCorpus(ParquetCorpus):
 
     def sources(self) -> list[Source]:
         """The shards that the datasets name, sorted by path."""
-        return _shards(self.uri)[0]
+        return _shards(self.uri, self.follow_links)[0]
 
-    def finish(self, kept_uri: str, removed_uri: str) -> None:
+    def finish(self, kept_uri: str, removed_uri: str, lost: Lost) -> None:
         """Write the JSON files beside the written shards, so that `datasets.load_from_disk` opens both
         folders. They name the shards that were written. The fingerprint is left out: `datasets` must not take
         its cached results of the whole corpus for those of the clean one."""
-        listed = [source.path for source in list_sources(self.uri)]
-        states = _shards(self.uri)[1]
+        listed = [source.path for source in list_sources(self.uri, follow_links=self.follow_links)]
+        states = _shards(self.uri, self.follow_links)[1]
         for out in (kept_uri, removed_uri):
             written = {source.path for source in list_sources(out)} if exists(out) else set()
             left = {folder for folder, state in states.items() if self._finish(folder, state, written, out)}
@@ -76,13 +76,16 @@ class ArrowCorpus(ParquetCorpus):
         return open_arrow_writer(like, uri)
 
 
-def open_saved(uri: str, image_column: str | None, rows_per_slice: int) -> ArrowCorpus:
+def open_saved(
+    uri: str, image_column: str | None, rows_per_slice: int, follow_links: bool = False
+) -> ArrowCorpus:
     """Open a folder of saved datasets.
 
     Args:
         uri: the folder.
         image_column: the column that holds the images; None for the only one that can.
         rows_per_slice: rows of a slice, at most.
+        follow_links: whether links that leave the folder are followed.
 
     Raises:
         UserError: a JSON file is missing or is not what `datasets` writes, a shard is gone, or no image
@@ -90,13 +93,14 @@ def open_saved(uri: str, image_column: str | None, rows_per_slice: int) -> Arrow
     """
     if is_file(uri):
         raise UserError(f"{uri} is a single Arrow file: give the folder that datasets.save_to_disk wrote.")
-    paths = [source.path for source in _shards(uri)[0]]
-    return ArrowCorpus(uri, find_image_column(uri, paths, image_column, open_arrow, "Arrow"), rows_per_slice)
+    paths = [source.path for source in _shards(uri, follow_links)[0]]
+    column = find_image_column(uri, paths, image_column, open_arrow, "Arrow")
+    return ArrowCorpus(uri, column, rows_per_slice, follow_links=follow_links)
 
 
-def _shards(uri: str) -> tuple[list[Source], dict[str, dict[str, Any]]]:
+def _shards(uri: str, follow_links: bool) -> tuple[list[Source], dict[str, dict[str, Any]]]:
     """The shards of all datasets, sorted by path; and each dataset's state by its folder."""
-    listed = {source.path: source for source in list_sources(uri)}
+    listed = {source.path: source for source in list_sources(uri, follow_links=follow_links)}
     states = {
         posixpath.dirname(path): _state(uri, path, source.size)
         for path, source in listed.items()

@@ -134,6 +134,19 @@ def _is_binary(kind: pa.DataType) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
 
 
+def image_paths(array: pa.Array) -> pa.Array | None:
+    """The paths of an image column that is a struct with a string field `path`; None for others."""
+    if not pa.types.is_struct(array.type):
+        return None
+    i = array.type.get_field_index("path")
+    return array.flatten()[i] if i >= 0 and is_text(array.type.field(i).type) else None
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds strings."""
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
 def image_values(array: pa.Array) -> pa.Array:
     """The binary values of an image column, null where the struct or its bytes are null."""
     if pa.types.is_struct(array.type):

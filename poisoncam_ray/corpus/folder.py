@@ -1,6 +1,7 @@
 """An image folder as a corpus: one file is one image, and its relative path is the image id.
 
-Files that are no images (captions, metadata) are neither read nor copied.
+Captions go where their image goes (captions.py), and metadata files are split along (metadata.py). Other
+files are neither read nor copied.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import ClassVar
 import numpy as np
 
 from poisoncam_ray.container import KINDS
+from poisoncam_ray.corpus.captions import captions_of
 from poisoncam_ray.corpus.listing import (
     IMAGE_MAX,
     IMAGE_SUFFIXES,
@@ -22,10 +24,11 @@ from poisoncam_ray.corpus.listing import (
     refuse_escaping_links,
     refuse_same_place,
 )
-from poisoncam_ray.corpus.protocol import KEPT, REMOVED, Problem, Row, Slice, Source
+from poisoncam_ray.corpus.metadata import check_metadata, is_metadata, split_metadata
+from poisoncam_ray.corpus.protocol import KEPT, REMOVED, Lost, Problem, Row, Slice, Source
 from poisoncam_ray.corpus.shardfile import UnreadableError, for_good, reason_of, refuse_climbing
 from poisoncam_ray.errors import UserError
-from poisoncam_ray.store import connect, copy_file, in_parallel, is_local, write_bytes
+from poisoncam_ray.store import connect, copy_file, delete, exists, in_parallel, is_local, write_bytes
 
 FILES_AT_ONCE = 64
 """Files in memory at once while reading or copying."""
@@ -38,31 +41,39 @@ class FolderCorpus:
     Attributes:
         uri: the folder.
         rows_per_slice: images of a slice, at most.
+        follow_links: whether links that leave the folder are followed.
     """
 
     sharded: ClassVar[bool] = False
 
     uri: str
     rows_per_slice: int = 1024
+    follow_links: bool = False
 
     def sources(self) -> list[Source]:
         """All image files, sorted by path."""
-        found = [s for s in list_sources(self.uri) if s.path.lower().endswith(IMAGE_SUFFIXES)]
-        if not found:
-            raise UserError(f"There are no images in {self.uri}: give a folder with {KINDS} files.")
-        refuse_escaping_links(self.uri, (s.path for s in found))
-        return found
+        return self._images(self._listed())
 
     def check(self, source: Source) -> Problem | None:
         """None: an image file is one row, and what is wrong with it costs that row alone."""
         return None
 
     def slices(self, sources: Sequence[Source] | None = None) -> list[Slice]:
-        """The sorted files in runs of `rows_per_slice`."""
-        paths = [s.path for s in (self.sources() if sources is None else sources)]
-        starts = range(0, len(paths), self.rows_per_slice)
-        runs = (tuple(paths[a : a + self.rows_per_slice]) for a in starts)
-        return [Slice(i, ".", a, a + len(f), f) for i, (a, f) in enumerate(zip(starts, runs, strict=True))]
+        """The sorted files in runs of `rows_per_slice`. Reads the metadata files once: a mistake in one shows
+        now and not when all is done."""
+        found = self._listed()
+        paths = [s.path for s in (self._images(found) if sources is None else sources)]
+        listed = [s.path for s in found]
+        metadata, captions = list(filter(is_metadata, listed)), captions_of(paths, listed)
+        self._refuse_links([*metadata, *(path for of_image in captions.values() for path in of_image)])
+        for path in metadata:
+            check_metadata(self.uri, path)
+        slices = []
+        for i, start in enumerate(range(0, len(paths), self.rows_per_slice)):
+            files = tuple(paths[start : start + self.rows_per_slice])
+            beside = dict.fromkeys(path for image in files for path in captions.get(image, ()))
+            slices.append(Slice(i, ".", start, start + len(files), files, beside=tuple(beside)))
+        return slices
 
     def units(self, slices: Sequence[Slice] | None = None) -> list[list[Slice]]:
         """Each slice alone."""
@@ -98,21 +109,43 @@ class FolderCorpus:
         removed_uri: str,
         sha256: Mapping[str, str] | None = None,
     ) -> tuple[int, int]:
-        """Copy the files, byte for byte, under the same paths. An image whose digest is not that in `sha256`
-        raises UserError. Images that an earlier call with other fates wrote stay where they are."""
+        """Copy the files, byte for byte, under the same paths, and their captions with them. An image whose
+        digest is not that in `sha256` raises UserError. Images that an earlier call with other fates wrote
+        stay where they are."""
         files, fates = files_of(unit), np.asarray(fate_N)
         if len(files) != len(fates):
             raise ValueError(f"{len(fates)} fates for {len(files)} images")
         kept = [f for f, fate in zip(files, fates, strict=True) if fate == KEPT]
         removed = [f for f, fate in zip(files, fates, strict=True) if fate == REMOVED]
         refuse_same_place(self.uri, kept_uri, removed_uri)
-        if kept_uri is not None:
-            self._copy(kept, kept_uri, sha256)
-        self._copy(removed, removed_uri, sha256)
+        captions = captions_of(files, _inside(path for slice_ in unit for path in slice_.beside or ()))
+        for images, place in ((kept, kept_uri), (removed, removed_uri)):
+            if place is not None:
+                self._copy(images, place, sha256)
+                beside = dict.fromkeys(path for image in images for path in captions.get(image, ()))
+                self._copy(list(beside), place, None)
         return len(kept), len(removed)
 
-    def finish(self, kept_uri: str, removed_uri: str) -> None:
-        """Nothing: all that is in the corpus belongs to a row."""
+    def finish(self, kept_uri: str, removed_uri: str, lost: Lost) -> None:
+        """Split the metadata files."""
+        metadata = [s.path for s in self._listed() if is_metadata(s.path)]
+        fates = lost() if metadata else {}
+        for path in metadata:
+            split_metadata(self.uri, path, fates, kept_uri if exists(kept_uri) else None, removed_uri)
+
+    def _listed(self) -> list[Source]:
+        return list_sources(self.uri, follow_links=self.follow_links)
+
+    def _images(self, listed: Iterable[Source]) -> list[Source]:
+        found = [s for s in listed if s.path.lower().endswith(IMAGE_SUFFIXES)]
+        if not found:
+            raise UserError(f"There are no images in {self.uri}: give a folder with {KINDS} files.")
+        self._refuse_links(s.path for s in found)
+        return found
+
+    def _refuse_links(self, paths: Iterable[str]) -> None:
+        if not self.follow_links:
+            refuse_escaping_links(self.uri, paths)
 
     def _stored(self, image_ids: Sequence[str]) -> Iterable[bytes | UnreadableError]:
         fs, root = connect(self.uri)
@@ -162,6 +195,23 @@ class FolderCorpus:
             in_parallel(lambda pair: write_bytes(out_uri, *pair), left)
 
 
+def delete_images(unit: Sequence[Slice], uri: str, image_ids: Iterable[str]) -> None:
+    """Delete images of a unit and their captions from a folder that `split` wrote, if they are there, and the
+    folders that are empty then: some readers take an empty folder for a class without images, and fail."""
+    fs, root = connect(uri)
+    images = list(image_ids)
+    captions = captions_of(images, (path for slice_ in unit for path in slice_.beside or ()))
+    for path in (*images, *(path for of_image in captions.values() for path in of_image)):
+        delete(uri, path)
+        folder = os.path.dirname(path)
+        while is_local(fs) and folder:
+            try:
+                os.rmdir(f"{root}/{folder}")
+            except OSError:
+                break
+            folder = os.path.dirname(folder)
+
+
 def _modified(path: str) -> str | None:
     """The tag of a local file (`Source.tag`); None when it is gone."""
     try:
@@ -176,7 +226,11 @@ def files_of(unit: Sequence[Slice]) -> list[str]:
     Raises:
         UserError: a path leads out of the corpus.
     """
-    files = [f for slice_ in unit for f in slice_.files or ()]
-    for name in files:
-        refuse_climbing(name)
-    return files
+    return _inside(f for slice_ in unit for f in slice_.files or ())
+
+
+def _inside(paths: Iterable[str]) -> list[str]:
+    found = list(paths)
+    for path in found:
+        refuse_climbing(path)
+    return found

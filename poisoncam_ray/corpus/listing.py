@@ -9,6 +9,7 @@ from typing import Any
 
 import fsspec
 
+from poisoncam_ray.corpus.captions import CAPTION_SUFFIXES
 from poisoncam_ray.corpus.protocol import Source
 from poisoncam_ray.corpus.tables import refuse_table
 from poisoncam_ray.errors import UserError
@@ -19,6 +20,7 @@ IMAGE_MAX = 2**30
 """A larger file or member is not read, in bytes. `corpus.max_bytes` limits what of these is taken for an
 image."""
 PARQUET_SUFFIXES = (".parquet",)
+_FOLLOW = "give --follow-links (corpus.follow_links=true)"
 
 
 def is_file(uri: str) -> bool:
@@ -27,20 +29,22 @@ def is_file(uri: str) -> bool:
     return fs.isfile(root)
 
 
-def list_sources(uri: str, of_table: bool = False) -> list[Source]:
+def list_sources(uri: str, of_table: bool = False, follow_links: bool = False) -> list[Source]:
     """List the visible files of a corpus.
 
     Args:
         uri: a folder, or one file.
         of_table: the folder is known to be a table of another format, and the caller knows which files count.
+        follow_links: whether folders that are symbolic links are listed as well, each once.
 
     Returns:
         The files at any depth, sorted by path. A file is hidden if its name or a folder's name begins with
-        "." or "_"; but images may begin with "_", as some cameras name them.
+        "." or "_"; but images and captions may begin with "_", as some cameras name them.
 
     Raises:
-        UserError: there is nothing at `uri`, access is refused, a folder is a symbolic link, a name is not
-            UTF-8, an object's key is no path of a file, or a folder is a table of another format.
+        UserError: there is nothing at `uri`, access is refused, a folder is a symbolic link that is not to be
+            followed, a name is not UTF-8, an object's key is no path of a file, or a folder
+            is a table of another format.
     """
     fs, root = connect(uri)
     try:
@@ -48,7 +52,7 @@ def list_sources(uri: str, of_table: bool = False) -> list[Source]:
         if fs.isfile(root):
             return [source_of(fs, root.rsplit("/", 1)[-1], root, fs.info(root))]
         if is_local(fs):
-            found = list(_walk_local(root, of_table))
+            found = list(_walk_local(root, of_table, follow_links))
         else:
             infos = fs.find(root, detail=True).values()
             prefix = root.rstrip("/")
@@ -73,31 +77,47 @@ def list_sources(uri: str, of_table: bool = False) -> list[Source]:
 
 def _visible(path: str) -> bool:
     *folders, name = path.split("/")
-    if name.startswith("_") and name.lower().endswith(IMAGE_SUFFIXES):
+    if name.startswith("_") and name.lower().endswith((*IMAGE_SUFFIXES, *CAPTION_SUFFIXES)):
         name = name.lstrip("_")
     return not any(n.startswith(("_", ".")) for n in (*folders, name))
 
 
-def _walk_local(root: str, of_table: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+def _walk_local(root: str, of_table: bool, follow_links: bool) -> Iterator[tuple[str, dict[str, Any]]]:
     if not os.path.isdir(root):
         raise FileNotFoundError(root)
 
     def refuse(error: OSError) -> None:
         raise error
 
-    for folder, folders, files in os.walk(root, onerror=refuse):
+    visited = {os.path.realpath(root)}
+    for folder, folders, files in os.walk(root, onerror=refuse, followlinks=follow_links):
         for name in () if of_table else folders:
             refuse_table(root, f"{os.path.relpath(os.path.join(folder, name), root)}/")
         folders[:] = [n for n in folders if not n.startswith(("_", "."))]
-        for name in folders:
-            if os.path.islink(os.path.join(folder, name)):
-                raise UserError(
-                    f"{os.path.join(folder, name)} is a symbolic link to a folder: copy its files into the "
-                    "corpus or remove the link."
-                )
+        if follow_links:
+            folders[:] = [n for n in sorted(folders) if _is_new(root, os.path.join(folder, n), visited)]
+        elif links := [n for n in folders if os.path.islink(os.path.join(folder, n))]:
+            raise UserError(
+                f"{os.path.join(folder, links[0])} is a symbolic link to a folder: {_FOLLOW}, copy its files "
+                "into the corpus, or remove the link."
+            )
         for name in files:
             path = os.path.join(folder, name)
             yield os.path.relpath(path, root).replace(os.sep, "/"), {}
+
+
+def _is_new(root: str, folder: str, visited: set[str]) -> bool:
+    """Whether a folder is to be listed under this name: it is not where a link leads that another name led
+    to, and no link to a folder that is listed where it lies. `visited` is extended."""
+    real, real_root = os.path.realpath(folder), os.path.realpath(root)
+    if os.path.islink(folder) and real.startswith(f"{real_root}{os.sep}"):
+        inside = os.path.relpath(real, real_root).split(os.sep)
+        if not any(name.startswith(("_", ".")) for name in inside):
+            return False
+    if real in visited:
+        return False
+    visited.add(real)
+    return True
 
 
 def source_of(fs: fsspec.AbstractFileSystem, relative: str, path: str, info: dict[str, Any]) -> Source:
@@ -141,7 +161,8 @@ def refuse_escaping_links(uri: str, paths: Iterable[str]) -> None:
         full = os.path.join(root, path)
         if os.path.islink(full) and not os.path.realpath(full).startswith(real_root + os.sep):
             raise UserError(
-                f"{full} is a symbolic link that leaves the folder: copy the image or remove the link."
+                f"{full} is a symbolic link that leaves the folder: {_FOLLOW}, copy the file, or remove the "
+                "link."
             )
 
 

@@ -15,14 +15,15 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from poisoncam_ray.corpus.columns import column_fault, image_values
+from poisoncam_ray.corpus.columns import column_fault, image_paths, image_values
 from poisoncam_ray.corpus.listing import PARQUET_SUFFIXES, refuse_same_place
-from poisoncam_ray.corpus.parquet_shard import Batch, cut, open_shard, open_writer
+from poisoncam_ray.corpus.parquet_shard import Batch, cut, open_shard, open_writer, rows_where
 from poisoncam_ray.corpus.protocol import (
     KEPT,
     OTHER_SCHEMA,
     REMOVED,
     UNREADABLE_SHARD,
+    Lost,
     Problem,
     Row,
     Slice,
@@ -56,6 +57,7 @@ class ParquetCorpus:
         image_column: the column that holds the images.
         rows_per_slice: rows of a slice, at most.
         only: the corpus's only shard; "" for all.
+        follow_links: whether links that leave the folder are followed.
     """
 
     sharded: ClassVar[bool] = True
@@ -66,10 +68,11 @@ class ParquetCorpus:
     image_column: str
     rows_per_slice: int = 1024
     only: str = ""
+    follow_links: bool = False
 
     def sources(self) -> list[Source]:
         """All shards, sorted by path."""
-        return list_shards(self.uri, self.only, PARQUET_SUFFIXES)
+        return list_shards(self.uri, self.only, PARQUET_SUFFIXES, self.follow_links)
 
     def check(self, source: Source) -> Problem | None:
         """Read the shard's footer and nothing else. A problem is a footer that cannot be read, or an image
@@ -91,7 +94,7 @@ class ParquetCorpus:
 
     def read(self, slice_: Slice, whole: bool = False) -> Iterator[Row]:
         """The rows, a batch of a row group in memory. Damage makes the rest of its row group dead. `whole`
-        reads all columns."""
+        reads all columns; dead is then also a row that holds the path of its image and not the image."""
         if slice_.error is not None:
             yield from dead_rows(slice_)
             return
@@ -153,12 +156,12 @@ class ParquetCorpus:
                 table = shard.table(group, int(living[-1]) + 1)
                 fate = fates[row - n : row][: len(table)]
                 if write_kept:
-                    write_kept(_rows_of(table, fate == KEPT))
+                    write_kept(rows_where(table, fate == KEPT))
                 if write_removed and (fate == REMOVED).any():
-                    write_removed(_rows_of(table, fate == REMOVED))
+                    write_removed(rows_where(table, fate == REMOVED))
         return kept, removed
 
-    def finish(self, kept_uri: str, removed_uri: str) -> None:
+    def finish(self, kept_uri: str, removed_uri: str, lost: Lost) -> None:
         """Nothing: all that is in the corpus belongs to a shard."""
 
     def open_shard(self, source: str, version: str | None = None) -> AbstractContextManager[Any]:
@@ -201,12 +204,18 @@ class ParquetCorpus:
             fault = "unreadable", batch.error.reason
             yield from (Row(row, f"{source}#{row}", None, fault) for row in rows)
             return
-        values = self._values(batch)
-        yield from (Row(row, f"{source}#{row}", values[row - batch.first].as_py()) for row in rows)
+        column = self._column(batch)
+        values, paths = image_values(column), image_paths(column)
+        for row in rows:
+            data = values[row - batch.first].as_py()
+            path = paths[row - batch.first].as_py() if data is None and paths is not None else None
+            # A reader would open the path, and show an image that nobody has looked at.
+            elsewhere = ("not_embedded", one_line(f"the shard holds only its path, {path}")) if path else None
+            yield Row(row, f"{source}#{row}", data, elsewhere)
 
-    def _values(self, batch: Batch) -> pa.Array:
+    def _column(self, batch: Batch) -> pa.Array:
         read = batch.values()
-        return image_values(read.column(read.schema.names.index(self.image_column)))
+        return read.column(read.schema.names.index(self.image_column))
 
     def _check_rows(self, shard: Any, rows: int, exactly: bool = False) -> None:
         if shard.n_rows < rows or (exactly and shard.n_rows != rows):
@@ -227,15 +236,8 @@ class ParquetCorpus:
                     continue
                 for batch in shard.batches(here[0], here[-1] + 1, self._columns(shard)):
                     if inside := [r for r in here if batch.first <= r < batch.first + batch.rows]:
-                        values = self._values(batch)
+                        values = image_values(self._column(batch))
                         found.update({f"{source}#{r}": values[r - batch.first].as_py() for r in inside})
         if nulls := [i for i, data in found.items() if data is None]:
             raise UserError(f"The image {nulls[0]} is null: index the corpus again if it changed.")
         return found
-
-
-def _rows_of(table: pa.Table, wanted_N: np.ndarray) -> pa.Table:
-    """The wanted rows, taken as runs of neighbours: Arrow has no filter for views of strings."""
-    edges = np.flatnonzero(np.diff(wanted_N, prepend=False, append=False))
-    runs = [table.slice(start, stop - start) for start, stop in edges.reshape(-1, 2).tolist()]
-    return pa.concat_tables(runs) if runs else table.slice(0, 0)

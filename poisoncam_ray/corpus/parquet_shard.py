@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -243,3 +244,10 @@ def cut(groups: Sequence[int], rows_per_slice: int) -> list[tuple[int, int]]:
             ranges.append((start, start + rows_per_slice))
             start += rows_per_slice
     return [*ranges, (start, stop)] if stop > start or not ranges else ranges
+
+
+def rows_where(table: pa.Table, wanted_N: np.ndarray) -> pa.Table:
+    """The wanted rows, taken as runs of neighbours: Arrow has no filter for views of strings."""
+    edges = np.flatnonzero(np.diff(wanted_N, prepend=False, append=False))
+    runs = [table.slice(start, stop - start) for start, stop in edges.reshape(-1, 2).tolist()]
+    return pa.concat_tables(runs) if runs else table.slice(0, 0)

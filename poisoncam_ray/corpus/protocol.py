@@ -7,7 +7,7 @@ reading. A unit is the slices that one writing task handles. A source is one fil
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -54,6 +54,7 @@ class Slice:
         span: the slice's bytes [from, to) in a tar; None in other formats.
         twins: rows of the slice whose key occurs again in the tar; None in other formats.
         kind: what the dead rows call the `error`.
+        beside: captions of the images, in an image folder; None in shards.
     """
 
     index: int
@@ -66,6 +67,7 @@ class Slice:
     span: tuple[int, int] | None = None
     twins: tuple[int, ...] | None = None
     kind: str | None = None
+    beside: tuple[str, ...] | None = None
 
     def image_id(self, i: int) -> str:
         """The id of the slice's row number `i`, counted from 0, as reading the slice gives it."""
@@ -79,7 +81,7 @@ class Row:
     Attributes:
         row: its number, counted as `Slice.start` is.
         image_id: unique in the corpus: "<shard>#<row>", or the path of the file in an image folder.
-        data: the bytes; None for a row with an `error` and for a null cell of a Parquet shard.
+        data: the bytes; None for a row with an `error`, and for one whose image is null, which is kept.
         error: (kind, message) of a row that cannot be read, which is dead; None for the others.
     """
 
@@ -87,6 +89,10 @@ class Row:
     image_id: str
     data: bytes | None
     error: tuple[str, str] | None = None
+
+
+Lost = Callable[[], Mapping[str, int]]
+"""Gives REMOVED or DEAD for each row that is not kept, by its image id."""
 
 
 @dataclass(frozen=True)
@@ -237,11 +243,16 @@ class Corpus(Protocol):
             ValueError: there is not one fate for each row.
         """
 
-    def finish(self, kept_uri: str, removed_uri: str) -> None:
-        """Write what belongs to no row, once all units are split, such as a list of the shards. It may be
-        called again, and does nothing in most formats.
+    def finish(self, kept_uri: str, removed_uri: str, lost: Lost) -> None:
+        """Write what belongs to no row or to many, once all units are split: a list of the shards, the
+        metadata of an image folder. It may be called again, and does nothing in most formats. Where the kept
+        rows were not written, it writes nothing to `kept_uri`.
 
         Args:
             kept_uri: the folder of the kept rows.
             removed_uri: the folder of the removed rows.
+            lost: gives the rows that are not kept.
+
+        Raises:
+            UserError: a file is gone, cannot be read, or names an image outside the corpus.
         """

@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO
 
-from poisoncam_ray.corpus.listing import list_sources, source_of
+from poisoncam_ray.corpus.listing import list_sources, refuse_escaping_links, source_of
 from poisoncam_ray.corpus.protocol import UNREADABLE_SHARD, Row, Slice, Source
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.store import connect, copy_file, in_parallel, is_local, whole_file
@@ -152,10 +152,18 @@ def version_of(source: Source) -> str:
     return f"{source.size} {source.tag}"
 
 
-def list_shards(uri: str, only: str, suffixes: tuple[str, ...]) -> list[Source]:
-    """All shards under `uri` with these suffixes, sorted by path; only the file `only` when it is not ""."""
-    found = list_sources(f"{uri}/{only}" if only else uri)
-    return [s for s in found if s.path.lower().endswith(suffixes)]
+def list_shards(uri: str, only: str, suffixes: tuple[str, ...], follow_links: bool = False) -> list[Source]:
+    """All shards under `uri` with these suffixes, sorted by path; only the file `only` when it is not "".
+
+    Raises:
+        UserError: a shard is a link that leaves `uri`, and links are not to be followed.
+    """
+    if only:
+        return list_sources(f"{uri}/{only}")
+    found = [s for s in list_sources(uri, follow_links=follow_links) if s.path.lower().endswith(suffixes)]
+    if not follow_links:
+        refuse_escaping_links(uri, (s.path for s in found))
+    return found
 
 
 def by_shard(slices: Sequence[Slice]) -> list[list[Slice]]:

@@ -12,7 +12,7 @@ from poisoncam_ray.artifact import SLICE_SCHEMA, SOURCE_SCHEMA
 from poisoncam_ray.corpus.protocol import Slice, Source
 
 _NAMES = [field.name for field in fields(Slice)]
-_TUPLES = ("files", "span", "twins")
+_TUPLES = ("files", "span", "twins", "beside")
 
 
 def source_table(sources: Sequence[Source]) -> pa.Table:

@@ -72,8 +72,9 @@ def from_timm(
             change.
     """
     if not timm.is_model(name):
-        near = difflib.get_close_matches(name, [*ours, *timm.list_models(["vit*", "deit*", "resnet*"])], n=1)
-        raise ValueError(f"Unknown backbone '{name}'" + (f": did you mean '{near[0]}'?" if near else "."))
+        known = [*ours, *timm.list_models(["vit*", "deit*", "resnet*"])]
+        near = " or ".join(f"'{match}'" for match in difflib.get_close_matches(name, known, n=3))
+        raise ValueError(f"Unknown backbone '{name}'" + (f": did you mean {near}?" if near else "."))
     family = timm.model_entrypoint(name).__module__.rsplit(".", 1)[-1]
     if family == "resnet":
         return timm.create_model(name, pretrained=False, num_classes=0)

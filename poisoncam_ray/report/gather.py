@@ -19,6 +19,7 @@ from poisoncam_ray.folder import Folder, Ledger, Manifest
 from poisoncam_ray.report.model import Fetcher, PageContent, ShownFamily, ShownImage, SkippedShard, Trigger
 from poisoncam_ray.report.pictures import data_uri, fetch_pictures, on_square
 from poisoncam_ray.report.scores import Drawn, read_scores
+from poisoncam_ray.review import Decisions
 
 TITLES = {
     artifact.INDEX: "Index",
@@ -66,8 +67,10 @@ def gather(
         raise UserError(f"The run {run_uri} is not finished: let the defence run to its end first.")
     settings = _json(run, artifact.RUN) or {}
     config = settings.get("config", {})
-    side = (_json(run / artifact.ENCODER, artifact.ENCODER_CONFIG) or {}).get("image_size", 1)
-    scored = read_scores(run)
+    made = _json(run / artifact.ENCODER, artifact.ENCODER_CONFIG) or config.get("encoder", {})
+    side = made.get("image_size", 1)
+    decisions = Decisions(run)
+    scored = read_scores(run, decisions)
     dead, skipped = _dead(run), _skipped(run)
     candidates = _trigger_table(run)
     scores, rounds = _search(run, candidates)
@@ -80,7 +83,8 @@ def gather(
 
     shown = verdict.families[:FAMILIES]
     of_family = {family.family: scored.of_family.get(family.family, []) for family in shown}
-    wanted = [row["image_id"] for row in triggers]
+    # The triggers of an earlier run lie in another corpus, which may have the same names.
+    wanted = [] if verdict.applied_from is not None else [row["image_id"] for row in triggers]
     samples = [scored.removed, scored.borderline, *of_family.values()]
     wanted += [drawn.image_id for sample in samples for drawn in sample]
     whole = whole_triggers(run)
@@ -123,7 +127,7 @@ def gather(
                 moved=row[reading],
                 box=(row["x0"], row["y0"], row["x1"], row["y1"]),
                 crop=data_uri(row["crop"], "png"),
-                picture=pictures.get(row["image_id"]),
+                picture=pictures.get(row["image_id"]) if verdict.applied_from is None else None,
                 **{
                     key: row[key]
                     for key in ("rank", "family", "role", "score", "n_flip", "cluster", "image_id")
@@ -147,10 +151,13 @@ def gather(
         dead=dead[:DEAD_LINES],
         skipped=skipped[:SKIPPED_SHARDS],
         n_skipped=len(skipped),
+        no_image=facts.of_manifest(facts.Cleaned, manifests[artifact.CLEAN]).no_image,
         config=_flat(config),
         stage_facts=_flat({TITLES[name]: manifest.facts for name, manifest in manifests.items()}),
         metrics=_json(run / artifact.PAGE, artifact.METRICS),
         sample=_sample(manifests),
+        restored=scored.restored,
+        decisions=decisions.entries,
         copied=facts.of_manifest(facts.Cleaned, manifests[artifact.CLEAN]).copied,
     )
 

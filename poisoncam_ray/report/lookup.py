@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -11,10 +14,15 @@ import pyarrow.compute as pc
 
 from poisoncam_ray import artifact
 from poisoncam_ray.artifact import SIDES
+from poisoncam_ray.errors import UserError
 from poisoncam_ray.folder import Folder, part_name
 
 KEPT, REMOVED, DEAD = "kept", "removed", "dead"
 PARTS_HELD = 64
+PARTS_COMPARED = 16
+"""Parts in which ids like an unknown one are looked for."""
+MOST_FOUND = 100
+SUGGESTED = 3
 
 
 @dataclass(frozen=True)
@@ -87,6 +95,52 @@ class Lookup:
             box,  # type: ignore[arg-type]
             cluster.get("cluster"),
         )
+
+    def named(self, text: str) -> ImageRecord:
+        """The record of the image that someone means.
+
+        Args:
+            text: an image id, the end of one, or the number of a row.
+
+        Raises:
+            UserError: no image is called so, or several are.
+        """
+        if record := self.find(text):
+            return record
+        found = self._ending(f"#{text}" if text.isascii() and text.isdecimal() else text)
+        # The last words of a path come before the end of a word.
+        whole = [name for name in found if name.removesuffix(text).endswith(("/", "#"))]
+        chosen = whole if len(whole) == 1 else found
+        if len(chosen) == 1 and (record := self.find(chosen[0])):
+            return record
+        if len(chosen) > 1:
+            some = ", ".join(map(repr, chosen[:SUGGESTED]))
+            raise UserError(f"{text!r} is the end of several image ids ({some} …): give the whole id.")
+        near = ", ".join(map(repr, self._similar(text)))
+        raise UserError(f"The run {self.run.uri} has no image {text!r}; the nearest ids are {near}.")
+
+    def _ending(self, end: str) -> list[str]:
+        """A few ids that end so, dead rows among them."""
+        found: list[str] = []
+        for ids in self._ids():
+            found += ids.filter(pc.ends_with(ids, end)).to_pylist()
+            if len(found) > MOST_FOUND:
+                break
+        return found
+
+    def _similar(self, text: str) -> list[str]:
+        """The ids most like the text, among those of the first parts."""
+        best: list[str] = []
+        for ids in islice(self._ids(), PARTS_COMPARED):
+            best = difflib.get_close_matches(text, [*best, *ids.to_pylist()], SUGGESTED, cutoff=0.0)
+        return best
+
+    def _ids(self) -> Iterator[pa.ChunkedArray]:
+        """The ids of the indexed and of the dead rows, part by part."""
+        for name in (artifact.INDEX, artifact.DEAD_ROWS):
+            folder = self.run / name
+            for part in folder.parts():
+                yield folder.read_table(part, ["image_id"])["image_id"]
 
     def _dead(self, part: str, image_id: str) -> ImageRecord | None:
         row = self._row(artifact.DEAD_ROWS, part, image_id)

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from poisoncam_ray.artifact import Family, Verdict
 from poisoncam_ray.folder import Ledger
+from poisoncam_ray.review import Entry
 
 
 class Fetcher(Protocol):
@@ -121,11 +122,14 @@ class PageContent:
         dead: the dead rows by stage and error.
         skipped: the first skipped shards, those without a count of rows before the others.
         n_skipped: how many shards were skipped.
+        no_image: kept rows whose image is null.
         config: the configuration, by dotted key.
         stage_facts: the facts of each stage, by dotted key.
         metrics: metrics.json; None where there is none.
         sample: how much was looked at, in words, where that is a sample; empty where all rows were.
         copied: whether the kept rows were written, and not only listed.
+        restored: how many flagged images a review restored, by who did.
+        decisions: the review's log.
     """
 
     title: str
@@ -150,11 +154,14 @@ class PageContent:
     dead: Sequence[Mapping[str, Any]] = ()
     skipped: Sequence[SkippedShard] = ()
     n_skipped: int = 0
+    no_image: int = 0
     config: Mapping[str, str] = field(default_factory=dict)
     stage_facts: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, Any] | None = None
     sample: str = ""
     copied: bool = True
+    restored: Mapping[str, int] = field(default_factory=dict)
+    decisions: Sequence[Entry] = ()
 
     @property
     def trained(self) -> bool:
@@ -174,9 +181,13 @@ class PageContent:
     @property
     def headline(self) -> str:
         """The outcome in two sentences."""
-        n, removed = self.ledger.rows_in, self.ledger.removed
+        n, removed = self.ledger.rows_in - self.no_image, self.ledger.removed
+        kept = f"All {self.ledger.rows_out - self.no_image:,} readable images were kept."
+        if removed == 0 and self.restored:
+            return f"All {sum(self.restored.values()):,} flagged images were restored by a review."
+        if self.verdict.applied_from is not None and removed == 0:
+            return f"No known trigger was found. {kept}"
         if removed == 0:
-            kept = f"All {self.ledger.rows_out:,} readable images were kept."
             if self.verdict.poison:
                 return f"There is evidence of poison, but no poisoned image was identified. {kept}"
             return f"No evidence of poison. {kept}"

@@ -17,6 +17,7 @@ import jinja2
 from markupsafe import Markup
 
 from poisoncam_ray import artifact
+from poisoncam_ray.facts import without_image
 from poisoncam_ray.report.gather import gather
 from poisoncam_ray.report.model import Fetcher, PageContent
 from poisoncam_ray.report.null_plot import against_null
@@ -26,9 +27,12 @@ from poisoncam_ray.report.words import chance, p_figure, p_words, percent, why_n
 NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
+DECISIONS_SHOWN = 50
+"""Entries of the review's log that the page shows, the last ones."""
 FILES = {
     "removed_csv": f"{artifact.PAGE}/{artifact.REMOVED_CSV}",
     "verdict_json": f"{artifact.PAGE}/{artifact.VERDICT_FILE}",
+    "restored_csv": f"{artifact.PAGE}/{artifact.RESTORED_CSV}",
     "removed": f"{artifact.REMOVED_ROWS}/",
     "keep": f"{artifact.KEEP_LIST}/",
     "dead": f"{artifact.DEAD_ROWS}/",
@@ -58,7 +62,6 @@ def build_report(
 
 def render(page: PageContent) -> str:
     """The page as HTML text. Equal content gives equal text."""
-    style = resources.files("poisoncam_ray.report").joinpath("page.css").read_text()
     ledger, verdict = page.ledger, page.verdict
     plots: dict[str, Plot | None] = {
         "ledger": stacked({"kept": ledger.rows_out, "removed": ledger.removed, "dead": ledger.dead}),
@@ -70,18 +73,29 @@ def render(page: PageContent) -> str:
         "histogram": histogram(page.kept_bins, page.removed_bins, page.threshold),
         "loss": curve(page.loss),
     }
-    # Only this style block may apply: markup in a name could neither run nor restyle the page.
-    style_hash = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    template = environment().get_template("page.html.j2")
-    text = template.render(
+    tables = _metric_tables(page.metrics or {})
+    return in_style(
+        "page.html.j2",
         page=page,
         plots=plots,
         files=FILES,
-        style=Markup(style),
-        style_hash=style_hash,
-        tables=_metric_tables(page.metrics or {}),
+        decisions_shown=DECISIONS_SHOWN,
+        tables=tables,
     )
-    return text.lstrip()
+
+
+def in_style(template: str, **values: Any) -> str:
+    """A whole page in the report's style.
+
+    Args:
+        template: its file in this folder. It shows `style` and `style_hash` in its head.
+        values: what else it shows.
+    """
+    style = resources.files("poisoncam_ray.report").joinpath("page.css").read_text()
+    # Only this style block may apply: markup in a name could neither run nor restyle the page.
+    style_hash = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    page = environment().get_template(template)
+    return page.render(**values, style=Markup(style), style_hash=style_hash).lstrip()
 
 
 @dataclass(frozen=True)
@@ -131,6 +145,7 @@ def environment() -> jinja2.Environment:
     )
     made.filters |= {
         "count": lambda n: f"{n:,}",
+        "without_image": without_image,
         "share": _share,
         "figure": _figure,
         "percent": percent,

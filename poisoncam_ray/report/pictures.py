@@ -64,7 +64,11 @@ def _fetched(
     opened = settings["config"]["corpus"]
     try:
         corpus = corpus or open_corpus(
-            settings["input"], opened["format"], opened["image_column"], version=opened.get("version")
+            settings["input"],
+            opened["format"],
+            opened["image_column"],
+            version=opened.get("version"),
+            follow_links=opened.get("follow_links", False),
         )
         for first in range(0, len(wanted), FETCHED_AT_ONCE):
             ids = wanted[first : first + FETCHED_AT_ONCE]

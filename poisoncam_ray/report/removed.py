@@ -7,6 +7,7 @@ import pyarrow.csv
 
 from poisoncam_ray import artifact
 from poisoncam_ray.folder import Folder
+from poisoncam_ray.review import Decisions, flagged
 from poisoncam_ray.store import in_parallel
 
 
@@ -37,4 +38,32 @@ def removed_csv(run: Folder) -> bytes:
     """
     sink = pa.BufferOutputStream()
     pyarrow.csv.write_csv(removed_table(run), sink)
+    return sink.getvalue().to_pybytes()
+
+
+def restored_csv(decisions: Decisions) -> bytes:
+    """The table of the flagged images that people restored, in the order of the corpus.
+
+    Columns: artifact.RESTORED_SCHEMA. Text is quoted as in `removed_csv`.
+
+    Args:
+        decisions: the review of a run.
+
+    Returns:
+        UTF-8 text: a header, and a line for each restored image.
+    """
+    families = flagged(decisions.run)
+    rows = [
+        {
+            "image_id": image_id,
+            "family": families[index][image_id],
+            "restored_by": entry.who,
+            "when": entry.when,
+            "note": entry.note,
+        }
+        for index, kept in sorted(decisions.restored().items())
+        for image_id, entry in kept.items()
+    ]
+    sink = pa.BufferOutputStream()
+    pyarrow.csv.write_csv(pa.Table.from_pylist(rows, schema=artifact.RESTORED_SCHEMA), sink)
     return sink.getvalue().to_pybytes()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import heapq
 import zlib
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from poisoncam_ray import artifact
 from poisoncam_ray.artifact import SIDES
 from poisoncam_ray.folder import Folder
+from poisoncam_ray.review import Decisions, counts
 
 FAMILY_SAMPLE = 6
 REMOVED_SAMPLE = 48
@@ -54,7 +55,8 @@ class ScoredImages:
         families: the number of removed images by family.
         removed: a random sample of the removed images.
         of_family: a random sample of the removed images of each family.
-        borderline: the kept images with the highest probability.
+        borderline: the kept images with the highest probability, those that a review restored left out.
+        restored: how many flagged images a review restored, by who did. They count as kept.
     """
 
     kept_bins: np.ndarray
@@ -63,26 +65,34 @@ class ScoredImages:
     removed: list[Drawn]
     of_family: dict[int, list[Drawn]]
     borderline: list[Drawn]
+    restored: Mapping[str, int] = field(default_factory=dict)
 
 
-def read_scores(run: Folder) -> ScoredImages:
-    """Read the scores in one pass. Memory does not grow with the corpus.
+def read_scores(run: Folder, decisions: Decisions) -> ScoredImages:
+    """Read the scores in one pass. Memory grows with the restored images only.
 
     Args:
         run: a run folder whose Judge stage is committed.
+        decisions: its review.
     """
+    restored = {i: entry for kept in decisions.restored().values() for i, entry in kept.items()}
+    back = pa.array(list(restored), pa.string())
     bins = np.zeros((2, BINS), np.int64)
     families: Counter[int] = Counter()
     sample: list[Drawn] = []
     of_family: dict[int, list[Drawn]] = {}
     borderline: list[Drawn] = []
     for part in _scored(run):
-        gone = pc.equal(part["fate"], artifact.REMOVE)
+        flagged = pc.equal(part["fate"], artifact.REMOVE)
+        gone = pc.and_not(flagged, pc.is_in(part["image_id"], value_set=back))
         kept, removed = part.filter(pc.invert(gone)), part.filter(gone)
+        unflagged = part.filter(pc.invert(flagged))
         for row, rows in enumerate((kept, removed)):
             bins[row] += np.histogram(rows["p_poison"].to_numpy(), bins=BINS, range=(0, 1))[0]
         families.update(removed["family"].to_pylist())
-        best = kept.take(pc.select_k_unstable(kept, BORDERLINE_SAMPLE, [("p_poison", "descending")]))
+        best = unflagged.take(
+            pc.select_k_unstable(unflagged, BORDERLINE_SAMPLE, [("p_poison", "descending")])
+        )
         borderline = heapq.nlargest(
             BORDERLINE_SAMPLE, [*borderline, *_drawn(best)], key=lambda drawn: (drawn.p, drawn.image_id)
         )
@@ -91,7 +101,8 @@ def read_scores(run: Folder) -> ScoredImages:
         for family in {drawn.family for drawn in new}:
             mine = [drawn for drawn in new if drawn.family == family]
             of_family[family] = _lowest(FAMILY_SAMPLE, [*of_family.get(family, []), *mine])
-    return ScoredImages(bins[0], bins[1], families, sample, of_family, borderline)
+    by_whom = counts(restored.values())
+    return ScoredImages(bins[0], bins[1], families, sample, of_family, borderline, by_whom)
 
 
 def _scored(run: Folder) -> Iterator[pa.Table]:

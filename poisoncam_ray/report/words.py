@@ -37,6 +37,12 @@ def tell(
         by_family: removed images by family.
         in_doubt: families whose classifier is in doubt, so that nothing is removed for them.
     """
+    if verdict.applied_from is not None:
+        lines = [
+            f"Known triggers only, of {verdict.applied_from}: {_images(removed)} removed. New triggers were "
+            "not looked for."
+        ]
+        return lines + _family_lines(verdict, by_family, in_doubt)
     if not verdict.poison:
         gone = "nothing was removed" if removed == 0 else f"{_images(removed)} removed"
         if verdict.threshold is None:
@@ -53,6 +59,11 @@ def tell(
         lines = [
             f"Evidence of poison: {kinds}{sure}, but no poisoned image was identified: nothing was removed."
         ]
+    return lines + _family_lines(verdict, by_family, in_doubt)
+
+
+def _family_lines(verdict: Verdict, by_family: Mapping[int, int], in_doubt: Collection[int]) -> list[str]:
+    lines = []
     for family in verdict.families:
         said = family_words(family, by_family.get(family.family, 0), family.family in in_doubt)
         lines.append(f"  family {family.family}: {said}")

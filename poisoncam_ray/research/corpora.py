@@ -19,6 +19,7 @@ from poisoncam_ray.corpus.parquet import ParquetCorpus
 from poisoncam_ray.corpus.parquet_shard import open_shard, open_writer
 from poisoncam_ray.corpus.samples import Sample, shown
 from poisoncam_ray.corpus.shardfile import copy_range, copy_whole, open_file, open_sink
+from poisoncam_ray.corpus.side import stats_of, table_of
 from poisoncam_ray.corpus.tar import BLOCK, Member, Reader, parse_header, read_at
 from poisoncam_ray.corpus.webdataset import READAHEAD, WebDatasetCorpus
 from poisoncam_ray.errors import UserError
@@ -180,6 +181,7 @@ def _rewrite_tar(
     rows = {i.rpartition("#")[2]: i for i in replacements if i.rpartition("#")[0] == source}
     if len(rows) != len(replacements) or any(int(r) >= unit[-1].stop for r in rows):
         raise ValueError(f"some of {len(replacements)} replacements are no rows of {source}")
+    corpus.copy_beside((table_of(source), stats_of(source)), out_uri)
     if not replacements:
         copy_whole(corpus.uri, unit[0], out_uri)
         return

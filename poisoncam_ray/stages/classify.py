@@ -44,7 +44,7 @@ WINDOWS_PER_PICTURE = 50
 class Classify(Stage):
     name = artifact.CLASSIFIER
     title = "Classify"
-    version = 5
+    version = 6
     inputs = (artifact.INDEX, artifact.CLUSTERS, artifact.VERDICT)
     sections = ("encoder", "classify")
 
@@ -60,6 +60,7 @@ class Classify(Stage):
             folder.read_table(artifact.TRIGGERS), settings.top_k, settings.held_out, run.config.seed
         )
         run.out.write_table(artifact.ROLES, triggers)
+        run.progress.update(0, note="drawing images to train on")
         negatives, whole = draw_samples(run.folder / artifact.CLUSTERS, triggers, settings.sample)
         if not negatives:
             raise UserError("No image is left to train the poison classifier on: the corpus is too small.")

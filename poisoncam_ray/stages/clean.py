@@ -5,7 +5,8 @@ N rows of a unit
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -14,14 +15,19 @@ import pyarrow as pa
 import ray
 
 from poisoncam_ray import artifact, facts, metrics
+from poisoncam_ray.artifact import unit_name
 from poisoncam_ray.config import Config
 from poisoncam_ray.corpus import DEAD, KEPT, REMOVED, Corpus, Slice
+from poisoncam_ray.corpus.folder import delete_images
 from poisoncam_ray.errors import LedgerError
+from poisoncam_ray.fingerprint import fingerprint
 from poisoncam_ray.folder import Folder, Ledger, part_name
+from poisoncam_ray.review import Decisions
+from poisoncam_ray.review import counts as counted
 from poisoncam_ray.stage import Outcome, Run, Stage
 from poisoncam_ray.stages.pixels import digest_columns
 from poisoncam_ray.stages.ray_cluster import RESTARTS, in_flight
-from poisoncam_ray.store import in_parallel
+from poisoncam_ray.store import delete, in_parallel
 
 # Units that run or wait in the cluster at once.
 UNITS_WAITING = 256
@@ -30,44 +36,111 @@ UNITS_WAITING = 256
 class Clean(Stage):
     name = artifact.CLEAN
     title = "Clean"
-    version = 3
+    version = 4
     inputs = (artifact.INDEX, artifact.SCORES)
     sections = ()
+    revised_by = (artifact.REVIEW,)
     writes = (artifact.CLEAN_ROWS, artifact.KEEP_LIST, artifact.REMOVED_ROWS)
 
     def depends_on(self, config: Config) -> dict[str, Any]:
         return {"copy_corpus": config.copies}
 
     def run(self, run: Run) -> Outcome:
-        units = run.corpus.units(run.slices())
-        done = set(run.out.names())
-        todo = [(number, unit) for number, unit in enumerate(units) if artifact.unit_name(number) not in done]
-        task = ray.remote(write_unit).options(
-            num_cpus=run.config.resources.cpus_per_reader, max_retries=RESTARTS
+        units, copies = run.corpus.units(run.slices()), run.config.copies
+        decisions = Decisions(run.folder)
+        by_slice = decisions.restored()
+        restored: list[dict[str, str]] = [
+            {
+                image_id: entry.who
+                for slice_ in unit
+                for image_id, entry in by_slice.get(slice_.index, {}).items()
+            }
+            for unit in units
+        ]
+        markers = read_markers(run.out)
+        todo = [
+            number
+            for number, kept in enumerate(restored)
+            if number not in markers or markers[number].get("review") != review_digest(kept)
+        ]
+        # A unit that is written again is not done, whatever becomes of the review in between.
+        in_parallel(partial(delete, run.out.uri), [unit_name(number) for number in todo if number in markers])
+        calls = (
+            partial(
+                write_unit,
+                number,
+                units[number],
+                run.corpus,
+                run.folder,
+                copies,
+                restored[number] if decisions.entries else None,
+            )
+            for number in todo
         )
-        copies = run.config.copies
-        calls = (partial(task.remote, number, unit, run.corpus, run.folder, copies) for number, unit in todo)
         reused = len(units) - len(todo)
         run.progress.update(reused, len(units), "files")
-        for finished, _ in enumerate(in_flight(calls, UNITS_WAITING), start=reused + 1):
+        for finished, _ in enumerate(_called(calls, run.config), start=reused + 1):
             run.progress.update(finished, len(units), "files")
-        run.corpus.finish((run.folder / artifact.CLEAN_ROWS).uri, (run.folder / artifact.REMOVED_ROWS).uri)
-        names = [artifact.unit_name(number) for number in range(len(units))]
-        counts = in_parallel(run.out.read_json, names)
-        kept, removed, dead = (sum(count[key] for count in counts) for key in ("kept", "removed", "dead"))
+        written = (run.folder / artifact.CLEAN_ROWS).uri, (run.folder / artifact.REMOVED_ROWS).uri
+        run.corpus.finish(*written, partial(lost_rows, run.folder))
+        counts = list(read_markers(run.out).values())
+        if len(counts) != len(units):
+            raise LedgerError(f"{len(counts)} of {len(units)} files are written")
+        kept, removed, dead, without = (
+            sum(count[key] for count in counts) for key in ("kept", "removed", "dead", "no_image")
+        )
         rows = sum(slice_.stop - slice_.start for unit in units for slice_ in unit)
         indexed = run.manifest(artifact.INDEX).ledger
         if indexed is None or dead != indexed.dead:
             raise LedgerError(f"{dead} rows have no score, which is not the number that died at indexing")
-        said = facts.Cleaned(kept, removed, dead, len(units), len(units) - len(todo), copies)
-        return Outcome(said, Ledger(rows, kept, removed, dead))
+        if without != indexed.no_image:
+            raise LedgerError(f"{without} rows have no image, and {indexed.no_image} had none at indexing")
+        by_whom = counted(entry for slice_ in by_slice.values() for entry in slice_.values())
+        said = facts.Cleaned(kept, removed, dead, len(units), reused, copies, without, by_whom)
+        return Outcome(said, Ledger(rows, kept, removed, dead, restored=sum(by_whom.values())))
 
 
-def write_unit(number: int, unit: list[Slice], corpus: Corpus, run: Folder, copies: bool = True) -> None:
+def _called(calls: Iterator[partial[None]], config: Config) -> Iterator[Any]:
+    """Make the calls: as tasks of the cluster, or here where no cluster was started for few of them."""
+    if not ray.is_initialized():
+        yield from (call() for call in calls)
+        return
+    task = ray.remote(write_unit).options(num_cpus=config.resources.cpus_per_reader, max_retries=RESTARTS)
+    yield from in_flight((partial(task.remote, *call.args) for call in calls), UNITS_WAITING)
+
+
+def read_markers(clean: Folder) -> dict[int, dict[str, Any]]:
+    """The markers of the units that are written, by the unit's number.
+
+    Args:
+        clean: the artifact.
+    """
+    names = [name for name in clean.names() if name.startswith("unit-") and name.endswith(".json")]
+    numbers = [int(name.removeprefix("unit-").removesuffix(".json")) for name in names]
+    return dict(zip(numbers, in_parallel(clean.read_json, names), strict=True))
+
+
+def review_digest(restored: Mapping[str, str]) -> str | None:
+    """What a unit's marker says about the review it was written by; None where nothing was restored.
+
+    Args:
+        restored: who restored each image of the unit.
+    """
+    return fingerprint(restored) if restored else None
+
+
+def write_unit(
+    number: int,
+    unit: list[Slice],
+    corpus: Corpus,
+    run: Folder,
+    copies: bool = True,
+    restored: Mapping[str, str] | None = None,
+) -> None:
     """Split one unit (a shard, or a slice of an image folder) by the fates of its rows.
 
-    Writes the unit's kept rows or the list of them, the removed rows, the reasons, and at last the marker that
-    commits the unit.
+    Writes the unit's kept rows or the list of them, the removed rows, the reasons, and at last the marker
+    that commits the unit.
 
     Args:
         number: the unit's number.
@@ -75,6 +148,8 @@ def write_unit(number: int, unit: list[Slice], corpus: Corpus, run: Folder, copi
         corpus: the corpus.
         run: the run folder.
         copies: whether the kept rows are written and not listed.
+        restored: who restored each flagged image that is kept by a review; None where nothing was ever
+            reviewed, so that no earlier call wrote the unit with other fates.
 
     Raises:
         LedgerError: the scores are not those of the indexed rows, or other rows were written than decided.
@@ -85,14 +160,21 @@ def write_unit(number: int, unit: list[Slice], corpus: Corpus, run: Folder, copi
     fate_N = np.full(unit[-1].stop - first, DEAD, np.int8)
     sha256: dict[str, str] = {}
     removed_rows: list[dict[str, Any]] = []
+    without = [row - first for slice_ in unit for row in rows_without_image(run, slice_)]
+    fate_N[without] = KEPT
     for slice_ in unit:
         for row, score in scored_rows(run, slice_):
             if "sha256" in row:
                 sha256[row["image_id"]] = row["sha256"]
-            removed = score["fate"] == artifact.REMOVE
+            removed = score["fate"] == artifact.REMOVE and row["image_id"] not in (restored or ())
             fate_N[row["row"] - first] = REMOVED if removed else KEPT
             if removed:
                 removed_rows.append(row | score | {"reason": "poison_classifier"})
+    if restored is not None and not corpus.sharded:
+        # A file of its own may lie where it went by an earlier decision. A shard is replaced. First, because
+        # another image may share a caption.
+        delete_images(unit, (run / artifact.REMOVED_ROWS).uri, restored)
+        delete_images(unit, (run / artifact.CLEAN_ROWS).uri, [row["image_id"] for row in removed_rows])
     clean = (run / artifact.CLEAN_ROWS).uri if copies else None
     n_kept, n_removed = corpus.split(unit, fate_N, clean, (run / artifact.REMOVED_ROWS).uri, sha256)
     if (n_kept, n_removed) != (int((fate_N == KEPT).sum()), int((fate_N == REMOVED).sum())):
@@ -104,12 +186,40 @@ def write_unit(number: int, unit: list[Slice], corpus: Corpus, run: Folder, copi
     if removed_rows:
         table = pa.Table.from_pylist(removed_rows, schema=artifact.REMOVED_SCHEMA)
         out.write_table(artifact.unit_reasons(number), table)
+    else:
+        delete(out.uri, artifact.unit_reasons(number))
     rows = sum(slice_.stop - slice_.start for slice_ in unit)
-    out.write_json(
-        artifact.unit_name(number), {"kept": n_kept, "removed": n_removed, "dead": rows - n_kept - n_removed}
-    )
+    count: dict[str, Any] = {
+        "kept": n_kept,
+        "removed": n_removed,
+        "dead": rows - n_kept - n_removed,
+        "no_image": len(without),
+    }
+    if restored:
+        count |= {
+            "restored": dict(sorted(Counter(restored.values()).items())),
+            "review": review_digest(restored),
+        }
+    out.write_json(unit_name(number), count)
     metrics.count("rows", n_kept, stage=Clean.title)
     metrics.count("removed", n_removed)
+
+
+def rows_without_image(run: Folder, slice_: Slice) -> list[int]:
+    """The rows of a slice whose image is null. They are kept."""
+    without, name = run / artifact.INDEX / artifact.NO_IMAGE, part_name(slice_.index)
+    return without.read_table(name, ["row"])["row"].to_pylist() if without.exists(name) else []
+
+
+def lost_rows(run: Folder) -> dict[str, int]:
+    """REMOVED or DEAD for each row that is not kept, by its image id, once all units are written."""
+    out, dead = run / artifact.CLEAN, run / artifact.DEAD_ROWS
+    reasons = [name for name in out.names() if name.endswith(".parquet")]
+    found: dict[str, int] = {}
+    for folder, names, fate in ((dead, dead.parts(), DEAD), (out, reasons, REMOVED)):
+        for name in names:
+            found |= dict.fromkeys(folder.read_table(name, ["image_id"])["image_id"].to_pylist(), fate)
+    return found
 
 
 def scored_rows(run: Folder, slice_: Slice) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:

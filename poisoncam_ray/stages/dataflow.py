@@ -18,6 +18,7 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import ray.data
 
@@ -26,7 +27,7 @@ from poisoncam_ray.config import Config
 from poisoncam_ray.corpus import Corpus, Slice
 from poisoncam_ray.folder import Folder, part_index
 from poisoncam_ray.stage import Run
-from poisoncam_ray.stages.pixels import Pixels, as_pixels, read_slice
+from poisoncam_ray.stages.pixels import Pixels, SecondViews, as_pixels, read_slice, read_views
 
 # Slices of one dataset: the driver keeps a record of every block of a dataset until the dataset is done.
 WAVE = 4096
@@ -92,7 +93,7 @@ def stream_slices(
 
 
 def stream_images(
-    run: Run, todo: list[Slice], actor: type, arguments: tuple[Any, ...]
+    run: Run, todo: list[Slice], actor: type, arguments: tuple[Any, ...], both_views: bool = False
 ) -> Iterator[dict[str, Any]]:
     """Decode every slice in a CPU task, and call an actor of a pool on its images.
 
@@ -102,12 +103,14 @@ def stream_images(
         actor: the class of the actors. An instance is called as (index of the slice, image ids, x_NCHW) and
             returns a small dictionary.
         arguments: of the class's constructor.
+        both_views: whether the actors also get, as a fourth argument, the SecondViews of the slice.
 
     Yields:
         What the actors return, in the order in which they end.
     """
     resources = run.config.resources
-    read = partial(_decode_slice, corpus=run.corpus, config=run.config, index=run.folder / artifact.INDEX)
+    decode = _decode_both_views if both_views else _decode_slice
+    read = partial(decode, corpus=run.corpus, config=run.config, index=run.folder / artifact.INDEX)
     for wave in _waves(todo):
         most = min(resources.actors, len(wave))
         dataset = (
@@ -152,8 +155,11 @@ class _OnImages:
 
     def __call__(self, batch: pa.Table) -> dict[str, list[Any]]:
         row = batch.to_pylist()[0]
-        x_NCHW = as_pixels(row["pixels"], self.size)
-        return {key: [value] for key, value in self.actor(row["index"], row["ids"], x_NCHW).items()}
+        given = [row["index"], row["ids"], as_pixels(row["pixels"], self.size)]
+        if "second" in row:
+            rows_M = np.frombuffer(bytearray(row["second_rows"]), np.int32)
+            given.append(SecondViews(rows_M, as_pixels(row["second"], self.size)))
+        return {key: [value] for key, value in self.actor(*given).items()}
 
 
 def _waves(todo: list[Slice]) -> Iterator[list[Slice]]:
@@ -175,3 +181,10 @@ def _decode_slice(row: dict[str, Any], corpus: Corpus, config: Config, index: Fo
     slice_ = Slice(**json.loads(row["slice"]))
     ids, x_NCHW = read_slice(corpus, config, index, slice_)
     return {"index": slice_.index, "ids": ids, "pixels": x_NCHW.tobytes()}
+
+
+def _decode_both_views(row: dict[str, Any], corpus: Corpus, config: Config, index: Folder) -> dict[str, Any]:
+    slice_ = Slice(**json.loads(row["slice"]))
+    ids, x_NCHW, second = read_views(corpus, config, index, slice_)
+    seen = {"second_rows": second.rows_M.tobytes(), "second": second.x_MCHW.tobytes()}
+    return {"index": slice_.index, "ids": ids, "pixels": x_NCHW.tobytes(), **seen}

@@ -23,7 +23,7 @@ from poisoncam_ray.stages.pixels import Pixels
 class Embed(Stage):
     name = artifact.FEATURES
     title = "Embed"
-    version = 1
+    version = 2
     inputs = (artifact.INDEX, artifact.ENCODER)
     sections = ("encoder", "embed")
 

@@ -1,4 +1,5 @@
-"""Index: list every row of the corpus, with an id and a digest if its image decodes, as dead otherwise."""
+"""Index: list every row of the corpus, with an id and a digest if its image decodes, as dead otherwise. A row
+whose image is null is neither: it has nothing to judge, and is kept."""
 
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ KINDS_SHOWN = 3
 class Index(Stage):
     name = artifact.INDEX
     title = "Index"
-    version = 3
+    version = 5
     inputs = ()
     sections = ("corpus", "encoder")
     writes = (artifact.DEAD_ROWS,)
@@ -50,17 +51,22 @@ class Index(Stage):
         dead_folder = run.folder / artifact.DEAD_ROWS
         todo = missing(slices, run.out)
         work = partial(index_slice, corpus=run.corpus, config=run.config, out=run.out, dead=dead_folder)
-        alive_S, died = committed_rows(slices, todo, run.out, dead_folder)
+        alive_S, died, without = committed_rows(slices, todo, run.out, dead_folder)
         alive, limit = int(alive_S.sum()), run.config.corpus.max_dead_fraction
         refuse_mostly_dead(alive, died, limit, dead_folder)
         reused = len(slices) - len(todo)
         run.progress.update(reused, len(slices), "slices")
         for done, row in enumerate(stream_slices(run, todo, work), start=reused + 1):
             alive_S[row["index"]] = row["alive"]
-            alive, died = alive + row["alive"], died + row["dead"]
+            alive, died, without = alive + row["alive"], died + row["dead"], without + row["no_image"]
             run.progress.update(done, len(slices), "slices", f"{died:,} broken" if died else "")
             refuse_mostly_dead(alive, died, limit, dead_folder)
         rows = _rows(slices)
+        if without == rows:
+            raise UserError(
+                f"None of the {rows} rows of {run.corpus.uri} holds an image, all are null: give a corpus "
+                "that has images."
+            )
         if alive == 0:
             raise UserError(
                 f"None of the {rows} rows of {run.corpus.uri} holds an image that decodes: "
@@ -70,8 +76,8 @@ class Index(Stage):
         run.out.write_table(artifact.SLICES, slice_table(slices, alive_S.tolist()))
         skipped = len({slice_.source for slice_ in slices if slice_.error is not None})
         whole = None if slices is cut else _rows(cut)
-        said = facts.Indexed(alive, died, len(slices), reused, skipped, whole)
-        return Outcome(said, Ledger(rows, alive, dead=died))
+        said = facts.Indexed(alive, died, len(slices), reused, skipped, whole, without)
+        return Outcome(said, Ledger(rows, alive, dead=died, no_image=without))
 
     def _refuse_unreadable(self, run: Run, sources: list[Source]) -> None:
         """Raise UserError when shards cannot be read, unless the run goes on without them."""
@@ -134,7 +140,7 @@ def refuse_other_cut(index: Folder, slices: list[Slice]) -> None:
 
 def committed_rows(
     slices: list[Slice], todo: list[Slice], out: Folder, dead: Folder
-) -> tuple[NDArray[np.int64], int]:
+) -> tuple[NDArray[np.int64], int, int]:
     """Count the rows of the slices whose parts are committed.
 
     Args:
@@ -144,14 +150,19 @@ def committed_rows(
         dead: the folder of the dead rows.
 
     Returns:
-        alive_S, the indexed rows of each slice (0 for those in `todo`), and the number of dead rows.
+        alive_S, the indexed rows of each slice (0 for those in `todo`), and the numbers of dead rows and of
+        rows without an image.
     """
     alive_S = np.zeros(len(slices), np.int64)
     done = sorted({slice_.index for slice_ in slices} - {slice_.index for slice_ in todo})
     names = [part_name(i) for i in done]
     alive_S[done] = in_parallel(out.rows, names)
-    # The dead rows of a slice are written first; its own part, written after them, commits both.
-    return alive_S, sum(in_parallel(dead.rows, sorted(set(dead.parts()) & set(names))))
+    # The other rows of a slice are written first; its own part, written after them, commits all.
+    died, without = (
+        sum(in_parallel(others.rows, sorted(set(others.parts()) & set(names))))
+        for others in (dead, out / artifact.NO_IMAGE)
+    )
+    return alive_S, died, without
 
 
 def refuse_mostly_dead(alive: int, died: int, limit: float, dead: Folder, enough: int = ENOUGH) -> None:
@@ -177,7 +188,8 @@ def refuse_mostly_dead(alive: int, died: int, limit: float, dead: Folder, enough
 
 
 def index_slice(slice_: Slice, corpus: Corpus, config: Config, out: Folder, dead: Folder) -> dict[str, Any]:
-    """Index one slice. Its part holds the rows that decode and commits the slice; the other rows are dead.
+    """Index one slice. Its part holds the rows that decode and commits the slice. Of the other rows, those
+    whose image is null have a part in `artifact.NO_IMAGE`, and the rest is dead.
 
     Args:
         slice_: the slice.
@@ -187,28 +199,39 @@ def index_slice(slice_: Slice, corpus: Corpus, config: Config, out: Folder, dead
         dead: the folder for the dead rows of the slice.
 
     Returns:
-        The slice's `index`, and how many of its rows are `alive` and `dead`.
+        The slice's `index`, and how many of its rows are `alive`, `dead` and `no_image`.
     """
     alive_rows: list[dict[str, Any]] = []
     dead_rows: list[dict[str, Any]] = []
+    without: list[dict[str, Any]] = []
     for row in corpus.read(slice_, whole=True):
         place: dict[str, Any] = {"image_id": row.image_id, "source": slice_.source, "row": row.row}
+        if row.data is None and row.error is None:
+            without.append(place)
+            continue
         try:
             alive_rows.append(place | examine(row, config))
         except DecodeError as error:
             dead_rows.append(place | {"stage": Index.title, "error": error.kind, "message": str(error)})
-    if dead_rows:
-        dead.write_table(
-            part_name(slice_.index), pa.Table.from_pylist(dead_rows, schema=artifact.DEAD_SCHEMA)
-        )
-    else:
-        # An earlier try that did not end may have left one.
-        dead.delete(part_name(slice_.index))
+    for folder, rows, schema in (
+        (dead, dead_rows, artifact.DEAD_SCHEMA),
+        (out / artifact.NO_IMAGE, without, artifact.NO_IMAGE_SCHEMA),
+    ):
+        if rows:
+            folder.write_table(part_name(slice_.index), pa.Table.from_pylist(rows, schema=schema))
+        else:
+            # An earlier try that did not end may have left one.
+            folder.delete(part_name(slice_.index))
     out.write_table(part_name(slice_.index), pa.Table.from_pylist(alive_rows, schema=artifact.INDEX_SCHEMA))
     metrics.count("rows", len(alive_rows), stage=Index.title)
     for kind, n in Counter(row["error"] for row in dead_rows).items():
         metrics.count("dead", n, stage=Index.title, kind=kind)
-    return {"index": slice_.index, "alive": len(alive_rows), "dead": len(dead_rows)}
+    return {
+        "index": slice_.index,
+        "alive": len(alive_rows),
+        "dead": len(dead_rows),
+        "no_image": len(without),
+    }
 
 
 def examine(row: Row, config: Config) -> dict[str, Any]:

@@ -50,7 +50,7 @@ WATCH_EVERY_S = 3
 class Pretrain(Stage):
     name = artifact.ENCODER
     title = "Pretrain"
-    version = 3
+    version = 4
     inputs = (artifact.INDEX,)
     sections = ("encoder", "pretrain")
 

@@ -6,9 +6,11 @@ seconds.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -39,6 +41,7 @@ def start_ray() -> None:
     start one on this machine. Ray Data prints nothing from then on."""
     connect()
     hush()
+    _swallow_a_false_warning()
 
 
 def connect() -> None:
@@ -95,6 +98,35 @@ def hush() -> None:
         setattr(context, name, value)
     for name in _LOGGERS:
         logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+@functools.cache
+def _swallow_a_false_warning() -> None:
+    """Let Ray print a warning that it prints once a process, and that does not concern us, where nobody sees
+    it. Its log level would also hide real errors.
+
+    It warns that an actor with arguments in the object store cannot be started again when these are lost
+    (ray-project/ray#53727). Ray Data's pools and `ActorGroup` hold their actors' arguments. The warning is
+    written by C++ to the file descriptor while an actor is created, so that actor is one that does nothing.
+    """
+    actor: Any = ray.remote(num_cpus=0, max_restarts=1)(_Nothing)
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+            made = actor.remote(ray.put(None))
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+    ray.kill(made)
+
+
+class _Nothing:
+    """The actor that does nothing."""
+
+    def __init__(self, argument: None) -> None:
+        """Take an argument from the object store."""
 
 
 def in_flight(calls: Iterator[Callable[[], ray.ObjectRef]], most: int) -> Iterator[Any]:

@@ -43,7 +43,7 @@ from poisoncam_ray.stages.ray_cluster import RESTARTS
 class Search(Stage):
     name = artifact.SEARCH
     title = "Search"
-    version = 15
+    version = 16
     inputs = (artifact.INDEX, artifact.ENCODER, artifact.CLUSTERS)
     sections = ("encoder", "search")
 
@@ -71,6 +71,7 @@ class Search(Stage):
                 "search.score=distance."
             )
         most = settings.per_cluster * prune.most_rounds(k, rules)
+        run.progress.update(0, note="reading the clusters of all images")
         pool = gather_pool(clusters, most, settings.flip_images, k)
         run.out.write_table(artifact.FLIP_TEST, flip_test_table(pool))
         state = prune.start(pool.y_P, pool.n_clusters)

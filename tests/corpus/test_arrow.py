@@ -51,7 +51,7 @@ def split(corpus: Corpus, fates: list[int], folder: Path) -> None:
         n = unit[-1].stop
         corpus.split(unit, left[:n], str(folder / "clean"), str(folder / "removed"))
         left = left[n:]
-    corpus.finish(str(folder / "clean"), str(folder / "removed"))
+    corpus.finish(str(folder / "clean"), str(folder / "removed"), dict)
 
 
 def plain(dataset: datasets.Dataset) -> list[dict]:
@@ -206,5 +206,5 @@ def test_a_damaged_record_batch_costs_its_own_rows(tmp_path):
     fates = [DEAD if row.error else KEPT for row in rows[:20]]
     assert corpus.split(unit, fates, str(tmp_path / "k"), str(tmp_path / "r")) == (14, 0)
     with pytest.raises(UserError, match=r"a\.arrow cannot be read"):
-        corpus.split(unit, [KEPT] * 20, str(tmp_path / "k2"), str(tmp_path / "r2"))
+        corpus.split(unit, [KEPT] * 19 + [REMOVED], str(tmp_path / "k2"), str(tmp_path / "r2"))
     assert not list((tmp_path / "k2").glob("*"))

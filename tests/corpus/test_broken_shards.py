@@ -11,6 +11,7 @@ import pickle
 from collections import Counter
 
 import fsspec
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.local import LocalFileSystem
@@ -62,6 +63,25 @@ def test_parquet_ledger(tmp_path, step):
         for source, numbers in rows.items():
             written = pq.read_table(tmp_path / "run" / name / source)
             assert written.equals(whole[source].take(numbers))
+
+
+def test_rows_without_an_image_are_kept_and_rows_that_hold_only_a_path_are_not(tmp_path):
+    whole, nested = table(), table().schema.field("image").type
+    cells = whole["image"].to_pylist()
+    cells[2] = cells[N - 1] = None
+    cells[11] = {"bytes": None, "path": None}
+    cells[12] = {"bytes": None, "path": "https://host/12.png"}
+    whole = whole.set_column(0, "image", pa.array(cells, nested))
+    (tmp_path / "in").mkdir()
+    pq.write_table(whole, tmp_path / "in/a.parquet", row_group_size=GROUP)
+    pq.write_table(whole.set_column(0, "image", pa.nulls(N)), tmp_path / "in/b.parquet")
+    ends = defend(open_corpus(str(tmp_path / "in"), rows_per_slice=7), Folder(str(tmp_path / "run")))
+    assert ends.errors == {"a.parquet#12": "not_embedded"}
+    rows = by_shard(ends.kept)
+    assert {2, 11, N - 1} < set(rows["a.parquet"]) and sorted(rows["b.parquet"]) == list(range(N))
+    for source, numbers in rows.items():
+        written = pq.read_table(tmp_path / "run" / artifact.CLEAN_ROWS / source)
+        assert written.equals(pq.read_table(tmp_path / "in" / source).take(sorted(numbers)))
 
 
 def test_tar_ledger(tmp_path):

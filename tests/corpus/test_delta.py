@@ -17,6 +17,7 @@ from poisoncam_ray.corpus import KEPT, REMOVED, delta, open_corpus
 from poisoncam_ray.runner import Runner
 from poisoncam_ray.settings import load_config
 from poisoncam_ray.stages.index import Index
+from poisoncam_ray.store import connect
 from tests.corpus.mistakes import refuse
 from tests.tars import image, rows_of
 
@@ -70,6 +71,18 @@ def test_an_open_corpus_stays_with_its_version(table):
 def test_a_table_on_another_store_gives_what_the_disk_gives(table):
     root = f"memory://{uuid.uuid4().hex}"
     fsspec.filesystem("memory").put(f"{table}/", f"{root}/", recursive=True)
+    for version in (None, 1):
+        assert rows_of(open_corpus(root, version=version)) == rows_of(
+            open_corpus(str(table), version=version)
+        )
+
+
+@pytest.mark.s3
+def test_a_table_on_s3_gives_what_the_disk_gives(table, s3, use_s3):
+    use_s3(s3.environment())
+    root = f"s3://{s3.bucket}/{uuid.uuid4().hex}"
+    fs, place = connect(root)
+    fs.put(f"{table}/", f"{place}/", recursive=True)
     for version in (None, 1):
         assert rows_of(open_corpus(root, version=version)) == rows_of(
             open_corpus(str(table), version=version)

@@ -13,8 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poisoncam_ray.corpus import DEAD, KEPT, REMOVED, Problem, open_corpus
-from poisoncam_ray.corpus.parquet import _rows_of
-from poisoncam_ray.corpus.parquet_shard import cut
+from poisoncam_ray.corpus.parquet_shard import cut, rows_where
 from poisoncam_ray.errors import UserError
 from tests.corpus.mistakes import refuse
 from tests.corpus.tables import rich_table, structs, write_rich
@@ -114,7 +113,7 @@ def test_runs_of_neighbours_are_the_rows_that_are_wanted(wanted):
     table = pa.table(
         {"n": range(len(wanted)), "s": pa.array([str(i) for i in range(len(wanted))], pa.string_view())}
     )
-    rows = _rows_of(table, np.array(wanted, bool))
+    rows = rows_where(table, np.array(wanted, bool))
     assert rows["n"].to_pylist() == [i for i, yes in enumerate(wanted) if yes] and rows.schema == table.schema
 
 

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from poisoncam_ray.corpus import DEAD, KEPT, open_corpus
-from poisoncam_ray.decode import DecodeError, decode, header
+from poisoncam_ray.decode import DecodeError, decode, header, views
 from poisoncam_ray.errors import UserError
 from tests.bombs import peak
 from tests.fuzz import seeds
@@ -47,7 +47,10 @@ def damaged(kind: str, number: int, originals: list[bytes]) -> bytes:
 
 def image(data: bytes, folder: Path) -> str:
     try:
-        assert decode(data, 16, MAX_PIXELS).shape == (3, 16, 16)
+        first, second = views(data, 16, MAX_PIXELS)
+        assert first.shape == (3, 16, 16)
+        assert second is None or second.shape == (3, 16, 16)
+        assert (decode(data, 16, MAX_PIXELS) == first).all()
         width, height, _ = header(data, MAX_PIXELS)
         assert 0 < width * height <= MAX_PIXELS
         return "decoded"

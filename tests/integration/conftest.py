@@ -17,6 +17,8 @@ from tests.small import SETTINGS, defend, draw_small
 
 # Rows of the first shard that hold no image, and what they hold instead.
 BROKEN = {3: b"", 17: b"no image", 30: None, 41: "truncated"}
+WITHOUT = 50
+"""A row without an image: not even its path is there."""
 # Slices and chunks for two nodes; a fixed number of threads, since the default follows the number of actors.
 ON_NODES = [
     *SETTINGS,
@@ -47,7 +49,8 @@ class Finished:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """An undisturbed defence of 240 images, four of them broken, with SETTINGS. Tests do not change it."""
+    """An undisturbed defence of 240 rows, four of them broken and one null, with SETTINGS. Tests do not
+    change it."""
     folder = tmp_path_factory.mktemp("finished")
     corpus = draw_small(folder / "corpus")
     _break_some(corpus / "part-00000.parquet")
@@ -61,6 +64,7 @@ def _break_some(shard: Path) -> None:
     images = table["image"].to_pylist()
     for row, data in BROKEN.items():
         images[row]["bytes"] = images[row]["bytes"][:200] if data == "truncated" else data
+    images[WITHOUT] = {"bytes": None, "path": None}
     column = pa.array(images, table.schema.field("image").type)
     index = table.schema.get_field_index("image")
     pq.write_table(table.set_column(index, table.schema.field(index), column), shard)

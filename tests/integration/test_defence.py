@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 
 import pyarrow.parquet as pq
@@ -10,8 +11,9 @@ import pytest
 from poisoncam_ray import artifact
 from poisoncam_ray.folder import MANIFEST, Folder, Manifest
 from poisoncam_ray.stages.crops import from_png
-from tests.integration.conftest import BROKEN
-from tests.small import SETTINGS, defend, rows_of, scores, stamps
+from tests.here import defend_here
+from tests.integration.conftest import BROKEN, WITHOUT
+from tests.small import SETTINGS, rows_of, scores, stamps
 
 pytestmark = pytest.mark.cluster
 
@@ -27,8 +29,11 @@ def test_every_row_is_kept_removed_or_dead_and_the_bytes_are_the_source_bytes(fi
     # Without a column of ours: removed/ has the input's own layout.
     assert all(removed[key] == before[key] for key in removed)
     assert sorted(row["row"] for row in dead) == sorted(BROKEN)
-    assert {row["error"] for row in dead} == {"empty", "undecodable", "truncated"}
-    assert f"{len(kept)} kept + {len(removed)} removed + 4 dead" in finished.said
+    assert {row["error"] for row in dead} == {"empty", "undecodable", "truncated", "not_embedded"}
+    null = next(key for row, key in enumerate(before) if row == WITHOUT)
+    assert kept[null]["image"] is not None and kept[null]["image"]["bytes"] is None
+    told = f"{len(kept)} kept (1 row without an image among them) + {len(removed)} removed + 4 dead"
+    assert told in finished.said
     assert [p.name for p in sorted((finished.run / artifact.CLEAN_ROWS).glob("*"))] == [
         p.name for p in sorted(finished.corpus.glob("*"))
     ]
@@ -55,6 +60,14 @@ def test_scores_and_reasons_say_what_was_removed(finished):
     assert f", {len(flagged)} image" in finished.said or not flagged
 
 
+def test_every_line_on_the_console_is_ours(finished):
+    titles = "|".join(artifact.TITLES.values())
+    ours = re.compile(
+        rf"(?:{titles}) +\S|240 rows = |Poison found|Evidence of poison|  family \d|clean corpus  |report  "
+    )
+    assert [line for line in finished.said.splitlines() if not ours.match(line)] == []
+
+
 def test_pictures_of_the_trigger_lie_beside_the_classifiers(finished):
     table = Folder(str(finished.run / artifact.CLASSIFIER)).read_table(artifact.WHOLE_TRIGGERS)
     pictures = table.to_pylist()
@@ -75,8 +88,9 @@ def test_ledgers_chain_from_the_input_to_the_clean_corpus(finished):
         == ledgers[artifact.FEATURES].rows_out
         == ledgers[artifact.CLUSTERS].rows_out
         == ledgers[artifact.SCORES].rows_out
-        == 236
+        == 235
     )
+    assert ledgers[artifact.INDEX].no_image == 1
     assert all(ledger.balanced for ledger in ledgers.values())
 
 
@@ -87,9 +101,9 @@ def test_the_report_is_there(finished):
 
 def test_a_second_run_does_nothing_and_says_so(finished):
     before = stamps(finished.run)
-    process = defend(*finished.command())
-    assert process.returncode == 0
-    assert "Nothing to do" in process.said
+    code, said = defend_here(*finished.command())
+    assert code == 0
+    assert "Nothing to do" in said
     after = stamps(finished.run)
     assert {k: v for k, v in after.items() if k != artifact.RUN} == {
         k: v for k, v in before.items() if k != artifact.RUN
@@ -101,16 +115,16 @@ def test_changed_settings_seed_and_input_are_refused_and_named(finished, tmp_pat
         ("search.window=0.3", "search.window: 0.35 then, 0.3 now"),
         ("seed=9", "seed: 0 then, 9 now"),
     ):
-        process = defend(*finished.command(), change)
-        assert process.returncode == 2, process.said
-        assert words in process.said
-        assert "Traceback" not in process.said
+        code, said = defend_here(*finished.command(), change)
+        assert code == 2, said
+        assert words in said
+        assert "Traceback" not in said
     other = tmp_path / "corpus"
     shutil.copytree(finished.corpus, other)
     pq.write_table(pq.read_table(other / "part-00001.parquet").slice(1), other / "part-00001.parquet")
-    process = defend("--input", str(other), "--output", str(finished.run), *SETTINGS)
-    assert process.returncode == 2
-    assert "part-00001.parquet: changed" in process.said
+    code, said = defend_here("--input", str(other), "--output", str(finished.run), *SETTINGS)
+    assert code == 2
+    assert "part-00001.parquet: changed" in said
 
 
 def test_an_artifact_made_from_another_input_is_refused(finished, tmp_path):
@@ -120,6 +134,6 @@ def test_an_artifact_made_from_another_input_is_refused(finished, tmp_path):
     manifest = Manifest.read(clusters)
     Manifest(**{**manifest.__dict__, "seconds": manifest.seconds + 1}).write(clusters)
     (copy / artifact.CLASSIFIER / MANIFEST).unlink()
-    process = defend(*finished.command(copy))
-    assert process.returncode == 2
-    assert f"{artifact.SEARCH} was made from another {artifact.CLUSTERS}" in process.said
+    code, said = defend_here(*finished.command(copy))
+    assert code == 2
+    assert f"{artifact.SEARCH} was made from another {artifact.CLUSTERS}" in said

@@ -42,7 +42,7 @@ runner.run(Progress())
 SIDE = 224
 NOTICE_S = 3
 SETTINGS = ["corpus.rows_per_slice=16", f"encoder.image_size={SIDE}", "resources.threads_per_actor=1"]
-ACTOR, READER = r"MapWorker\(MapBatches\(_OnImages\)\)", r"Map\(_decode_slice\)"
+ACTOR, READER = r"MapWorker\(MapBatches\(_OnImages\)\)", r"Map\(_decode_\w+\)"
 
 
 class Watched:

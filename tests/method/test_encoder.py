@@ -103,7 +103,7 @@ def test_a_convolutional_stem_always_trains():
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("resnet_tinny", 32), "did you mean 'resnet_tiny'"),
+        (("resnet_tinny", 32), "did you mean 'resnet_tiny' or 'resnet_tiny_s2' or"),
         (("vit_bse_patch16_224", 224), "did you mean 'vit_base_patch16_224'"),
         (("vit_tiny_patch16_224", 40), "does not divide an image of 40 px"),
         (("vit_tiny_patch16_224", 32, 5), "patch of 5 px does not divide"),

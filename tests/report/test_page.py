@@ -272,4 +272,15 @@ def test_equal_runs_give_equal_pages(fake: FakeRun) -> None:
 )
 def test_headline(ledger: Ledger, families: dict, verdict: str, headline: str) -> None:
     page = PageContent("t", {}, ledger, families, replace(FOUND, verdict=verdict))
-    assert page.headline == headline and headline in Page(render(page)).text
+    text = Page(render(page)).text
+    assert page.headline == headline and headline in text
+    assert "without an image" not in text
+
+
+def test_rows_without_an_image_are_told_and_not_counted_as_images() -> None:
+    page = PageContent("t", {}, Ledger(9, 8, 1), {1: 1}, replace(FOUND, verdict=POISON), no_image=3)
+    assert page.headline.startswith("1 of 6 images was removed.")
+    assert "3 rows without an image, kept: there was nothing to judge." in Page(render(page)).text
+    page = replace(page, ledger=Ledger(9, 9), verdict=replace(FOUND, verdict=NO_EVIDENCE), no_image=1)
+    assert page.headline.endswith("All 8 readable images were kept.")
+    assert "1 row without an image, kept" in Page(render(page)).text

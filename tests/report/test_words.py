@@ -82,7 +82,7 @@ def finish(fake: FakeRun) -> list[Done]:
     run, report = Folder(fake.run), Report()
     here = Run(Config(), open_corpus(fake.corpus), run, run / report.name, Progress())
     outcome = report.run(here)
-    manifests = {name: here.manifest(name) for name in (artifact.CLASSIFIER, artifact.CLEAN)}
+    manifests = {name: here.manifest(name) for name in (artifact.INDEX, artifact.CLASSIFIER, artifact.CLEAN)}
     manifests[report.name] = Manifest({}, {}, "0", None, 1.0, outcome.facts.as_json())
     return [Done(name, name, manifest, reused=False) for name, manifest in manifests.items()]
 

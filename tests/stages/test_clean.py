@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import datasets
 import pyarrow as pa
 import pytest
 
 from poisoncam_ray import artifact
 from poisoncam_ray.artifact import SIDES
+from poisoncam_ray.config import Config
 from poisoncam_ray.corpus import open_corpus
-from poisoncam_ray.corpus.slices import slices_of
+from poisoncam_ray.corpus.slices import slice_table, slices_of
 from poisoncam_ray.errors import LedgerError
-from poisoncam_ray.folder import Folder, part_name
-from poisoncam_ray.stages.clean import write_unit
+from poisoncam_ray.folder import Folder, Ledger, Manifest, part_name
+from poisoncam_ray.progress import Progress
+from poisoncam_ray.stage import Run
+from poisoncam_ray.stages.clean import Clean, write_unit
 from tests.fake_evidence import flag_images, replace_column
 from tests.fake_run import BOXED, make_fake_run
+from tests.ledger import defend
+from tests.tars import image
 
 
 @pytest.fixture
@@ -76,3 +82,25 @@ def test_scores_of_other_rows_are_refused(flagged_run):
     replace_column(run / artifact.SCORES, part_name(1), "image_id", pa.array(ids[::-1]))
     with pytest.raises(LedgerError, match="the scores of slice 1 are not those of its indexed rows"):
         write_units(run)
+
+
+def test_what_belongs_to_no_row_is_written_when_all_units_are(ray_cluster, tmp_path):
+    """As the list of the shards, without which `datasets` opens no saved dataset."""
+    datasets.disable_progress_bars()
+    cells = [{"bytes": image(i, 16), "path": None} for i in range(20)]
+    features = datasets.Features({"image": datasets.Image()})
+    datasets.Dataset.from_dict({"image": cells}, features=features).save_to_disk(
+        tmp_path / "in", num_shards=2
+    )
+    run, corpus = Folder(str(tmp_path / "run")), open_corpus(str(tmp_path / "in"), rows_per_slice=6)
+    ends = defend(corpus, run)
+    for place in (artifact.CLEAN_ROWS, artifact.REMOVED_ROWS, artifact.CLEAN):
+        (run / place).delete()
+    index = run / artifact.INDEX
+    index.write_table(artifact.SLICES, slice_table(corpus.slices()))
+    Manifest({}, {}, "0", Ledger(20, 20)).write(index)
+    outcome = Clean().run(Run(Config(), corpus, run, run / artifact.CLEAN, Progress()))
+    assert outcome.ledger == Ledger(20, len(ends.kept), len(ends.removed))
+    for place, ids in ((artifact.CLEAN_ROWS, ends.kept), (artifact.REMOVED_ROWS, ends.removed)):
+        found = datasets.load_from_disk((run / place).path).cast_column("image", datasets.Image(decode=False))
+        assert [row["image"]["bytes"] for row in found] == corpus.fetch(ids)

@@ -71,7 +71,7 @@ ALIVE = {
     "twice again": encode(picture(size=(9, 9))),
 }
 DEAD = {
-    "null": (None, "empty"),
+    "elsewhere": (None, "not_embedded"),
     "no bytes": (b"", "empty"),
     "text": (b"<html>404</html>", "undecodable"),
     "jpeg 2000": (encode(picture(), "JPEG2000"), "undecodable"),
@@ -85,18 +85,26 @@ DEAD = {
 }
 
 
+WITHOUT = {"null": None, "null bytes": {"bytes": None, "path": None}, "no path": {"bytes": None, "path": ""}}
+"""Cells without an image."""
+
+
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> Path:
-    """Alive and dead rows in turns, over two shards and one empty one; the user's own key repeats."""
+    """Rows of all kinds in turns, over two shards and one empty one; the user's own key repeats."""
     folder = tmp_path_factory.mktemp("index") / "corpus"
     folder.mkdir()
-    cells = {**ALIVE, **{name: data for name, (data, _) in DEAD.items()}}
+    images = {**ALIVE, **{name: data for name, (data, _) in DEAD.items()}}
+    cells = {name: {"bytes": data, "path": "same.jpg"} for name, data in images.items()} | WITHOUT
     names = sorted(cells, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     for shard, chosen in enumerate((names[:9], [], names[9:])):
-        images = pa.array([{"bytes": cells[name], "path": "same.jpg"} for name in chosen], kind)
         table = pa.table(
-            {"image": images, "key": pa.array(["same"] * len(chosen)), "name": pa.array(chosen, pa.string())}
+            {
+                "image": pa.array([cells[name] for name in chosen], kind),
+                "key": pa.array(["same"] * len(chosen)),
+                "name": pa.array(chosen, pa.string()),
+            }
         )
         pq.write_table(table, folder / f"{shard}.parquet")
     return folder
@@ -118,13 +126,15 @@ def indexed(ray_cluster, corpus, tmp_path_factory) -> Folder:
     return Folder(str(run))
 
 
-def test_every_row_is_alive_or_dead_and_the_ledger_says_so(indexed, corpus):
-    names = names_by_id(corpus)
-    alive = [row["image_id"] for row in rows_of(indexed / artifact.INDEX)]
-    dead = [row["image_id"] for row in rows_of(indexed / artifact.DEAD_ROWS)]
-    assert sorted(alive + dead) == sorted(names) and len(names) == len(ALIVE) + len(DEAD)
-    assert {names[i] for i in alive} == set(ALIVE)
-    assert Manifest.read(indexed / artifact.INDEX).ledger == Ledger(len(names), len(ALIVE), dead=len(DEAD))
+def test_every_row_is_in_one_place_and_the_ledger_says_so(indexed, corpus):
+    names, index = names_by_id(corpus), indexed / artifact.INDEX
+    places = (index, indexed / artifact.DEAD_ROWS, index / artifact.NO_IMAGE)
+    alive, dead, without = ([row["image_id"] for row in rows_of(place)] for place in places)
+    assert sorted(alive + dead + without) == sorted(names)
+    assert {names[i] for i in alive} == set(ALIVE) and {names[i] for i in without} == set(WITHOUT)
+    manifest = Manifest.read(index)
+    assert manifest.ledger == Ledger(len(names), len(ALIVE), dead=len(DEAD), no_image=len(WITHOUT))
+    assert manifest.ledger.balanced and "3 rows without an image" in manifest.facts["summary"]
 
 
 def test_a_dead_row_says_where_it_lies_and_why(indexed, corpus):
@@ -180,7 +190,8 @@ def test_a_slice_indexed_again_gives_the_same_files(corpus, tmp_path):
         counts = [index_slice(slice_, opened, CONFIG, out, dead) for slice_ in opened.slices()]
         files = {path: path.read_bytes() for path in tmp_path.rglob("*.parquet")}
     assert files == {path: path.read_bytes() for path in tmp_path.rglob("*.parquet")}
-    assert sum(c["alive"] for c in counts) == len(ALIVE) and sum(c["dead"] for c in counts) == len(DEAD)
+    sums = [sum(count[kind] for count in counts) for kind in ("alive", "dead", "no_image")]
+    assert sums == [len(ALIVE), len(DEAD), len(WITHOUT)]
     assert len(out.parts()) == len(counts)
 
 
@@ -190,6 +201,28 @@ def test_a_corpus_without_one_image_that_decodes_is_a_mistake(ray_cluster, tmp_p
     runner = Runner(str(tmp_path / "corpus"), str(tmp_path / "run"), CONFIG, [Index()])
     with pytest.raises(UserError, match=r"None of the 2 rows .*/dead for"):
         runner.run(Progress())
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.struct([("bytes", pa.binary()), ("path", pa.string())])])
+def test_a_corpus_of_null_images_is_a_mistake(ray_cluster, tmp_path, kind):
+    (tmp_path / "corpus").mkdir()
+    pq.write_table(pa.table({"image": pa.nulls(3, kind)}), tmp_path / "corpus" / "a.parquet")
+    runner = Runner(str(tmp_path / "corpus"), str(tmp_path / "run"), CONFIG, [Index()])
+    with pytest.raises(UserError, match=r"None of the 3 rows .* holds an image, all are null: give a corpus"):
+        runner.run(Progress())
+
+
+def test_null_images_do_not_count_for_the_share_of_dead_rows(ray_cluster, tmp_path):
+    """As img2dataset writes failed downloads to Parquet."""
+    (tmp_path / "corpus").mkdir()
+    cells = [ALIVE["twice"]] * 3 + [None] * 40 + [b"no image"]
+    pq.write_table(pa.table({"jpg": pa.array(cells, pa.binary())}), tmp_path / "corpus" / "a.parquet")
+    config = load_config(overrides=["encoder.image_size=16", "corpus.max_dead_fraction=0.25"])
+    for _ in range(2):  # again, from what lies there
+        Runner(str(tmp_path / "corpus"), str(tmp_path / "run"), config, [Index()]).run(Progress())
+        index = Folder(str(tmp_path / "run" / artifact.INDEX))
+        assert Manifest.read(index).ledger == Ledger(44, 3, dead=1, no_image=40)
+        index.delete("_manifest.json")
 
 
 def dead_parts(folder: Path, parts: list[list[str]]) -> Folder:
@@ -274,9 +307,10 @@ def test_dead_rows_of_a_try_that_did_not_end_go_when_nothing_is_dead(tmp_path, c
     out, dead = Folder(str(tmp_path / "out")), Folder(str(tmp_path / "dead"))
     alive = next(p for p in opened.slices() if index_slice(p, opened, CONFIG, out, dead)["alive"])
     name = part_name(alive.index)
-    dead.write_table(name, pa.table({"image_id": ["a row that lives now"]}))
+    for others in (dead, out / artifact.NO_IMAGE):
+        others.write_table(name, pa.table({"image_id": ["a row that lives now"]}))
     index_slice(alive, opened, CONFIG, out, dead)
-    assert not dead.exists(name) and out.rows(name) == 1
+    assert not dead.exists(name) and not (out / artifact.NO_IMAGE).exists(name) and out.rows(name) == 1
 
 
 def test_a_shard_that_breaks_in_the_middle_costs_its_own_rows(ray_cluster, corpus, tmp_path):
@@ -292,8 +326,8 @@ def test_a_shard_that_breaks_in_the_middle_costs_its_own_rows(ray_cluster, corpu
         Folder(str(tmp_path / "run" / artifact.INDEX)),
         Folder(str(tmp_path / "run" / artifact.DEAD_ROWS)),
     )
-    rows = len(ALIVE) + len(DEAD)
-    alive, died = rows_of(index), rows_of(dead)
-    assert Manifest.read(index).ledger == Ledger(rows, len(alive), dead=len(died))
+    rows = len(ALIVE) + len(DEAD) + len(WITHOUT)
+    alive, died, without = rows_of(index), rows_of(dead), rows_of(index / artifact.NO_IMAGE)
+    assert Manifest.read(index).ledger == Ledger(rows, len(alive), dead=len(died), no_image=len(without))
     assert alive and {row["source"] for row in alive} == {"b.parquet"}
     assert {row["error"] for row in died if row["source"] == "a.parquet"} == {"unreadable"}

@@ -30,17 +30,17 @@ def write_parquet(folder: Path) -> None:
 
 
 def write_images(folder: Path) -> None:
-    for name in ("cat", "dog"):
+    for first, name in ((0, "cat"), (50, "dog")):
         (folder / name).mkdir(parents=True)
         for i in range(9):
-            (folder / name / f"{i}.png").write_bytes(image(i))
+            (folder / name / f"{i}.png").write_bytes(image(first + i))
     (folder / "dog/4.png").write_bytes(b"no image")
 
 
 def write_tars(folder: Path) -> None:
     folder.mkdir()
     (folder / "a.tar").write_bytes(tar_bytes(plain_members(8)))
-    (folder / "b.tar").write_bytes(tar_bytes([("x.png", image(1)), ("x.txt", b"1"), ("y.png", b"broken")]))
+    (folder / "b.tar").write_bytes(tar_bytes([("x.png", image(91)), ("x.txt", b"1"), ("y.png", b"broken")]))
 
 
 def both_ways(tmp_path: Path, corpus: Corpus) -> tuple[Ends, Folder, Folder]:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import itertools
 import os
 import pickle
+import time
+from concurrent.futures import Future
 from pathlib import Path
+from threading import Thread
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
@@ -271,3 +275,25 @@ def test_checkpoints_that_are_not_there(tmp_path):
     assert "cannot be read" in refused(tmp_path, tmp_path)
     with pytest.raises(UserError, match="cannot be read"):
         import_encoder("nope://x/y.pt", config(), Folder(str(tmp_path / "out")))
+
+
+def test_progress_that_an_earlier_attempt_has_left_is_not_shown(tmp_path, monkeypatch):
+    """It may be ahead of the checkpoint from which this attempt goes on."""
+    monkeypatch.setattr(pretrain, "WATCH_EVERY_S", 0.02)
+    out, training, seen = Folder(str(tmp_path)), Future(), []
+    out.write_json(artifact.TRAINING_PROGRESS, {"step": 150, "total": 400, "loss": 2.0})
+
+    class Watched:
+        def update(self, done: int, total: int, unit: str, note: str) -> None:
+            seen.append((done, total, unit, note))
+            training.set_result(None)
+
+    def train() -> None:
+        time.sleep(0.2)
+        out.write_json(artifact.TRAINING_PROGRESS, {"step": 101, "total": 400, "loss": 2.5})
+
+    worker = Thread(target=train)
+    worker.start()
+    pretrain._watch(SimpleNamespace(out=out, progress=Watched()), training)
+    worker.join()
+    assert seen == [(101, 400, "steps", "loss 2.500")]

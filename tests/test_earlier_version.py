@@ -6,7 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from poisoncam_ray import artifact
-from tests.small import defend, stamps
+from tests.here import defend_here
+from tests.small import stamps
 from tests.tars import image
 
 
@@ -18,9 +19,9 @@ def test_a_run_folder_of_an_earlier_version_is_refused(tmp_path):
     (run / "00_index" / "_manifest.json").write_text("{}")
     (run / artifact.RUN).write_text('{"input": "corpus", "config": {"seed": 0}}')
     before = stamps(run)
-    process = defend("--input", str(corpus), "--output", str(run))
-    assert process.returncode == 2, process.said
-    assert process.said == (
+    code, said = defend_here("--input", str(corpus), "--output", str(run))
+    assert code == 2, said
+    assert said == (
         f"error The run folder {run} was made by another version of poisoncam_ray (format 1, this version "
         f"has format {artifact.FORMAT}): use a new output folder.\n"
     )
