@@ -20,7 +20,7 @@ from torch import Tensor
 
 from poisoncam_ray.method.clusters import assign, distances
 from poisoncam_ray.method.geometry import inside
-from poisoncam_ray.method.occlude import Embedder, Hiding, Masked, embed_masked
+from poisoncam_ray.method.masked import Embedder, Hiding, Masked, embed_masked
 
 ScoreKind = Literal["hard", "margin", "distance"]
 
@@ -64,7 +64,7 @@ def candidate_windows(
         window: side of the candidate window in pixels.
         fill_NC: the colour of hidden pixels, in [0, 1] (mean_colour).
         batch: masked images through the encoder at once, across images.
-        hiding: how pixels are hidden, see occlude.embed_masked.
+        hiding: how pixels are hidden, see masked.embed_masked.
 
     Returns:
         box_N4: the windows.
@@ -113,7 +113,7 @@ def masked_features(
         m_BHW: masks, 0 … 1.
         fill_NC: the colour of hidden pixels.
         batch: masked images through the encoder at once.
-        hiding: how pixels are hidden, see occlude.embed_masked.
+        hiding: how pixels are hidden, see masked.embed_masked.
 
     Returns:
         f_NBD.
@@ -261,7 +261,7 @@ def windows_in_one_pass(
         window: side of the candidate window in pixels.
         fill_NC: the colour of hidden pixels.
         batch: masked images through the encoder at once, across images.
-        hiding: how pixels are hidden, see occlude.embed_masked.
+        hiding: how pixels are hidden, see masked.embed_masked.
 
     Returns:
         own_N: the cluster of each image.
@@ -312,7 +312,7 @@ def refine_windows(
         kind: how a masked image is scored, see mask_scores.
         fill_NC: the colour of hidden pixels.
         batch: masked images through the encoder at once.
-        hiding: how pixels are hidden, see occlude.embed_masked.
+        hiding: how pixels are hidden, see masked.embed_masked.
         hide_too: score every window twice; False: only shown alone, which costs a window's tokens where
             hidden ones are dropped.
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from poisoncam_ray.method.clusters import assign
 from poisoncam_ray.method.geometry import inside, paste, random_places
-from poisoncam_ray.method.occlude import Embedder, Hiding, Masked, embed_masked
+from poisoncam_ray.method.masked import Embedder, Hiding, Masked, embed_masked
 
 
 @torch.inference_mode()
@@ -126,7 +126,7 @@ def occlusion_flips(
         c_KD: centroids.
         fill_NC: the colour that the window is filled with.
         batch: images through the encoder at once.
-        hiding: how the window is hidden, see occlude.embed_masked.
+        hiding: how the window is hidden, see masked.embed_masked.
 
     Returns:
         flips_N, bool: whether the occluded image lies in another cluster.

@@ -25,8 +25,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from poisoncam_ray.method.cam import gradcam, refinement_forwards
 from poisoncam_ray.method.encoder import Encoder
+from poisoncam_ray.method.masked import Hiding
 from poisoncam_ray.method.masks import Strategy, cell_of_patches, make_masks
-from poisoncam_ray.method.occlude import Hiding
 from poisoncam_ray.method.race import RaceRules, pastes
 from poisoncam_ray.method.tokens import embed_shown, shown_patches
 

@@ -19,8 +19,8 @@ from poisoncam_ray.method.cam import (
 from poisoncam_ray.method.clusters import assign
 from poisoncam_ray.method.encoder import Encoder, build_encoder
 from poisoncam_ray.method.geometry import inside
+from poisoncam_ray.method.masked import Masked, embed_masked, even_parts
 from poisoncam_ray.method.masks import keep_only, make_masks
-from poisoncam_ray.method.occlude import Masked, embed_masked, even_parts
 from poisoncam_ray.method.score import occlusion_flips
 from poisoncam_ray.method.timm_backbone import prepared
 from tests.examples import examples
@@ -87,7 +87,7 @@ def test_as_many_tokens_go_through_at_once_as_whole_images_have(vit, monkeypatch
         shapes.append((len(at_MT), at_MT.shape[1] + 1, len(image_M.unique())))
         return torch.zeros(len(at_MT), encoder.dim)
 
-    monkeypatch.setattr("poisoncam_ray.method.occlude.embed_shown", recorded)
+    monkeypatch.setattr("poisoncam_ray.method.masked.embed_shown", recorded)
     m_BHW = make_masks("keep_only", 36, SIDE, 8, 14, torch.Generator())
     x_NCHW, batch = images(12), 8
     list(embed_masked(vit, Masked.product(x_NCHW, x_NCHW.mean((2, 3)), m_BHW), batch, "drop"))
