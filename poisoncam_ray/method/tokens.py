@@ -72,7 +72,7 @@ def embed_shown(
         token_MTD = _of(token_MGD.reshape(len(at_MT), -1, token_MGD.shape[-1]), at_MT)
     token_MTD = vit.norm_pre(_placed(vit, token_MTD, at_MT))
     f_MD = vit.forward_head(vit.norm(vit.blocks(token_MTD)), pre_logits=True)
-    return F.normalize(f_MD, dim=1)
+    return F.normalize(f_MD.float(), dim=1)
 
 
 def _is_patchwise(vit: Any) -> bool:

@@ -27,7 +27,8 @@ from poisoncam_ray.method.cam import candidate_windows, gradcam_windows, mean_co
 from poisoncam_ray.method.clusters import assign, auto_k, superclusters
 from poisoncam_ray.method.encoder import Encoder
 from poisoncam_ray.method.geometry import about_centres, crop
-from poisoncam_ray.method.masks import keep_only, make_masks
+from poisoncam_ray.method.masked import Hiding
+from poisoncam_ray.method.masks import cell_of_patches, keep_only, make_masks
 from poisoncam_ray.method.score import occlusion_flips, poison_scores, supercluster_gain
 from poisoncam_ray.stage import Outcome, Run, Stage
 from poisoncam_ray.stages.actors import ActorGroup, run_on
@@ -195,7 +196,7 @@ class Scorer:
         f_FD = embed_images(self.encoder, flip_FCHW, config.search.batch_size).to(self.device)
         self.y_F = assign(f_FD, self.c_KD)[0]
         self.x_FCHW = flip_FCHW.to(self.device).float() / 255
-        self.m_BHW = search_masks(config)
+        self.m_BHW = search_masks(config, self.encoder)
 
     @ray.method(max_task_retries=-1)
     def ready(self) -> None:
@@ -248,20 +249,31 @@ class Scorer:
             "supercluster_gain": supercluster_gain(landed_NF, self.y_F, own_N, self.supercluster_K),
         }
         flips_N = occlusion_flips(
-            self.encoder, x_NCHW, box_N4, own_N, self.c_KD, fill_NC, settings.batch_size
-        )
+            self.encoder, x_NCHW, box_N4, own_N, self.c_KD, fill_NC, settings.batch_size,
+            hiding_of(self.config, self.encoder),
+        )  # fmt: skip
         score_N = readings[settings.reading].clamp(min=0) / len(self.y_F)
         return readings | {"score": score_N, "occlusion_flips": flips_N, "landed": landed_NF}
 
 
-def search_masks(config: Config) -> Tensor | None:
-    """The masks m_BHW of the configured strategy; None for Grad-CAM, which uses none."""
-    settings = config.search
+def hiding_of(config: Config, encoder: Encoder) -> Hiding:
+    """How masks hide pixels from this encoder."""
+    return config.search.hiding if encoder.is_vit else "paint"
+
+
+def search_masks(config: Config, encoder: Encoder) -> Tensor | None:
+    """The masks m_BHW of the configured strategy; None for Grad-CAM, which uses none.
+
+    Where tokens are dropped, cells are made of whole patches.
+    """
+    settings, cell = config.search, config.cell_px
     if settings.strategy == "gradcam":
         return None
+    if hiding_of(config, encoder) == "drop" and encoder.patch_size:
+        cell = cell_of_patches(cell, encoder.patch_size)
     generator = torch.Generator().manual_seed(config.seed)
     side = config.encoder.image_size
-    return make_masks(settings.strategy, settings.masks, side, config.cell_px, config.window_px, generator)
+    return make_masks(settings.strategy, settings.masks, side, cell, config.window_px, generator)
 
 
 def find_windows(
@@ -280,15 +292,18 @@ def find_windows(
     Returns:
         box_N4 in pixels of x_NCHW.
     """
-    settings, fill_NC = config.search, mean_colour(x_NCHW)
+    settings, fill_NC, hiding = config.search, mean_colour(x_NCHW), hiding_of(config, encoder)
     if m_BHW is None or settings.strategy == "gradcam":
         box_N4 = gradcam_windows(encoder, x_NCHW, own_N, c_KD, config.window_px, settings.batch_size)
     else:
         keep_B = keep_only(settings.strategy, len(m_BHW))
         box_N4, _ = candidate_windows(
             encoder, x_NCHW, own_N, c_KD, m_BHW, settings.score, keep_B, config.window_px, fill_NC,
-            settings.batch_size,
+            settings.batch_size, hiding,
         )  # fmt: skip
     if not settings.refine:
         return box_N4
-    return refine_windows(encoder, x_NCHW, box_N4, own_N, c_KD, settings.score, fill_NC, settings.batch_size)
+    return refine_windows(
+        encoder, x_NCHW, box_N4, own_N, c_KD, settings.score, fill_NC, settings.batch_size, hiding,
+        settings.refine_hidden,
+    )  # fmt: skip

@@ -138,3 +138,16 @@ def test_patches_are_numbered_row_by_row_and_shown_if_a_pixel_is():
     m_1HW[0, 1, 2], m_1HW[0, 5, 5] = 0.1, 1
     assert shown_patches(m_1HW, 2).nonzero()[:, 1].tolist() == [1, 8]
     assert torch.equal(shown_patches(m_1HW, 2), shown_patches(m_1HW > 0, 2))
+
+
+@pytest.mark.parametrize("name", ["vit_base_patch16_224", "vit_base_patch16_siglip_224"])
+def test_features_are_float32_where_the_network_computes_in_bfloat16(name):
+    torch.manual_seed(0)
+    encoder = small(name)
+    x_BCHW, fill_BC, m_BHW = masked_images(torch.Generator().manual_seed(1))
+    exact_BD = dropped(encoder, x_BCHW, fill_BC, m_BHW)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded_BD, whole_BD = dropped(encoder, x_BCHW, fill_BC, m_BHW), encoder.embed(x_BCHW)
+    assert rounded_BD.dtype == whole_BD.dtype == torch.float32
+    assert (rounded_BD.norm(dim=1) - 1).abs().max() < 1e-6
+    assert 0 < (rounded_BD - exact_BD).abs().max() < 0.1
