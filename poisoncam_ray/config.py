@@ -137,9 +137,9 @@ class Search(Section):
     patches, which costs less. A convolutional network paints in any case."""
     refine: bool = True
     """Shift the window by small steps and keep the best place. Costs 50 more masks an image."""
-    refine_hidden: bool = True
-    """Score each shifted window hidden as well as shown alone. false halves the masks of `refine`, and costs
-    next to nothing where tokens are dropped."""
+    refine_hidden: Annotated[int, Field(ge=0, le=25)] = 25
+    """Of the 25 shifted windows so many, the best when shown alone, are also scored hidden. Where tokens are
+    dropped, a shown window costs a tenth of a hidden one."""
     scales: tuple[Annotated[float, Field(gt=0, le=8)], ...] = (1.0,)
     """Sizes of the pasted window, as multiples of `window`. Each image keeps the best. More than one size
     finds triggers that are larger or smaller than the window; each costs flip_images forwards a candidate."""

@@ -26,6 +26,7 @@ ScoreKind = Literal["hard", "margin", "distance"]
 
 # Shifts of a refined window, in steps, along each axis.
 REFINE_SHIFTS = (-2, -1, 0, 1, 2)
+N_SHIFTS = len(REFINE_SHIFTS) ** 2
 # A step as a share of the window's side: finer than the masks' cells, coarse enough to change a feature.
 REFINE_STEP = 0.18
 
@@ -295,13 +296,16 @@ def refine_windows(
     fill_NC: Tensor,
     batch: int,
     hiding: Hiding = "paint",
-    hide_too: bool = True,
+    n_hidden: int = N_SHIFTS,
 ) -> Tensor:
     """Move each window by at most two steps along each axis.
 
     Every shifted window is scored twice: shown alone it should keep the image in its cluster, and hidden it
     should move the image out. Both scores are standardised over the shifts and added; the new corner is the
     mean of the shifted corners, weighted by the softmax of the sum.
+
+    A window shown alone costs its own tokens only where hidden ones are dropped; hidden it costs almost the
+    whole image. So the best few shifts by the first score may do for the second.
 
     Args:
         encoder: images to features.
@@ -313,30 +317,37 @@ def refine_windows(
         fill_NC: the colour of hidden pixels.
         batch: masked images through the encoder at once.
         hiding: how pixels are hidden, see masked.embed_masked.
-        hide_too: score every window twice; False: only shown alone, which costs a window's tokens where
-            hidden ones are dropped.
+        n_hidden: shifts that are scored hidden, too, 0 … N_SHIFTS: the best of each image by the first score.
+            The others are left out. With 0 the first score decides alone, and counts twice.
 
     Returns:
         box_N4, int64, of the same size, inside the images.
     """
-    box_NO4 = _shifted(box_N4, x_NCHW.shape[-1])
-    n, o = box_NO4.shape[:2]
-    total_NO = torch.zeros(n, o, device=x_NCHW.device)
-    shown_AHW = inside(box_NO4.flatten(0, 1), x_NCHW.shape[-1])
-    i_A = torch.arange(n * o, device=x_NCHW.device)
-    for keep in (True, False) if hide_too else (True,):
+    side, box_NO4 = x_NCHW.shape[-1], _shifted(box_N4, x_NCHW.shape[-1])
+
+    def scores(box_NO4: Tensor, keep: bool) -> Tensor:
+        n, o = box_NO4.shape[:2]
+        shown_AHW, i_A = inside(box_NO4.flatten(0, 1), side), torch.arange(n * o, device=x_NCHW.device)
         masked = Masked(x_NCHW, fill_NC, shown_AHW if keep else ~shown_AHW, i_A // o, i_A)
         s_NO = _scores(encoder, masked, own_N, c_KD, kind, batch, hiding).view(n, o)
-        s_NO = (s_NO - s_NO.mean(dim=1, keepdim=True)) / s_NO.std(dim=1, keepdim=True).clamp(min=1e-6)
-        total_NO += -s_NO if keep else s_NO
+        if o == 1:
+            return torch.zeros_like(s_NO)
+        return (s_NO - s_NO.mean(dim=1, keepdim=True)) / s_NO.std(dim=1, keepdim=True).clamp(min=1e-6)
+
+    total_NO = -scores(box_NO4, keep=True)
+    if 0 < n_hidden < N_SHIFTS:
+        total_NO, best_NO = total_NO.topk(n_hidden, dim=1)
+        box_NO4 = box_NO4.gather(1, best_NO[:, :, None].expand(-1, -1, 4))
+    # Twice the first score where there is no second: the softmax keeps its sharpness.
+    total_NO = total_NO + (scores(box_NO4, keep=False) if n_hidden else total_NO)
     weight_NO1 = total_NO.softmax(dim=1)[:, :, None]
     corner_N2 = (box_NO4[:, :, :2] * weight_NO1).sum(dim=1).round().long()
     return torch.cat([corner_N2, corner_N2 + (box_N4[:, 2:] - box_N4[:, :2])], dim=1)
 
 
-def refinement_forwards(hide_too: bool = True) -> int:
+def refinement_forwards(n_hidden: int = N_SHIFTS) -> int:
     """How many masked images refine_windows embeds for one image."""
-    return (1 + hide_too) * len(REFINE_SHIFTS) ** 2
+    return N_SHIFTS + n_hidden
 
 
 def _shifted(box_N4: Tensor, side: int) -> Tensor:

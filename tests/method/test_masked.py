@@ -140,7 +140,7 @@ def test_keep_only_and_refined_windows_cost_their_tokens_alone(vit, counts):
     assert len(counts) == 72 and set(counts) == {4, 6, 9}
     counts.clear()
     box_N4 = torch.tensor([[3, 4, 14, 15], [16, 8, 27, 19]])
-    refine_windows(vit, x_NCHW, box_N4, own_N, c_KD, "distance", fill_NC, 8, "drop", hide_too=False)
+    refine_windows(vit, x_NCHW, box_N4, own_N, c_KD, "distance", fill_NC, 8, "drop", n_hidden=0)
     assert len(counts) == 2 * 25 and max(counts) <= 9
     counts.clear()
     occlusion_flips(

@@ -71,7 +71,7 @@ def test_tokens_are_dropped_where_there_are_any(backbone, monkeypatch):
             yield i_M, f_MD
 
     monkeypatch.setattr("poisoncam_ray.method.cam.embed_masked", spy)
-    for refine_hidden in ("true", "false"):
+    for refine_hidden in (25, 5, 0):
         seen.clear()
         config = load_config(
             overrides=[
@@ -89,4 +89,4 @@ def test_tokens_are_dropped_where_there_are_any(backbone, monkeypatch):
         )
         find_windows(config, encoder, x_NCHW, own_N, c_KD, masks)
         assert {hiding for hiding, _ in seen} == {"drop" if encoder.is_vit else "paint"}
-        assert sum(n for _, n in seen) == 2 * (8 + (50 if refine_hidden == "true" else 25))
+        assert sum(n for _, n in seen) == 2 * (8 + 25 + refine_hidden)

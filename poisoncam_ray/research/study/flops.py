@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from poisoncam_ray.method.cam import gradcam, refinement_forwards
+from poisoncam_ray.method.cam import N_SHIFTS, gradcam, refinement_forwards
 from poisoncam_ray.method.encoder import Encoder
 from poisoncam_ray.method.masked import Hiding
 from poisoncam_ray.method.masks import Strategy, cell_of_patches, make_masks
@@ -65,7 +65,7 @@ class Way:
     Attributes:
         strategy, masks, cell, window: the masks; the sides of a cell and the window in pixels.
         hiding: how pixels are hidden.
-        refine: how often a shifted window is scored: 0 (no refinement), 1 (shown alone), 2 (also hidden).
+        refine, refine_hidden: whether the window is refined, and the shifts that are also scored hidden.
         checks: forwards of the whole image: its own cluster, and the occlusion of its window.
         flip_images: flip-test images.
         rules: of the race of the pastes; None: every candidate is pasted on all of them.
@@ -77,7 +77,8 @@ class Way:
     cell: int = 28
     window: int = 60
     hiding: Hiding = "paint"
-    refine: int = 2
+    refine: bool = True
+    refine_hidden: int = N_SHIFTS
     checks: int = 1
     flip_images: int = 1000
     rules: RaceRules | None = None
@@ -85,7 +86,7 @@ class Way:
 
 
 # The paper's: 256 masks and 1,000 pastes, and nothing else.
-NAIVE = Way(strategy="full_coverage", refine=0, checks=0)
+NAIVE = Way(strategy="full_coverage", refine=False, checks=0)
 
 
 @dataclass(frozen=True)
@@ -121,18 +122,18 @@ def bill(encoder: Encoder, way: Way) -> Bill:
     n_pasted = float(way.flip_images)
     if way.rules:
         n_pasted = pastes(way.candidates, way.flip_images, way.rules) / way.candidates
-    shifts = refinement_forwards(hide_too=False)
+    n_refined = refinement_forwards(way.refine_hidden) if way.refine else 0
     if way.hiding == "paint" or encoder.patch_size is None:
-        masks, refined = float(len(m_BHW) * whole), float(way.refine * shifts * whole)
+        masks, refined = float(len(m_BHW) * whole), float(n_refined * whole)
     else:
         of_shown = cache(lambda n_shown: shown_flops(encoder, n_shown))
         masks = _sum(Counter(shown_patches(m_BHW, encoder.patch_size).sum(dim=1).tolist()), of_shown)
         refined = 0.0
-        for keep in (True, False)[: way.refine]:
+        for keep, n in ((True, N_SHIFTS), (False, way.refine_hidden)) if way.refine else ():
             places = window_patches(side, way.window, encoder.patch_size, keep)
-            refined += shifts * _sum(places, of_shown) / places.total()
+            refined += n * _sum(places, of_shown) / places.total()
     return Bill(
-        forwards=len(m_BHW) + way.refine * shifts + way.checks + n_pasted,
+        forwards=len(m_BHW) + n_refined + way.checks + n_pasted,
         masks=masks,
         refinement=refined,
         checks=way.checks * whole,
@@ -176,7 +177,7 @@ def savers(encoder: Encoder, masks: int, candidates: int) -> list[tuple[str, Bil
             "binary masks of whole patches",
             {"strategy": "mixed_binary", "cell": cell_of_patches(way.cell, encoder.patch_size or 1)},
         ),
-        ("refined by shown windows alone", {"refine": 1}),
+        ("five shifts hidden, not all", {"refine_hidden": 5}),
         ("own cluster in the same pass", {"checks": 2}),
         ("pastes race", {"rules": RaceRules()}),
     )

@@ -107,7 +107,7 @@ def test_a_bill_by_hand(vit):
         8,
         8,
         "drop",
-        refine=0,
+        refine=False,
         checks=1,
         flip_images=100,
         rules=RaceRules(10, 10, 0.5),
@@ -119,7 +119,7 @@ def test_a_bill_by_hand(vit):
     # Four candidates on 10 images, two on 90 more.
     assert found.pastes == (4 * 10 + 2 * 90) / 4 * whole and found.checks == whole
     assert found.forwards == 64 + 1 + 55
-    assert bill(vit, Way("keep_only", 64, 8, 8, refine=0)).masks == 64 * whole
+    assert bill(vit, Way("keep_only", 64, 8, 8, refine=False)).masks == 64 * whole
 
 
 def test_every_saver_saves_and_a_cnn_drops_nothing(vit):
