@@ -23,7 +23,7 @@ from poisoncam_ray.corpus import Corpus
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.folder import Folder
 from poisoncam_ray.method import prune
-from poisoncam_ray.method.cam import candidate_windows, gradcam_windows, mean_colour, refine_windows
+from poisoncam_ray.method.cam import gradcam_windows, mean_colour, refine_windows, windows_in_one_pass
 from poisoncam_ray.method.clusters import assign, auto_k, superclusters
 from poisoncam_ray.method.encoder import Encoder
 from poisoncam_ray.method.geometry import about_centres, crop
@@ -44,7 +44,7 @@ from poisoncam_ray.stages.ray_cluster import RESTARTS
 class Search(Stage):
     name = artifact.SEARCH
     title = "Search"
-    version = 16
+    version = 17
     inputs = (artifact.INDEX, artifact.ENCODER, artifact.CLUSTERS)
     sections = ("encoder", "search")
 
@@ -206,7 +206,8 @@ class Scorer:
         """Find the candidate trigger of each image and score it at every scale.
 
         Args:
-            chunk: image ids, each with the cluster of its image.
+            chunk: image ids, each with the cluster that its stored feature lies in. Rounding can move an
+                image at a boundary, so masks and pastes are compared with the cluster found beside them.
 
         Returns:
             A row of CANDIDATE_SCHEMA for each image: the scale of its best score.
@@ -214,8 +215,7 @@ class Scorer:
         ids = [image_id for image_id, _ in chunk]
         pixels = torch.from_numpy(fetch_images(self.corpus, self.config, ids))
         x_NCHW = pixels.to(self.device).float() / 255
-        own_N = torch.tensor([cluster for _, cluster in chunk], device=self.device)
-        box_N4 = find_windows(self.config, self.encoder, x_NCHW, own_N, self.c_KD, self.m_BHW)
+        own_N, box_N4 = find_windows(self.config, self.encoder, x_NCHW, self.c_KD, self.m_BHW)
         seeds_N = torch.tensor([image_seed(self.config.seed, image_id) for image_id in ids])
         sizes = self.config.scales_px
         scaled = [about_centres(box_N4, size, x_NCHW.shape[-1]) for size in sizes]
@@ -277,33 +277,34 @@ def search_masks(config: Config, encoder: Encoder) -> Tensor | None:
 
 
 def find_windows(
-    config: Config, encoder: Encoder, x_NCHW: Tensor, own_N: Tensor, c_KD: Tensor, m_BHW: Tensor | None
-) -> Tensor:
-    """Find the candidate trigger of each image by the configured strategy.
+    config: Config, encoder: Encoder, x_NCHW: Tensor, c_KD: Tensor, m_BHW: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Find each image's cluster, and its candidate trigger by the configured strategy.
 
     Args:
         config: the configuration.
         encoder: the encoder.
         x_NCHW: images, floats in [0, 1].
-        own_N: the cluster of each image.
         c_KD: the centroids.
         m_BHW: the masks, from `search_masks`.
 
     Returns:
-        box_N4 in pixels of x_NCHW.
+        own_N, the clusters, and box_N4 in pixels of x_NCHW.
     """
     settings, fill_NC, hiding = config.search, mean_colour(x_NCHW), hiding_of(config, encoder)
     if m_BHW is None or settings.strategy == "gradcam":
+        with torch.no_grad():
+            own_N, _ = assign(encoder.embed(x_NCHW), c_KD)
         box_N4 = gradcam_windows(encoder, x_NCHW, own_N, c_KD, config.window_px, settings.batch_size)
     else:
         keep_B = keep_only(settings.strategy, len(m_BHW))
-        box_N4, _ = candidate_windows(
-            encoder, x_NCHW, own_N, c_KD, m_BHW, settings.score, keep_B, config.window_px, fill_NC,
+        own_N, box_N4, _ = windows_in_one_pass(
+            encoder, x_NCHW, c_KD, m_BHW, settings.score, keep_B, config.window_px, fill_NC,
             settings.batch_size, hiding,
         )  # fmt: skip
-    if not settings.refine:
-        return box_N4
-    return refine_windows(
-        encoder, x_NCHW, box_N4, own_N, c_KD, settings.score, fill_NC, settings.batch_size, hiding,
-        settings.refine_hidden,
-    )  # fmt: skip
+    if settings.refine:
+        box_N4 = refine_windows(
+            encoder, x_NCHW, box_N4, own_N, c_KD, settings.score, fill_NC, settings.batch_size, hiding,
+            settings.refine_hidden,
+        )  # fmt: skip
+    return own_N, box_N4
