@@ -221,6 +221,14 @@ RESTORED_CSV = "restored.csv"
 METRICS = "metrics.json"
 
 
+def titles_of(run: Folder) -> dict[str, str]:
+    """The title of the stage that makes each artifact of this run, in order. A run that applies an earlier
+    one has fewer stages than TITLES."""
+    about = run.read_json(RUN) if run.exists(RUN) else {}
+    named = {name: title for name, title in about.get("stages", ()) if name in TITLES}
+    return named if REPORT in named else TITLES
+
+
 def round_name(number: int) -> str:
     """The folder of one round of the search, below SEARCH."""
     return f"round={number:03d}"

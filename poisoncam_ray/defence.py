@@ -3,6 +3,7 @@ looks for the triggers of an earlier run in other images."""
 
 from __future__ import annotations
 
+from poisoncam_ray import artifact
 from poisoncam_ray.folder import Folder
 from poisoncam_ray.stage import Stage
 from poisoncam_ray.stages.adopt import AdoptClassifier, AdoptVerdict
@@ -32,6 +33,14 @@ def stages() -> list[Stage]:
         Clean(),  # the corpus without what was flagged
         Report(),  # what was found, why, and where every row went
     ]
+
+
+def stages_of(run: Folder) -> list[Stage]:
+    """The stages that made a run: all of the defence, or those that apply an earlier run."""
+    if not run.exists(f"{artifact.VERDICT}/{artifact.VERDICT_FILE}"):
+        return stages()
+    source = artifact.Verdict.read(run / artifact.VERDICT).applied_from
+    return stages() if source is None else applied_stages(Folder(source))
 
 
 def applied_stages(source: Folder) -> list[Stage]:

@@ -73,7 +73,8 @@ class Indexed(Facts):
         shards = "shard" if self.shards_skipped == 1 else "shards"
         skipped = f", {self.shards_skipped:,} {shards} skipped" if self.shards_skipped else ""
         drawn = f": {self.told_sample}" if self.corpus_rows is not None else ""
-        return f"{self.images:,} images in {self.slices:,} slices{broken}{without}{skipped}{drawn}"
+        slices = "1 slice" if self.slices == 1 else f"{self.slices:,} slices"
+        return f"{self.images:,} images in {slices}{broken}{without}{skipped}{drawn}"
 
     @property
     def sample(self) -> tuple[int, int] | None:

@@ -180,9 +180,12 @@ class Manifest:
 
 
 def absolute(uri: str) -> str:
-    """A local path made independent of the working folder; other URIs as they are."""
+    """A local path made independent of the working folder, or a URI; without a slash at its end, so that a
+    place has one name."""
     filesystem, path = store.connect(uri)
-    return path if store.is_local(filesystem) else uri
+    if store.is_local(filesystem):
+        return path
+    return uri if uri.endswith("://") else uri.rstrip("/")
 
 
 def part_name(index: int) -> str:

@@ -28,12 +28,12 @@ from poisoncam_ray.method.occlusion import occlusion_map
 from poisoncam_ray.report.image_page import FamilyScore, ImageStory, Neighbour
 from poisoncam_ray.report.lookup import DEAD, REMOVED, ImageRecord, Lookup
 from poisoncam_ray.report.scores import read_scores
-from poisoncam_ray.review import Decisions
+from poisoncam_ray.review import Decisions, Entry
 from poisoncam_ray.runner import config_of, corpus_of
 from poisoncam_ray.stages.compute import device
 from poisoncam_ray.stages.embed import read_features
 from poisoncam_ray.stages.ensembles import load_models
-from poisoncam_ray.stages.pixels import decode_indexed
+from poisoncam_ray.stages.pixels import decode_indexed, views_indexed
 
 PARTS_LOOKED_AT = 2048
 """Parts whose features are compared, at most: two million images, which takes about a minute from a disk."""
@@ -62,12 +62,12 @@ def inspect_image(run_uri: str, image: str) -> ImageStory:
     lookup = Lookup(run)
     record = lookup.named(image)
     verdict = Verdict.read(run / artifact.VERDICT)
-    if record.fate == DEAD:
-        return ImageStory(run_uri, record, _why_dead(record), side=config.encoder.image_size)
+    if record.width is None:
+        return ImageStory(run_uri, record, _why_unseen(record), side=config.encoder.image_size)
+    restored = Decisions(run).keeps(record.image_id) if record.fate == REMOVED else None
     data, doubt = _stored(run, record)
-    x_CHW = None if data is None else decode_indexed(data, config)
     models = _models(run, config)
-    scores = [] if x_CHW is None else _scores(models, x_CHW)
+    x_CHW, scores, seen = (None, [], []) if data is None else _seen(data, config, models)
     heat_HW, lost, family = None, 0.0, record.family or (scores[0].family if scores else 0)
     if x_CHW is not None and family in models:
         score = partial(_beyond, *models[family][:2])
@@ -75,7 +75,7 @@ def inspect_image(run_uri: str, image: str) -> ImageStory:
     return ImageStory(
         run_uri,
         record,
-        [*_why(record, verdict, scores, bool(models)), *doubt],
+        [*_why(record, verdict, scores, bool(models), restored), *doubt, *seen],
         config.encoder.image_size,
         scores=scores,
         lost=lost,
@@ -87,9 +87,17 @@ def inspect_image(run_uri: str, image: str) -> ImageStory:
     )
 
 
-def _why(record: ImageRecord, verdict: Verdict, scores: list[FamilyScore], trained: bool) -> list[str]:
+def _why(
+    record: ImageRecord, verdict: Verdict, scores: list[FamilyScore], trained: bool, restored: Entry | None
+) -> list[str]:
     """Why the image was removed or kept, in sentences."""
     p = "–" if record.p_poison is None else f"{record.p_poison:.3f}"
+    if restored is not None:
+        note = f" ({restored.note})" if restored.note else ""
+        return [
+            f"Kept: the classifier of trigger family {record.family} gives it a probability of poison of "
+            f"{p}, but {restored.who} restored it{note}."
+        ]
     if record.fate == REMOVED:
         return [
             f"Removed: the classifier of trigger family {record.family} gives it a probability of poison of "
@@ -117,7 +125,9 @@ def _why(record: ImageRecord, verdict: Verdict, scores: list[FamilyScore], train
     ]
 
 
-def _why_dead(record: ImageRecord) -> list[str]:
+def _why_unseen(record: ImageRecord) -> list[str]:
+    if record.fate != DEAD:
+        return ["Kept: the row has no image, so there was nothing to judge."]
     return [
         f"Dead: it holds no image that decodes ({record.reason}).",
         "It is neither in the clean corpus nor among the removed images.",
@@ -135,6 +145,21 @@ def _stored(run: Folder, record: ImageRecord) -> tuple[bytes | None, list[str]]:
     if hashlib.sha256(data).hexdigest() != record.sha256:
         return None, ["The image in the corpus is another one now than the run has judged."]
     return data, []
+
+
+def _seen(
+    data: bytes, config: Config, models: dict[int, Trained]
+) -> tuple[np.ndarray, list[FamilyScore], list[str]]:
+    """The view that scores highest, as Judge chooses it; its scores; and what there is to say of it."""
+    first, other = views_indexed(data, config)
+    scores = _scores(models, first)
+    if other is None:
+        return first, scores, []
+    said = ["A viewer shows this image otherwise than a training loader reads it. Both views were judged."]
+    others = _scores(models, other)
+    if others and others[0].margin > scores[0].margin:
+        return other, others, [*said, "Shown here is what a viewer shows, which scores higher."]
+    return first, scores, [*said, "Shown here is what a training loader reads."]
 
 
 Trained = tuple[list[nn.Module], float, bool]

@@ -127,7 +127,9 @@ class Lease:
         first = self._read(number)
         state = _parsed(first)
         who = f"process {state.get('pid', '?')} on {state.get('host', '?')}"
-        self._tell(f"{who} holds {self._run.uri}: watching for up to {self._watch_s:.0f} s if it still runs")
+        self._tell(
+            f"{who} holds {self._run.uri}: looking for up to {self._watch_s:.0f} s whether it still runs"
+        )
         silent, look = 0.0, min(LOOK_S, self._watch_s / 10)
         while silent < self._watch_s:
             time.sleep(look)

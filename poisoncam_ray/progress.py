@@ -21,9 +21,9 @@ from rich.table import Column
 from poisoncam_ray.folder import Manifest
 
 FIRST_S = 15.0
-"""Seconds until a log has a line about a stage under work. Each further wait is twice as long …"""
+"""Seconds until a log has a line about a stage under work. Each further wait is twice as long, up to
+LONGEST_S."""
 LONGEST_S = 300.0
-"""… up to this."""
 BAR_WIDTH = 20
 
 

@@ -1,8 +1,9 @@
 """What people decided about a finished run: an append-only log in the run folder, and the rows it keeps.
 
 Each entry is a file that is created once and never written again. Ids lie beside it as Parquet, because there
-may be millions. The state is what the entries say in their order: of several that name an image, the last one
-counts.
+may be millions. A decision about a family is logged with the ids of its images, because a redo of the verdict
+numbers the families anew. The state is what the entries say in their order: of several that name an image,
+the last one counts.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
+from functools import cached_property
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -26,8 +28,8 @@ from poisoncam_ray.folder import Folder, part_index
 from poisoncam_ray.store import create_once, in_parallel
 
 RESTORE, REJECT, ACCEPT, UNDO = "restore", "reject", "accept", "undo"
-"""Restore and reject keep the rows they name although they were flagged. Undo takes that back. Accept is a
-statement."""
+"""Restore and reject keep the rows they name although they were flagged. Undo takes that back. Accept
+changes no row."""
 IDS_SHOWN = 5
 _PREFIX = "entry-"
 
@@ -43,8 +45,8 @@ class Entry:
         when: in UTC, ISO 8601.
         note: why; may be empty.
         images: how many flagged images it concerned.
-        family: the trigger family whose images it names; None where it names ids.
-        ids: the file beside it that holds the ids; None where it names a family.
+        family: the trigger family whose images it names, as it was numbered then; None where it names ids.
+        ids: the file beside it that holds the ids; None where a family is accepted, which changes no row.
     """
 
     number: int
@@ -116,10 +118,13 @@ def append(run: Folder, action: str, named: Named, images: int, who: str, note: 
         note: why.
     """
     log, token = run / artifact.REVIEW, uuid.uuid4().hex
-    ids = None
-    if named.family is None:
+    ids, image_ids = None, named.ids
+    if named.family is not None and action != ACCEPT:
+        rows = (row for of_slice in flagged(run).values() for row in of_slice.items())
+        image_ids = frozenset(image_id for image_id, family in rows if family == named.family)
+    if image_ids:
         ids = f"ids-{token}.parquet"
-        log.write_table(ids, pa.table({"image_id": pa.array(sorted(named.ids), pa.string())}))
+        log.write_table(ids, pa.table({"image_id": pa.array(sorted(image_ids), pa.string())}))
     when = datetime.now(UTC).isoformat(timespec="seconds")
     number = max(map(_number, _names(log)), default=0)
     while True:
@@ -143,31 +148,29 @@ class Decisions:
 
     def __init__(self, run: Folder) -> None:
         self.run, self.entries = run, entries(run)
-        acting = [entry for entry in self.entries if entry.action != ACCEPT]
-        self._acting = [(entry, self._named(entry)) for entry in acting]
+        self._keeping: dict[str, Entry | None] = {}
+        for entry in self.entries:
+            if entry.action != ACCEPT and entry.ids is not None:
+                ids = (run / artifact.REVIEW).read_table(entry.ids)["image_id"].to_pylist()
+                self._keeping |= dict.fromkeys(ids, None if entry.action == UNDO else entry)
 
-    def _named(self, entry: Entry) -> Named:
-        if entry.ids is None:
-            return Named(entry.family)
-        table = (self.run / artifact.REVIEW).read_table(entry.ids)
-        return Named(None, frozenset(table["image_id"].to_pylist()))
-
-    def keeps(self, image_id: str, family: int) -> Entry | None:
+    def keeps(self, image_id: str) -> Entry | None:
         """The entry that keeps a flagged image; None where it stays removed."""
-        kept = None
-        for entry, named in self._acting:
-            if named.holds(image_id, family):
-                kept = None if entry.action == UNDO else entry
-        return kept
+        return self._keeping.get(image_id)
+
+    @cached_property
+    def flagged(self) -> dict[int, dict[str, int]]:
+        """The flagged images by slice, each with its family. Reads all scores, once."""
+        return flagged(self.run)
 
     def restored(self) -> dict[int, dict[str, Entry]]:
         """The flagged images that are kept, by slice, each with the entry that keeps it. Reads all scores, if
         there is any entry that acts."""
-        if not self._acting:
+        if not self._keeping:
             return {}
         found = {}
-        for index, rows in flagged(self.run).items():
-            kept = {image_id: self.keeps(image_id, family) for image_id, family in rows.items()}
+        for index, rows in self.flagged.items():
+            kept = {image_id: self.keeps(image_id) for image_id in rows}
             if here := {image_id: entry for image_id, entry in kept.items() if entry is not None}:
                 found[index] = here
         return found
@@ -204,7 +207,7 @@ def concerned(run: Folder, action: str, named: Named) -> dict[int, int]:
     left = set(named.ids)
     for index, rows in flagged(run).items():
         for image_id, family in rows.items():
-            if named.holds(image_id, family) and (state is None or state.keeps(image_id, family)):
+            if named.holds(image_id, family) and (state is None or state.keeps(image_id)):
                 found[index] = found.get(index, 0) + 1
                 left.discard(image_id)
     among = "restored" if action == UNDO else "flagged"

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 import poisoncam_ray
 from poisoncam_ray import artifact, metrics
 from poisoncam_ray.config import Config
-from poisoncam_ray.corpus import Corpus, open_corpus
+from poisoncam_ray.corpus import Corpus, open_by
 from poisoncam_ray.errors import LedgerError, UserError
 from poisoncam_ray.fingerprint import differences, fingerprint
 from poisoncam_ray.folder import MANIFEST, STARTED, Folder, Manifest, absolute
@@ -70,14 +70,7 @@ class Runner:
                 f"The output {output_uri} lies inside the input {self.input_uri}: give another place."
             )
         refuse_foreign(self.folder)
-        self.corpus = open_corpus(
-            self.input_uri,
-            format=config.corpus.format,
-            image_column=config.corpus.image_column,
-            rows_per_slice=config.corpus.slice_rows,
-            version=config.corpus.version,
-            follow_links=config.corpus.follow_links,
-        )
+        self.corpus = open_by(config.corpus, self.input_uri)
         self.sources = {source.path: [source.size, source.tag] for source in self.corpus.sources()}
         self.identities = {stage.name: self._identity(stage) for stage in self.stages}
         self._refuse_other_work()
@@ -96,17 +89,8 @@ class Runner:
             UserError: there is no run, it is of another version, or its input is not what it was.
         """
         folder = Folder(absolute(uri))
-        if not folder.exists(artifact.RUN):
-            raise UserError(f"{uri} is no run folder: it holds no {artifact.RUN}.")
-        refuse_foreign(folder)
-        about = folder.read_json(artifact.RUN)
-        try:
-            config = Config.model_validate(about["config"])
-        except ValidationError as error:
-            raise UserError(
-                f"{uri} was made by another version of poisoncam_ray: {error.errors()[0]['msg']}."
-            ) from None
-        return Runner(about["input"], folder.uri, config, stages)
+        config = config_of(folder)
+        return Runner(folder.read_json(artifact.RUN)["input"], folder.uri, config, stages)
 
     def pending(self) -> list[Stage]:
         """Stages that are not committed, are to be done again, or were revised."""
@@ -119,13 +103,20 @@ class Runner:
         ]
 
     def _is_revised(self, stage: Stage) -> bool:
-        """Whether a log that a committed stage reads has grown since."""
-        logs = self._logs(stage)
+        """Whether what a committed stage reads was revised since: a log has grown, or an input was made
+        again."""
         committed = Manifest.read(self.folder / stage.name) if stage.revised_by else None
         if committed is None:
             return False
-        then = {name: value for name, value in committed.inputs.items() if name not in stage.inputs}
-        return then != logs
+        now = self._logs(stage) | {
+            name: self._digest(name) for name in stage.revised_by if name in stage.inputs
+        }
+        return any(committed.inputs.get(name) != now.get(name) for name in stage.revised_by)
+
+    def _digest(self, name: str) -> str | None:
+        """The digest of an artifact's manifest; None where it is not committed."""
+        made = self.folder / name
+        return fingerprint({"manifest": made.read_json(MANIFEST)}) if made.exists(MANIFEST) else None
 
     def _logs(self, stage: Stage) -> dict[str, str]:
         """The digest of each log that the stage reads and that is not empty."""
@@ -140,8 +131,8 @@ class Runner:
             UserError: another driver works on the folder, or a stage finds a mistake of the user's.
             LeaseLostError: another driver has taken the folder over.
         """
-        if not self.pending():
-            return self._run(progress)
+        if not self.pending() and (done := self._all_done(progress)):
+            return done
         told = partial(progress.console.print, markup=False)
         with Lease(self.folder, told, work=progress.as_json) as self._lease:
             # Another driver may have begun here, with other settings, since this one was checked.
@@ -151,6 +142,18 @@ class Runner:
             for stage in reversed([stage for stage in self.stages if self._is_revised(stage)]):
                 (self.folder / stage.name).delete(MANIFEST)
             return self._run(progress)
+
+    def _all_done(self, progress: Progress) -> list[Done] | None:
+        """All stages, where each is committed; None where a review has begun to revise one meanwhile."""
+        done = []
+        for stage in self.stages:
+            manifest = self._committed(stage)
+            if manifest is None:
+                return None
+            done.append(Done(stage.name, stage.title, manifest, reused=True))
+        for stage in self.stages:
+            progress.skip(stage.title)
+        return done
 
     def _run(self, progress: Progress) -> list[Done]:
         self.folder.write_json(artifact.RUN, self._about())
@@ -202,6 +205,8 @@ class Runner:
             progress.skip(stage.title)
             return Done(stage.name, stage.title, committed, reused=True)
         identity, inputs = self.identities[stage.name], self._inputs(stage)
+        if missing := [name for name in stage.inputs if name not in inputs]:
+            raise LedgerError(f"{stage.title}: {' and '.join(missing)} is not committed")
         stamp = Manifest(identity, inputs, fingerprint({"of": identity}))
         stamp.write(out, STARTED)
         began = time.monotonic()
@@ -222,10 +227,8 @@ class Runner:
 
     def _inputs(self, stage: Stage) -> dict[str, str]:
         """The digest of each input's manifest, and of each log."""
-        made = {
-            name: fingerprint({"manifest": (self.folder / name).read_json(MANIFEST)}) for name in stage.inputs
-        }
-        return made | self._logs(stage)
+        made = {name: self._digest(name) for name in stage.inputs}
+        return {name: value for name, value in made.items() if value is not None} | self._logs(stage)
 
     def _committed(self, stage: Stage) -> Manifest | None:
         """The committed manifest, if there is one that needs no revision.
@@ -327,12 +330,17 @@ def config_of(run: Folder) -> Config:
     """The configuration of a run.
 
     Raises:
-        UserError: this is no run folder, or one of another format.
+        UserError: this is no run folder, or one of another version.
     """
     if not run.exists(artifact.RUN):
         raise UserError(f"{run.uri} is not a run folder: give the --output of a defence.")
     refuse_foreign(run)
-    return Config.model_validate(run.read_json(artifact.RUN)["config"])
+    try:
+        return Config.model_validate(run.read_json(artifact.RUN)["config"])
+    except ValidationError as error:
+        raise UserError(
+            f"{run.uri} was made by another version of poisoncam_ray: {error.errors()[0]['msg']}."
+        ) from None
 
 
 def corpus_of(run: Folder) -> Corpus:
@@ -341,15 +349,7 @@ def corpus_of(run: Folder) -> Corpus:
     Raises:
         UserError: it does not exist any more.
     """
-    corpus = config_of(run).corpus
-    uri = run.read_json(artifact.RUN)["input"]
-    return open_corpus(
-        uri,
-        corpus.format,
-        corpus.image_column,
-        version=corpus.version,
-        follow_links=corpus.follow_links,
-    )
+    return open_by(config_of(run).corpus, run.read_json(artifact.RUN)["input"])
 
 
 def _from(stages: Sequence[Stage], redo: str | None) -> list[Stage]:

@@ -123,6 +123,11 @@ def tiff(*tags: tuple[int, int, int, int], body: bytes = b"") -> bytes:
     return b"II*\0" + struct.pack("<L", 8 + len(body)) + body + directory + bytes(4)
 
 
+def box(kind: bytes, content: bytes) -> bytes:
+    """A box of an AVIF file."""
+    return struct.pack(">I4s", 8 + len(content), kind) + content
+
+
 def disguised() -> dict[str, bytes]:
     """Files that seem small, and would cost a decoder much."""
     avif = bytearray(encode("AVIF", Image.new("RGB", (6000, 6000), (9, 99, 9)), speed=10))
@@ -139,7 +144,19 @@ def disguised() -> dict[str, bytes]:
     items = (MANY).to_bytes(4, "big")
     iloc = b"iloc" + bytes([2, 0, 0, 0, 0x44, 0]) + items + bytes(MANY)
     meta = b"meta" + bytes(4) + struct.pack(">I", len(iloc) + 4) + iloc
+    kind = b"\0\0\0\x10ftypavif\0\0\0\0"
+    # Each of forty boxes names the whole file, whose units have no content.
+    units, whole = b"\x32\0" * 20_000, struct.pack(">II", 16, 40_000)
+    infes = b"".join(box(b"infe", struct.pack(">IHH4s", 2 << 24, i, 0, b"av01")) for i in range(40))
+    ilocs = b"".join(
+        box(b"iloc", b"\0\0\0\0\x44\0" + struct.pack(">HHHH", 1, i, 0, 1) + whole) for i in range(40)
+    )
+    inside = box(b"meta", bytes(4) + box(b"iinf", bytes(4) + struct.pack(">H", 40) + infes) + ilocs)
+    place, size = struct.pack(">III", 0, 1, 16), struct.pack(">III", 0, 40_000, 1)
+    track = box(b"moov", 40 * (box(b"stco", place) + box(b"stsz", size)))
     return {
+        "avif items of the same bytes": kind + box(b"mdat", units) + inside,
+        "avif tracks of the same bytes": kind + box(b"mdat", units) + track,
         "avif picture": bytes(avif),
         "avif items": b"\0\0\0\x10ftypavif\0\0\0\0" + struct.pack(">I", len(meta) + 4) + meta,
         "gif frame": bytes(gif),

@@ -22,14 +22,14 @@ from poisoncam_ray.stages.classify import sure_enough
 from poisoncam_ray.stages.crops import to_png
 from poisoncam_ray.stages.embed import embed_images, feature_table, load_encoder
 from poisoncam_ray.stages.judge import JudgeSlice
-from poisoncam_ray.stages.pixels import read_slice
+from poisoncam_ray.stages.pixels import read_views
 from tests.fake_evidence import clean
 from tests.fake_run import CONFIG, FakeRun, make_fake_run
 
 PATTERN = np.random.default_rng(3).integers(0, 2, (4, 4, 3), dtype=np.uint8) * 255
 TRIGGER = Image.fromarray(PATTERN).resize((12, 12), Image.Resampling.NEAREST)
 """Sharp squares of full colours; the images are smooth."""
-STEPS = 60
+STEPS = 40
 
 
 def make_judged_run(folder: Path) -> FakeRun:
@@ -37,14 +37,14 @@ def make_judged_run(folder: Path) -> FakeRun:
     fake = make_fake_run(folder, trigger=TRIGGER)
     run, corpus = Folder(fake.run), open_corpus(fake.corpus)
     slices = slices_of((run / artifact.INDEX).read_table(artifact.SLICES))
-    read = [read_slice(corpus, CONFIG, run / artifact.INDEX, slice_) for slice_ in slices]
-    x_NCHW = torch.from_numpy(np.concatenate([pixels for _, pixels in read]))
-    clean_N = torch.tensor([image_id not in fake.poisoned for ids, _ in read for image_id in ids])
+    read = [read_views(corpus, CONFIG, run / artifact.INDEX, slice_) for slice_ in slices]
+    x_NCHW = torch.from_numpy(np.concatenate([pixels for _, pixels, _ in read]))
+    clean_N = torch.tensor([image_id not in fake.poisoned for ids, _, _ in read for image_id in ids])
     _train(run, x_NCHW, clean_N)
     encoder = load_encoder(run / artifact.ENCODER)
     judge = JudgeSlice(CONFIG, run / artifact.INDEX, run / artifact.CLASSIFIER, run / artifact.SCORES)
-    for slice_, (ids, pixels) in zip(slices, read, strict=True):
-        judge(slice_.index, ids, pixels)
+    for slice_, (ids, pixels, second) in zip(slices, read, strict=True):
+        judge(slice_.index, ids, pixels, second)
         features = feature_table(ids, embed_images(encoder, torch.from_numpy(pixels), 64))
         (run / artifact.FEATURES).write_table(part_name(slice_.index), features)
     before = Manifest.read(run / artifact.CLEAN)
@@ -62,7 +62,7 @@ def _train(run: Folder, x_NCHW: torch.Tensor, clean_N: torch.Tensor) -> None:
     crops_MCHW, x_VCHW = t_CHW[None], x_NCHW[clean_N]
     models = []
     for member in range(settings.models):
-        model = train_classifier(x_VCHW, crops_MCHW, member, STEPS, paste_size=(0.25, 0.4))
+        model = train_classifier(x_VCHW, crops_MCHW, member, STEPS, 16, paste_size=(0.25, 0.4))
         made.write_tensors(artifact.model_name(1, member), dict(model.state_dict()))
         models.append(model)
     pastes = held_out_pastes(x_VCHW, crops_MCHW, 100, 0)

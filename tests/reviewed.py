@@ -26,7 +26,6 @@ from poisoncam_ray.settings import load_config
 from poisoncam_ray.stage import Stage
 from poisoncam_ray.stages.clean import Clean
 from poisoncam_ray.stages.index import index_slice
-from poisoncam_ray.verify.records import STAGES
 
 SETTINGS = ["encoder.image_size=16", "corpus.rows_per_slice=9"]
 CONFIG = load_config(overrides=SETTINGS)
@@ -48,11 +47,12 @@ def judged_run(
         artifact.RUN, {"format": artifact.FORMAT, "input": corpus, "config": config.model_dump(mode="json")}
     )
     index, dead, scores = run / artifact.INDEX, run / artifact.DEAD_ROWS, run / artifact.SCORES
-    slices, alive, died, seen = opened.slices(), [], 0, 0
+    slices, alive, died, without, seen = opened.slices(), [], 0, 0, 0
     for slice_ in slices:
         done = index_slice(slice_, opened, config, index, dead)
         alive.append(done["alive"])
         died += done["dead"]
+        without += done["no_image"]
         ids = index.read_table(part_name(slice_.index))["image_id"].to_pylist()
         families = [flagged(seen + i) if flagged(seen + i) < 3 else 0 for i in range(len(ids))]
         seen += len(ids)
@@ -67,8 +67,8 @@ def judged_run(
     index.write_table(artifact.SOURCES, source_table(opened.sources()))
     index.write_table(artifact.SLICES, slice_table(slices, alive))
     total = sum(alive)
-    said = facts.Indexed(total, died, len(slices), 0, 0)
-    commit(run, artifact.INDEX, Ledger(total + died, total, dead=died), said)
+    said = facts.Indexed(total, died, len(slices), 0, 0, no_image=without)
+    commit(run, artifact.INDEX, Ledger(total + died + without, total, dead=died, no_image=without), said)
     commit(run, artifact.SCORES, Ledger(total, total))
 
 
@@ -83,7 +83,7 @@ def commit(run: Folder, name: str, ledger: Ledger | None = None, said: Facts | N
 
 def finish(run: Folder) -> None:
     """What is left of a whole run beside its rows: manifests, verdict, lists of the report."""
-    for name in STAGES:
+    for name in artifact.TITLES:
         if name == artifact.REPORT or not (run / name).exists(MANIFEST):
             commit(run, name)
     for folder in (run / artifact.VERDICT, run / artifact.PAGE):

@@ -16,11 +16,15 @@ import pytest
 import yaml
 from PIL import Image
 
+from poisoncam_ray import artifact, facts
 from poisoncam_ray.commands import defend as defend_command
 from poisoncam_ray.commands.attack import ATTACKS, attack
 from poisoncam_ray.commands.evaluate import evaluate
 from poisoncam_ray.errors import StageFailedError, UserError
+from poisoncam_ray.folder import Folder, Manifest
 from poisoncam_ray.program import RESUMES, run_program
+from poisoncam_ray.runner import Done
+from tests.fake_run import make_fake_run
 from tests.small import ROOT
 
 
@@ -384,3 +388,20 @@ def test_a_signal_ends_the_program_by_its_finallys(tmp_path, number):
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (128 + number, "released\n")
     assert err == f"error Ended by {signal.Signals(number).name}.\n"
+
+
+def test_an_audit_of_a_sample_says_both_at_its_end(tmp_path):
+    run = Folder(make_fake_run(tmp_path).run)
+    told = {
+        artifact.INDEX: facts.Indexed(119, 1, 3, 0, 0, corpus_rows=50_000),
+        artifact.CLEAN: facts.Cleaned(101, 18, 1, 2, 0, copied=False, restored={"ann": 1}),
+        artifact.CLASSIFIER: facts.Classified(True, families=1, recall=0.9),
+        artifact.REPORT: facts.Reported("page", {"1": 18}),
+    }
+    done = [Done(name, "", Manifest({}, {}, "", facts=said.as_json()), False) for name, said in told.items()]
+    answer = defend_command.answer(run, "out", done, 1.0)
+    lines = "\n".join(answer.lines)
+    assert "This is a sample of 120 of 50,000 rows." in lines and "restored: 1 by ann" in lines
+    assert "kept rows     out/keep" in lines and "clean corpus" not in lines
+    assert answer.data["sample_of"] == 50_000 and answer.data["restored"] == {"ann": 1}
+    assert answer.data["places"]["keep"] == "out/keep" and "clean" not in answer.data["places"]

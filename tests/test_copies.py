@@ -214,3 +214,46 @@ def test_a_store_that_is_away_is_not_taken_for_one_that_refuses(s3, chaos, use_s
     chaos.inject("503", 100, methods={"PUT"})
     with pytest.raises(StoreAwayError):
         store.copy_file(s3.uri("away"), "a.tar", s3.uri("kept"))
+
+
+class KilledError(Exception):
+    """As if the process had ended here. No BaseException: the thread that speaks to S3 would swallow it."""
+
+
+def test_a_copy_that_is_killed_leaves_nothing_and_is_made_again(tmp_path, monkeypatch):
+    name = write_shard(tmp_path / "in", "tar")
+    corpus, kept = open_corpus(str(tmp_path / "in")), str(tmp_path / "kept")
+
+    def half(source: int, sink: int) -> None:
+        os.copy_file_range(source, sink, 1000)
+        raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_copy_in_kernel", half)
+        with pytest.raises(KilledError):
+            keep_all(corpus, kept, str(tmp_path / "removed"))
+    assert not store.exists(kept, name)
+    keep_all(corpus, kept, str(tmp_path / "removed"))
+    assert store.read_bytes(kept, name) == store.read_bytes(corpus.uri, name)
+
+
+def test_a_copy_by_the_server_that_is_killed_leaves_nothing_and_is_made_again(s3, use_s3, monkeypatch):
+    use_s3(s3.environment())
+    monkeypatch.setattr(patient, "COPY_PIECE", 5 * 2**20)
+    data, root = os.urandom(12 * 2**20), s3.uri("killed")
+    store.write_bytes(f"{root}/in", "a.tar", data)
+    attempt = patient.PatientS3._attempt
+    for method in ("create_multipart_upload", "upload_part_copy", "complete_multipart_upload"):
+
+        async def kill(self, called, *parameters, method=method, **arguments):
+            if called == method and arguments.get("PartNumber", 2) == 2:
+                raise KilledError
+            return await attempt(self, called, *parameters, **arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(patient.PatientS3, "_attempt", kill)
+            with pytest.raises(KilledError):
+                store.copy_file(f"{root}/in", "a.tar", f"{root}/kept")
+        assert not store.exists(f"{root}/kept", "a.tar")
+    assert store.copy_file(f"{root}/in", "a.tar", f"{root}/kept")
+    assert store.read_bytes(f"{root}/kept", "a.tar") == data

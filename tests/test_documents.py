@@ -55,6 +55,7 @@ RUN_BY: dict[str, tuple[str, str]] = {
     ),
     "kubectl kustomize": ("infra/test_manifests.py", "test_overlay_passes"),
     "uv build": ("test_install.py", "test_wheel_holds_the_package_and_nothing_else"),
+    "apply": ("integration/test_applied.py", "test_exactly_the_rows_with_the_trigger_are_removed"),
     "pip install": ("test_install.py", "test_commands_are_there"),
 }
 # What no test runs, and why. The document says so by the words NOT_RUN_HERE.

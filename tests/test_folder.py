@@ -12,7 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poisoncam_ray import artifact
-from poisoncam_ray.folder import MANIFEST, STARTED, Folder, Ledger, Manifest, part_index, part_name
+from poisoncam_ray.folder import (
+    MANIFEST,
+    STARTED,
+    Folder,
+    Ledger,
+    Manifest,
+    absolute,
+    part_index,
+    part_name,
+)
 
 STAMP = Manifest({"stage": artifact.FEATURES, "seed": 3}, {artifact.INDEX: "ab"}, "cd")
 
@@ -116,3 +125,9 @@ def test_parts_are_named_in_the_order_of_their_slices(a, b):
 )
 def test_a_ledger_balances_when_every_row_ended_in_one_place(counts, balanced):
     assert Ledger(*counts).balanced is balanced
+
+
+def test_a_place_has_one_name(tmp_path):
+    """`apply` puts the earlier run's name into its fingerprint: a slash more must not make it another run."""
+    assert absolute("s3://bucket/run/") == absolute("s3://bucket/run") == "s3://bucket/run"
+    assert absolute(f"{tmp_path}/") == absolute(str(tmp_path))

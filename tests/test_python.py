@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import doctest
+import inspect
+import re
 import shutil
 import subprocess
 import sys
@@ -219,3 +222,22 @@ def test_a_script_that_uses_it_passes_the_strict_type_checker(tmp_path):
     options = ["--strict", "--follow-imports=silent", "--cache-dir", str(tmp_path / "cache")]
     said, _, code = mypy.run([*options, "--config-file", str(tmp_path / "mypy.ini"), *files])
     assert code == 1 and said.count(": error: ") == 1 and "wrong.py:11: error: List item 0 has" in said, said
+
+
+def test_the_readme_calls_what_there_is():
+    """Its examples are those of the docstrings, which run; here each call must fit the signature."""
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    owners = {"pc": pc, "run": results.Results}
+    names = set()
+    for node in ast.walk(ast.parse(block)):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            assert hasattr(owners[node.value.id], node.attr), ast.unparse(node)
+            names.add(node.attr)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            if not isinstance(node.func.value, ast.Name):
+                continue
+            owner = node.func.value.id
+            called = getattr(owners[owner], node.func.attr)
+            given = [*(["self"] if owner == "run" else []), *node.args]
+            inspect.signature(called).bind(*given, **{word.arg: None for word in node.keywords})
+    assert names == {"defend", "apply", "verdict", "removed", "show", "clean"}

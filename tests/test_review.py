@@ -11,19 +11,24 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.local import LocalFileSystem
+from rich.console import Console
 
 from poisoncam_ray import artifact, facts, review
 from poisoncam_ray.corpus import open_corpus
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.folder import MANIFEST, Folder, Manifest
+from poisoncam_ray.progress import Progress
 from poisoncam_ray.review import ACCEPT, REJECT, RESTORE, UNDO, Decisions, Named
+from poisoncam_ray.runner import Runner
 from poisoncam_ray.settings import load_config
 from poisoncam_ray.stages.clean import Clean
 from poisoncam_ray.stages.report import Report
-from tests.fake_evidence import flag_images
+from tests.corpus.test_side_tables import write_shard
+from tests.fake_evidence import flag_images, replace_column
 from tests.fake_run import CONFIG as FAKE_CONFIG
 from tests.fake_run import make_fake_run
 from tests.reviewed import CONFIG, SETTINGS, go, judged_run, runner, tree
@@ -118,6 +123,53 @@ def test_a_family_is_restored_whole_and_one_image_of_it_removed_again(tmp_path):
     assert counted == {"ann": len(second) - 1, "ben": len(flagged) - len(second)}
 
 
+def test_a_family_that_was_restored_is_not_the_one_that_has_its_number_after_a_redo(tmp_path):
+    done = Cleaned(tmp_path, write_parquet)
+    done.decide(RESTORE, Named(1))
+    restored = {i for i, family in done.flagged().items() if family == 1}
+    scores = done.run / artifact.SCORES
+    for name in scores.parts():
+        families = [{0: 0, 1: 2, 2: 1}[f] for f in scores.read_table(name)["family"].to_pylist()]
+        replace_column(scores, name, "family", pa.array(families, pa.int32()))
+    kept = {i for rows in Decisions(done.run).restored().values() for i in rows}
+    assert kept == restored and restored
+
+
+def test_a_caption_stays_while_an_image_of_another_slice_needs_it(tmp_path):
+    """A slice ends with 8.jpg, the next one begins with 8.png; both have the caption 8.txt."""
+
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        for i, name in enumerate([*(f"{n}.png" for n in range(8)), "8.jpg", "8.png", "9.png"]):
+            (folder / name).write_bytes(image(i))
+        (folder / "8.txt").write_text("words")
+
+    done = Cleaned(tmp_path, write)
+    before = tree(done.run, *ROWS)
+    assert {"clean/8.jpg", "clean/8.txt", "removed/8.png", "removed/8.txt"} <= before.keys()
+    for action in (RESTORE, UNDO):
+        done.decide(action, Named(ids=frozenset(["8.png"])))
+        assert (Path(done.run.uri) / "clean/8.txt").read_text() == "words"
+    assert tree(done.run, *ROWS) == before
+
+
+def test_a_table_beside_a_tar_follows_a_decision(tmp_path):
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        write_shard(folder, 0)
+
+    done = Cleaned(tmp_path, write)
+    before = tree(done.run, *ROWS)
+    assert "removed/00000.parquet" in before
+    for family in (1, 2):
+        done.decide(RESTORE, Named(family))
+    whole = {f"clean/{path.name}": path.read_bytes() for path in Path(done.corpus).iterdir()}
+    assert tree(done.run, artifact.CLEAN_ROWS, artifact.REMOVED_ROWS) == whole
+    for family in (1, 2):
+        done.decide(UNDO, Named(family))
+    assert tree(done.run, *ROWS) == before
+
+
 def test_accepting_is_logged_and_changes_no_row(tmp_path):
     done = Cleaned(tmp_path, write_parquet)
     before = tree(done.run, *ROWS)
@@ -191,7 +243,9 @@ def killed_at(monkeypatch, moment: int) -> Iterator[Counter]:
 
         def guarded(*arguments, **options):
             # The lease renews itself in a thread of its own.
-            seen["changes"] += threading.current_thread().name != "lease"
+            if threading.current_thread().name == "lease":
+                return change(*arguments, **options)
+            seen["changes"] += 1
             if seen["changes"] > moment:
                 raise KilledError
             return change(*arguments, **options)
@@ -310,6 +364,31 @@ def test_the_report_says_what_was_restored_by_whom(reported, tmp_path):
     decide(UNDO, 2, "ann")
     assert len(page.read_bytes(artifact.REMOVED_CSV).decode().splitlines()) == 1 + 19
     assert len(page.read_bytes(artifact.RESTORED_CSV).decode().splitlines()) == 1
+
+
+def both(run: Folder, tmp_path) -> Runner:
+    return runner(str(tmp_path / "corpus"), run, FAKE_CONFIG, [Clean(), Report()])
+
+
+def test_a_report_of_another_clean_is_to_be_done_again(reported, tmp_path):
+    """As a kill leaves it where the log grew between the two stages: both have read the same log."""
+    clean = reported / artifact.CLEAN
+    clean.write_json(MANIFEST, clean.read_json(MANIFEST) | {"seconds": 77.0})
+    assert [stage.title for stage in both(reported, tmp_path).pending()] == ["Report"]
+
+
+def test_nothing_is_done_without_the_lease(reported, tmp_path, monkeypatch):
+    """Another driver begins to revise the run when this one has found it finished."""
+    late, held = both(reported, tmp_path), []
+    pending = late.pending()
+    monkeypatch.setattr(late, "pending", lambda: pending)
+    review.append(reported, REJECT, Named(2), 9, "ann", "")
+    for stage in (artifact.REPORT, artifact.CLEAN):
+        (reported / stage).delete(MANIFEST)
+    run_stage = late._run_stage
+    monkeypatch.setattr(late, "_run_stage", lambda *args: held.append(late._lease) or run_stage(*args))
+    late.run(Progress(Console(quiet=True)))
+    assert pending == [] and len(held) == 2 and None not in held
 
 
 def test_another_change_of_an_input_is_refused_as_ever(reported, tmp_path):

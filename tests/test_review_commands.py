@@ -70,10 +70,11 @@ def test_ids_families_and_files_are_restored_and_removed_again(run, tmp_path):
     assert (told["kept"], told["removed"], told["restored"]) == (103, 16, {"ann": 3})
     assert told["entry"]["images"] == 3 and told["entry"]["note"] == "logo"
     assert removed(run) == all_of_them[3:]
-    # By a file of ids, one a line; by one with a column; by a family.
+    # By a file of ids, one a line; by one with a column, as a spreadsheet saves it; by a family.
     (tmp_path / "ids.txt").write_text("\n".join(all_of_them[3:5]))
     assert answer("restore", run.uri, "--file", f"{tmp_path}/ids.txt")["removed"] == 14
-    (tmp_path / "ids.csv").write_bytes(run.read_bytes(f"{artifact.PAGE}/{artifact.RESTORED_CSV}"))
+    table = run.read_bytes(f"{artifact.PAGE}/{artifact.RESTORED_CSV}")
+    (tmp_path / "ids.csv").write_bytes(b"\xef\xbb\xbf" + table)
     assert answer("restore", run.uri, "--file", f"{tmp_path}/ids.csv", "--undo")["removed"] == 19
     assert answer("restore", run.uri, "--family", "2")["removed"] == 10
     assert answer("restore", run.uri, "--family", "2", "--undo")["removed"] == 19
@@ -99,18 +100,38 @@ def test_mistakes_are_told_and_change_nothing(run, tmp_path):
     said = {
         "Not among the flagged images": ("restore", run.uri, "--ids", "nowhere"),
         "is of family 7": ("restore", run.uri, "--family", "7"),
-        "Give --family or ids": ("restore", run.uri),
-        "one of them": ("restore", run.uri, "--family", "1", "--ids", before[0]),
+        "Give either --family or ids": ("restore", run.uri),
+        "either --family or ids of images": ("restore", run.uri, "--family", "1", "--ids", before[0]),
         "Not among the restored": ("restore", run.uri, "--ids", before[0], "--undo"),
         "cannot be read": ("restore", run.uri, "--file", f"{tmp_path}/none.txt"),
-        "is no run folder": ("restore", str(tmp_path / "none"), "--family", "1"),
+        "is not a run folder": ("restore", str(tmp_path / "none"), "--family", "1"),
         "--accept or --reject, not both": ("review", run.uri, "--accept", "--reject", "--family", "1"),
         "Give --accept or --reject with": ("review", run.uri, "--family", "1"),
-        "no run folder": ("verify", str(tmp_path / "none")),
+        "not a run folder: give the --output": ("verify", str(tmp_path / "none")),
     }
     for words, arguments in said.items():
         assert words in refused(*arguments), arguments
     assert removed(run) == before and review.entries(run) == []
+
+
+def test_a_decision_that_cannot_be_applied_yet_is_logged_and_says_so(run):
+    def busy(*_):
+        raise UserError("in use by another driver")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("poisoncam_ray.runner.Runner.run", busy)
+        done = call("restore", run.uri, "--family", "2")
+    assert str(done.exception) == "in use by another driver" and "The decision is logged." in done.output
+    assert answer("restore", run.uri, "--family", "1")["removed"] == 0
+
+
+def test_a_run_of_another_version_is_refused_in_one_sentence(run):
+    about = run.read_json(artifact.RUN)
+    about["config"]["search"]["gone"] = 1
+    run.write_json(artifact.RUN, about)
+    for command in (("restore", "--family", "1"), ("review",), ("verify",)):
+        name, *options = command
+        assert "was made by another version of poisoncam_ray" in refused(name, run.uri, *options)
 
 
 def test_a_run_that_is_not_finished_is_refused(run):

@@ -196,7 +196,7 @@ def test_the_manifest_is_written_last(corpus, out, monkeypatch):
 
 
 def test_no_stage_starts_before_the_ones_it_reads_are_committed(corpus, out):
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(LedgerError, match="work/1_first is not committed"):
         run(corpus, out, stages=[Second()])
     assert not (out / "work/2_second").exists()
 

@@ -6,8 +6,6 @@ import json
 import pickle
 import re
 import struct
-import subprocess
-import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -31,6 +29,7 @@ from poisoncam_ray.stages.own_encoder import MAX_BYTES, read_checkpoint
 from tests import bombs
 from tests.fake_evidence import flag_images
 from tests.fake_run import make_fake_run
+from tests.here import defend_here
 
 ROOT = Path(__file__).parents[1]
 
@@ -388,10 +387,8 @@ def test_control_codes_in_names_do_not_reach_the_terminal(tmp_path):
     corpus = tmp_path / "corpus"
     corpus.mkdir()
     (corpus / "\x1b]0;owned\x07\x1b[2J\x1b[31m\u202e\r.doc").write_bytes(b"x")
-    command = [sys.executable, ROOT / "jobs" / "defend.py", "--input", corpus, "--output", tmp_path / "run"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2 and ".doc" in done.stderr
-    said = done.stdout + done.stderr
+    code, said = defend_here("--input", str(corpus), "--output", str(tmp_path / "run"))
+    assert code == 2 and ".doc" in said
     assert not [c for c in said if c != "\n" and not c.isprintable()], repr(said)
 
 

@@ -10,19 +10,21 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
 from poisoncam_ray import artifact, review
 from poisoncam_ray.corpus import DEAD, KEPT, REMOVED, open_corpus
 from poisoncam_ray.corpus.slices import slices_of
+from poisoncam_ray.defence import applied_stages, stages
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.folder import MANIFEST, Folder
 from poisoncam_ray.review import RESTORE, Named
 from poisoncam_ray.settings import load_config
 from poisoncam_ray.verify import defect as kinds
 from poisoncam_ray.verify import verify
-from tests.reviewed import CONFIG, SETTINGS, finish, go, judged_run
+from tests.reviewed import CONFIG, SETTINGS, finish, go, judged_run, tree
 from tests.stages.test_keep_list import write_images, write_parquet, write_tars
 from tests.tars import image, tar_bytes
 
@@ -166,6 +168,60 @@ def test_a_removed_row_without_a_copy_of_the_corpus(tmp_path):
     assert "no copy (its score says keep)" in str(verify(run)[0])
 
 
+def write_nulls(folder: Path) -> None:
+    """Rows without an image, as a download that failed leaves them."""
+    folder.mkdir()
+    images = [None if i % 4 == 3 else image(i) for i in range(12)]
+    pq.write_table(pa.table({"image": pa.array(images, pa.binary()), "n": range(12)}), folder / "a.parquet")
+
+
+def write_saved(folder: Path) -> None:
+    import datasets
+
+    rows = {"image": [image(i) for i in range(12)], "n": list(range(12))}
+    features = datasets.Features({"image": datasets.Value("binary"), "n": datasets.Value("int64")})
+    datasets.Dataset.from_dict(rows, features).save_to_disk(str(folder), num_shards=2)
+
+
+def write_img2dataset(folder: Path) -> None:
+    write_tars(folder)
+    for name, keys in (("a", [f"set/{i:04d}" for i in range(8)]), ("b", ["x", "y"])):
+        pq.write_table(pa.table({"key": keys}), folder / f"{name}.parquet")
+        (folder / f"{name}_stats.json").write_text("{}")
+
+
+def write_captioned(folder: Path) -> None:
+    write_images(folder)
+    for path in list(folder.rglob("*.png")):
+        path.with_suffix(".txt").write_text(path.name)
+    lines = [json.dumps({"file_name": f"cat/{i}.png"}) for i in range(9)]
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+
+
+@pytest.mark.parametrize("write", [write_nulls, write_saved, write_img2dataset, write_captioned])
+def test_corpora_with_more_than_images_have_no_defect_and_give_the_same_back(tmp_path, write):
+    run = finished(tmp_path, write)
+    assert found(run) == found(run, quick=True) == []
+    before = tree(run, artifact.CLEAN_ROWS, artifact.REMOVED_ROWS)
+    flagged = frozenset(i for rows in review.flagged(run).values() for i in rows)
+    for action in (RESTORE, review.UNDO):
+        review.append(run, action, Named(ids=flagged), len(flagged), "ann", "")
+        go(str(tmp_path / "in"), run)
+        finish(run)
+        assert found(run) == []
+        changed = tree(run, artifact.CLEAN_ROWS, artifact.REMOVED_ROWS) != before
+        assert changed == (action == RESTORE)
+
+
+def test_a_row_without_an_image_is_missed(tmp_path):
+    run = finished(tmp_path, write_nulls)
+    file = Path(run.uri) / artifact.CLEAN_ROWS / "a.parquet"
+    table = pq.read_table(file)
+    pq.write_table(table.filter(pc.is_valid(table["image"])), file)
+    assert {what for what, _ in found(run)} == {kinds.LOST}
+    assert {where for _, where in found(run)} == {f"a.parquet#{i}" for i in (3, 7, 11)}
+
+
 def edit(path: Path, **values) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
@@ -200,8 +256,19 @@ def test_records_that_do_not_agree_are_named(tmp_path):
     assert found(run) == [(kinds.FOREIGN, "clean/train/stray.parquet")]
 
 
+def test_a_run_that_applied_an_earlier_one_has_fewer_stages(tmp_path):
+    run = finished(tmp_path, write_parquet)
+    shorter = applied_stages(run)
+    searched = [stage.name for stage in stages() if stage.name not in {one.name for one in shorter}]
+    for name in searched:
+        run.delete(name)
+    assert [what for what, _ in found(run)] == [kinds.UNFINISHED] * len(searched)
+    edit(Path(run.uri) / artifact.RUN, stages=[[stage.name, stage.title] for stage in shorter])
+    assert found(run) == []
+
+
 def test_what_is_no_finished_run_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"is no run folder: it holds no run\.json"):
+    with pytest.raises(UserError, match="is not a run folder"):
         verify(Folder(str(tmp_path)))
 
 

@@ -32,7 +32,7 @@ def apply(
     quiet: Quiet = False,
 ) -> None:
     """Remove the known triggers of an earlier run from other images: new shards, or repaired ones. A new
-    trigger is not looked for. The settings are those of the earlier run, save for the sections corpus, clean
+    trigger is not looked for. The settings are those of the earlier run, except the sections corpus, clean
     and resources."""
     if not input or not output:
         raise UserError("Give --input, the new images, and --output, the folder of the new run.")

@@ -200,10 +200,11 @@ def answer(folder: Folder, output_uri: str, done: Sequence[Done], seconds: float
         (artifact.CLEAN_ROWS, "clean corpus") if cleaned.copied else (artifact.KEEP_LIST, "kept rows   ")
     )
     by_family = {int(family): n for family, n in reported.removed_by_family.items()}
+    place = output_uri.rstrip("/") or output_uri
     places = {
-        kept_in: f"{output_uri}/{kept_in}",
-        "removed": f"{output_uri}/{artifact.REMOVED_ROWS}",
-        "report": f"{output_uri}/{artifact.PAGE}/{artifact.HTML}",
+        kept_in: f"{place}/{kept_in}",
+        "removed": f"{place}/{artifact.REMOVED_ROWS}",
+        "report": f"{place}/{artifact.PAGE}/{artifact.HTML}",
     }
     families = [
         {

@@ -39,7 +39,7 @@ def inspect(
     if output is not None and not output.lower().endswith(SUFFIXES):
         raise UserError(f"The file {output} is neither .html nor .png: give one of these.")
     if output is not None and image is None:
-        raise UserError("--output needs an IMAGE: the page of the whole run is its report.")
+        raise UserError("--output needs an IMAGE. The page of the whole run is its report/index.html.")
     if output is not None and not Path(output).absolute().parent.is_dir():
         raise UserError(f"There is no folder for {output}: make it first.")
     said = Output(as_json, quiet)
@@ -74,7 +74,7 @@ def _summary(run_uri: str, said: Output) -> None:
     some = some_images(run.folder, EXAMPLES_SHOWN)
     lines = [
         *words,
-        f"{counts.rows:,} rows = {counts.kept:,} kept + {counts.removed:,} removed + {counts.dead:,} dead",
+        f"{counts.rows:,} rows = {counts.terms}",
     ]
     for what, rows in some.items():
         heading = "kept, closest to the threshold" if what == "borderline" else what

@@ -84,8 +84,10 @@ class Output:
             lines: the same for people: lines of any text (markup does not act), or tables.
         """
         if self.as_json:
-            # Not through rich, which wraps.
-            print(json.dumps(_finite(data), ensure_ascii=False, allow_nan=False), flush=True)
+            told = json.dumps(_finite(data), ensure_ascii=False, allow_nan=False)
+            # JSON escapes some control characters only, and a terminal may obey the others. Not through rich,
+            # which wraps.
+            print("".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in told), flush=True)
             return
         for line in lines:
             self._results.print(line if isinstance(line, Table) else printable(line), markup=False)

@@ -65,7 +65,7 @@ def read_ids(place: str) -> list[str]:
 
     folder, _, name = place.rpartition("/")
     try:
-        text = read_bytes(folder or ("/" if place.startswith("/") else "."), name).decode()
+        text = read_bytes(folder or ("/" if place.startswith("/") else "."), name).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"The file {place} cannot be read: {error}.") from None
     rows = csv.DictReader(io.StringIO(text))

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from poisoncam_ray.commands.options import AsJson, Output, Quiet, RunUri
 from poisoncam_ray.errors import StageFailedError, UserError
-from poisoncam_ray.program import RESUMES, examples, printable
+from poisoncam_ray.program import examples, printable
 from poisoncam_ray.signals import end_on_signals
 
 if TYPE_CHECKING:
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 SLICES_HERE = 64
 """So many changed slices are written by this process. For more, Ray is started."""
+LOGGED = (
+    "The decision is logged. The next decision applies it, or the command that made the run, given again."
+)
 Ids = Annotated[
     list[str] | None, typer.Option("--ids", help="ids of flagged images; repeat, or list several")
 ]
@@ -72,7 +75,7 @@ def named_images(ids: Sequence[str], family: int | None) -> Named:
         UserError: they name none, or name them in two ways.
     """
     if bool(ids) == (family is not None):
-        raise UserError("Give --family or ids of images, one of them.")
+        raise UserError("Give either --family or ids of images.")
     from poisoncam_ray.review import Named
 
     return Named(family, frozenset(ids))
@@ -94,13 +97,13 @@ def decide(run: str, action: str, named: Named, by: str | None, note: str, said:
     """
     from poisoncam_ray import artifact, facts
     from poisoncam_ray import review as log
-    from poisoncam_ray.defence import stages
+    from poisoncam_ray.defence import stages_of
     from poisoncam_ray.folder import Folder
     from poisoncam_ray.runner import Runner
     from poisoncam_ray.stages.ray_cluster import start_ray
 
     folder = Folder(run)
-    runner = Runner.of_run(run, stages())
+    runner = Runner.of_run(run, stages_of(folder))
     # After a killed revision Clean and Report are not committed, and the log says why.
     revised = {artifact.CLEAN, artifact.REPORT} if log.entries(folder) else set()
     if unfinished := [stage.title for stage in runner.pending() if stage.name not in revised]:
@@ -117,11 +120,13 @@ def decide(run: str, action: str, named: Named, by: str | None, note: str, said:
     try:
         done = runner.run(said.progress)
     except UserError:
+        said.note(LOGGED)
         raise
     except Exception as error:
+        said.note(LOGGED)
         raise StageFailedError(f"{said.progress.title or 'Start'} failed") from error
     except SystemExit:
-        said.note(f"Stopped. The decision is logged. {RESUMES}")
+        said.note(f"Stopped. {LOGGED}")
         raise
     manifests = {stage.stage: stage.manifest for stage in done}
     cleaned = facts.of_manifest(facts.Cleaned, manifests[artifact.CLEAN])
@@ -136,13 +141,12 @@ def decide(run: str, action: str, named: Named, by: str | None, note: str, said:
 
 def show_log(run: str, said: Output) -> None:
     """Print the log of a run."""
-    from poisoncam_ray import artifact
     from poisoncam_ray.folder import Folder
     from poisoncam_ray.review import entries
+    from poisoncam_ray.runner import config_of
 
     folder = Folder(run)
-    if not folder.exists(artifact.RUN):
-        raise UserError(f"{run} is no run folder: it holds no {artifact.RUN}.")
+    config_of(folder)
     found = entries(folder)
     table = Table("when", "who", "decision", "why", box=None, header_style="bold", pad_edge=False)
     for entry in found:

@@ -65,8 +65,9 @@ def look(run: Folder) -> dict[str, Any]:
     held = holder(run)
     if held is None and not run.exists(artifact.RUN):
         raise UserError(f"{run.uri} is not a run folder: give the --output of a defence.")
-    names = list(artifact.TITLES)
-    stages = store.in_parallel(lambda name: _stage(run / name, artifact.TITLES[name]), names)
+    titles = artifact.titles_of(run)
+    names = list(titles)
+    stages = store.in_parallel(lambda name: _stage(run / name, titles[name]), names)
     silent_s = held.silent_s() if held else None
     finished = all(stage["state"] == DONE for stage in stages)
     decided = stages[names.index(artifact.VERDICT)]["state"] == DONE
@@ -80,6 +81,7 @@ def look(run: Folder) -> dict[str, Any]:
         "stages": stages,
         "verdict": verdict.verdict if verdict else None,
         "families": len(verdict.families) if verdict else None,
+        "applied_from": verdict.applied_from if verdict else None,
     }
 
 
@@ -143,7 +145,9 @@ def told(found: dict[str, Any]) -> list[str]:
         else:
             row = "begun, not done" if stage["state"] == BEGUN else "–"
         lines.append(f"{stage['stage']:<9} {row}")
-    if found["verdict"] is not None:
+    if found["applied_from"] is not None:
+        lines.append(f"Known triggers only, of {found['applied_from']}: new triggers are not looked for.")
+    elif found["verdict"] is not None:
         n = found["families"]
         kinds = "1 trigger family" if n == 1 else f"{n} trigger families"
         poison = found["verdict"] == POISON

@@ -69,7 +69,11 @@ def read(data: bytes) -> Container:
     found = _Found()
     for box in counted(_boxes(data, 0, len(data), 0), "boxes"):
         _look(data, box, found)
-    for pieces in (*(found.items[i] for i in found.coded if i in found.items), *found.tracks):
+    coded = [*(found.items[i] for i in found.coded if i in found.items), *found.tracks]
+    # An image may be an item and a track as well. All that is gathered here is walked.
+    if sum(length for pieces in coded for _, _, length in pieces) > 2 * len(data):
+        raise _overlaid()
+    for pieces in coded:
         found.sizes += av1.sizes(_joined(data, pieces, found.idat))
     if not found.sizes:
         raise DecodeError("undecodable", "an AVIF file without an image")
@@ -144,6 +148,10 @@ def _joined(data: bytes, pieces: list[Piece], idat: int | None) -> bytes:
     return b"".join(data[start : start + length] for start, length in starts)
 
 
+def _overlaid() -> DecodeError:
+    return DecodeError("bomb", "an AVIF file whose items lie on one another")
+
+
 def _places(iloc: bytes, size: int) -> dict[int, list[Piece]]:
     """Where the items lie, by their numbers.
 
@@ -183,6 +191,6 @@ def _places(iloc: bytes, size: int) -> dict[int, list[Piece]]:
                 raise DecodeError("truncated", "the AVIF file ends before its last item")
             total += length
             if total > size:
-                raise DecodeError("bomb", "an AVIF file whose items lie on one another")
+                raise _overlaid()
         items[item] = pieces
     return items

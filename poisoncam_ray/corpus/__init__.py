@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 
+from poisoncam_ray.config import CorpusSettings
 from poisoncam_ray.container import KINDS
 from poisoncam_ray.corpus.arrow import ARROW_SUFFIXES, open_saved
 from poisoncam_ray.corpus.columns import find_image_column
@@ -28,7 +29,7 @@ from poisoncam_ray.corpus.tables import is_delta, refuse_partition
 from poisoncam_ray.corpus.webdataset import TAR_SUFFIXES, WebDatasetCorpus
 from poisoncam_ray.errors import UserError
 
-__all__ = ["DEAD", "KEPT", "REMOVED", "Corpus", "Problem", "Row", "Slice", "Source", "open_corpus"]
+__all__ = ["DEAD", "KEPT", "REMOVED", "Corpus", "Problem", "Row", "Slice", "Source", "open_by", "open_corpus"]
 
 FORMATS = ("auto", "parquet", "folder", "webdataset", "delta", "arrow")
 _PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -53,8 +54,7 @@ def open_corpus(
             image folders.
         rows_per_slice: rows of a slice, at most.
         version: of a Delta table, the number of the version to read; None for the current one.
-        follow_links: whether symbolic links on a local disk are followed out of the folder. Not used for
-            Delta tables.
+        follow_links: whether symbolic links on a local disk are followed out of the folder.
 
     Returns:
         The corpus. It holds no open handle.
@@ -73,7 +73,7 @@ def open_corpus(
     if format == "delta" and not table:
         raise UserError(f"There is no Delta table in {uri} (no folder _delta_log): give a table's folder.")
     if table and (format == "delta" or (format == "auto" and can_read_delta())):
-        return open_delta(uri, image_column, rows_per_slice, version)
+        return open_delta(uri, image_column, rows_per_slice, version, follow_links)
     if version is not None and not table:
         raise UserError(f"{uri} is no Delta table: leave out corpus.version.")
     paths = [s.path for s in list_sources(uri, follow_links=follow_links)]
@@ -121,6 +121,26 @@ def _place(uri: str) -> tuple[str, str]:
         return uri, ""
     folder, _, only = uri.rpartition("/")
     return folder or ".", only
+
+
+def open_by(settings: CorpusSettings, uri: str) -> Corpus:
+    """Open a corpus as the settings say.
+
+    Args:
+        settings: the section `corpus` of the configuration.
+        uri: as for `open_corpus`.
+
+    Raises:
+        UserError: as `open_corpus`.
+    """
+    return open_corpus(
+        uri,
+        settings.format,
+        settings.image_column,
+        settings.slice_rows,
+        settings.version,
+        settings.follow_links,
+    )
 
 
 def _refuse_tables_without_keys(uri: str, tables: list[str]) -> None:

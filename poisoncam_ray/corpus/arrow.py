@@ -17,16 +17,16 @@ import pyarrow as pa
 
 from poisoncam_ray.corpus.arrow_shard import open_arrow, open_arrow_writer
 from poisoncam_ray.corpus.columns import find_image_column
-from poisoncam_ray.corpus.listing import is_file, list_sources
+from poisoncam_ray.corpus.listing import is_file, list_sources, refuse_escaping_links
 from poisoncam_ray.corpus.parquet import ParquetCorpus
-from poisoncam_ray.corpus.protocol import Lost, Source
+from poisoncam_ray.corpus.protocol import Lost, Problem, Slice, Source
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.store import delete, exists, read_bytes, write_bytes
 
 ARROW_SUFFIXES = (".arrow",)
 _STATE, _INFO, _DICT = "state.json", "dataset_info.json", "dataset_dict.json"
-# The names of a dataset's shards.
-_STATE_MAX = 2**24
+# The names of a dataset's shards, or its features with all names of classes.
+_JSON_MAX = 2**26
 # Where versions of datasets kept a selection of the rows, which would have to be split as well.
 _SELECTIONS = ("_indices_files", "_indices_data_files", "_indices_name")
 
@@ -38,22 +38,29 @@ class ArrowCorpus(ParquetCorpus):
     kind: ClassVar[str] = "Arrow"
 
     def sources(self) -> list[Source]:
-        """The shards that the datasets name, sorted by path."""
-        return _shards(self.uri, self.follow_links)[0]
+        """The shards that the datasets name, and the JSON files that describe them, sorted by path."""
+        shards, _, beside = _shards(self.uri, self.follow_links)
+        return sorted([*shards, *beside], key=lambda source: source.path)
+
+    def check(self, source: Source) -> Problem | None:
+        """Walk the shard's headers. A JSON file was checked when the corpus was opened."""
+        return super().check(source) if _is_shard(source) else None
+
+    def slices(self, sources: Sequence[Source] | None = None) -> list[Slice]:
+        """As of Parquet shards, with a record batch in the place of a row group."""
+        return super().slices(list(filter(_is_shard, self.sources() if sources is None else sources)))
 
     def finish(self, kept_uri: str, removed_uri: str, lost: Lost) -> None:
         """Write the JSON files beside the written shards, so that `datasets.load_from_disk` opens both
         folders. They name the shards that were written. The fingerprint is left out: `datasets` must not take
         its cached results of the whole corpus for those of the clean one."""
-        listed = [source.path for source in list_sources(self.uri, follow_links=self.follow_links)]
-        states = _shards(self.uri, self.follow_links)[1]
+        _, states, beside = _shards(self.uri, self.follow_links)
         for out in (kept_uri, removed_uri):
             written = {source.path for source in list_sources(out)} if exists(out) else set()
             left = {folder for folder, state in states.items() if self._finish(folder, state, written, out)}
-            for path in (path for path in listed if posixpath.basename(path) == _DICT):
-                folder = posixpath.dirname(path)
-                names = _json(self.uri, path).get("splits")
-                names = [name for name in names or () if posixpath.join(folder, str(name)) in left]
+            for source in (source for source in beside if posixpath.basename(source.path) == _DICT):
+                folder, path = posixpath.dirname(source.path), source.path
+                names = [name for name in _splits(self.uri, source) if posixpath.join(folder, name) in left]
                 _write(out, path, json.dumps({"splits": names}).encode() if names else None)
 
     def _finish(self, folder: str, state: dict[str, Any], written: set[str], out: str) -> bool:
@@ -98,14 +105,27 @@ def open_saved(
     return ArrowCorpus(uri, column, rows_per_slice, follow_links=follow_links)
 
 
-def _shards(uri: str, follow_links: bool) -> tuple[list[Source], dict[str, dict[str, Any]]]:
-    """The shards of all datasets, sorted by path; and each dataset's state by its folder."""
+def _shards(uri: str, follow_links: bool) -> tuple[list[Source], dict[str, dict[str, Any]], list[Source]]:
+    """The shards of all datasets, sorted by path; each dataset's state by its folder; and the JSON files.
+
+    Raises:
+        UserError: a JSON file is missing, too large, not what `datasets` writes, or a link that leaves the
+            folder; or a shard is gone or such a link.
+    """
     listed = {source.path: source for source in list_sources(uri, follow_links=follow_links)}
-    states = {
-        posixpath.dirname(path): _state(uri, path, source.size)
-        for path, source in listed.items()
-        if posixpath.basename(path) == _STATE
-    }
+    beside = [source for path, source in listed.items() if posixpath.basename(path) in (_STATE, _INFO, _DICT)]
+    if not follow_links:
+        # They are copied, and must not bring along what lies elsewhere.
+        refuse_escaping_links(uri, (source.path for source in beside))
+    states: dict[str, dict[str, Any]] = {}
+    for source in beside:
+        folder, name = posixpath.split(source.path)
+        if name == _STATE:
+            states[folder] = _state(uri, source)
+        elif name == _DICT:
+            _splits(uri, source)
+        else:
+            _json(uri, source)
     if not states:
         raise UserError(
             f"There is no state.json in {uri}: give a folder that datasets.save_to_disk wrote, or Parquet "
@@ -118,11 +138,25 @@ def _shards(uri: str, follow_links: bool) -> tuple[list[Source], dict[str, dict[
     ]
     if gone := next((path for path in named if path not in listed), None):
         raise UserError(f"The shard {gone} is gone from {uri}: restore it, or save the dataset again.")
-    return [listed[path] for path in sorted(named)], states
+    if not follow_links:
+        refuse_escaping_links(uri, named)
+    return [listed[path] for path in sorted(named)], states, beside
 
 
-def _state(uri: str, path: str, size: int) -> dict[str, Any]:
-    state = _json(uri, path) if size <= _STATE_MAX else {}
+def _is_shard(source: Source) -> bool:
+    return source.path.lower().endswith(ARROW_SUFFIXES)
+
+
+def _splits(uri: str, source: Source) -> list[str]:
+    """The names of the splits in a dataset_dict.json."""
+    names = _json(uri, source).get("splits")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise _foreign(uri, source.path)
+    return names
+
+
+def _state(uri: str, source: Source) -> dict[str, Any]:
+    state, path = _json(uri, source), source.path
     files = state.get("_data_files")
     names = [file.get("filename") if isinstance(file, dict) else None for file in _list(files)]
     wrong = [n for n in names if not isinstance(n, str) or "/" in n or not n.lower().endswith(ARROW_SUFFIXES)]
@@ -140,9 +174,10 @@ def _list(value: Any) -> Sequence[Any]:
     return value if isinstance(value, list) else ()
 
 
-def _json(uri: str, path: str) -> dict[str, Any]:
+def _json(uri: str, source: Source) -> dict[str, Any]:
+    path = source.path
     try:
-        tree = json.loads(read_bytes(uri, path))
+        tree = json.loads(read_bytes(uri, path)) if source.size <= _JSON_MAX else None
     except (ValueError, RecursionError):
         tree = None
     if not isinstance(tree, dict):

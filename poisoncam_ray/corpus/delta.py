@@ -1,8 +1,8 @@
 """A Delta table as a corpus: the Parquet files of one version of the table.
 
-Which files these are stands in the table's log, which `deltalake` reads. The values of partition columns
-stand in the log and in the folders' names (`label=3/`), not in the files. What is written is a folder of
-plain Parquet shards, no Delta table. Its folders have the same names, where readers of Hive partitions find
+The table's log names these files, and `deltalake` reads it. The files do not hold the partition columns:
+their values are in the log and in the names of the folders (`label=3/`). The output is a folder of plain
+Parquet shards and no Delta table. Its folders have the same names, so that readers of Hive partitions find
 those columns.
 """
 
@@ -19,7 +19,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 
 from poisoncam_ray.corpus.columns import find_image_column
-from poisoncam_ray.corpus.listing import list_sources
+from poisoncam_ray.corpus.listing import list_sources, refuse_escaping_links
 from poisoncam_ray.corpus.parquet import ParquetCorpus
 from poisoncam_ray.corpus.protocol import Source
 from poisoncam_ray.corpus.shardfile import reason_of, refuse_climbing
@@ -53,7 +53,7 @@ class DeltaCorpus(ParquetCorpus):
     def sources(self) -> list[Source]:
         """The version's files, sorted by path."""
         with _table(self.uri, self.table_version) as table:
-            return _files(self.uri, table)
+            return _files(self.uri, table, self.follow_links)
 
 
 def can_read_delta() -> bool:
@@ -61,7 +61,13 @@ def can_read_delta() -> bool:
     return importlib.util.find_spec("deltalake") is not None
 
 
-def open_delta(uri: str, image_column: str | None, rows_per_slice: int, version: int | None) -> DeltaCorpus:
+def open_delta(
+    uri: str,
+    image_column: str | None,
+    rows_per_slice: int,
+    version: int | None,
+    follow_links: bool = False,
+) -> DeltaCorpus:
     """Open a Delta table.
 
     Args:
@@ -70,6 +76,7 @@ def open_delta(uri: str, image_column: str | None, rows_per_slice: int, version:
         rows_per_slice: rows of a slice, at most.
         version: number of the table's version; None for the current one. The corpus stays with the version
             that it was opened with.
+        follow_links: whether links that leave the folder are followed.
 
     Raises:
         UserError: the extra `delta` is not installed, the log cannot be read, there is no such version, the
@@ -77,12 +84,13 @@ def open_delta(uri: str, image_column: str | None, rows_per_slice: int, version:
     """
     with _table(uri, version) as table:
         found: int = table.version()
-        paths = [source.path for source in _files(uri, table)]
+        paths = [source.path for source in _files(uri, table, follow_links)]
     if not paths:
         raise UserError(
             f"Version {found} of the Delta table {uri} has no files: give another corpus.version."
         )
-    return DeltaCorpus(uri, find_image_column(uri, paths, image_column), rows_per_slice, table_version=found)
+    column = find_image_column(uri, paths, image_column)
+    return DeltaCorpus(uri, column, rows_per_slice, follow_links=follow_links, table_version=found)
 
 
 @contextlib.contextmanager
@@ -105,6 +113,8 @@ def _table(uri: str, version: int | None) -> Iterator[Any]:
         place = root
         if not is_local(fs):
             place = stack.enter_context(tempfile.TemporaryDirectory())
+            for key in fs.find(f"{root}/{DELTA_LOG}"):
+                refuse_climbing(key)
             fs.get(f"{root}/{DELTA_LOG}/", f"{place}/{DELTA_LOG}/", recursive=True)
         try:
             table = DeltaTable(place, version=version)
@@ -144,9 +154,9 @@ def _has_deletion_vectors(table: Any) -> bool:
         return True
 
 
-def _files(uri: str, table: Any) -> list[Source]:
+def _files(uri: str, table: Any, follow_links: bool) -> list[Source]:
     """The table's files, with size and tag as the store gives them."""
-    listed = {source.path: source for source in list_sources(uri, of_table=True)}
+    listed = {source.path: source for source in list_sources(uri, of_table=True, follow_links=follow_links)}
     found = []
     for stored in pa.table(table.get_add_actions())["path"].to_pylist():
         path = unquote(stored)
@@ -161,4 +171,6 @@ def _files(uri: str, table: Any) -> list[Source]:
                 "files were not vacuumed."
             )
         found.append(listed[path])
+    if not follow_links:
+        refuse_escaping_links(uri, (source.path for source in found))
     return sorted(found, key=lambda source: source.path)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -26,7 +27,13 @@ from poisoncam_ray.corpus.listing import (
 )
 from poisoncam_ray.corpus.metadata import check_metadata, is_metadata, split_metadata
 from poisoncam_ray.corpus.protocol import KEPT, REMOVED, Lost, Problem, Row, Slice, Source
-from poisoncam_ray.corpus.shardfile import UnreadableError, for_good, reason_of, refuse_climbing
+from poisoncam_ray.corpus.shardfile import (
+    UnreadableError,
+    copy_whole,
+    for_good,
+    reason_of,
+    refuse_climbing,
+)
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.store import connect, copy_file, delete, exists, in_parallel, is_local, write_bytes
 
@@ -51,21 +58,27 @@ class FolderCorpus:
     follow_links: bool = False
 
     def sources(self) -> list[Source]:
-        """All image files, sorted by path."""
-        return self._images(self._listed())
+        """All image files, their captions and the metadata files, sorted by path."""
+        found = self._listed()
+        images = [source.path for source in self._images(found)]
+        captions = captions_of(images, (source.path for source in found))
+        belonging = {*images, *self._metadata(found), *_all_of(captions)}
+        self._refuse_links(belonging)
+        return [source for source in found if source.path in belonging]
 
     def check(self, source: Source) -> Problem | None:
         """None: an image file is one row, and what is wrong with it costs that row alone."""
         return None
 
     def slices(self, sources: Sequence[Source] | None = None) -> list[Slice]:
-        """The sorted files in runs of `rows_per_slice`. Reads the metadata files once: a mistake in one shows
-        now and not when all is done."""
+        """The sorted files in runs of `rows_per_slice`. Reads the metadata files once, and looks whether
+        captions can be read: a mistake shows now and not when all is done."""
         found = self._listed()
-        paths = [s.path for s in (self._images(found) if sources is None else sources)]
-        listed = [s.path for s in found]
-        metadata, captions = list(filter(is_metadata, listed)), captions_of(paths, listed)
-        self._refuse_links([*metadata, *(path for of_image in captions.values() for path in of_image)])
+        paths = [s.path for s in self._images(found if sources is None else sources)]
+        captions = captions_of(paths, (s.path for s in found))
+        metadata = self._metadata(found)
+        self._refuse_links([*metadata, *_all_of(captions)])
+        self._refuse_unreadable(_all_of(captions))
         for path in metadata:
             check_metadata(self.uri, path)
         slices = []
@@ -122,13 +135,12 @@ class FolderCorpus:
         for images, place in ((kept, kept_uri), (removed, removed_uri)):
             if place is not None:
                 self._copy(images, place, sha256)
-                beside = dict.fromkeys(path for image in images for path in captions.get(image, ()))
-                self._copy(list(beside), place, None)
+                self._copy_captions(_all_of({image: captions.get(image, ()) for image in images}), place)
         return len(kept), len(removed)
 
     def finish(self, kept_uri: str, removed_uri: str, lost: Lost) -> None:
         """Split the metadata files."""
-        metadata = [s.path for s in self._listed() if is_metadata(s.path)]
+        metadata = self._metadata(self._listed())
         fates = lost() if metadata else {}
         for path in metadata:
             split_metadata(self.uri, path, fates, kept_uri if exists(kept_uri) else None, removed_uri)
@@ -143,9 +155,21 @@ class FolderCorpus:
         self._refuse_links(s.path for s in found)
         return found
 
+    def _metadata(self, listed: Iterable[Source]) -> list[str]:
+        return [source.path for source in listed if is_metadata(source.path)]
+
     def _refuse_links(self, paths: Iterable[str]) -> None:
         if not self.follow_links:
             refuse_escaping_links(self.uri, paths)
+
+    def _refuse_unreadable(self, captions: Iterable[str]) -> None:
+        """Raise UnreadableError if a caption on a local disk is no file that may be read."""
+        fs, root = connect(self.uri)
+        for path in captions if is_local(fs) else ():
+            if not os.path.isfile(f"{root}/{path}"):
+                raise UnreadableError(f"The caption {path}", "it is no ordinary file")
+            if not os.access(f"{root}/{path}", os.R_OK):
+                raise UnreadableError(f"The caption {path}", "access is refused")
 
     def _stored(self, image_ids: Sequence[str]) -> Iterable[bytes | UnreadableError]:
         fs, root = connect(self.uri)
@@ -176,6 +200,10 @@ class FolderCorpus:
         ids = list(image_ids)
         return map(get, ids) if local else in_parallel(get, ids)
 
+    def _copy_captions(self, paths: list[str], out_uri: str) -> None:
+        """Copy captions without holding one in memory: nothing bounds their size."""
+        in_parallel(lambda path: copy_whole(self.uri, Slice(0, path, 0, 0), out_uri), paths)
+
     def _copy(self, files: list[str], out_uri: str, sha256: Mapping[str, str] | None) -> None:
         fs, root = connect(self.uri)
         local = is_local(fs)
@@ -195,13 +223,30 @@ class FolderCorpus:
             in_parallel(lambda pair: write_bytes(out_uri, *pair), left)
 
 
-def delete_images(unit: Sequence[Slice], uri: str, image_ids: Iterable[str]) -> None:
+def shared_captions(slices: Sequence[Slice]) -> frozenset[str]:
+    """The captions that images of several slices have: a.txt, where a.jpg ends one slice and a.png begins the
+    next."""
+    count = Counter(path for slice_ in slices for path in slice_.beside or ())
+    return frozenset(path for path, n in count.items() if n > 1)
+
+
+def delete_images(
+    unit: Sequence[Slice], uri: str, image_ids: Iterable[str], spared: Collection[str] = ()
+) -> None:
     """Delete images of a unit and their captions from a folder that `split` wrote, if they are there, and the
-    folders that are empty then: some readers take an empty folder for a class without images, and fail."""
+    folders that are empty then: some readers take an empty folder for a class without images, and fail.
+
+    Args:
+        unit: the slices of the unit.
+        uri: the folder.
+        image_ids: the images.
+        spared: captions that stay, because an image of another unit, which may be written at the same time,
+            has them, too.
+    """
     fs, root = connect(uri)
     images = list(image_ids)
-    captions = captions_of(images, (path for slice_ in unit for path in slice_.beside or ()))
-    for path in (*images, *(path for of_image in captions.values() for path in of_image)):
+    beside = (path for slice_ in unit for path in slice_.beside or () if path not in spared)
+    for path in (*images, *_all_of(captions_of(images, beside))):
         delete(uri, path)
         folder = os.path.dirname(path)
         while is_local(fs) and folder:
@@ -227,6 +272,11 @@ def files_of(unit: Sequence[Slice]) -> list[str]:
         UserError: a path leads out of the corpus.
     """
     return _inside(f for slice_ in unit for f in slice_.files or ())
+
+
+def _all_of(captions: Mapping[str, Sequence[str]]) -> list[str]:
+    """All captions, those of several images once."""
+    return list(dict.fromkeys(path for of_image in captions.values() for path in of_image))
 
 
 def _inside(paths: Iterable[str]) -> list[str]:

@@ -22,8 +22,8 @@ from poisoncam_ray.errors import UserError
 from poisoncam_ray.store import delete
 
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
-LINE_MAX = 2**26
-"""Bytes of a line, at most."""
+LINE_MAX = 2**24
+"""Bytes of a line or row, at most."""
 _READ_AT_ONCE = 2**20
 _NAMES, _NAME_ENDS = ("file_name", "file_names"), ("_file_name", "_file_names")
 
@@ -130,7 +130,7 @@ def _fates(shard: Shard, lost: Mapping[str, int]) -> Iterator[int]:
 def _text_rows(file: ShardFile, path: str) -> Iterator[TextRow]:
     lines = _lines(file, path)
     try:
-        yield from _json_rows(lines, path) if path.endswith(".jsonl") else _csv_rows(lines)
+        yield from _json_rows(lines, path) if path.endswith(".jsonl") else _csv_rows(lines, path)
     except csv.Error as error:
         raise UserError(
             f"{path} is no CSV file ({one_line(str(error))}): mend it, or take it out."
@@ -160,12 +160,16 @@ def _json_rows(lines: Iterable[bytes], path: str) -> Iterator[TextRow]:
         yield line, _names(row)
 
 
-def _csv_rows(lines: Iterable[bytes]) -> Iterator[TextRow]:
+def _csv_rows(lines: Iterable[bytes], path: str) -> Iterator[TextRow]:
     """A row may span several lines: what the parser took for it are its bytes."""
     taken: list[bytes] = []
 
     def text() -> Iterator[str]:
+        size = 0
         for line in lines:
+            size = len(line) + (size if taken else 0)
+            if size > LINE_MAX:
+                raise UserError(f"{path} has a row of more than {LINE_MAX} bytes: mend it, or take it out.")
             taken.append(line)
             yield line.decode("utf-8", "surrogateescape")
 

@@ -127,21 +127,21 @@ def open_file(uri: str, source: str, version: str | None, **remote: Any) -> Iter
     with contextlib.ExitStack() as stack:
         try:
             if local and os.path.exists(path) and not os.path.isfile(path):
-                raise UnreadableError(f"Shard {source}", "it is no ordinary file")
+                raise UnreadableError(f"The file {source}", "it is no ordinary file")
             handle = stack.enter_context(fs.open(path, "rb", **({} if local else remote)))
             info = {} if local else getattr(handle, "details", None) or fs.info(path)
             found = source_of(fs, source, path, info)
         except FileNotFoundError as error:
             raise UserError(
-                f"The shard {source} is gone from {uri}: restore it, or use a new output folder."
+                f"The file {source} is gone from {uri}: restore it, or use a new output folder."
             ) from error
         except OSError as error:
             if for_good(error, local):
-                raise UnreadableError(f"Shard {source}", reason_of(error)) from error
+                raise UnreadableError(f"The file {source}", reason_of(error)) from error
             raise
         if version is not None and version_of(found) != version:
             raise UserError(
-                f"The shard {source} changed since it was indexed ({found.size} bytes now): index again, "
+                f"The file {source} changed since it was indexed ({found.size} bytes now): index again, "
                 "into a new output folder."
             )
         yield ShardFile(handle, found, local)

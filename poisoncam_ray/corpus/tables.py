@@ -56,8 +56,8 @@ def is_delta(uri: str) -> bool:
 
 
 def refuse_partition(uri: str) -> None:
-    """Raise UserError for a partition's folder (name=value) of a Delta table: what was deleted from it stands
-    in the table's log alone."""
+    """Raise UserError for a partition's folder (name=value) of a Delta table: only the
+    table's log says what was deleted from it."""
     fs, root = connect(uri)
     table = root
     while "=" in table.rpartition("/")[2]:

@@ -8,7 +8,6 @@ shard may have a table beside it (`side`), which is split along with it.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -84,11 +83,12 @@ class WebDatasetCorpus:
     follow_links: bool = False
 
     def sources(self) -> list[Source]:
-        """All shards, and the tables beside them, sorted by path."""
-        suffixes = (*TAR_SUFFIXES, *PARQUET_SUFFIXES) if self.tables else TAR_SUFFIXES
+        """All shards, and the tables and the counts beside them, sorted by path."""
+        suffixes = (*TAR_SUFFIXES, *PARQUET_SUFFIXES, side.STATS) if self.tables else TAR_SUFFIXES
         found = list_shards(self.uri, self.only, suffixes, self.follow_links)
-        tables = {side.table_of(source.path) for source in found if _is_tar(source)}
-        return [source for source in found if _is_tar(source) or source.path in tables]
+        tars = [source.path for source in found if _is_tar(source)]
+        beside = {name(tar) for tar in tars for name in (side.table_of, side.stats_of)}
+        return [source for source in found if _is_tar(source) or source.path in beside]
 
     def check(self, source: Source) -> Problem | None:
         """Read the headers of the shard's first sample, and the table beside it. A problem is a shard that
@@ -182,7 +182,11 @@ class WebDatasetCorpus:
             fate_of = self._split(unit[0], fates, written)
             table = side.table_of(source)
             if self._has(table):
-                side.split_table(self.uri, table, fate_of, written)
+                # Where no sample is kept there is no kept table. In a list of the removed rows alone, the
+                # others stay where they are.
+                side.split_table(
+                    self.uri, table, fate_of, written, KEPT if kept or kept_uri is None else REMOVED
+                )
             if KEPT in written:
                 self.copy_beside((side.stats_of(source),), written[KEPT])
         return kept, removed
@@ -226,8 +230,8 @@ class WebDatasetCorpus:
         for path in (source, *beside):
             delete(out_uri, path)
 
-    def _read_table(self, source: str) -> tuple[str, list[str]] | None:
-        """The key column and the keys of the table beside a shard; None if there is none.
+    def _read_table(self, source: str) -> tuple[str, np.ndarray] | None:
+        """The key column and the digests of the keys of the table beside a shard; None if there is none.
 
         Raises:
             UnreadableError: the table is damaged.
@@ -309,22 +313,21 @@ def _is_tar(source: Source) -> bool:
     return source.path.lower().endswith(TAR_SUFFIXES)
 
 
-def _refuse_other_keys(source: str, keys: np.ndarray, column: str, found: list[str]) -> None:
-    """Raise UserError if the table's column has a name that may mean something else, and a sample's key is
-    not in it."""
-    if column == side.KEYS[0]:
-        return
-    known = np.array([_UNKNOWN, *map(_digest, found)], np.uint64)
-    if missing := int((~np.isin(keys, known)).sum()):
+def _refuse_other_keys(source: str, keys: np.ndarray, column: str, found: np.ndarray) -> None:
+    """Raise UserError if no sample's key is in the table's column, or if the column has a name that may mean
+    something else and a sample's key is not in it: rows of removed samples would stay."""
+    missing = int((~np.isin(keys, found) & (keys != _UNKNOWN)).sum())
+    if missing and missing == len(keys):
+        raise UserError(
+            f"None of the {missing} samples of {source} has a row in {side.table_of(source)} by the column "
+            f"{column}: put the keys there, which are the members' names up to the first dot of the file "
+            "name, or take the table away."
+        )
+    if missing and column != side.KEYS[0]:
         raise UserError(
             f"{missing} of the {len(keys)} samples of {source} have no row in {side.table_of(source)}, whose "
             f"column {column} may hold something else: rename the column with the keys to {side.KEYS[0]}."
         )
-
-
-def _digest(key: str) -> int:
-    digest = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest()
-    return int.from_bytes(digest, "little")
 
 
 def _fated(file: ShardFile, fates: np.ndarray) -> Iterator[tuple[int, int | None, Member]]:
@@ -352,7 +355,7 @@ def _layout(
         for sample in samples(file, 0, file.source.size, file.source.size, extension):
             starts.append(sample.start)
             fault = sample.fault
-            keys.append(_UNKNOWN if sample.key is None else _digest(sample.key))
+            keys.append(_UNKNOWN if sample.key is None else side.digest(sample.key))
     key_N = np.array(keys, np.uint64)
     _, which, often = np.unique(key_N, return_inverse=True, return_counts=True)
     nothing = len(starts) == 1 and fault is not None and fault[0] == UNREADABLE_SHARD

@@ -21,18 +21,6 @@ from poisoncam_ray.report.pictures import data_uri, fetch_pictures, on_square
 from poisoncam_ray.report.scores import Drawn, read_scores
 from poisoncam_ray.review import Decisions
 
-TITLES = {
-    artifact.INDEX: "Index",
-    artifact.ENCODER: "Pretrain",
-    artifact.FEATURES: "Embed",
-    artifact.CLUSTERS: "Cluster",
-    artifact.SEARCH: "Search",
-    artifact.VERDICT: "Verdict",
-    artifact.CLASSIFIER: "Classify",
-    artifact.SCORES: "Judge",
-    artifact.CLEAN: "Clean",
-}
-"""The titles of the stages by their artifact, in order."""
 TRIGGERS = 20
 TRIGGERS_OF_A_FAMILY = 4
 """Triggers shown of a family at least."""
@@ -48,6 +36,7 @@ def gather(
     title: str = "PoisonCAM report",
     about: Mapping[str, str] | None = None,
     corpus: Fetcher | None = None,
+    decisions: Decisions | None = None,
 ) -> PageContent:
     """Read everything that the page shows from the run folder.
 
@@ -56,20 +45,23 @@ def gather(
         title: the title of the page.
         about: more lines below the headline, by label.
         corpus: the input corpus; None to open the one that the run names.
+        decisions: the run's review; None to read it.
 
     Raises:
         UserError: the run is not finished.
         StoreAwayError: the store of the corpus does not answer.
     """
     run = Folder(run_uri)
-    manifests = {name: m for name in TITLES if (m := Manifest.read(run / name)) is not None}
+    # The report is not there yet, or is an earlier one.
+    titles = {name: title for name, title in artifact.titles_of(run).items() if name != artifact.REPORT}
+    manifests = {name: m for name in titles if (m := Manifest.read(run / name)) is not None}
     if artifact.CLEAN not in manifests:
         raise UserError(f"The run {run_uri} is not finished: let the defence run to its end first.")
     settings = _json(run, artifact.RUN) or {}
     config = settings.get("config", {})
     made = _json(run / artifact.ENCODER, artifact.ENCODER_CONFIG) or config.get("encoder", {})
     side = made.get("image_size", 1)
-    decisions = Decisions(run)
+    decisions = decisions or Decisions(run)
     scored = read_scores(run, decisions)
     dead, skipped = _dead(run), _skipped(run)
     candidates = _trigger_table(run)
@@ -147,13 +139,13 @@ def gather(
         removed_sample=images(scored.removed),
         borderline_sample=images(scored.borderline),
         loss=[(row["step"], row["loss"]) for row in _json(run / artifact.ENCODER, artifact.HISTORY) or []],
-        seconds=[_pace(TITLES[name], manifest) for name, manifest in manifests.items()],
+        seconds=[_pace(titles[name], manifest) for name, manifest in manifests.items()],
         dead=dead[:DEAD_LINES],
         skipped=skipped[:SKIPPED_SHARDS],
         n_skipped=len(skipped),
         no_image=facts.of_manifest(facts.Cleaned, manifests[artifact.CLEAN]).no_image,
         config=_flat(config),
-        stage_facts=_flat({TITLES[name]: manifest.facts for name, manifest in manifests.items()}),
+        stage_facts=_flat({titles[name]: manifest.facts for name, manifest in manifests.items()}),
         metrics=_json(run / artifact.PAGE, artifact.METRICS),
         sample=_sample(manifests),
         restored=scored.restored,

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -184,11 +185,15 @@ class ImageStory:
 
 def as_html(story: ImageStory) -> str:
     """The story as one page that loads nothing and has no script."""
-    pictures = {} if story.pixels is None else {"seen": _uri(_enlarged(story.pixels))}
-    if story.pixels is not None and story.heat is not None:
-        pictures["heat"] = _uri(_enlarged(heated(story.pixels, story.heat)))
-    if story.nearest and story.nearest.pixels is not None:
-        pictures["nearest"] = _uri(_enlarged(story.nearest.pixels))
+    seen, near = story.pixels, story.nearest
+    pictures: dict[str, str | None] = {}
+    if seen is not None:
+        pictures = {
+            "seen": _uri(_enlarged(seen)),
+            # There is no classifier where nothing was found.
+            "heat": None if story.heat is None else _uri(_enlarged(heated(seen, story.heat))),
+            "nearest": None if near is None or near.pixels is None else _uri(_enlarged(near.pixels)),
+        }
     triggers = [data_uri(trigger, "png") for trigger in story.triggers]
     return in_style(
         "image.html.j2", story=story, pictures=pictures, triggers=triggers, nearest=story._told_nearest()
@@ -214,7 +219,9 @@ def as_png(story: ImageStory) -> bytes:
     sheet = Image.new("RGB", (width, height), "white")
     for i, panel in enumerate(panels):
         sheet.paste(panel, (GAP + i * (SHOWN + GAP), GAP))
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    # Pillow's own font has no "×", and few letters beyond English.
+    font = ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", 12)
+    draw = ImageDraw.Draw(sheet)
     top = SHOWN + 2 * GAP if panels else GAP
     for i, line in enumerate(lines):
         draw.text((GAP, top + i * LINE), line, fill="black", font=font)

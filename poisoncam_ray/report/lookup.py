@@ -30,7 +30,7 @@ class ImageRecord:
     """What a run knows of an image. None where it does not apply, or where the stage is not committed.
 
     Attributes:
-        fate: KEPT, REMOVED or DEAD.
+        fate: KEPT, REMOVED or DEAD, as Judge decided: a review may have restored a removed image.
         part: the name of the part that holds the image, in every artifact.
         width: of the stored image, in pixels.
         height: the same.
@@ -77,7 +77,7 @@ class Lookup:
             return None
         row = self._row(artifact.INDEX, part, image_id)
         if row is None:
-            return self._dead(part, image_id)
+            return self._dead(part, image_id) or self._without_image(part, image_id)
         score = self._row(artifact.SCORES, part, image_id) or {}
         cluster = self._row(artifact.CLUSTERS, part, image_id) or {}
         box = tuple(score[side] for side in SIDES) if score.get("x0") is not None else None
@@ -137,7 +137,7 @@ class Lookup:
 
     def _ids(self) -> Iterator[pa.ChunkedArray]:
         """The ids of the indexed and of the dead rows, part by part."""
-        for name in (artifact.INDEX, artifact.DEAD_ROWS):
+        for name in (artifact.INDEX, artifact.DEAD_ROWS, f"{artifact.INDEX}/{artifact.NO_IMAGE}"):
             folder = self.run / name
             for part in folder.parts():
                 yield folder.read_table(part, ["image_id"])["image_id"]
@@ -148,6 +148,10 @@ class Lookup:
             return None
         reason = f"{row['error']}: {row['message']}"
         return ImageRecord(image_id, row["source"], row["row"], DEAD, part, reason=reason)
+
+    def _without_image(self, part: str, image_id: str) -> ImageRecord | None:
+        row = self._row(f"{artifact.INDEX}/{artifact.NO_IMAGE}", part, image_id)
+        return ImageRecord(image_id, row["source"], row["row"], KEPT, part) if row else None
 
     def _part_of(self, image_id: str) -> str | None:
         """The name of the part whose slice has the image."""

@@ -7,7 +7,7 @@ import pyarrow.csv
 
 from poisoncam_ray import artifact
 from poisoncam_ray.folder import Folder
-from poisoncam_ray.review import Decisions, flagged
+from poisoncam_ray.review import Decisions
 from poisoncam_ray.store import in_parallel
 
 
@@ -52,7 +52,7 @@ def restored_csv(decisions: Decisions) -> bytes:
     Returns:
         UTF-8 text: a header, and a line for each restored image.
     """
-    families = flagged(decisions.run)
+    families = decisions.flagged
     rows = [
         {
             "image_id": image_id,

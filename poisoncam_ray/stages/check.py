@@ -28,7 +28,7 @@ def find_problems(run: Run, sources: Sequence[Source]) -> list[Problem]:
 
     Args:
         run: the run, whose corpus is checked.
-        sources: all shards of the corpus, as listed.
+        sources: all files of the corpus, as listed.
 
     Returns:
         The shards of which no row can be read, sorted by path.
@@ -45,10 +45,10 @@ def find_problems(run: Run, sources: Sequence[Source]) -> list[Problem]:
     task = ray.remote(check_batch).options(num_cpus=resources.cpus_per_reader, max_retries=RESTARTS)
     calls = (partial(task.remote, run.corpus, batch) for batch in batches)
     problems: list[Problem] = []
-    run.progress.update(0, len(sources), "shards opened")
+    run.progress.update(0, len(sources), "files opened")
     for done, found in enumerate(in_flight(calls, resources.readers or BATCHES_WAITING), start=1):
         problems += found
-        run.progress.update(min(done * BATCH, len(sources)), len(sources), "shards opened")
+        run.progress.update(min(done * BATCH, len(sources)), len(sources), "files opened")
     return sorted(problems, key=lambda problem: problem.source)
 
 
@@ -57,13 +57,13 @@ def check_batch(corpus: Corpus, sources: list[Source]) -> list[Problem]:
     return [problem for problem in in_parallel(corpus.check, sources) if problem]
 
 
-def refuse_problems(uri: str, problems: Sequence[Problem], n_shards: int) -> None:
+def refuse_problems(uri: str, problems: Sequence[Problem], n_files: int) -> None:
     """Raise UserError that names the first `SHARDS_SHOWN` shards with their reasons, if there are any.
 
     Args:
         uri: the corpus.
         problems: the shards that cannot be used, sorted by path.
-        n_shards: how many shards the corpus has.
+        n_files: how many files the corpus has: shards, and what lies beside them.
     """
     if not problems:
         return
@@ -71,7 +71,7 @@ def refuse_problems(uri: str, problems: Sequence[Problem], n_shards: int) -> Non
     more = len(problems) - SHARDS_SHOWN
     column = ", set corpus.image_column" if any(p.kind == OTHER_SCHEMA for p in problems) else ""
     raise UserError(
-        f"{len(problems):,} of the {n_shards:,} shards of {uri} cannot be used: {named}"
+        f"{len(problems):,} of the {n_files:,} files of {uri} cannot be used: {named}"
         + (f"; and {more:,} more" if more > 0 else "")
         + f". Repair them{column}, or set corpus.skip_unreadable=true to go on without them: their rows then "
         "count as dead."

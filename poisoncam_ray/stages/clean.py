@@ -6,7 +6,7 @@ N rows of a unit
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,7 @@ from poisoncam_ray import artifact, facts, metrics
 from poisoncam_ray.artifact import unit_name
 from poisoncam_ray.config import Config
 from poisoncam_ray.corpus import DEAD, KEPT, REMOVED, Corpus, Slice
-from poisoncam_ray.corpus.folder import delete_images
+from poisoncam_ray.corpus.folder import delete_images, shared_captions
 from poisoncam_ray.errors import LedgerError
 from poisoncam_ray.fingerprint import fingerprint
 from poisoncam_ray.folder import Folder, Ledger, part_name
@@ -46,8 +46,10 @@ class Clean(Stage):
         return {"copy_corpus": config.copies}
 
     def run(self, run: Run) -> Outcome:
-        units, copies = run.corpus.units(run.slices()), run.config.copies
+        slices, copies = run.slices(), run.config.copies
+        units = run.corpus.units(slices)
         decisions = Decisions(run.folder)
+        shared = shared_captions(slices) if decisions.entries else frozenset()
         by_slice = decisions.restored()
         restored: list[dict[str, str]] = [
             {
@@ -63,7 +65,8 @@ class Clean(Stage):
             for number, kept in enumerate(restored)
             if number not in markers or markers[number].get("review") != review_digest(kept)
         ]
-        # A unit that is written again is not done, whatever becomes of the review in between.
+        # The marker goes first: after a kill the unit counts as not done, even if a later decision brings
+        # back the fates that its marker names.
         in_parallel(partial(delete, run.out.uri), [unit_name(number) for number in todo if number in markers])
         calls = (
             partial(
@@ -74,6 +77,7 @@ class Clean(Stage):
                 run.folder,
                 copies,
                 restored[number] if decisions.entries else None,
+                shared,
             )
             for number in todo
         )
@@ -136,6 +140,7 @@ def write_unit(
     run: Folder,
     copies: bool = True,
     restored: Mapping[str, str] | None = None,
+    shared: Collection[str] = (),
 ) -> None:
     """Split one unit (a shard, or a slice of an image folder) by the fates of its rows.
 
@@ -150,6 +155,7 @@ def write_unit(
         copies: whether the kept rows are written and not listed.
         restored: who restored each flagged image that is kept by a review; None where nothing was ever
             reviewed, so that no earlier call wrote the unit with other fates.
+        shared: captions of an image folder that images of other units have, too.
 
     Raises:
         LedgerError: the scores are not those of the indexed rows, or other rows were written than decided.
@@ -173,8 +179,9 @@ def write_unit(
     if restored is not None and not corpus.sharded:
         # A file of its own may lie where it went by an earlier decision. A shard is replaced. First, because
         # another image may share a caption.
-        delete_images(unit, (run / artifact.REMOVED_ROWS).uri, restored)
-        delete_images(unit, (run / artifact.CLEAN_ROWS).uri, [row["image_id"] for row in removed_rows])
+        delete_images(unit, (run / artifact.REMOVED_ROWS).uri, restored, shared)
+        gone = [row["image_id"] for row in removed_rows]
+        delete_images(unit, (run / artifact.CLEAN_ROWS).uri, gone, shared)
     clean = (run / artifact.CLEAN_ROWS).uri if copies else None
     n_kept, n_removed = corpus.split(unit, fate_N, clean, (run / artifact.REMOVED_ROWS).uri, sha256)
     if (n_kept, n_removed) != (int((fate_N == KEPT).sum()), int((fate_N == REMOVED).sum())):

@@ -89,7 +89,9 @@ def stream_slices(
     on_slice = partial(_on_slice, work=work)
     cpus = run.config.resources.cpus_per_reader
     for wave in _waves(todo):
-        yield from _dataset(wave).map(on_slice, compute=readers(run.config), num_cpus=cpus).iter_rows()
+        yield from (
+            _dataset(wave).map(on_slice, compute=readers(run.config, len(wave)), num_cpus=cpus).iter_rows()
+        )
 
 
 def stream_images(
@@ -115,7 +117,7 @@ def stream_images(
         most = min(resources.actors, len(wave))
         dataset = (
             _dataset(wave)
-            .map(read, compute=readers(run.config), num_cpus=resources.cpus_per_reader)
+            .map(read, compute=readers(run.config, len(wave)), num_cpus=resources.cpus_per_reader)
             .map_batches(
                 _OnImages,
                 fn_constructor_args=(actor, arguments, run.config.encoder.image_size),
@@ -137,14 +139,16 @@ def stream_pixels(order: Iterator[Slice], corpus: Corpus, config: Config, index:
     ray.data.DataContext.get_current().execution_options.preserve_order = True
     read = partial(_decode_slice, corpus=corpus, config=config, index=index)
     while wave := list(islice(order, WAVE)):
-        dataset = _dataset(wave).map(read, compute=readers(config), num_cpus=config.resources.cpus_per_reader)
+        compute, cpus = readers(config, len(wave)), config.resources.cpus_per_reader
+        dataset = _dataset(wave).map(read, compute=compute, num_cpus=cpus)
         for row in dataset.iter_rows():
             yield as_pixels(row["pixels"], config.encoder.image_size)
 
 
-def readers(config: Config) -> ray.data.TaskPoolStrategy:
-    """How many reading tasks run at once."""
-    return ray.data.TaskPoolStrategy(size=config.resources.readers)
+def readers(config: Config, slices: int) -> ray.data.TaskPoolStrategy:
+    """How many reading tasks run at once: no more than there are `slices`, or Ray warns."""
+    most = config.resources.readers
+    return ray.data.TaskPoolStrategy(size=None if most is None else min(most, slices))
 
 
 class _OnImages:

@@ -68,10 +68,9 @@ def read_views(
     """As `read_slice`, with the second views of the images that have one."""
     ids, wanted = _indexed(index, slice_)
     x_NCHW = np.empty((len(ids), *_shape(config)), np.uint8)
-    limits, rows, others = config.corpus, [], []
+    rows, others = [], []
     for i, data in enumerate(_stored(corpus, slice_, wanted)):
-        size = config.encoder.image_size
-        x_NCHW[i], other = views(data or b"", size, limits.max_pixels, limits.max_bytes)
+        x_NCHW[i], other = views_indexed(data, config)
         if other is not None:
             rows.append(i)
             others.append(other)
@@ -133,6 +132,16 @@ def decode_indexed(data: bytes | None, config: Config) -> Pixels:
     """
     limits = config.corpus
     return decode(data or b"", config.encoder.image_size, limits.max_pixels, limits.max_bytes)
+
+
+def views_indexed(data: bytes | None, config: Config) -> tuple[Pixels, Pixels | None]:
+    """x_CHW of one encoded image at the encoder's size, and its second view; None where it has none.
+
+    Raises:
+        DecodeError: as `decode_indexed`.
+    """
+    limits = config.corpus
+    return views(data or b"", config.encoder.image_size, limits.max_pixels, limits.max_bytes)
 
 
 def as_pixels(data: bytes, size: int) -> Pixels:

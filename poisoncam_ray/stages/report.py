@@ -30,10 +30,10 @@ class Report(Stage):
 
     def run(self, run: Run) -> Outcome:
         page = run.folder / artifact.PAGE
-        found = gather(run.folder.uri)
+        decisions = Decisions(run.folder)
+        found = gather(run.folder.uri, decisions=decisions)
         page.write_bytes(artifact.HTML, render(found).encode())
         page.write_bytes(artifact.REMOVED_CSV, removed_csv(run.folder))
-        decisions = Decisions(run.folder)
         if decisions.entries:
             page.write_bytes(artifact.RESTORED_CSV, restored_csv(decisions))
         verdict = (run.folder / artifact.VERDICT).read_json(artifact.VERDICT_FILE)

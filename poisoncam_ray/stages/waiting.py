@@ -65,7 +65,7 @@ def tell_waiting(progress: Progress, config: Config) -> Iterator[None]:
         while not stop.wait(LOOK_EVERY_S):
             lacking, work = "", progress.work
             if work and progress.idle_s >= PATIENCE_S:
-                # This is only talk: it must not fail the work.
+                # Only a message depends on this, so it must not fail the work.
                 with contextlib.suppress(Exception):
                     demands, nodes = _look()
                     ours = [demand for demand in demands if demand.each in shapes]

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from poisoncam_ray import artifact
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.folder import Folder
+from poisoncam_ray.runner import config_of
 from poisoncam_ray.verify.defect import Defect
 from poisoncam_ray.verify.records import check_records
 from poisoncam_ray.verify.rows import check_rows
@@ -31,10 +32,9 @@ def verify(
         What is wrong, in the order in which it was found; empty where nothing is.
 
     Raises:
-        UserError: there is no run, or it is not finished.
+        UserError: there is no run, it is of another version, or it is not finished.
     """
-    if not run.exists(artifact.RUN):
-        raise UserError(f"{run.uri} is no run folder: it holds no {artifact.RUN}.")
+    config_of(run)
     defects = check_records(run)
     if not (run / artifact.SCORES).parts() or not (run / artifact.INDEX).exists(artifact.SLICES):
         raise UserError(f"The run {run.uri} is not finished: let the defence run to its end first.")

@@ -10,19 +10,6 @@ from poisoncam_ray.folder import MANIFEST, Folder, Manifest
 from poisoncam_ray.verify import defect as kinds
 from poisoncam_ray.verify.defect import Defect
 
-STAGES = (
-    artifact.INDEX,
-    artifact.ENCODER,
-    artifact.FEATURES,
-    artifact.CLUSTERS,
-    artifact.SEARCH,
-    artifact.VERDICT,
-    artifact.CLASSIFIER,
-    artifact.SCORES,
-    artifact.CLEAN,
-    artifact.REPORT,
-)
-
 
 def check_records(run: Folder) -> list[Defect]:
     """Compare the manifests with each other and with the report.
@@ -31,7 +18,8 @@ def check_records(run: Folder) -> list[Defect]:
         run: the run folder.
     """
     trees = {
-        name: (run / name).read_json(MANIFEST) if (run / name).exists(MANIFEST) else None for name in STAGES
+        name: (run / name).read_json(MANIFEST) if (run / name).exists(MANIFEST) else None
+        for name in artifact.titles_of(run)
     }
     found = [Defect(kinds.UNFINISHED, name, MANIFEST, "none") for name, tree in trees.items() if tree is None]
     for name, tree in trees.items():
@@ -44,7 +32,7 @@ def _ledger(name: str, manifest: Manifest | None) -> list[Defect]:
     ledger = manifest.ledger if manifest else None
     if ledger is None or ledger.balanced:
         return []
-    parts = f"{ledger.rows_out} + {ledger.removed} + {ledger.dead}"
+    parts = f"{ledger.rows_out} + {ledger.removed} + {ledger.dead} + {ledger.no_image}"
     return [Defect(kinds.LEDGER, f"{name}/{MANIFEST}", f"{ledger.rows_in} rows", parts)]
 
 
@@ -72,7 +60,9 @@ def _inputs(run: Folder, name: str, tree: dict[str, Any], trees: dict[str, Any])
 def _totals(run: Folder) -> list[Defect]:
     """Whether the stages agree on how many rows there are."""
     ledgers = {
-        name: manifest.ledger for name in STAGES if (manifest := Manifest.read(run / name)) is not None
+        name: manifest.ledger
+        for name in artifact.TITLES
+        if (manifest := Manifest.read(run / name)) is not None
     }
     index, clean = ledgers.get(artifact.INDEX), ledgers.get(artifact.CLEAN)
     if index is None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -13,13 +12,14 @@ import pyarrow.csv
 
 from poisoncam_ray import artifact
 from poisoncam_ray.config import Config
-from poisoncam_ray.corpus import Corpus, Slice, Source, open_corpus
+from poisoncam_ray.corpus import Corpus, Slice, Source, open_by
 from poisoncam_ray.corpus.listing import IMAGE_SUFFIXES, list_sources
 from poisoncam_ray.corpus.shardfile import UnreadableError, version_of
 from poisoncam_ray.corpus.slices import slices_of
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.folder import Folder, part_name
 from poisoncam_ray.review import Decisions
+from poisoncam_ray.runner import config_of, corpus_of
 from poisoncam_ray.stages.clean import read_markers, review_digest
 from poisoncam_ray.store import connect, in_parallel
 from poisoncam_ray.verify import defect as kinds
@@ -57,10 +57,9 @@ class Rows:
     """
 
     def __init__(self, run: Folder, quick: bool) -> None:
-        about = run.read_json(artifact.RUN)
-        config = Config.model_validate(about["config"])
+        config = config_of(run)
         self.run, self.quick, self.copied = run, quick, config.copies
-        self.corpus = _open(run, about["input"], config)
+        self.corpus = _open(run, config)
         self.slices = slices_of((run / artifact.INDEX).read_table(artifact.SLICES))
         self.units = self.corpus.units(self.slices)
         self.decided = Decisions(run).restored()
@@ -234,27 +233,21 @@ class Rows:
         return found
 
     def _written(self, side: str) -> Corpus:
-        """The corpus as it was written to one side: files of the same format, of whatever table."""
+        """The corpus as it was written to one side, in files of the same format."""
         made: Any = self.corpus
         return replace(made, uri=(self.run / side).uri)
 
 
-def _open(run: Folder, input_uri: str, config: Config) -> Corpus:
-    """The corpus; where the input is gone, what was written of it, which has the same format."""
-    settings = config.corpus
-    opened = partial(
-        open_corpus,
-        format=settings.format,
-        image_column=settings.image_column,
-        rows_per_slice=settings.slice_rows,
-        follow_links=settings.follow_links,
-    )
+def _open(run: Folder, config: Config) -> Corpus:
+    """The corpus. Where the input is gone, it is what the run wrote of it, which has the same format."""
     try:
-        return opened(input_uri, version=settings.version)
+        return corpus_of(run)
     except UserError:
+        # What is written is no table with versions.
+        settings = config.corpus.model_copy(update={"version": None})
         for name in (CLEAN, REMOVED):
             try:
-                return opened((run / name).uri)
+                return open_by(settings, (run / name).uri)
             except UserError:
                 continue
         raise

@@ -64,7 +64,11 @@ def test_a_saved_dataset_is_read(folder, format):
     expected = [image(i) for i in (*range(100, 100 + TEST), *range(N))]
     assert [row.data for row in rows_of(corpus)] == expected
     assert [len(unit) for unit in corpus.units()] == [2, 4, 3]
-    assert [corpus.check(source) for source in corpus.sources()] == [None] * 3
+    # A run folder is compared by the JSON files as well.
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert {source.path for source in corpus.sources()} == files
+    assert {corpus.check(source) for source in corpus.sources()} == {None}
+    assert corpus.slices(corpus.sources()) == corpus.slices()
     one = open_corpus(str(folder / "test"))
     assert [row.data for row in rows_of(one)] == expected[:TEST]
 
@@ -102,9 +106,9 @@ def test_a_dead_shard_is_left_out_and_the_others_open(folder, tmp_path):
     shard = folder / "train/data-00001-of-00002.arrow"
     shard.write_bytes(shard.read_bytes()[:-900])
     corpus = open_corpus(str(folder))
-    assert [p and (p.kind, p.rows) for p in map(corpus.check, corpus.sources())] == [
-        None, None, ("unreadable_shard", None),
-    ]  # fmt: skip
+    (problem,) = [p for p in map(corpus.check, corpus.sources()) if p]
+    assert (problem.source, problem.kind) == ("train/data-00001-of-00002.arrow", "unreadable_shard")
+    assert problem.rows is None
     rows = rows_of(corpus)
     assert [row.error and row.error[0] for row in rows] == [None] * (TEST + 13) + ["unreadable_shard"]
     split(corpus, [DEAD if row.error else KEPT for row in rows], tmp_path)
@@ -135,6 +139,33 @@ def test_json_files_that_datasets_did_not_write_are_one_sentence(folder):
         path.unlink()
     refuse("no state.json", folder)
     refuse("single Arrow file", folder / "test/data-00000-of-00001.arrow")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("dataset_dict.json", '{"splits": 5}'),
+        ("dataset_dict.json", '{"splits": [1]}'),
+        ("dataset_dict.json", "{"),
+        ("train/dataset_info.json", "["),
+    ],
+)
+def test_every_json_file_is_read_before_any_work(folder, name, text):
+    (folder / name).write_text(text)
+    refuse(f"{name} is not what datasets.save_to_disk writes", folder)
+
+
+def test_a_json_file_without_end_is_not_read(folder):
+    with (folder / "dataset_dict.json").open("ab") as file:
+        file.truncate(2**40)
+    refuse("dataset_dict.json is not what datasets.save_to_disk writes", folder)
+
+
+@pytest.mark.parametrize("name", ["train/dataset_info.json", "train/state.json", "dataset_dict.json"])
+def test_no_json_file_is_a_way_out_of_the_folder(folder, tmp_path, name):
+    (folder / name).rename(tmp_path / "secret")
+    (folder / name).symlink_to(tmp_path / "secret")
+    refuse(f"{name} is a symbolic link that leaves", folder)
 
 
 # ---------------------------------------------------------------- one shard

@@ -14,6 +14,7 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 
 from poisoncam_ray.corpus import KEPT, REMOVED, delta, open_corpus
+from poisoncam_ray.errors import UserError
 from poisoncam_ray.runner import Runner
 from poisoncam_ray.settings import load_config
 from poisoncam_ray.stages.index import Index
@@ -187,6 +188,23 @@ def test_what_would_be_read_wrongly_is_refused(plain):
 def test_files_that_lie_elsewhere_are_refused(plain, path):
     edit_log(plain, add={"path": path})
     refuse("outside the Delta table|leaves the corpus", plain)
+
+
+def test_no_name_in_a_log_leads_out_of_the_folder_that_it_is_copied_to(plain):
+    store = fsspec.filesystem("memory")
+    store.put(str(plain), "/climbing", recursive=True)
+    store.pipe("/climbing/_delta_log/../../../climbed.json", b"{}")
+    with pytest.raises(UserError, match=r"climbed\.json' leaves the corpus"):
+        open_corpus("memory://climbing")
+
+
+def test_a_file_that_is_a_link_out_of_the_table_is_refused_or_followed(plain, tmp_path):
+    (path,) = plain.glob("*.parquet")
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    refuse("is a symbolic link that leaves the folder: give --follow-links", plain)
+    corpus = open_corpus(str(plain), follow_links=True)
+    assert len(corpus.sources()) == 1 and len(rows_of(corpus)) == 6
 
 
 def test_a_log_that_is_no_log_is_one_sentence(plain):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from pathlib import Path
 
 import datasets
@@ -14,6 +15,7 @@ from PIL import Image
 
 from poisoncam_ray import review
 from poisoncam_ray.corpus import DEAD, KEPT, REMOVED, open_corpus
+from poisoncam_ray.corpus.folder import delete_images, shared_captions
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.folder import Folder
 from poisoncam_ray.review import RESTORE, Named
@@ -296,4 +298,48 @@ def test_a_caption_that_is_a_link_out_of_the_folder_is_refused(place):
     (place / "secret.txt").write_text("secret")
     (place / "in/train/cat/0.txt").symlink_to(place / "secret.txt")
     with pytest.raises(UserError, match="symbolic link that leaves"):
+        open_corpus(str(place / "in")).slices()
+
+
+def test_a_shared_caption_stays_for_the_image_of_another_unit(place):
+    """As Clean writes the unit of an image again that a review restored."""
+    for name in ("a.gif", "a.png", "b.png"):
+        (place / "in" / name).write_bytes(picture(0))
+    for name in ("a.txt", "a.gif.txt", "b.txt"):
+        (place / "in" / name).write_text("words")
+    _, removed = split(place, 1, FATE | {"a.gif": REMOVED, "a.png": REMOVED, "b.png": REMOVED})
+    units = open_corpus(str(place / "in"), rows_per_slice=1).units()
+    shared = shared_captions([slice_ for unit in units for slice_ in unit])
+    for unit in units:
+        gone = [name for name in unit[0].files if name in ("a.gif", "b.png")]
+        delete_images(unit, str(removed), gone, shared)
+    assert {path.name for path in removed.iterdir() if path.is_file()} == {"a.png", "a.txt"}
+
+
+def test_a_caption_of_any_size_is_copied(place, monkeypatch):
+    monkeypatch.setattr("poisoncam_ray.corpus.folder.IMAGE_MAX", 1000)
+    (place / "in/train/cat/0.txt").write_bytes(bytes(1001))
+    clean, _ = split(place)
+    assert (clean / "train/cat/0.txt").read_bytes() == bytes(1001)
+
+
+def test_a_caption_that_is_no_file_is_named_before_any_work(place):
+    os.mkfifo(place / "in/train/cat/0.txt")
+    with pytest.raises(UserError, match=r"The caption train/cat/0\.txt cannot be read"):
+        open_corpus(str(place / "in")).slices()
+
+
+@pytest.mark.parametrize("name", ["train/cat/0.txt", "train/cat/0.png.json", "train/metadata.csv"])
+def test_a_run_is_compared_by_what_lies_beside_the_images(place, name):
+    sources = open_corpus(str(place / "in")).sources()
+    (place / "in/train/cat/notes.txt").write_text("of no image")
+    (place / "in" / name).write_text("file_name\n")
+    changed = open_corpus(str(place / "in")).sources()
+    assert [source.path for source in changed if source not in sources] == [name]
+
+
+def test_a_row_of_endless_lines_is_refused(place, monkeypatch):
+    monkeypatch.setattr("poisoncam_ray.corpus.metadata.LINE_MAX", 1000)
+    (place / "in/metadata.csv").write_text("file_name,x\n" + '"a\n","b\n",' * 200 + "\n")
+    with pytest.raises(UserError, match=r"metadata\.csv has a row of more than 1000 bytes"):
         open_corpus(str(place / "in")).slices()

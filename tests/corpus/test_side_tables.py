@@ -12,6 +12,7 @@ import pytest
 
 from poisoncam_ray.corpus import DEAD, KEPT, REMOVED, Corpus, open_corpus
 from poisoncam_ray.corpus.webdataset import WebDatasetCorpus
+from poisoncam_ray.errors import UserError
 from tests.corpus.mistakes import refuse
 from tests.tars import image, rows_of, tar_bytes
 
@@ -101,10 +102,11 @@ def test_the_tars_are_the_corpus_and_the_tables_belong_to_it(folder):
     assert corpus == open_corpus(str(folder), format="webdataset", rows_per_slice=6)
     expected = [key for shard in range(3) for key in keys_in(folder / f"{shard:05d}.tar")]
     assert [row.data for row in rows_of(corpus)] == [image(100 * int(k[:5]) + int(k[5:])) for k in expected]
-    # A run folder is compared by the tables as well.
-    files = {f"{shard:05d}.{suffix}" for shard in range(3) for suffix in ("parquet", "tar")}
+    # A run folder is compared by what lies beside the tars as well.
+    files = {f"{shard:05d}{end}" for shard in range(3) for end in (".parquet", ".tar", "_stats.json")}
     assert {source.path for source in corpus.sources()} == files
-    assert [corpus.check(source) for source in corpus.sources()] == [None] * 6
+    assert [corpus.check(source) for source in corpus.sources()] == [None] * 9
+    assert corpus.slices(corpus.sources()) == corpus.slices()
     # As before: a mixture of shards is none of tables.
     (folder / "00003.parquet").write_bytes((folder / "00000.parquet").read_bytes())
     refuse("mixes 4 Parquet files and 3 tar files", folder)
@@ -131,7 +133,8 @@ def test_a_row_follows_its_image_and_a_failed_download_stays(folder, tmp_path):
             succeeded = [row["key"] for row in wanted if row["status"] == "success"]
             assert succeeded == keys_in(place / "00000.tar")
         failed = [row["key"] for row in wanted if row["status"] != "success"]
-        assert failed == [] and pq.read_table(removed / "00002.parquet").num_rows == ALIVE
+        # Of a shard without kept samples they go with the removed ones: no row of the table is lost.
+        assert failed == [] and pq.read_table(removed / "00002.parquet").num_rows == N
         kept = pq.read_table(clean / "00000.parquet").to_pylist()
         assert sorted(row["key"] for row in kept if row["error_message"]) == [key_of(0, i) for i in FAILED]
         # Both folders are of the same layout again.
@@ -168,6 +171,39 @@ def test_the_samples_decide_where_the_table_has_other_keys(folder, tmp_path):
     kept = pq.read_table(tmp_path / "clean/00000.parquet")
     assert len(kept) == N + 1 - 2 and kept["key"].null_count == 1
     assert keys_in(tmp_path / "removed/00000.tar") == [first, second]
+
+
+@pytest.mark.parametrize("kind", ["key", "id"])
+def test_a_table_with_the_key_of_no_sample_is_refused(folder, kind):
+    """`tar cf x.tar .` writes names that begin with "./": rows of removed images would all stay."""
+    path = folder / "00001.tar"
+    with tarfile.open(path) as archive:
+        members = [(f"./{m.name}", archive.extractfile(m).read()) for m in archive.getmembers()]
+    path.write_bytes(tar_bytes(members, tarfile.USTAR_FORMAT))
+    if kind == "id":
+        rewrite(folder / "00001.parquet", renamed("id"))
+    with pytest.raises(UserError, match=r"None of the 17 samples of 00001\.tar has a row"):
+        open_corpus(str(folder)).slices()
+
+
+def test_a_table_of_endless_rows_is_not_read(folder):
+    path = folder / "00001.parquet"
+    rewrite(path, lambda table: pa.concat_tables([table, *[table.slice(0, 1)] * 5000]))
+    corpus = open_corpus(str(folder))
+    assert {corpus.check(source) for source in corpus.sources()} == {None}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("poisoncam_ray.corpus.side.ROWS_MAX", 5000)
+        (problem,) = [p for p in map(corpus.check, corpus.sources()) if p]
+    assert problem.source == "00001.tar" and problem.reason == "5,020 rows, more than the limit of 5,000"
+
+
+def test_what_was_counted_is_no_way_out_of_the_folder(folder, tmp_path):
+    (tmp_path / "secret").write_text("secret")
+    (folder / "00001_stats.json").unlink()
+    (folder / "00001_stats.json").symlink_to(tmp_path / "secret")
+    corpus = open_corpus(str(folder))
+    with pytest.raises(UserError, match=r"00001_stats\.json is a symbolic link that leaves"):
+        corpus.sources()
 
 
 def damage(path: Path) -> None:

@@ -13,7 +13,7 @@ from poisoncam_ray.folder import MANIFEST, Folder, Manifest
 from poisoncam_ray.stages.crops import from_png
 from tests.here import defend_here
 from tests.integration.conftest import BROKEN, WITHOUT
-from tests.small import SETTINGS, rows_of, scores, stamps
+from tests.small import SETTINGS, defend, rows_of, scores, stamps
 
 pytestmark = pytest.mark.cluster
 
@@ -32,7 +32,7 @@ def test_every_row_is_kept_removed_or_dead_and_the_bytes_are_the_source_bytes(fi
     assert {row["error"] for row in dead} == {"empty", "undecodable", "truncated", "not_embedded"}
     null = next(key for row, key in enumerate(before) if row == WITHOUT)
     assert kept[null]["image"] is not None and kept[null]["image"]["bytes"] is None
-    told = f"{len(kept)} kept (1 row without an image among them) + {len(removed)} removed + 4 dead"
+    told = f"{len(kept)} kept (1 row without an image) + {len(removed)} removed + 4 dead"
     assert told in finished.said
     assert [p.name for p in sorted((finished.run / artifact.CLEAN_ROWS).glob("*"))] == [
         p.name for p in sorted(finished.corpus.glob("*"))
@@ -134,6 +134,6 @@ def test_an_artifact_made_from_another_input_is_refused(finished, tmp_path):
     manifest = Manifest.read(clusters)
     Manifest(**{**manifest.__dict__, "seconds": manifest.seconds + 1}).write(clusters)
     (copy / artifact.CLASSIFIER / MANIFEST).unlink()
-    code, said = defend_here(*finished.command(copy))
-    assert code == 2
-    assert f"{artifact.SEARCH} was made from another {artifact.CLUSTERS}" in said
+    process = defend(*finished.command(copy))
+    assert process.returncode == 2
+    assert f"{artifact.SEARCH} was made from another {artifact.CLUSTERS}" in process.said

@@ -39,5 +39,5 @@ def test_stopped_twice_then_a_shard_changes_under_a_worker(tmp_path):
     said = process.communicate(timeout=300)[0]
     assert process.returncode == 2, said
     first = said[said.index("error ") :].splitlines()[0]
-    assert first.startswith("error The shard part-00001.parquet changed since it was indexed")
+    assert first.startswith("error The file part-00001.parquet changed since it was indexed")
     assert "Traceback" not in said

@@ -76,7 +76,7 @@ def test_drifted_shards_are_refused_together_with_exit_code_2(
         run_program(defend_command.defend)
     said = capsys.readouterr().err
     assert ended.value.code == 2 and "Traceback" not in said and said.count("\n") == 1
-    assert "3 of the 6 shards of " in said
+    assert "3 of the 6 files of " in said
     for i in range(6):
         reason = f"{i}.parquet: the image column image is missing; the columns are img, n"
         assert (reason in said) == (i in (1, 3, 4))
@@ -98,7 +98,7 @@ def test_a_run_that_skips_them_counts_their_rows_as_dead(ray_cluster, drifted, t
 
 def test_a_refused_folder_takes_the_option_and_repaired_shards(ray_cluster, drifted, tmp_path):
     for run in ("skips", "repaired"):
-        with pytest.raises(UserError, match="3 of the 6 shards"):
+        with pytest.raises(UserError, match="3 of the 6 files"):
             index(drifted, tmp_path / run)
         assert not (tmp_path / run / artifact.INDEX / STARTED).exists()
     assert index(drifted, tmp_path / "skips", SKIP).ledger == Ledger(600, 300, dead=300)
@@ -114,7 +114,7 @@ def test_a_minority_that_comes_first_does_not_choose_the_column_unseen(ray_clust
     write_shard(drifted / "0.parquet", "img")
     write_shard(drifted / "1.parquet")
     write_shard(drifted / "3.parquet")
-    with pytest.raises(UserError, match=r"4 of the 6 shards .* image column img is missing"):
+    with pytest.raises(UserError, match=r"4 of the 6 files .* image column img is missing"):
         index(drifted, tmp_path / "run")
     with pytest.raises(UserError, match="more than --max-dead-fraction"):
         index(drifted, tmp_path / "skips", SKIP)
@@ -127,7 +127,7 @@ def test_a_mixture_is_listed_together_and_an_unreadable_shard_is_one_row(ray_clu
     with pytest.raises(UserError) as caught:
         index(drifted, tmp_path / "run")
     said = str(caught.value)
-    assert "5 of the 7 shards" in said and said.isprintable()
+    assert "5 of the 7 files" in said and said.isprintable()
     for words in (
         "1.parquet: the image column image is missing",
         "3.parquet: the image column image is missing",
@@ -148,7 +148,7 @@ def test_tars_are_checked_too(ray_cluster, tmp_path):
     for i in range(3):
         (corpus / f"{i}.tar").write_bytes(tar_bytes(samples(100 * i)))
     (corpus / "text.tar").write_bytes(b"not a tar" * 200)
-    with pytest.raises(UserError, match=r"1 of the 4 shards .*: text\.tar: no tar header at byte 0\. Repair"):
+    with pytest.raises(UserError, match=r"1 of the 4 files .*: text\.tar: no tar header at byte 0\. Repair"):
         index(corpus, tmp_path / "run")
     manifest = index(corpus, tmp_path / "run", SKIP)
     assert manifest.ledger == Ledger(37, 36, dead=1)
@@ -191,7 +191,7 @@ def test_the_refusal_names_so_many_and_counts_the_others():
         refuse_problems("in", problems, 1030)
     said = str(caught.value)
     assert said.count("no tar header") == SHARDS_SHOWN and "; and 3 more. Repair them, or" in said
-    assert said.startswith("23 of the 1,030 shards of in cannot be used: 000.tar: no tar header; 001.tar: ")
+    assert said.startswith("23 of the 1,030 files of in cannot be used: 000.tar: no tar header; 001.tar: ")
     assert "image_column" not in said
 
 
