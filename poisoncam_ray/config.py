@@ -16,7 +16,7 @@ SEEDS = 2**23
 Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
 SAMPLED_SLICES, SAMPLED_ROWS = 32, 64
 """A sample is of at least so many slices, unless these would have fewer rows than this."""
-Strategy = Literal["interval", "random", "full_coverage", "sliding", "keep_only", "mixed"]
+Strategy = Literal["interval", "random", "full_coverage", "sliding", "keep_only", "mixed", "mixed_binary"]
 
 
 class Section(BaseModel):
@@ -132,8 +132,14 @@ class Search(Section):
     masks: Annotated[int, Field(ge=2)] = 128
     cell: Fraction = 0.125
     window: Fraction = 0.35
+    hiding: Literal["paint", "drop"] = "paint"
+    """How masks hide pixels: by the image's mean colour, or in a ViT by dropping the tokens of wholly hidden
+    patches, which costs less. A convolutional network paints in any case."""
     refine: bool = True
     """Shift the window by small steps and keep the best place. Costs 50 more masks an image."""
+    refine_hidden: Annotated[int, Field(ge=0, le=25)] = 25
+    """Of the 25 shifted windows so many, the best when shown alone, are also scored hidden. Where tokens are
+    dropped, a shown window costs a tenth of a hidden one."""
     scales: tuple[Annotated[float, Field(gt=0, le=8)], ...] = (1.0,)
     """Sizes of the pasted window, as multiples of `window`. Each image keeps the best. More than one size
     finds triggers that are larger or smaller than the window; each costs flip_images forwards a candidate."""

@@ -6,7 +6,7 @@ a few pixels, with masks of the window's own shape. `gradcam_windows` is the pee
 kept for comparison.
 
 N images   B masks, or images in a batch   C channels   H = W image side   D feature dimensions   K clusters
-M masked images through the encoder at once   O shifts of a window   Y × X places of a window
+A masked images   M of them through the encoder at once   O shifts of a window   Y × X places of a window
 E channels of the encoder's last map, h × w cells   own_N the cluster of each unmasked image
 m_BHW masks, 1 visible … 0 hidden   s_NB scores of masked images   a_NHW heat maps
 box_N4 integer [x0, y0, x1, y1) in pixels
@@ -18,21 +18,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from poisoncam_ray.method.clusters import distances
+from poisoncam_ray.method.clusters import assign, distances
 from poisoncam_ray.method.geometry import inside
+from poisoncam_ray.method.masked import Embedder, Hiding, Masked, embed_masked
 
 ScoreKind = Literal["hard", "margin", "distance"]
 
 # Shifts of a refined window, in steps, along each axis.
 REFINE_SHIFTS = (-2, -1, 0, 1, 2)
+N_SHIFTS = len(REFINE_SHIFTS) ** 2
 # A step as a share of the window's side: finer than the masks' cells, coarse enough to change a feature.
 REFINE_STEP = 0.18
-
-
-class Embedder(Protocol):
-    """An encoder, as far as masks need it: images in [0, 1] to L2-normalised features."""
-
-    def embed(self, x_BCHW: Tensor, /) -> Tensor: ...
 
 
 class MappedEncoder(Protocol):
@@ -53,6 +49,7 @@ def candidate_windows(
     window: int,
     fill_NC: Tensor,
     batch: int,
+    hiding: Hiding = "paint",
 ) -> tuple[Tensor, Tensor]:
     """Find the candidate trigger of each image.
 
@@ -68,6 +65,7 @@ def candidate_windows(
         window: side of the candidate window in pixels.
         fill_NC: the colour of hidden pixels, in [0, 1] (mean_colour).
         batch: masked images through the encoder at once, across images.
+        hiding: how pixels are hidden, see masked.embed_masked.
 
     Returns:
         box_N4: the windows.
@@ -75,17 +73,37 @@ def candidate_windows(
     """
     n, b = len(x_NCHW), len(m_BHW)
     m_BHW = m_BHW.to(x_NCHW)
-    s_parts = []
-    for i_M in torch.arange(n * b, device=x_NCHW.device).split(batch):
-        f_MD = encoder.embed(_masked(x_NCHW, m_BHW, fill_NC, i_M))
-        s_parts.append(mask_scores(f_MD[:, None], own_N[i_M // b], c_KD, kind)[:, 0])
-    s_NB = torch.cat(s_parts).view(n, b)
+    masked = Masked.product(x_NCHW, fill_NC, m_BHW)
+    s_NB = _scores(encoder, masked, own_N, c_KD, kind, batch, hiding).view(n, b)
     a_NHW = combined_map(s_NB, m_BHW, torch.as_tensor(keep_only, device=x_NCHW.device).expand(b))
     return best_window(a_NHW, window)[0], a_NHW
 
 
+def _scores(
+    encoder: Embedder,
+    masked: Masked,
+    own_N: Tensor,
+    c_KD: Tensor,
+    kind: ScoreKind,
+    batch: int,
+    hiding: Hiding,
+) -> Tensor:
+    """The score s_A of each masked image, float32."""
+    s_A = torch.empty(len(masked.mask_A), device=masked.x_NCHW.device)
+    for i_M, f_MD in embed_masked(encoder, masked, batch, hiding):
+        s_A[i_M] = mask_scores(f_MD[:, None], own_N[masked.image_A[i_M]], c_KD, kind)[:, 0]
+    return s_A
+
+
 @torch.inference_mode()
-def masked_features(encoder: Embedder, x_NCHW: Tensor, m_BHW: Tensor, fill_NC: Tensor, batch: int) -> Tensor:
+def masked_features(
+    encoder: Embedder,
+    x_NCHW: Tensor,
+    m_BHW: Tensor,
+    fill_NC: Tensor,
+    batch: int,
+    hiding: Hiding = "paint",
+) -> Tensor:
     """The feature of every image under every mask, to score one pass in several ways.
 
     `candidate_windows` needs less memory: it holds the features of one batch only.
@@ -96,23 +114,15 @@ def masked_features(encoder: Embedder, x_NCHW: Tensor, m_BHW: Tensor, fill_NC: T
         m_BHW: masks, 0 … 1.
         fill_NC: the colour of hidden pixels.
         batch: masked images through the encoder at once.
+        hiding: how pixels are hidden, see masked.embed_masked.
 
     Returns:
         f_NBD.
     """
-    n, b = len(x_NCHW), len(m_BHW)
-    m_BHW = m_BHW.to(x_NCHW)
-    parts = [
-        encoder.embed(_masked(x_NCHW, m_BHW, fill_NC, i_M))
-        for i_M in torch.arange(n * b, device=x_NCHW.device).split(batch)
-    ]
-    return torch.cat(parts).unflatten(0, (n, b))
-
-
-def _masked(x_NCHW: Tensor, m_BHW: Tensor, fill_NC: Tensor, i_M: Tensor) -> Tensor:
-    """The masked images with the numbers i_M among all N × B; number i is image i // B under mask i % B."""
-    image_M, m_M1HW = i_M // len(m_BHW), m_BHW[i_M % len(m_BHW)][:, None]
-    return torch.lerp(fill_NC[image_M][:, :, None, None], x_NCHW[image_M], m_M1HW)
+    masked = Masked.product(x_NCHW, fill_NC, m_BHW.to(x_NCHW))
+    numbers, features = zip(*embed_masked(encoder, masked, batch, hiding), strict=True)
+    f_AD = torch.cat(features)[torch.cat(numbers).argsort()]
+    return f_AD.unflatten(0, (len(x_NCHW), len(m_BHW)))
 
 
 def mean_colour(x_NCHW: Tensor) -> Tensor:
@@ -225,6 +235,57 @@ def best_window(a_NHW: Tensor, window: int) -> tuple[Tensor, Tensor]:
 
 
 @torch.inference_mode()
+def windows_in_one_pass(
+    encoder: Embedder,
+    x_NCHW: Tensor,
+    c_KD: Tensor,
+    m_BHW: Tensor,
+    kind: ScoreKind,
+    keep_only: bool | Tensor,
+    window: int,
+    fill_NC: Tensor,
+    batch: int,
+    hiding: Hiding = "paint",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Find each image's own cluster and its candidate trigger from one pass through the encoder.
+
+    The unmasked image is one mask more, which hides nothing. A cluster found elsewhere, from stored features
+    or at another precision, can differ from it by rounding alone: then every mask seems to move the image.
+
+    Args:
+        encoder: images to features.
+        x_NCHW: images, float in [0, 1].
+        c_KD: centroids.
+        m_BHW: masks, 0 … 1.
+        kind: how a masked image is scored, see mask_scores.
+        keep_only: as in candidate_windows.
+        window: side of the candidate window in pixels.
+        fill_NC: the colour of hidden pixels.
+        batch: masked images through the encoder at once, across images.
+        hiding: how pixels are hidden, see masked.embed_masked.
+
+    Returns:
+        own_N: the cluster of each image.
+        box_N4: the windows.
+        a_NHW: the heat maps, see combined_map.
+    """
+    b = len(m_BHW)
+    m_BHW = m_BHW.to(x_NCHW)
+    every_BHW = torch.cat([torch.ones_like(m_BHW[:1]), m_BHW])
+    f_NBD = masked_features(encoder, x_NCHW, every_BHW, fill_NC, batch, hiding)
+    own_N, _ = assign(f_NBD[:, 0], c_KD)
+    # One image at a time: the distances to all centroids of all masked images may be too many.
+    s_NB = torch.cat(
+        [
+            mask_scores(f_1BD, own_1, c_KD, kind)
+            for f_1BD, own_1 in zip(f_NBD[:, 1:].split(1), own_N.split(1), strict=True)
+        ]
+    )
+    a_NHW = combined_map(s_NB, m_BHW, torch.as_tensor(keep_only, device=x_NCHW.device).expand(b))
+    return own_N, best_window(a_NHW, window)[0], a_NHW
+
+
+@torch.inference_mode()
 def refine_windows(
     encoder: Embedder,
     x_NCHW: Tensor,
@@ -234,12 +295,17 @@ def refine_windows(
     kind: ScoreKind,
     fill_NC: Tensor,
     batch: int,
+    hiding: Hiding = "paint",
+    n_hidden: int = N_SHIFTS,
 ) -> Tensor:
     """Move each window by at most two steps along each axis.
 
     Every shifted window is scored twice: shown alone it should keep the image in its cluster, and hidden it
     should move the image out. Both scores are standardised over the shifts and added; the new corner is the
     mean of the shifted corners, weighted by the softmax of the sum.
+
+    A window shown alone costs its own tokens only where hidden ones are dropped; hidden it costs almost the
+    whole image. So the best few shifts by the first score may do for the second.
 
     Args:
         encoder: images to features.
@@ -250,33 +316,38 @@ def refine_windows(
         kind: how a masked image is scored, see mask_scores.
         fill_NC: the colour of hidden pixels.
         batch: masked images through the encoder at once.
+        hiding: how pixels are hidden, see masked.embed_masked.
+        n_hidden: shifts that are scored hidden, too, 0 … N_SHIFTS: the best of each image by the first score.
+            The others are left out. With 0 the first score decides alone, and counts twice.
 
     Returns:
         box_N4, int64, of the same size, inside the images.
     """
-    box_NO4 = _shifted(box_N4, x_NCHW.shape[-1])
-    n, o = box_NO4.shape[:2]
-    total_NO = torch.zeros(n, o, device=x_NCHW.device)
-    for keep in (True, False):
-        s_parts = []
-        for i_M in torch.arange(n * o, device=x_NCHW.device).split(batch):
-            image_M = i_M // o
-            shown_M1HW = inside(box_NO4.flatten(0, 1)[i_M], x_NCHW.shape[-1])[:, None].to(x_NCHW)
-            m_M1HW = shown_M1HW if keep else 1 - shown_M1HW
-            masked_MCHW = torch.lerp(fill_NC[image_M][:, :, None, None], x_NCHW[image_M], m_M1HW)
-            f_MD = encoder.embed(masked_MCHW)
-            s_parts.append(mask_scores(f_MD[:, None], own_N[image_M], c_KD, kind)[:, 0].float())
-        s_NO = torch.cat(s_parts).view(n, o)
-        s_NO = (s_NO - s_NO.mean(dim=1, keepdim=True)) / s_NO.std(dim=1, keepdim=True).clamp(min=1e-6)
-        total_NO += -s_NO if keep else s_NO
+    side, box_NO4 = x_NCHW.shape[-1], _shifted(box_N4, x_NCHW.shape[-1])
+
+    def scores(box_NO4: Tensor, keep: bool) -> Tensor:
+        n, o = box_NO4.shape[:2]
+        shown_AHW, i_A = inside(box_NO4.flatten(0, 1), side), torch.arange(n * o, device=x_NCHW.device)
+        masked = Masked(x_NCHW, fill_NC, shown_AHW if keep else ~shown_AHW, i_A // o, i_A)
+        s_NO = _scores(encoder, masked, own_N, c_KD, kind, batch, hiding).view(n, o)
+        if o == 1:
+            return torch.zeros_like(s_NO)
+        return (s_NO - s_NO.mean(dim=1, keepdim=True)) / s_NO.std(dim=1, keepdim=True).clamp(min=1e-6)
+
+    total_NO = -scores(box_NO4, keep=True)
+    if 0 < n_hidden < N_SHIFTS:
+        total_NO, best_NO = total_NO.topk(n_hidden, dim=1)
+        box_NO4 = box_NO4.gather(1, best_NO[:, :, None].expand(-1, -1, 4))
+    # Twice the first score where there is no second: the softmax keeps its sharpness.
+    total_NO = total_NO + (scores(box_NO4, keep=False) if n_hidden else total_NO)
     weight_NO1 = total_NO.softmax(dim=1)[:, :, None]
     corner_N2 = (box_NO4[:, :, :2] * weight_NO1).sum(dim=1).round().long()
     return torch.cat([corner_N2, corner_N2 + (box_N4[:, 2:] - box_N4[:, :2])], dim=1)
 
 
-def refinement_forwards() -> int:
+def refinement_forwards(n_hidden: int = N_SHIFTS) -> int:
     """How many masked images refine_windows embeds for one image."""
-    return 2 * len(REFINE_SHIFTS) ** 2
+    return N_SHIFTS + n_hidden
 
 
 def _shifted(box_N4: Tensor, side: int) -> Tensor:

@@ -52,8 +52,9 @@ class Encoder(nn.Module):
         return self.backbone.forward_head(tokens, pre_logits=True)
 
     def embed(self, x_BCHW: Tensor) -> Tensor:
-        """The feature f_BD of images x_BCHW, float in [0, 1], with length 1. Clusters are made of these."""
-        return F.normalize(self(x_BCHW), dim=1)
+        """The feature f_BD of images x_BCHW, float in [0, 1], with length 1, float32 at any precision of the
+        network. Clusters are made of these."""
+        return F.normalize(self(x_BCHW).float(), dim=1)
 
     def feature_map(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """The feature, and the last spatial layer it depends on, for gradients of one by the other.

@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Strategy = Literal["interval", "random", "full_coverage", "sliding", "keep_only", "mixed"]
+Strategy = Literal["interval", "random", "full_coverage", "sliding", "keep_only", "mixed", "mixed_binary"]
 
+# What the first half of the masks hides; the second half is keep-only.
+MIXED: dict[str, Strategy] = {"mixed": "interval", "mixed_binary": "random"}
 # Full coverage: so many masks together hide every cell exactly once, and each hides a quarter of the image.
 GROUP = 4
 
@@ -28,24 +30,25 @@ def make_masks(
     sliding        one window is hidden; its places form a regular grid over the image
     keep_only      one window is visible, at the same places
     mixed          half interval, half keep_only: they fail on different images
+    mixed_binary   half random, half keep_only: each pixel is hidden or not, so a ViT can drop tokens
 
     Args:
         strategy: one of these.
-        n_masks: the most masks; at least 2 for mixed, a multiple of 4 for full_coverage.
+        n_masks: the most masks; at least 2 for the mixed ones, a multiple of 4 for full_coverage.
         image_size: side of the image in pixels.
-        cell: side of a cell in pixels, 1 … image_size; used by interval, random, full_coverage and mixed.
-        window: side of the window in pixels, 1 … image_size; used by sliding, keep_only and mixed.
+        cell: side of a cell in pixels, 1 … image_size; not used by sliding and keep_only.
+        window: side of the window in pixels, 1 … image_size; used by sliding, keep_only and the mixed ones.
         generator: CPU generator; sliding and keep_only draw nothing.
 
     Returns:
         m_BHW on the CPU. B is n_masks for the first three strategies. For sliding and keep_only it is the
-        largest square number of different places that is at most n_masks; for mixed that of n_masks // 2,
-        and as many interval masks before them.
+        largest square number of different places that is at most n_masks; for the mixed ones that of
+        n_masks // 2, and as many interval or random masks before them.
 
     Raises:
         ValueError: the strategy is unknown, or a number is out of range.
     """
-    least = 2 if strategy == "mixed" else 1
+    least = 2 if strategy in MIXED else 1
     if n_masks < least:
         raise ValueError(f"{strategy} needs at least {least} mask(s), got {n_masks}")
     for name, side in (("cell", cell), ("window", window)):
@@ -55,9 +58,9 @@ def make_masks(
         return 1 - _windows(n_masks, image_size, window)
     if strategy == "keep_only":
         return _windows(n_masks, image_size, window)
-    if strategy == "mixed":
+    if strategy in MIXED:
         keep_BHW = _windows(n_masks // 2, image_size, window)
-        hide_BHW = make_masks("interval", len(keep_BHW), image_size, cell, window, generator)
+        hide_BHW = make_masks(MIXED[strategy], len(keep_BHW), image_size, cell, window, generator)
         return torch.cat([hide_BHW, keep_BHW])
     cells = math.ceil(image_size / cell)
     if strategy == "interval":
@@ -82,9 +85,22 @@ def keep_only(strategy: Strategy, n: int) -> Tensor:
     Returns:
         keep_B, bool.
     """
-    if strategy == "mixed":
+    if strategy in MIXED:
         return torch.arange(n) >= n // 2
     return torch.full((n,), strategy == "keep_only")
+
+
+def cell_of_patches(cell: int, patch: int) -> int:
+    """The nearest side of a cell that is a whole number of patches, at least one.
+
+    Cells that lie across patches hide few of them whole, and differently many in each mask. Where the cells
+    are made of patches, every `random` mask hides the same share of the tokens.
+
+    Args:
+        cell: side of a cell in pixels.
+        patch: side of a patch in pixels.
+    """
+    return patch * max(1, round(cell / patch))
 
 
 def _full_coverage(n_masks: int, cells: int, generator: torch.Generator) -> Tensor:

@@ -23,11 +23,12 @@ from poisoncam_ray.corpus import Corpus
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.folder import Folder
 from poisoncam_ray.method import prune
-from poisoncam_ray.method.cam import candidate_windows, gradcam_windows, mean_colour, refine_windows
+from poisoncam_ray.method.cam import gradcam_windows, mean_colour, refine_windows, windows_in_one_pass
 from poisoncam_ray.method.clusters import assign, auto_k, superclusters
 from poisoncam_ray.method.encoder import Encoder
 from poisoncam_ray.method.geometry import about_centres, crop
-from poisoncam_ray.method.masks import keep_only, make_masks
+from poisoncam_ray.method.masked import Hiding
+from poisoncam_ray.method.masks import cell_of_patches, keep_only, make_masks
 from poisoncam_ray.method.score import occlusion_flips, poison_scores, supercluster_gain
 from poisoncam_ray.stage import Outcome, Run, Stage
 from poisoncam_ray.stages.actors import ActorGroup, run_on
@@ -195,7 +196,7 @@ class Scorer:
         f_FD = embed_images(self.encoder, flip_FCHW, config.search.batch_size).to(self.device)
         self.y_F = assign(f_FD, self.c_KD)[0]
         self.x_FCHW = flip_FCHW.to(self.device).float() / 255
-        self.m_BHW = search_masks(config)
+        self.m_BHW = search_masks(config, self.encoder)
 
     @ray.method(max_task_retries=-1)
     def ready(self) -> None:
@@ -205,7 +206,8 @@ class Scorer:
         """Find the candidate trigger of each image and score it at every scale.
 
         Args:
-            chunk: image ids, each with the cluster of its image.
+            chunk: image ids, each with the cluster that its stored feature lies in. Rounding can move an
+                image at a boundary, so masks and pastes are compared with the cluster found beside them.
 
         Returns:
             A row of CANDIDATE_SCHEMA for each image: the scale of its best score.
@@ -213,8 +215,7 @@ class Scorer:
         ids = [image_id for image_id, _ in chunk]
         pixels = torch.from_numpy(fetch_images(self.corpus, self.config, ids))
         x_NCHW = pixels.to(self.device).float() / 255
-        own_N = torch.tensor([cluster for _, cluster in chunk], device=self.device)
-        box_N4 = find_windows(self.config, self.encoder, x_NCHW, own_N, self.c_KD, self.m_BHW)
+        own_N, box_N4 = find_windows(self.config, self.encoder, x_NCHW, self.c_KD, self.m_BHW)
         seeds_N = torch.tensor([image_seed(self.config.seed, image_id) for image_id in ids])
         sizes = self.config.scales_px
         scaled = [about_centres(box_N4, size, x_NCHW.shape[-1]) for size in sizes]
@@ -248,47 +249,62 @@ class Scorer:
             "supercluster_gain": supercluster_gain(landed_NF, self.y_F, own_N, self.supercluster_K),
         }
         flips_N = occlusion_flips(
-            self.encoder, x_NCHW, box_N4, own_N, self.c_KD, fill_NC, settings.batch_size
-        )
+            self.encoder, x_NCHW, box_N4, own_N, self.c_KD, fill_NC, settings.batch_size,
+            hiding_of(self.config, self.encoder),
+        )  # fmt: skip
         score_N = readings[settings.reading].clamp(min=0) / len(self.y_F)
         return readings | {"score": score_N, "occlusion_flips": flips_N, "landed": landed_NF}
 
 
-def search_masks(config: Config) -> Tensor | None:
-    """The masks m_BHW of the configured strategy; None for Grad-CAM, which uses none."""
-    settings = config.search
+def hiding_of(config: Config, encoder: Encoder) -> Hiding:
+    """How masks hide pixels from this encoder."""
+    return config.search.hiding if encoder.is_vit else "paint"
+
+
+def search_masks(config: Config, encoder: Encoder) -> Tensor | None:
+    """The masks m_BHW of the configured strategy; None for Grad-CAM, which uses none.
+
+    Where tokens are dropped, cells are made of whole patches.
+    """
+    settings, cell = config.search, config.cell_px
     if settings.strategy == "gradcam":
         return None
+    if hiding_of(config, encoder) == "drop" and encoder.patch_size:
+        cell = cell_of_patches(cell, encoder.patch_size)
     generator = torch.Generator().manual_seed(config.seed)
     side = config.encoder.image_size
-    return make_masks(settings.strategy, settings.masks, side, config.cell_px, config.window_px, generator)
+    return make_masks(settings.strategy, settings.masks, side, cell, config.window_px, generator)
 
 
 def find_windows(
-    config: Config, encoder: Encoder, x_NCHW: Tensor, own_N: Tensor, c_KD: Tensor, m_BHW: Tensor | None
-) -> Tensor:
-    """Find the candidate trigger of each image by the configured strategy.
+    config: Config, encoder: Encoder, x_NCHW: Tensor, c_KD: Tensor, m_BHW: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Find each image's cluster, and its candidate trigger by the configured strategy.
 
     Args:
         config: the configuration.
         encoder: the encoder.
         x_NCHW: images, floats in [0, 1].
-        own_N: the cluster of each image.
         c_KD: the centroids.
         m_BHW: the masks, from `search_masks`.
 
     Returns:
-        box_N4 in pixels of x_NCHW.
+        own_N, the clusters, and box_N4 in pixels of x_NCHW.
     """
-    settings, fill_NC = config.search, mean_colour(x_NCHW)
+    settings, fill_NC, hiding = config.search, mean_colour(x_NCHW), hiding_of(config, encoder)
     if m_BHW is None or settings.strategy == "gradcam":
+        with torch.no_grad():
+            own_N, _ = assign(encoder.embed(x_NCHW), c_KD)
         box_N4 = gradcam_windows(encoder, x_NCHW, own_N, c_KD, config.window_px, settings.batch_size)
     else:
         keep_B = keep_only(settings.strategy, len(m_BHW))
-        box_N4, _ = candidate_windows(
-            encoder, x_NCHW, own_N, c_KD, m_BHW, settings.score, keep_B, config.window_px, fill_NC,
-            settings.batch_size,
+        own_N, box_N4, _ = windows_in_one_pass(
+            encoder, x_NCHW, c_KD, m_BHW, settings.score, keep_B, config.window_px, fill_NC,
+            settings.batch_size, hiding,
         )  # fmt: skip
-    if not settings.refine:
-        return box_N4
-    return refine_windows(encoder, x_NCHW, box_N4, own_N, c_KD, settings.score, fill_NC, settings.batch_size)
+    if settings.refine:
+        box_N4 = refine_windows(
+            encoder, x_NCHW, box_N4, own_N, c_KD, settings.score, fill_NC, settings.batch_size, hiding,
+            settings.refine_hidden,
+        )  # fmt: skip
+    return own_N, box_N4

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poisoncam_ray.method.cam import (
+    N_SHIFTS,
     best_window,
     candidate_windows,
     gradcam,
@@ -214,11 +215,15 @@ def boxes(*corners: tuple[int, int]) -> torch.Tensor:
     return torch.tensor([[x, y, x + WINDOW, y + WINDOW] for x, y in corners])
 
 
-def refine(encoder: Square, box_N4: torch.Tensor, kind="distance", batch=64) -> torch.Tensor:
+def refine(
+    encoder: Square, box_N4: torch.Tensor, kind="distance", batch=64, n_hidden=N_SHIFTS
+) -> torch.Tensor:
     x_NCHW = picture(encoder.x, encoder.y).expand(len(box_N4), -1, -1, -1)
     c_KD = torch.cat([encoder.embed(x_NCHW[:1]), torch.tensor([[1.0, 0.0]])])
     own_N = torch.zeros(len(box_N4), dtype=torch.int64)
-    return refine_windows(encoder, x_NCHW, box_N4, own_N, c_KD, kind, mean_colour(x_NCHW), batch)
+    return refine_windows(
+        encoder, x_NCHW, box_N4, own_N, c_KD, kind, mean_colour(x_NCHW), batch, n_hidden=n_hidden
+    )
 
 
 places = st.integers(0, SIDE - WINDOW)
@@ -320,11 +325,41 @@ def test_a_constant_encoder_moves_no_window():
     assert torch.equal(refine(Constant(12, 9), box_N4), box_N4)
 
 
-def test_refinement_costs_the_stated_number_of_forwards():
+@pytest.mark.parametrize("n_hidden", [0, 1, 5, N_SHIFTS])
+def test_refinement_costs_the_stated_number_of_forwards(n_hidden):
     encoder = Square(12, 9)
-    refine(encoder, boxes((9, 9), (14, 5)))
+    refine(encoder, boxes((9, 9), (14, 5)), n_hidden=n_hidden)
     # One more for the centroid.
-    assert encoder.forwards == 2 * refinement_forwards() + 1
+    assert encoder.forwards == 2 * refinement_forwards(n_hidden) + 1
+
+
+@pytest.mark.parametrize("n_hidden", [0, 1, 2, 5, 12])
+def test_few_hidden_shifts_also_refine_a_window(n_hidden):
+    for corner in ((8, 9), (12, 13), (15, 6), (12, 9)):
+        fine_14 = refine(Square(12, 9), boxes(corner), n_hidden=n_hidden)
+        assert int((fine_14 - boxes((12, 9))).abs().max()) <= 1
+
+
+def test_only_the_best_shifts_are_hidden():
+    hidden: list[torch.Tensor] = []
+
+    class Recorder(Square):
+        def embed(self, x_BCHW):
+            f_BD = super().embed(x_BCHW)
+            if x_BCHW[0, 0, -1, -1] == 0:
+                # The image's corner is black and the fill is not: here the windows are hidden, not shown.
+                hidden.append((x_BCHW[:, 0] == 0.5).nonzero())
+            return f_BD
+
+    encoder, x_1CHW = Recorder(12, 9), picture(12, 9)[None]
+    c_KD = torch.cat([Square(12, 9).embed(x_1CHW), torch.tensor([[1.0, 0.0]])])
+    refine_windows(
+        encoder, x_1CHW, boxes((9, 9)), torch.tensor([0]), c_KD, "distance", torch.full((1, 3), 0.5), 64,
+        n_hidden=3,
+    )  # fmt: skip
+    corners = [hidden[0][hidden[0][:, 0] == i, 1:].amin(0).tolist() for i in range(3)]
+    # Shifts of two pixels, from 5 to 13 along each axis: 11 and 13 are nearest to 12, and 9 to 9.
+    assert sorted(corners)[0][0] >= 7 and {(9, 11), (9, 13)} <= {(y, x) for y, x in corners}
 
 
 class Grid:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from poisoncam_ray.method import masks
 from poisoncam_ray.method.masks import GROUP, make_masks
+from poisoncam_ray.method.tokens import shown_patches
 from tests.examples import examples
 
 
@@ -19,8 +20,9 @@ def make(strategy, n_masks=16, image_size=32, cell=4, window=11, seed=0):
 
 @pytest.mark.parametrize("strategy", get_args(masks.Strategy))
 def test_every_strategy_gives_masks_of_the_asked_shape_in_range(strategy):
-    m_BHW = make(strategy, 16 if strategy != "mixed" else 18)
-    assert m_BHW.shape == (16 if strategy != "mixed" else 18, 32, 32)
+    n = 18 if strategy.startswith("mixed") else 16
+    m_BHW = make(strategy, n)
+    assert m_BHW.shape == (n, 32, 32)
     assert m_BHW.dtype == torch.float32
     assert m_BHW.min() >= 0 and m_BHW.max() <= 1
     assert torch.equal(m_BHW, make(strategy, len(m_BHW)))
@@ -95,13 +97,31 @@ def test_keep_only_equals_slow_drawing_and_sliding_is_its_complement(n_masks, im
         assert {(0, 0), (image_size - window, image_size - window)} <= seen
 
 
-def test_mixed_is_half_interval_and_half_keep_only():
-    m_BHW = make("mixed", 50)
-    assert torch.equal(m_BHW[:25], make("interval", 25))
+@pytest.mark.parametrize(("strategy", "hiding"), [("mixed", "interval"), ("mixed_binary", "random")])
+def test_mixed_strategies_are_half_keep_only(strategy, hiding):
+    m_BHW = make(strategy, 50)
+    assert torch.equal(m_BHW[:25], make(hiding, 25))
     assert torch.equal(m_BHW[25:], make("keep_only", 25))
-    assert masks.keep_only("mixed", len(m_BHW)).tolist() == [False] * 25 + [True] * 25
+    assert masks.keep_only(strategy, len(m_BHW)).tolist() == [False] * 25 + [True] * 25
     with pytest.raises(ValueError, match="at least 2"):
-        make("mixed", 1)
+        make(strategy, 1)
+
+
+def test_binary_cells_of_whole_patches_hide_the_same_number_of_tokens_in_every_mask():
+    def hidden(cell):
+        return set((~shown_patches(make("random", 40, 56, cell), 4)).sum(dim=1).tolist())
+
+    assert masks.cell_of_patches(7, 4) == 8
+    # 7 × 7 cells of four patches each, of which 24 are hidden.
+    assert hidden(8) == {24 * 4}
+    assert len(hidden(7)) > 1 and max(hidden(7)) < 24 * 4
+
+
+@pytest.mark.parametrize(
+    ("cell", "patch", "side"), [(28, 16, 32), (28, 14, 28), (4, 8, 8), (1, 8, 8), (4, 2, 4)]
+)
+def test_a_cell_of_patches_is_the_nearest_and_never_empty(cell, patch, side):
+    assert masks.cell_of_patches(cell, patch) == side
 
 
 def test_only_the_keep_only_strategy_is_marked_as_keep_only():

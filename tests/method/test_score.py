@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from poisoncam_ray.method.cam import mean_colour
 from poisoncam_ray.method.clusters import assign
 from poisoncam_ray.method.geometry import random_places
-from poisoncam_ray.method.score import occlusion_flips, poison_scores, supercluster_gain
+from poisoncam_ray.method.score import occlusion_flips, poison_scores, supercluster_gain, unchanged_flips
 
 
 class Projection:
@@ -78,6 +78,49 @@ def test_a_paste_without_effect_on_pixels_moves_nothing():
         encoder, torch.full((1, 3, 3, 3), 0.3), x_FCHW, y_F, y_F[:1], c_KD, torch.tensor([1]), 8
     )
     assert (int(changed_N), int(gain_N)) == (0, 0) and torch.equal(landed_NF[0], y_F)
+
+
+@pytest.mark.parametrize("first", [0, 1, 4, 9])
+def test_the_counts_of_two_parts_of_the_flip_test_add_up(setting, first):
+    encoder, t_NCww, x_FCHW, y_F, own_N, c_KD, seeds_N = setting
+    whole = poison_scores(*setting, batch=7)
+    parts = [
+        poison_scores(encoder, t_NCww, x_FCHW[f], y_F[f], own_N, c_KD, seeds_N, 7, first=f.start)
+        for f in (slice(0, first), slice(first, 9))
+        if f.start < f.stop
+    ]
+    changed, gain, landed = zip(*parts, strict=True)
+    assert torch.equal(sum(changed), whole[0]) and torch.equal(sum(gain), whole[1])
+    assert torch.equal(torch.cat(landed, dim=1), whole[2])
+
+
+# --- unchanged images ---
+
+
+def test_no_unchanged_image_leaves_the_cluster_of_its_own_pass(setting):
+    encoder, _, x_FCHW, y_F, _, c_KD, _ = setting
+    for batch in (1, 2, 100):
+        assert not unchanged_flips(encoder, x_FCHW, y_F, c_KD, batch).any()
+    wrong_F = y_F.clone()
+    wrong_F[[2, 5]] += 1
+    assert unchanged_flips(encoder, x_FCHW, wrong_F, c_KD, 4).nonzero()[:, 0].tolist() == [2, 5]
+
+
+def test_features_stored_with_fewer_digits_move_images_at_a_boundary():
+    encoder = Projection(8)
+    x_FCHW = torch.rand(64, 3, 8, 8, generator=torch.Generator().manual_seed(2))
+    f_FD = encoder.embed(x_FCHW)
+    stored_FD = f_FD.half().float()
+    # The boundary of two clusters runs between the first image's feature and what was stored of it.
+    middle_D, across_D = (
+        (f_FD[0] + stored_FD[0]) / 2,
+        (stored_FD[0] - f_FD[0]) / (stored_FD[0] - f_FD[0]).norm(),
+    )
+    c_KD = torch.stack([middle_D - across_D / 2, middle_D + across_D / 2])
+    own_F = assign(f_FD, c_KD)[0]
+    assert assign(stored_FD[:1], c_KD)[0] != own_F[0]
+    assert not unchanged_flips(encoder, x_FCHW, own_F, c_KD, 10).any()
+    assert unchanged_flips(encoder, x_FCHW, assign(stored_FD, c_KD)[0], c_KD, 10)[0]
 
 
 # --- the supercluster gain ---

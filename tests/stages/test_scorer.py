@@ -75,5 +75,20 @@ def test_a_row_does_not_depend_on_its_neighbours(place):
     assert work(place, chunk=slice(2, 4)) == work(place)[2:4]
 
 
+@pytest.mark.parametrize("strategy", ["mixed", "gradcam"])
+def test_an_image_whose_stored_feature_lies_in_another_cluster_is_no_evidence(place, strategy):
+    """Masks and pastes are compared with the cluster found in their own pass."""
+    corpus, encoders, clusters, rows, flip, supercluster_K = place
+    by = config(f"search.strategy={strategy}", "search.refine=true")
+    scorer = Scorer(by, corpus, encoders, clusters, flip, supercluster_K)
+    moved = [(image_id, (cluster + 3) % 16) for image_id, cluster in rows]
+    found = scorer.work(moved)
+    assert [row["cluster"] for row in found] == [cluster for _, cluster in moved]
+    without = [{key: value for key, value in row.items() if key != "cluster"} for row in found]
+    assert without == [
+        {key: value for key, value in row.items() if key != "cluster"} for row in scorer.work(rows)
+    ]
+
+
 def test_scales_are_sizes_within_the_image_each_once():
     assert config("search.scales=[1, 0.01, 8, 7.5, 1.0]").scales_px == [11, 2, 32]

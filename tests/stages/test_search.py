@@ -8,8 +8,9 @@ import torch
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.folder import Folder
 from poisoncam_ray.method.cam import gradcam_windows
-from poisoncam_ray.method.clusters import superclusters
+from poisoncam_ray.method.clusters import assign, superclusters
 from poisoncam_ray.method.encoder import build_encoder
+from poisoncam_ray.method.masked import embed_masked
 from poisoncam_ray.settings import load_config
 from poisoncam_ray.stages.search import Search, find_windows, search_masks, superclusters_of
 
@@ -35,15 +36,16 @@ def test_windows_are_found_by_the_configured_strategy_and_refined():
     encoder = build_encoder("resnet_tiny_s2", 32).eval()
     x_NCHW = torch.rand(3, 3, 32, 32)
     c_KD = torch.nn.functional.normalize(torch.randn(4, encoder.dim), dim=1)
-    own_N, found = torch.tensor([0, 2, 1]), {}
+    own_N, found = assign(encoder.embed(x_NCHW).detach(), c_KD)[0], {}
     for strategy in ("gradcam", "mixed"):
         for refine in (False, True):
             config = load_config(
                 overrides=[f"search.strategy={strategy}", f"search.refine={refine}", "search.masks=8"]
             )
-            masks = search_masks(config)
+            masks = search_masks(config, encoder)
             assert (masks is None) == (strategy == "gradcam")
-            found[strategy, refine] = find_windows(config, encoder, x_NCHW, own_N, c_KD, masks)
+            found_N, found[strategy, refine] = find_windows(config, encoder, x_NCHW, c_KD, masks)
+            assert torch.equal(found_N, own_N)
     peer_N4 = gradcam_windows(encoder, x_NCHW, own_N, c_KD, config.window_px)
     assert torch.equal(found["gradcam", False], peer_N4)
     assert not torch.equal(found["mixed", False], peer_N4)
@@ -51,3 +53,38 @@ def test_windows_are_found_by_the_configured_strategy_and_refined():
         coarse_N4, fine_N4 = found[strategy, False], found[strategy, True]
         assert not torch.equal(fine_N4, coarse_N4)
         assert int((fine_N4 - coarse_N4).abs().max()) <= config.window_px // 2
+
+
+@pytest.mark.parametrize("backbone", ["vit_tiny_convstem", "resnet_tiny_s2"])
+def test_tokens_are_dropped_where_there_are_any(backbone, monkeypatch):
+    torch.manual_seed(0)
+    encoder, x_NCHW = build_encoder(backbone, 32).eval(), torch.rand(2, 3, 32, 32)
+    c_KD = torch.nn.functional.normalize(torch.randn(4, encoder.dim), dim=1)
+    seen: list[tuple[str, int]] = []
+
+    def spy(encoder, masked, batch, hiding="paint"):
+        for i_M, f_MD in embed_masked(encoder, masked, batch, hiding):
+            seen.append((hiding, len(i_M)))
+            yield i_M, f_MD
+
+    monkeypatch.setattr("poisoncam_ray.method.cam.embed_masked", spy)
+    for refine_hidden in (25, 5, 0):
+        seen.clear()
+        config = load_config(
+            overrides=[
+                "search.strategy=mixed_binary",
+                "search.masks=8",
+                "search.hiding=drop",
+                f"search.refine_hidden={refine_hidden}",
+            ]
+        )
+        masks = search_masks(config, encoder)
+        # 0.125 of 32 px are 4 px; a patch has 8.
+        side = 8 if encoder.is_vit else 4
+        assert torch.equal(
+            masks[:, ::side, ::side].repeat_interleave(side, 1).repeat_interleave(side, 2)[:4], masks[:4]
+        )
+        find_windows(config, encoder, x_NCHW, c_KD, masks)
+        # One mask more hides nothing.
+        assert {hiding for hiding, _ in seen} == {"drop" if encoder.is_vit else "paint"}
+        assert sum(n for _, n in seen) == 2 * (9 + 25 + refine_hidden)

@@ -20,8 +20,8 @@ Factor = Annotated[float, Field(gt=0, le=100)]
 GRIDS = Path(__file__).parent / "grids"
 REFERENCES = ("gradcam", "random_window")
 """Ways of finding windows without masks: the peer's, and random windows."""
-READS_CELL = ("interval", "random", "full_coverage", "mixed")
-READS_WINDOW = ("sliding", "keep_only", "mixed")
+READS_CELL = ("interval", "random", "full_coverage", "mixed", "mixed_binary")
+READS_WINDOW = ("sliding", "keep_only", "mixed", "mixed_binary")
 """The strategies whose masks depend on the cell, and on the window (method/masks.py)."""
 
 

@@ -1,10 +1,23 @@
 """Counting operations, against counts by hand."""
 
+import pytest
 import torch
 from torch import nn
 
 from poisoncam_ray.method.encoder import Encoder, build_encoder
-from poisoncam_ray.research.study.flops import forward_flops, gradcam_flops
+from poisoncam_ray.method.geometry import inside
+from poisoncam_ray.method.race import RaceRules
+from poisoncam_ray.method.tokens import shown_patches
+from poisoncam_ray.research.study.flops import (
+    NAIVE,
+    Way,
+    bill,
+    forward_flops,
+    gradcam_flops,
+    savers,
+    shown_flops,
+    window_patches,
+)
 
 
 class OneConvolution(nn.Module):
@@ -47,3 +60,73 @@ def test_counting_does_not_change_weights_or_gradients():
     gradcam_flops(encoder)
     assert all(torch.equal(before[key], value) for key, value in encoder.state_dict().items())
     assert all(p.grad is None for p in encoder.parameters())
+
+
+@pytest.fixture(scope="module")
+def vit() -> Encoder:
+    encoder = build_encoder("vit_tiny_patch16_224", 64, 8).eval()
+    encoder.backbone.blocks = encoder.backbone.blocks[:2]
+    return encoder
+
+
+def by_hand(encoder: Encoder, n_shown: int) -> int:
+    """Projection of the patches; per block: keys, queries, values, attention, projection and the MLP."""
+    dim, tokens, patch = encoder.dim, n_shown + 1, encoder.patch_size
+    block = 2 * tokens * (3 + 1 + 8) * dim**2 + 2 * 2 * tokens**2 * dim
+    return 2 * n_shown * 3 * patch**2 * dim + len(encoder.backbone.blocks) * block
+
+
+@pytest.mark.parametrize("n_shown", [1, 7, 64])
+def test_a_dropped_token_costs_nothing(vit, n_shown):
+    assert shown_flops(vit, n_shown) == by_hand(vit, n_shown)
+    assert shown_flops(vit, 64) == forward_flops(vit)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize(("side", "window", "patch"), [(24, 11, 8), (24, 3, 8), (32, 16, 4), (16, 16, 8)])
+def test_patches_of_every_place_of_a_window_equal_a_count_over_masks(side, window, patch, keep):
+    places = [(x, y) for y in range(side - window + 1) for x in range(side - window + 1)]
+    box_N4 = torch.tensor([[x, y, x + window, y + window] for x, y in places])
+    m_NHW = inside(box_N4, side) if keep else ~inside(box_N4, side)
+    counted = torch.bincount(shown_patches(m_NHW, patch).sum(dim=1)).tolist()
+    found = window_patches(side, window, patch, keep)
+    assert {n: times for n, times in found.items() if times} == {n: t for n, t in enumerate(counted) if t}
+
+
+def test_the_naive_bill_is_one_whole_forward_for_each_mask_and_paste(vit):
+    naive = bill(vit, Way(**{**NAIVE.__dict__, "cell": 8, "window": 17}))
+    assert naive.forwards == 1256 and naive.total == 1256 * forward_flops(vit)
+    assert (naive.masks, naive.pastes) == (256 * forward_flops(vit), 1000 * forward_flops(vit))
+
+
+def test_a_bill_by_hand(vit):
+    # Windows of one patch, on 8 × 8 places which are all patches of their own.
+    way = Way(
+        "keep_only",
+        64,
+        8,
+        8,
+        "drop",
+        refine=False,
+        checks=1,
+        flip_images=100,
+        rules=RaceRules(10, 10, 0.5),
+        candidates=4,
+    )
+    found = bill(vit, way)
+    whole = forward_flops(vit)
+    assert found.masks == 64 * by_hand(vit, 1)
+    # Four candidates on 10 images, two on 90 more.
+    assert found.pastes == (4 * 10 + 2 * 90) / 4 * whole and found.checks == whole
+    assert found.forwards == 64 + 1 + 55
+    assert bill(vit, Way("keep_only", 64, 8, 8, refine=False)).masks == 64 * whole
+
+
+def test_every_saver_saves_and_a_cnn_drops_nothing(vit):
+    found = savers(vit, 64, 16)
+    totals = [bill_of.total for _, bill_of in found]
+    dropped = totals[2:5]
+    assert dropped == sorted(dropped, reverse=True) and totals[-1] == min(totals)
+    resnet = build_encoder("resnet_tiny", 64).eval()
+    painted, drop = (bill(resnet, Way(masks=64, cell=8, window=20, hiding=h)) for h in ("paint", "drop"))
+    assert painted == drop
