@@ -96,6 +96,9 @@ class Pretrained(Facts):
         loss: the mean over the last epoch; None where the user's own checkpoint is used.
         resumed_at_step: the step at which this attempt went on; 0 for the first.
         checkpoint: the user's own checkpoint; None where the encoder was trained.
+        images: indexed images; 0 where nobody has trained.
+        images_seen: different images that the training showed.
+        images_shown: images that it showed, each as often as it was shown.
     """
 
     backbone: str
@@ -105,12 +108,18 @@ class Pretrained(Facts):
     steps: int = 0
     resumed_at_step: int = 0
     checkpoint: str | None = None
+    images: int = 0
+    images_seen: int = 0
+    images_shown: int = 0
 
     @property
     def summary(self) -> str:
         if self.checkpoint:
             return f"{self.backbone} from your own checkpoint"
-        return f"{self.backbone} by {self.objective}, {self.epochs} epochs, loss {self.loss:.2f}"
+        budget = f"{self.epochs} epochs"
+        if self.images_seen < self.images:
+            budget = f"{self.images_shown:,} images shown ({self.images_seen:,} of {self.images:,})"
+        return f"{self.backbone} by {self.objective}, {budget}, loss {self.loss:.2f}"
 
 
 @dataclass(frozen=True)

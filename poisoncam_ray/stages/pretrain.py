@@ -36,10 +36,12 @@ from poisoncam_ray.method.augment import two_views
 from poisoncam_ray.method.encoder import Encoder, build_encoder
 from poisoncam_ray.method.ssl import OBJECTIVES, Objective, gather_rows, learning_rate_at, momentum_at
 from poisoncam_ray.stage import Outcome, Run, Stage
+from poisoncam_ray.stages.batches import Batches
 from poisoncam_ray.stages.compute import set_up
 from poisoncam_ray.stages.embed import write_encoder
 from poisoncam_ray.stages.own_encoder import check_encoder, checkpoint_sha256, import_encoder
 from poisoncam_ray.stages.ray_cluster import hush
+from poisoncam_ray.stages.sample import drawn_rows, share_of
 from poisoncam_ray.stages.training_data import Epochs, drawn_by
 
 STATE = "state.json"
@@ -50,7 +52,7 @@ WATCH_EVERY_S = 3
 class Pretrain(Stage):
     name = artifact.ENCODER
     title = "Pretrain"
-    version = 5
+    version = 6
     inputs = (artifact.INDEX,)
     sections = ("encoder", "pretrain")
 
@@ -58,11 +60,8 @@ class Pretrain(Stage):
         if rows is None:
             # Reads the whole checkpoint: only at the start, not again when the rows are known.
             check_encoder(config)
-        elif rows < config.pretrain.batch_size and not config.encoder.checkpoint:
-            raise UserError(
-                f"pretrain.batch_size={config.pretrain.batch_size} is more than the {rows} images there are: "
-                "lower it."
-            )
+        elif not config.encoder.checkpoint:
+            _check_rows(config, rows, share_of(config, rows) * rows)
 
     def depends_on(self, config: Config) -> dict[str, Any]:
         checkpoint = config.encoder.checkpoint
@@ -73,7 +72,10 @@ class Pretrain(Stage):
         if encoder.checkpoint:
             import_encoder(encoder.checkpoint, run.config, run.out)
             return Outcome(facts.Pretrained(encoder.backbone, checkpoint=encoder.checkpoint))
-        job = Job(run.config, run.corpus, run.folder / artifact.INDEX, run.out, run.slice_rows())
+        share, slice_rows = drawn_rows(run)
+        rows = sum(run.slice_rows())
+        _check_rows(run.config, rows, sum(slice_rows))
+        job = Job(run.config, run.corpus, run.folder / artifact.INDEX, run.out, slice_rows, share)
         resumed = latest_checkpoint(run.out)
         # The history is written last, after the encoder.
         if not run.out.exists(artifact.HISTORY):
@@ -87,8 +89,24 @@ class Pretrain(Stage):
             loss=last["loss"],
             steps=job.epochs.total,
             resumed_at_step=resumed or 0,
+            images=rows,
+            images_seen=job.epochs.seen,
+            images_shown=job.epochs.total * run.config.pretrain.batch_size,
         )
         return Outcome(said)
+
+
+def _check_rows(config: Config, rows: int, drawn: float) -> None:
+    """Refuse a training without a batch: `rows` images, of which so many are drawn."""
+    size, sample = config.pretrain.batch_size, config.pretrain.sample
+    if drawn >= size:
+        return
+    if sample is None or rows < size:
+        raise UserError(f"pretrain.batch_size={size} is more than the {rows} images there are: lower it.")
+    raise UserError(
+        f"pretrain.sample={sample:g} draws {drawn:.0f} of the {rows} images, fewer than "
+        f"pretrain.batch_size={size}: set it higher."
+    )
 
 
 @dataclass(frozen=True)
@@ -98,7 +116,8 @@ class Job:
     Attributes:
         index: the artifact of Index.
         out: the artifact of Pretrain.
-        slice_rows: indexed rows of each slice.
+        slice_rows: rows of each slice that the training may use.
+        share: of the indexed rows, which these are, as `method.crops.in_sample` draws them.
     """
 
     config: Config
@@ -106,12 +125,14 @@ class Job:
     index: Folder
     out: Folder
     slice_rows: list[int]
+    share: float
 
     @property
     def epochs(self) -> Epochs:
         """The order of the training's batches."""
         p = self.config.pretrain
-        return Epochs(self.slice_rows, p.epochs, p.batch_size, p.workers, self.config.seed, p.shuffle_rows)
+        rows, seed = self.slice_rows, self.config.seed
+        return Epochs(rows, p.epochs, p.batch_size, seed, p.shuffle_rows, p.max_images)
 
 
 def _fit(job: Job, run: Run) -> None:
@@ -194,10 +215,11 @@ def train_worker(config: dict[str, Any]) -> None:
     step, history = restore(job.out, model, optimizer)
     whole, gather = _distributed(model, device), gather_rows if world > 1 else None
     base_rate = settings.lr * settings.batch_size / 256
-    warmup = round(settings.warmup_epochs * epochs.steps_per_epoch)
+    warmup = round(settings.warmup_epochs * epochs.total / settings.epochs)
     began, losses = time.monotonic(), []
     model.train()
-    for x_B2CHW in epochs.batches(job.corpus, job.config, job.index, rank, start=step):
+    batches = Batches(job.corpus, job.config, job.index, job.share, epochs)
+    for x_B2CHW in batches.read(rank, world, step, device):
         rate = learning_rate_at(step, epochs.total, warmup, base_rate)
         for group in optimizer.param_groups:
             group["lr"] = rate

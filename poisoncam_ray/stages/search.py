@@ -38,7 +38,7 @@ from poisoncam_ray.stages.crops import to_png
 from poisoncam_ray.stages.embed import embed_images, load_encoder
 from poisoncam_ray.stages.pixels import Pixels, fetch_images
 from poisoncam_ray.stages.pool import Pool, gather_pool, image_seed
-from poisoncam_ray.stages.ray_cluster import RESTARTS
+from poisoncam_ray.stages.ray_cluster import RESTARTS, actors_at_most
 
 
 class Search(Stage):
@@ -129,16 +129,15 @@ def flip_test_table(pool: Pool) -> pa.Table:
 
 
 def start_scorers(run: Run, pool: Pool, supercluster_K: Tensor) -> ActorGroup:
-    """Start `resources.actors` scorers. Those without a node wait, and an autoscaler sees their demand."""
+    """Start as many scorers as a stage may have. Those without a node wait, and an autoscaler sees them."""
     resources = run.config.resources
     actor: Any = ray.remote(Scorer).options(
         num_cpus=resources.cpus_per_actor, num_gpus=resources.gpus_per_actor, max_restarts=RESTARTS
     )
     folders = (run.folder / artifact.ENCODER, run.folder / artifact.CLUSTERS)
     flip_FCHW = fetch_images(run.corpus, run.config, pool.flip_ids)
-    return ActorGroup.start(
-        actor, resources.actors, run.config, run.corpus, *folders, flip_FCHW, supercluster_K
-    )
+    n = actors_at_most(resources)
+    return ActorGroup.start(actor, n, run.config, run.corpus, *folders, flip_FCHW, supercluster_K)
 
 
 def score_round(

@@ -21,15 +21,27 @@ from torch import nn
 from poisoncam_ray import artifact
 from poisoncam_ray.config import Config
 from poisoncam_ray.errors import StoreAwayError, UserError
-from poisoncam_ray.folder import Folder
+from poisoncam_ray.facts import Pretrained, of_manifest
+from poisoncam_ray.folder import Folder, Manifest
 from poisoncam_ray.method.encoder import build_encoder
 from poisoncam_ray.method.ssl import OBJECTIVES, Objective
+from poisoncam_ray.progress import Progress
+from poisoncam_ray.runner import Runner
 from poisoncam_ray.settings import load_config
 from poisoncam_ray.stages import pretrain
 from poisoncam_ray.stages.embed import load_encoder
+from poisoncam_ray.stages.index import Index
 from poisoncam_ray.stages.own_encoder import import_encoder, read_checkpoint
-from poisoncam_ray.stages.pretrain import _distributed, _optimizer, latest_checkpoint, restore, save
+from poisoncam_ray.stages.pretrain import (
+    Pretrain,
+    _distributed,
+    _optimizer,
+    latest_checkpoint,
+    restore,
+    save,
+)
 from poisoncam_ray.stages.training_data import drawn_by
+from tests.small import SETTINGS, draw_small
 
 SIDE, BATCH = 16, 8
 
@@ -147,6 +159,46 @@ def test_every_step_of_every_rank_draws_from_a_generator_of_its_own():
     streams = {tuple(torch.rand(3, generator=drawn_by(*each)).tolist()) for each in numbers}
     assert len(streams) == len(numbers)
     assert torch.equal(*(torch.rand(3, generator=drawn_by(7, 1, 0)) for _ in range(2)))
+
+
+# ----------------------------------------------------------- a budget, a sample
+
+
+def refused_rows(rows: int, *overrides: str) -> str:
+    with pytest.raises(UserError) as caught:
+        Pretrain().check(load_config(overrides=["pretrain.batch_size=64", *overrides]), rows)
+    return str(caught.value)
+
+
+def test_too_few_rows_are_refused_with_what_to_change():
+    assert "more than the 63 images there are" in refused_rows(63)
+    assert refused_rows(1000, "pretrain.sample=0.05") == (
+        "pretrain.sample=0.05 draws 50 of the 1000 images, fewer than pretrain.batch_size=64: set it higher."
+    )
+    assert "pretrain.sample=40 draws 40" in refused_rows(1000, "pretrain.sample=40")
+    assert "more than the 63 images" in refused_rows(63, "pretrain.sample=0.5")
+    Pretrain().check(load_config(overrides=["pretrain.batch_size=64", "pretrain.sample=100"]), 1000)
+
+
+def test_a_training_on_a_sample_ends_with_its_budget_and_says_what_it_saw(ray_cluster, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    draw_small(tmp_path / "corpus")
+    settings = [*SETTINGS, "pretrain.batch_size=32", "pretrain.sample=0.5", "pretrain.max_images=100"]
+    runner = Runner(
+        str(tmp_path / "corpus"),
+        str(tmp_path / "run"),
+        load_config(overrides=[*settings, "pretrain.epochs=3", "pretrain.workers=2"]),
+        [Index(), Pretrain()],
+    )
+    runner.run(Progress())
+    said = of_manifest(Pretrained, Manifest.read(runner.folder / artifact.ENCODER))
+    assert (said.images, said.steps, said.images_shown) == (240, 3, 96)
+    assert said.images_seen + 32 >= 96 and said.images_seen <= 96
+    assert said.summary.startswith(f"resnet_tiny_s2 by moco_v3, 96 images shown ({said.images_seen} of 240)")
+    history = (runner.folder / artifact.ENCODER).read_json(artifact.HISTORY)
+    # The cosine follows the budget: the last step's rate is near its end.
+    assert history[-1]["step"] == history[-1]["total"] == 3
+    assert history[-1]["lr"] < 0.5 * max(at["lr"] for at in history)
 
 
 # ------------------------------------------------------------- your own encoder
