@@ -17,6 +17,7 @@ Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
 SAMPLED_SLICES, SAMPLED_ROWS = 32, 64
 """A sample is of at least so many slices, unless these would have fewer rows than this."""
 Strategy = Literal["interval", "random", "full_coverage", "sliding", "keep_only", "mixed", "mixed_binary"]
+Precision = Literal["float32", "bfloat16"]
 
 
 class Section(BaseModel):
