@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poisoncam_ray.method.augment import (
-    apply_views,
-    draw_views,
     ASYMMETRIC,
     SYMMETRIC,
+    apply_views,
     color_jitter,
+    draw_views,
     gaussian_blur,
     random_resized_crop,
     solarize,
@@ -235,7 +235,8 @@ def test_workers_share_the_views_of_the_whole_batch(workers):
         drawn = draw_views(8, generator(1))
         parts.append(apply_views(x[start:stop], (drawn[0].rows(start, stop), drawn[1].rows(start, stop))))
     for view, shares in zip(whole, zip(*parts, strict=True), strict=True):
-        assert torch.equal(view, torch.cat(shares))
+        # Products of small batches are rounded in another order.
+        torch.testing.assert_close(torch.cat(shares), view, rtol=0, atol=1e-6)
 
 
 def test_views_of_bytes_are_those_of_their_fractions():
