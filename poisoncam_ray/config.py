@@ -18,6 +18,7 @@ SAMPLED_SLICES, SAMPLED_ROWS = 32, 64
 """A sample is of at least so many slices, unless these would have fewer rows than this."""
 Strategy = Literal["interval", "random", "full_coverage", "sliding", "keep_only", "mixed", "mixed_binary"]
 Precision = Literal["float32", "bfloat16"]
+Wanted = Literal["auto", Precision]
 
 
 class Section(BaseModel):
@@ -84,6 +85,9 @@ class Pretrain(Section):
 
     how: ClassVar[frozenset[str]] = frozenset({"checkpoint_every", "max_failures"})
 
+    init: str | None = None
+    """URI of weights that training starts with: safetensors of timm or of a run, or a MoCo-v3 checkpoint.
+    null: random weights."""
     objective: Literal["moco_v3", "simclr", "byol"] = "moco_v3"
     """BYOL does not use `temperature`, and SimCLR does not use `momentum`."""
     epochs: Count = 20
@@ -97,6 +101,9 @@ class Pretrain(Section):
     out_dim: Count = 128
     crop_min: Fraction = 0.4
     """The smallest share of an image's area that a view shows."""
+    precision: Wanted = "auto"
+    """Number format of forward and backward passes. Weights and losses are float32. auto: bfloat16 on GPUs
+    that have it and on CPUs that are faster in it, else float32. A resumed training keeps its format."""
     workers: Count = 1
     shuffle_rows: Count = 32_768
     """Rows that a worker holds in memory to shuffle, with two crops of each."""
@@ -258,6 +265,10 @@ class Config(Section):
             raise ValueError("search.scales is empty: give at least [1.0]")
         if self.search.strategy == "full_coverage" and self.search.masks % 4:
             raise ValueError(f"search.masks={self.search.masks} must be a multiple of 4 for full_coverage")
+        if self.pretrain.init and self.encoder.checkpoint:
+            raise ValueError(
+                "pretrain.init has no effect with encoder.checkpoint, which skips pretraining; leave one out"
+            )
         if self.pretrain.batch_size % self.pretrain.workers:
             raise ValueError("pretrain.batch_size must be a multiple of pretrain.workers")
         if self.pretrain.batch_size < 2 * self.pretrain.workers:

@@ -96,6 +96,8 @@ class Pretrained(Facts):
         loss: the mean over the last epoch; None where the user's own checkpoint is used.
         resumed_at_step: the step at which this attempt went on; 0 for the first.
         checkpoint: the user's own checkpoint; None where the encoder was trained.
+        init: the user's weights that training began with; None: random ones.
+        precision: of forward and backward passes; None where nobody has trained.
     """
 
     backbone: str
@@ -105,12 +107,15 @@ class Pretrained(Facts):
     steps: int = 0
     resumed_at_step: int = 0
     checkpoint: str | None = None
+    init: str | None = None
+    precision: str | None = None
 
     @property
     def summary(self) -> str:
         if self.checkpoint:
             return f"{self.backbone} from your own checkpoint"
-        return f"{self.backbone} by {self.objective}, {self.epochs} epochs, loss {self.loss:.2f}"
+        began = " from your weights" if self.init else ""
+        return f"{self.backbone}{began} by {self.objective}, {self.epochs} epochs, loss {self.loss:.2f}"
 
 
 @dataclass(frozen=True)
