@@ -17,6 +17,8 @@ Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
 SAMPLED_SLICES, SAMPLED_ROWS = 32, 64
 """A sample is of at least so many slices, unless these would have fewer rows than this."""
 Strategy = Literal["interval", "random", "full_coverage", "sliding", "keep_only", "mixed", "mixed_binary"]
+Precision = Literal["float32", "bfloat16"]
+Wanted = Literal["auto", Precision]
 
 
 class Section(BaseModel):
@@ -83,6 +85,9 @@ class Pretrain(Section):
 
     how: ClassVar[frozenset[str]] = frozenset({"checkpoint_every", "max_failures"})
 
+    init: str | None = None
+    """URI of weights that training starts with: safetensors of timm or of a run, or a MoCo-v3 checkpoint.
+    null: random weights."""
     objective: Literal["moco_v3", "simclr", "byol"] = "moco_v3"
     """BYOL does not use `temperature`, and SimCLR does not use `momentum`."""
     epochs: Count = 20
@@ -102,6 +107,9 @@ class Pretrain(Section):
     sample: Annotated[float, Field(gt=0)] | None = None
     """Train on a part of the images, drawn by a hash of the seed and their ids. Up to 1: a share of them;
     above 1: about so many. An epoch is then one of this part. null: all images."""
+    precision: Wanted = "auto"
+    """Number format of forward and backward passes. Weights and losses are float32. auto: bfloat16 on GPUs
+    that have it and on CPUs that are faster in it, else float32. A resumed training keeps its format."""
     workers: Count = 1
     """Each trains on a part of every batch. Batches do not depend on the number of workers."""
     shuffle_rows: Count = 32_768
@@ -268,6 +276,10 @@ class Config(Section):
             raise ValueError("search.scales is empty: give at least [1.0]")
         if self.search.strategy == "full_coverage" and self.search.masks % 4:
             raise ValueError(f"search.masks={self.search.masks} must be a multiple of 4 for full_coverage")
+        if self.pretrain.init and self.encoder.checkpoint:
+            raise ValueError(
+                "pretrain.init has no effect with encoder.checkpoint, which skips pretraining; leave one out"
+            )
         if self.pretrain.batch_size % self.pretrain.workers:
             raise ValueError("pretrain.batch_size must be a multiple of pretrain.workers")
         if self.pretrain.batch_size < 2 * self.pretrain.workers:
