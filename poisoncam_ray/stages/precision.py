@@ -7,13 +7,10 @@ products and convolutions.
 from __future__ import annotations
 
 import time
-from typing import Literal
 
 import torch
 
-from poisoncam_ray.config import Precision
-
-Wanted = Literal["auto", "float32", "bfloat16"]
+from poisoncam_ray.config import Precision, Wanted
 
 LEAST_GAIN = 1.3
 """A CPU uses bfloat16 where matrix products are so many times faster: casts and the rest are not."""
@@ -43,8 +40,8 @@ def choose(wanted: Wanted, gpu: bool) -> Precision:
     return "bfloat16" if has_amx() and measured_gain() >= LEAST_GAIN else "float32"
 
 
-def dtype_of(precision: Precision) -> torch.dtype:
-    """The torch type of a precision."""
+def dtype_of(precision: Wanted) -> torch.dtype:
+    """The torch type of a precision; float32 where none is decided yet."""
     return torch.bfloat16 if precision == "bfloat16" else torch.float32
 
 
