@@ -56,7 +56,7 @@ class Encoder(nn.Module):
         return self.backbone.forward_head(tokens, pre_logits=True)
 
     def freeze(self, dtype: torch.dtype) -> "Encoder":
-        """Let `embed` compute in this number format from now on: inference only, weights cast once.
+        """Let `embed` and `feature` compute in this number format from now on, with weights cast once.
 
         Gradients and feature maps stay in float32. Call it after the weights are loaded.
 
@@ -71,15 +71,19 @@ class Encoder(nn.Module):
     def embed(self, x_BCHW: Tensor) -> Tensor:
         """The feature f_BD of images x_BCHW, float in [0, 1], with length 1, float32 at any precision of the
         network. Clusters are made of these."""
+        return F.normalize(self.feature(x_BCHW), dim=1)
+
+    def feature(self, x_BCHW: Tensor) -> Tensor:
+        """The pooled feature f_BD of images x_BCHW, float in [0, 1]: float32, computed as `freeze` says."""
         if self.frozen is None:
-            return F.normalize(self(x_BCHW).float(), dim=1)
+            return self(x_BCHW).float()
         with self.autocast():
             x_BCHW = (x_BCHW - self.pixel_mean) / self.pixel_std
             if not self.is_vit:
                 x_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last)
             # Pooled in float32: a mean in bfloat16 would have three digits.
             tokens = self.frozen.forward_features(x_BCHW).float()
-            return F.normalize(self.frozen.forward_head(tokens, pre_logits=True).float(), dim=1)
+            return self.frozen.forward_head(tokens, pre_logits=True).float()
 
     @property
     def inference(self) -> Any:
