@@ -13,7 +13,7 @@
                           init/: the weights that training began with, where they are not random
     work/3_features/      part-*.parquet: one feature an image
     work/4_clusters/      centroids.safetensors; part-*.parquet: the cluster of each image
-    work/5_search/        superclusters.json, flip_test.parquet, round=*/candidates.parquet
+    work/5_search/        superclusters.json, flip_test.parquet, round=*/candidates.parquet, ranking.parquet
     work/6_verdict/       verdict.json, triggers.parquet
     work/7_classifier/    validation.json, roles.parquet, whole_triggers.parquet, family_*_model_*.safetensors
     work/8_scores/        part-*.parquet: the score, the fate and the trigger's box of each image
@@ -147,16 +147,20 @@ CLUSTER_SCHEMA = pa.schema(
 SUPERCLUSTERS = "superclusters.json"
 FLIP_TEST = "flip_test.parquet"
 FLIP_TEST_SCHEMA = pa.schema([("image_id", pa.string()), ("cluster", pa.int32())])
+"""The first flip-test images: those that every candidate is pasted on."""
+FLIP_CLUSTERS = "flip_clusters.json"
+"""The clusters of all flip-test images, in order, and how many of the images leave theirs unchanged."""
 ROUND_STATE = "live.json"
 CANDIDATES = "candidates.parquet"
+READINGS = ("changed", "gain", "supercluster_gain")
+"""The readings of the poison score: counts of flip-test images."""
 CANDIDATE_SCHEMA = pa.schema(
     [
         ("image_id", pa.string()),
         ("cluster", pa.int32()),
+        ("own", pa.int32()),
         *_BOX,
-        ("changed", pa.int32()),
-        ("gain", pa.int32()),
-        ("supercluster_gain", pa.int32()),
+        *((name, pa.int32()) for name in READINGS),
         ("n_flip", pa.int32()),
         ("score", pa.float32()),
         ("occlusion_flips", pa.bool_()),
@@ -164,12 +168,25 @@ CANDIDATE_SCHEMA = pa.schema(
         ("landed", pa.list_(pa.int32())),
     ]
 )
+"""`cluster`: of the stored feature; `own`: found in one pass with the masked images, and the same but for
+rounding."""
+RANKING = "ranking.parquet"
+RANKING_SCHEMA = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("rank", pa.int32()),
+        ("n_flip", pa.int32()),
+        *((name, pa.int32()) for name in READINGS),
+        ("score", pa.float32()),
+    ]
+)
+"""Each candidate's counts over all images that it was pasted on. Not written where all were pasted on all."""
 
 # 6_verdict
 VERDICT_FILE = "verdict.json"
 TRIGGERS = "triggers.parquet"
 TRIGGER_SCHEMA = pa.schema(
-    [field for field in CANDIDATE_SCHEMA if field.name != "landed"]
+    [field for field in CANDIDATE_SCHEMA if field.name not in ("own", "landed")]
     + [pa.field("family", pa.int32()), pa.field("rank", pa.int32())]
 )
 

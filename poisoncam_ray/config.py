@@ -137,6 +137,18 @@ class Cluster(Section):
     """The most rows that k-means is trained on. The others are only assigned."""
 
 
+class Race(Section):
+    """How many flip-test images a window is pasted on. The verdict rests on the first images, the same for
+    all windows. Only the ranking of the best windows uses the others, and spends them on the best alone."""
+
+    first: Count = 64
+    """Flip-test images that every window is pasted on. From flip_images on there is no race."""
+    factor: Annotated[int, Field(ge=2)] = 4
+    """By how much the images of those in the race grow from rung to rung."""
+    keep: Annotated[float, Field(ge=0, le=1)] = 0.0625
+    """Share of the windows that comes to the next rung. 0: no race."""
+
+
 class Search(Section):
     """Cluster Activation Masking, the poison score, and the pruning of clusters."""
 
@@ -158,11 +170,16 @@ class Search(Section):
     dropped, a shown window costs a tenth of a hidden one."""
     scales: tuple[Annotated[float, Field(gt=0, le=8)], ...] = (1.0,)
     """Sizes of the pasted window, as multiples of `window`. Each image keeps the best. More than one size
-    finds triggers that are larger or smaller than the window; each costs flip_images forwards a candidate."""
+    finds triggers that are larger or smaller than the window; each costs race.first forwards a candidate."""
     reading: Literal["changed", "gain", "supercluster_gain"] = "supercluster_gain"
     """The reading of the poison score that ranks candidates. The paper counts all changed images, PatchSearch
     the net gain of the candidate's cluster; the default is the net gain of its supercluster."""
     flip_images: Count = 100
+    """Images of the flip test, from all clusters in turn."""
+    race: Race = Race()
+    """first: flip-test images that every window is pasted on. Evidence rests on these, and from flip_images
+    on there is no race. The best share `keep` is pasted on `factor` times as many, and so on up to
+    flip_images: this ranks the windows."""
     per_cluster: Count = 2
     prune: Annotated[float, Field(gt=0, lt=1)] = 0.25
     min_live: Count = 8
@@ -221,8 +238,12 @@ class Clean(Section):
 
 
 class Resources(Section):
-    """What each Ray actor asks for. No fingerprint holds it, because it changes results by rounding only:
-    more threads add in another order, and a GPU trains in bfloat16."""
+    """What each Ray actor asks for, and in which precision it computes. Only the precision is part of
+    fingerprints: the others change results by rounding at most, as more threads add in another order."""
+
+    precision: Wanted = "auto"
+    """Number format of the networks in Embed, Search and Judge. auto: bfloat16 on GPUs that have it and on
+    CPUs that are faster in it, else float32. A run folder keeps what was decided when it was begun."""
 
     min_actors: Count = 1
     """Actors that Embed and Judge start with."""

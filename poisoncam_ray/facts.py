@@ -154,16 +154,34 @@ class Clustered(Facts):
 
 @dataclass(frozen=True)
 class Searched(Facts):
-    """Facts of Search. `stopped`: why there was no further round."""
+    """Facts of Search.
+
+    Attributes:
+        stopped: why there was no further round.
+        best_score: of the first flip-test images.
+        flip_images: flip-test images in all.
+        unchanged_flips: how many of them leave their cluster when they are embedded again, with nothing
+            pasted. There should be none: rounding would be taken for evidence.
+        other_own: candidates whose image lies in another cluster than its stored feature, which has fewer
+            digits. They are compared with the former, so they do no harm.
+    """
 
     candidates: int
     rounds: int
     stopped: str
     best_score: float
+    flip_images: int = 0
+    unchanged_flips: int = 0
+    other_own: int = 0
 
     @property
     def summary(self) -> str:
-        return f"{self.candidates:,} candidates in {self.rounds} rounds, best score {self.best_score:.2f}"
+        said = f"{self.candidates:,} candidates in {self.rounds} rounds, best score {self.best_score:.2f}"
+        if self.unchanged_flips:
+            said += (
+                f"; {self.unchanged_flips} of {self.flip_images} unchanged images change cluster by rounding"
+            )
+        return said
 
 
 @dataclass(frozen=True)

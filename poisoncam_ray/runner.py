@@ -6,7 +6,7 @@ import platform
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from typing import Any
 
@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 import poisoncam_ray
 from poisoncam_ray import artifact, metrics
-from poisoncam_ray.config import Config
+from poisoncam_ray.config import Config, Precision
 from poisoncam_ray.corpus import Corpus, open_by
 from poisoncam_ray.errors import LedgerError, UserError
 from poisoncam_ray.fingerprint import differences, fingerprint
@@ -63,13 +63,14 @@ class Runner:
     ) -> None:
         # Workers have working folders of their own, so a relative path would mean another place there.
         self.input_uri, output_uri = absolute(input_uri), absolute(output_uri)
-        self.config, self.stages, self.folder = config, list(stages), Folder(output_uri)
+        self.wanted, self.stages, self.folder = config, list(stages), Folder(output_uri)
         self.redone = _from(self.stages, redo)
         if f"{real_path(output_uri)}/".startswith(f"{real_path(self.input_uri).rstrip('/')}/"):
             raise UserError(
                 f"The output {output_uri} lies inside the input {self.input_uri}: give another place."
             )
         refuse_foreign(self.folder)
+        self.config = decided(config, self.folder)
         self.corpus = open_by(config.corpus, self.input_uri)
         self.sources = {source.path: [source.size, source.tag] for source in self.corpus.sources()}
         self.identities = {stage.name: self._identity(stage) for stage in self.stages}
@@ -136,12 +137,19 @@ class Runner:
         told = partial(progress.console.print, markup=False)
         with Lease(self.folder, told, work=progress.as_json) as self._lease:
             # Another driver may have begun here, with other settings, since this one was checked.
+            self._obey(decided(self.wanted, self.folder))
             self._refuse_other_work()
             self._forget()
             # The last first, as above: what is being written again must not look like a finished run.
             for stage in reversed([stage for stage in self.stages if self._is_revised(stage)]):
                 (self.folder / stage.name).delete(MANIFEST)
             return self._run(progress)
+
+    def _obey(self, config: Config) -> None:
+        """Work with another decided configuration than was known at the start."""
+        if config != self.config:
+            self.config = config
+            self.identities = {stage.name: self._identity(stage) for stage in self.stages}
 
     def _all_done(self, progress: Progress) -> list[Done] | None:
         """All stages, where each is committed; None where a review has begun to revise one meanwhile."""
@@ -324,6 +332,33 @@ def refuse_foreign(folder: Folder) -> None:
             f"The output folder {folder.uri} holds {names[0]!r} and no {artifact.RUN}, so it is no run "
             "folder: give an empty one."
         )
+
+
+def decided(config: Config, run: Folder) -> Config:
+    """The configuration with a decided precision: the user's, or the one that the run began with, or the
+    hardware's. So a run that goes on on another machine keeps its precision.
+
+    Args:
+        config: the configuration.
+        run: the run folder, of this format or empty.
+    """
+    resources = config.resources
+    if resources.precision != "auto":
+        return config
+    about = run.read_json(artifact.RUN) if run.exists(artifact.RUN) else {}
+    wanted = about.get("config", {}).get("resources", {}).get("precision", "auto")
+    if wanted == "auto":
+        wanted = _by_hardware(resources.gpus_per_actor > 0)
+    return config.model_copy(update={"resources": resources.model_copy(update={"precision": wanted})})
+
+
+@cache
+def _by_hardware(gpu: bool) -> Precision:
+    """The precision that this machine's hardware decides for. Once a process: on CPUs it is measured."""
+    # Reading a run must not wait for torch.
+    from poisoncam_ray.stages.precision import choose
+
+    return choose("auto", gpu)
 
 
 def config_of(run: Folder) -> Config:

@@ -49,6 +49,7 @@ COMMANDS = ("research", "commands", "cli")
 # What is imported inside functions, and why.
 LATE = {
     ("store", "s3"): "boto3 and aiohttp take half a second, which a local folder need not wait for",
+    ("runner", "stages.precision"): "a run can be read without torch, which takes seconds to load",
     ("results", "stages.ray_cluster"): "a run can be read without Ray, which takes seconds to load",
     (
         "method.encoder",

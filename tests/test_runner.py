@@ -6,7 +6,7 @@ import io
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,6 +15,8 @@ from PIL import Image
 from rich.console import Console
 
 from poisoncam_ray import artifact
+from poisoncam_ray import runner as module
+from poisoncam_ray.config import Config
 from poisoncam_ray.corpus.slices import source_table
 from poisoncam_ray.defence import stages as defence
 from poisoncam_ray.errors import LedgerError, UserError
@@ -78,6 +80,13 @@ class Second(Stage):
         return Outcome(Said(), Ledger(read.rows_out, read.rows_out - self.lost))
 
 
+class Computes(Second):
+    """Runs a network."""
+
+    def depends_on(self, config: Config) -> dict[str, Any]:
+        return {"resources.precision": config.resources.precision}
+
+
 def write_shard(path: Path, rows: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     sink = io.BytesIO()
@@ -100,8 +109,8 @@ def out(tmp_path) -> Path:
 def run(corpus: Path, out: Path, *overrides: str, stages: list[Stage] | None = None):
     """What was done, and what the user read."""
     console = Console(record=True, file=io.StringIO(), soft_wrap=True)
-    runner = Runner(str(corpus), str(out), load_config(overrides=overrides), stages or [First(), Second()])
-    return runner.run(Progress(console)), console.export_text()
+    work = Runner(str(corpus), str(out), load_config(overrides=overrides), stages or [First(), Second()])
+    return work.run(Progress(console)), console.export_text()
 
 
 def refusal(corpus: Path, out: Path, *overrides: str, stages: list[Stage] | None = None) -> str:
@@ -392,7 +401,10 @@ def test_the_run_says_what_made_it(corpus, out):
     run(corpus, out)
     about = json.loads((out / "run.json").read_text())
     assert about["format"] == artifact.FORMAT and about["input"] == str(corpus)
-    assert about["config"] == load_config().model_dump(mode="json")
+    decided = about["config"]["resources"].pop("precision")
+    given = load_config().model_dump(mode="json")
+    assert decided in ("float32", "bfloat16") and given["resources"].pop("precision") == "auto"
+    assert about["config"] == given
     assert {"poisoncam_ray", "python", "ray", "torch", "pyarrow"} <= set(about["versions"])
 
 
@@ -418,3 +430,43 @@ def test_what_an_artifact_was_made_from_is_forgotten_last(corpus, out, monkeypat
     second = [name for name in order if name.startswith("work/2_second")]
     assert second == [f"work/2_second/{MANIFEST}", "work/2_second/half.json", "work/2_second/"]
     assert order.index("rows/") < order.index("work/2_second/half.json")
+
+
+def test_a_run_keeps_the_precision_that_it_began_with(corpus, out, monkeypatch):
+    """Another machine goes on with it, and an explicit other one is refused."""
+
+    def machine(precision: str) -> None:
+        monkeypatch.setattr(module, "_by_hardware", lambda gpu: precision)
+
+    def recorded() -> str:
+        return json.loads((out / artifact.RUN).read_text())["config"]["resources"]["precision"]
+
+    machine("bfloat16")
+    with pytest.raises(RuntimeError, match="went away"):
+        run(corpus, out, stages=[First(), Computes(failures=1)])
+    assert recorded() == "bfloat16"
+    machine("float32")
+    said = refusal(corpus, out, "resources.precision=float32", stages=[First(), Computes()])
+    assert "resources.precision: 'bfloat16' then, 'float32' now" in said
+    done, _ = run(corpus, out, stages=[First(), Computes()])
+    assert done[1].manifest.identity["resources.precision"] == recorded() == "bfloat16"
+    assert Runner.of_run(str(out), [First(), Computes()]).config.resources.precision == "bfloat16"
+
+
+def test_a_driver_obeys_what_another_has_decided_meanwhile(corpus, out, monkeypatch):
+    stages = [First(), Computes()]
+    monkeypatch.setattr(module, "_by_hardware", lambda gpu: "float32")
+    late = Runner(str(corpus), str(out), load_config(), stages)
+    monkeypatch.setattr(module, "_by_hardware", lambda gpu: "bfloat16")
+    run(corpus, out, stages=stages)
+    assert late.config.resources.precision == "float32"
+    done = late.run(Progress(Console(file=io.StringIO())))
+    assert [one.reused for one in done] == [True, True]
+
+
+def test_the_precision_is_decided_by_the_resources_of_the_actors(corpus, out, monkeypatch):
+    asked = []
+    monkeypatch.setattr(module, "_by_hardware", lambda gpu: asked.append(gpu) or "float32")
+    run(corpus, out, "resources.gpus_per_actor=0.5")
+    run(corpus, out.parent / "other", "resources.precision=bfloat16")
+    assert set(asked) == {True}

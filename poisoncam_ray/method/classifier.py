@@ -45,7 +45,7 @@ class PoisonClassifier(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """logit_B of images x_BCHW, float in [0, 1]."""
-        return self.head(self.encoder(x_BCHW))[:, 0]
+        return self.head(self.encoder.feature(x_BCHW))[:, 0]
 
 
 def train_classifier(

@@ -7,6 +7,8 @@ of a cluster would pay for it.
 B images   C channels (3 at the input)   H, W pixels or cells   T patch tokens   D feature dimensions
 """
 
+import copy
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -30,6 +32,7 @@ class Encoder(nn.Module):
     Attributes:
         dim: feature dimensions.
         patch_size: side of a patch in pixels; None for a convolutional network.
+        frozen: the copy of the backbone in bfloat16 that `embed` runs (`freeze`); None in float32.
     """
 
     pixel_mean: Tensor
@@ -42,6 +45,7 @@ class Encoder(nn.Module):
         self.image_size = image_size
         self.is_vit = hasattr(backbone, "patch_embed")
         self.patch_size: int | None = backbone.patch_embed.patch_size[0] if self.is_vit else None
+        self.frozen: Any = None
         # Not persistent: these are constants, which other people's checkpoints do not carry.
         self.register_buffer("pixel_mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
@@ -51,10 +55,44 @@ class Encoder(nn.Module):
         tokens = self.backbone.forward_features((x_BCHW - self.pixel_mean) / self.pixel_std)
         return self.backbone.forward_head(tokens, pre_logits=True)
 
+    def freeze(self, dtype: torch.dtype) -> "Encoder":
+        """Let `embed` and `feature` compute in this number format from now on, with weights cast once.
+
+        Gradients and feature maps stay in float32. Call it after the weights are loaded.
+
+        Returns:
+            This encoder, in evaluation mode.
+        """
+        self.eval().frozen = None
+        if dtype != torch.float32:
+            self.frozen = low_copy(self.backbone, dtype, channels_last=not self.is_vit)
+        return self
+
     def embed(self, x_BCHW: Tensor) -> Tensor:
         """The feature f_BD of images x_BCHW, float in [0, 1], with length 1, float32 at any precision of the
         network. Clusters are made of these."""
-        return F.normalize(self(x_BCHW).float(), dim=1)
+        return F.normalize(self.feature(x_BCHW), dim=1)
+
+    def feature(self, x_BCHW: Tensor) -> Tensor:
+        """The pooled feature f_BD of images x_BCHW, float in [0, 1]: float32, computed as `freeze` says."""
+        if self.frozen is None:
+            return self(x_BCHW).float()
+        with self.autocast():
+            x_BCHW = (x_BCHW - self.pixel_mean) / self.pixel_std
+            if not self.is_vit:
+                x_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last)
+            # Pooled in float32: a mean in bfloat16 would have three digits.
+            tokens = self.frozen.forward_features(x_BCHW).float()
+            return self.frozen.forward_head(tokens, pre_logits=True).float()
+
+    @property
+    def inference(self) -> Any:
+        """The network that `embed` runs, for `autocast`."""
+        return self.backbone if self.frozen is None else self.frozen
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The context in which `inference` computes at the precision of `freeze`."""
+        return torch.autocast(self.pixel_mean.device.type, torch.bfloat16, enabled=self.frozen is not None)
 
     def feature_map(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """The feature, and the last spatial layer it depends on, for gradients of one by the other.
@@ -123,6 +161,21 @@ def build_encoder(
     if patch_size is not None and not hasattr(backbone, "patch_embed"):
         raise ValueError(f"'{name}' has no patches: leave patch_size out.")
     return Encoder(backbone, image_size)
+
+
+def low_copy(network: nn.Module, dtype: torch.dtype, channels_last: bool) -> nn.Module:
+    """A copy for inference under autocast, whose matrices and filters are cast once and for all.
+
+    Args:
+        network: in evaluation mode.
+        dtype: of the matrices and filters. Norms and positions stay float32.
+        channels_last: whether filters are laid out for images whose channels come last.
+    """
+    low = copy.deepcopy(network).requires_grad_(False)
+    for module in low.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            module.to(dtype)
+    return low.to(memory_format=torch.channels_last) if channels_last else low
 
 
 class ResNetTiny(nn.Module):

@@ -61,17 +61,18 @@ def embed_shown(
     Returns:
         f_MD, of length 1, as Encoder.embed gives it.
     """
-    vit = encoder.backbone
-    if _is_patchwise(vit):
-        token_MTD = _project(encoder, x_NCHW, fill_NC, m_BHW, image_M, mask_M, at_MT)
-    else:
-        # A stem whose patches overlap needs the whole image.
-        m_M1HW = m_BHW[mask_M][:, None].to(x_NCHW)
-        painted_MCHW = torch.lerp(fill_NC[image_M][:, :, None, None], x_NCHW[image_M], m_M1HW)
-        token_MGD = vit.patch_embed((painted_MCHW - encoder.pixel_mean) / encoder.pixel_std)
-        token_MTD = _of(token_MGD.reshape(len(at_MT), -1, token_MGD.shape[-1]), at_MT)
-    token_MTD = vit.norm_pre(_placed(vit, token_MTD, at_MT))
-    f_MD = vit.forward_head(vit.norm(vit.blocks(token_MTD)), pre_logits=True)
+    vit = encoder.inference
+    with encoder.autocast():
+        if _is_patchwise(vit):
+            token_MTD = _project(encoder, x_NCHW, fill_NC, m_BHW, image_M, mask_M, at_MT)
+        else:
+            # A stem whose patches overlap needs the whole image.
+            m_M1HW = m_BHW[mask_M][:, None].to(x_NCHW)
+            painted_MCHW = torch.lerp(fill_NC[image_M][:, :, None, None], x_NCHW[image_M], m_M1HW)
+            token_MGD = vit.patch_embed((painted_MCHW - encoder.pixel_mean) / encoder.pixel_std)
+            token_MTD = _of(token_MGD.reshape(len(at_MT), -1, token_MGD.shape[-1]), at_MT)
+        token_MTD = vit.norm_pre(_placed(vit, token_MTD, at_MT))
+        f_MD = vit.forward_head(vit.norm(vit.blocks(token_MTD)).float(), pre_logits=True)
     return F.normalize(f_MD.float(), dim=1)
 
 
@@ -91,7 +92,8 @@ def _project(
     at_MT: Tensor,
 ) -> Tensor:
     """The tokens token_MTD of the shown patches, without their positions; the other patches are not read."""
-    embed, patch = encoder.backbone.patch_embed, encoder.backbone.patch_embed.patch_size[0]
+    embed = encoder.inference.patch_embed
+    patch = embed.patch_size[0]
     x_MTCpp = patches(x_NCHW, patch)[image_M[:, None], at_MT]
     m_MT1pp = patches(m_BHW[:, None], patch)[mask_M[:, None], at_MT].to(x_MTCpp)
     painted_MTCpp = torch.lerp(fill_NC[image_M][:, None, :, None, None], x_MTCpp, m_MT1pp)

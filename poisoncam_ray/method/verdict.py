@@ -62,16 +62,19 @@ class VerdictRules:
 
 @dataclass(frozen=True)
 class Candidates:
-    """What the search found out about every candidate window, best score first, ties by image id.
+    """What the search found out about every candidate window, the best first by their scores over the images
+    that the evidence rests on, ties by image id.
 
     Attributes:
         cluster_N: int64, the cluster of the window's own image.
-        score_N: float64, 0 … 1, the poison score that ranked the candidates.
+        score_N: float64, 0 … 1, the poison score over all images that the window was pasted on.
         flips_N: bool, whether the image leaves its cluster when its window is occluded.
         landed_NF: integer, the cluster of each flip-test image with the window pasted.
         thumbnail_NCss: float in [0, 1], the windows as thumbnails.
         y_F: int64, the cluster of each flip-test image as it is.
         supercluster_K: int64, the supercluster of each cluster.
+        ranking_N: int64, the candidates from the best down by more flip-test images than the evidence rests
+            on, which only the best were pasted on; None: by score.
     """
 
     cluster_N: Tensor
@@ -81,6 +84,14 @@ class Candidates:
     thumbnail_NCss: Tensor
     y_F: Tensor
     supercluster_K: Tensor
+    ranking_N: Tensor | None = None
+
+    @property
+    def order_N(self) -> Tensor:  # noqa: N802
+        """The candidates, the best first: orders what the verdict finds. Evidence does not depend on it."""
+        if self.ranking_N is not None:
+            return self.ranking_N
+        return self.score_N.cpu().argsort(descending=True, stable=True)
 
     @property
     def step(self) -> float:
@@ -128,7 +139,7 @@ def decide(tried: Candidates, false_alarm_rate: float, rules: VerdictRules) -> D
     family_N = torch.ones_like(group_N)
     if asked:
         family_N = trigger_families(tried, suspects.suspect_N, group_N, super_N, rules)
-    return Decision(suspects, group_N, family_N, _kept(family_N, rules.max_kept))
+    return Decision(suspects, group_N, family_N, _kept(family_N, tried.order_N, rules.max_kept))
 
 
 def window_groups(thumbnail_NCss: Tensor, super_N: Tensor, rules: VerdictRules) -> Tensor:
@@ -377,13 +388,13 @@ def trigger_families(
         family_N, int64: from 1, by falling best score; 0 for windows of no family.
     """
     family_N = torch.zeros(len(group_N), dtype=torch.int64)
-    i_S = _best_suspects(suspect_N, group_N, rules.max_family_windows)
+    i_S = _best_suspects(suspect_N, group_N, tried.order_N, rules.max_family_windows)
     if not len(i_S):
         return family_N
     n_clusters = len(tried.supercluster_K)
     effect_SK = F.normalize(_changes(tried.landed_NF[i_S], tried.y_F, n_clusters).clamp(min=0), dim=1)
     by_pattern_S = group_N[i_S] != super_N[i_S]
-    order = tried.score_N[i_S].cpu().argsort(descending=True, stable=True).tolist()
+    order = tried.order_N.argsort()[i_S].argsort().tolist()
     by_look = _lookalikes(tried.thumbnail_NCss[i_S], order, rules)
     large = [group for group in by_look if len(group) >= rules.min_lookalikes]
     found = [group for group in large if by_pattern_S[group].double().mean() > 0.5]
@@ -402,11 +413,11 @@ def trigger_families(
     return family_N
 
 
-def _best_suspects(suspect_N: Tensor, group_N: Tensor, most: int) -> Tensor:
+def _best_suspects(suspect_N: Tensor, group_N: Tensor, order_N: Tensor, most: int) -> Tensor:
     """i_S: all suspects, or of each group the best. A strong attacker must leave room for a weaker one."""
-    i_S = suspect_N.nonzero()[:, 0]
+    i_S = order_N[suspect_N[order_N]]
     if len(i_S) <= most:
-        return i_S
+        return i_S.sort().values
     groups_U = group_N[i_S].unique()
     share = max(1, most // len(groups_U))
     return torch.cat([i_S[group_N[i_S] == group][:share] for group in groups_U]).sort().values
@@ -442,8 +453,9 @@ def _join(
         sums[nearest] = sums[nearest] + total_K
 
 
-def _kept(family_N: Tensor, most: int) -> Tensor:
+def _kept(family_N: Tensor, order_N: Tensor, most: int) -> Tensor:
     """kept_M: the `most` best candidates, and as many of each family, best first."""
+    ranked_N = family_N[order_N]
     best = [torch.arange(min(most, len(family_N)))]
-    best += [(family_N == f).nonzero()[:most, 0] for f in range(1, int(family_N.max()) + 1)]
-    return torch.cat(best).unique(sorted=True)
+    best += [(ranked_N == f).nonzero()[:most, 0] for f in range(1, int(family_N.max()) + 1)]
+    return order_N[torch.cat(best).unique(sorted=True)]

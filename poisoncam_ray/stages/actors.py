@@ -20,7 +20,7 @@ class ActorGroup:
     held here keep the arguments for as long as the group exists.
 
     Attributes:
-        actors: the actors. Their class has the methods `ready()` and `work(chunk)`.
+        actors: the actors. Their class has the method `ready()`.
         arguments: references to the constructor's arguments.
     """
 
@@ -40,30 +40,34 @@ class ActorGroup:
         return cls([actor.remote(*references) for _ in range(n)], references)
 
 
-def run_on(group: ActorGroup, chunks: list[Any]) -> Iterator[Any]:
-    """Call `work(chunk)` for every chunk; each actor has one chunk at a time.
+def run_on(group: ActorGroup, chunks: list[Any], method: str = "work", at_once: int = 1) -> Iterator[Any]:
+    """Call a method with every chunk.
 
     An actor gets its first chunk when it is up: an actor that waits for a node, or whose node is gone, holds
     no chunk. The chunk of a lost actor goes to the next free actor.
 
     Args:
         group: the actors.
-        chunks: the arguments of `work`.
+        chunks: the arguments of the method.
+        method: its name.
+        at_once: chunks that an actor has at a time.
 
     Yields:
-        What `work` returns, in the order in which the calls end.
+        What the method returns, in the order in which the calls end.
 
     Raises:
         RayActorError: every actor has died more often than its `max_restarts` allows.
-        RayTaskError: `work` raised an exception.
+        RayTaskError: the method raised an exception.
     """
     left, free = list(reversed(chunks)), list[ActorHandle]()
-    starting: dict[ray.ObjectRef, ActorHandle] = {actor.ready.remote(): actor for actor in group.actors}
+    # An actor stands in these once for each chunk that it can take.
+    places = group.actors * at_once
+    starting: dict[ray.ObjectRef, ActorHandle] = {actor.ready.remote(): actor for actor in places}
     busy: dict[ray.ObjectRef, tuple[ActorHandle, Any]] = {}
     while left or busy:
         while left and free:
             actor, chunk = free.pop(), left.pop()
-            busy[actor.work.remote(chunk)] = (actor, chunk)
+            busy[getattr(actor, method).remote(chunk)] = (actor, chunk)
         ref = ray.wait([*starting, *busy], num_returns=1)[0][0]
         if ref in starting:
             actor = starting.pop(ref)

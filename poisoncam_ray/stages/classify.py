@@ -47,9 +47,13 @@ WINDOWS_PER_PICTURE = 50
 class Classify(Stage):
     name = artifact.CLASSIFIER
     title = "Classify"
-    version = 7
+    version = 8
     inputs = (artifact.INDEX, artifact.CLUSTERS, artifact.VERDICT)
     sections = ("encoder", "classify")
+
+    def depends_on(self, config: Config) -> dict[str, Any]:
+        # Thresholds are chosen at the precision that Judge scores with.
+        return {"resources.precision": config.resources.precision}
 
     def run(self, run: Run) -> Outcome:
         folder = run.folder / artifact.VERDICT

@@ -5,27 +5,33 @@ N images   B images of a batch   D feature dimensions   C channels   H = W image
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
 
 from poisoncam_ray import artifact, facts, metrics
-from poisoncam_ray.config import Config
+from poisoncam_ray.config import Config, Wanted
 from poisoncam_ray.folder import Folder, Ledger, part_name
 from poisoncam_ray.method.encoder import Encoder, build_encoder
 from poisoncam_ray.stage import Outcome, Run, Stage
 from poisoncam_ray.stages.compute import device, set_up
 from poisoncam_ray.stages.dataflow import fill_parts, stream_images
 from poisoncam_ray.stages.pixels import Pixels
+from poisoncam_ray.stages.precision import dtype_of
 
 
 class Embed(Stage):
     name = artifact.FEATURES
     title = "Embed"
-    version = 3
+    version = 4
     inputs = (artifact.INDEX, artifact.ENCODER)
     sections = ("encoder", "embed")
+
+    def depends_on(self, config: Config) -> dict[str, Any]:
+        return {"resources.precision": config.resources.precision}
 
     def run(self, run: Run) -> Outcome:
         arguments = (run.config, run.folder / artifact.ENCODER, run.out)
@@ -39,7 +45,8 @@ class EmbedSlice:
 
     def __init__(self, config: Config, encoder: Folder, out: Folder) -> None:
         set_up(config.resources)
-        self.encoder, self.out, self.batch_size = load_encoder(encoder), out, config.embed.batch_size
+        self.encoder = load_encoder(encoder, config.resources.precision)
+        self.out, self.batch_size = out, config.embed.batch_size
 
     def __call__(self, index: int, ids: list[str], x_NCHW: Pixels) -> dict[str, int]:
         f_ND = embed_images(self.encoder, torch.from_numpy(x_NCHW), self.batch_size)
@@ -54,12 +61,17 @@ def write_encoder(config: Config, encoder: Encoder, folder: Folder) -> None:
     folder.write_json(artifact.ENCODER_CONFIG, config.encoder.model_dump() | {"dim": encoder.dim})
 
 
-def load_encoder(folder: Folder) -> Encoder:
-    """The committed encoder in evaluation mode, on this process's device."""
+def load_encoder(folder: Folder, precision: Wanted = "float32") -> Encoder:
+    """The committed encoder in evaluation mode, on this process's device.
+
+    Args:
+        folder: the artifact of Pretrain.
+        precision: of `Encoder.embed`, as the run has decided it; undecided, it is float32.
+    """
     made = folder.read_json(artifact.ENCODER_CONFIG)
     encoder = build_encoder(made["backbone"], made["image_size"], made["patch_size"])
     encoder.load_state_dict(folder.read_tensors(artifact.WEIGHTS))
-    return encoder.to(device()).eval()
+    return encoder.to(device()).freeze(dtype_of(precision))
 
 
 @torch.inference_mode()

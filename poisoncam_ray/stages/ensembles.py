@@ -19,6 +19,7 @@ from poisoncam_ray.method.classifier import PoisonClassifier, poison_logit
 from poisoncam_ray.method.localise import locate
 from poisoncam_ray.stages.compute import device
 from poisoncam_ray.stages.crops import from_png
+from poisoncam_ray.stages.precision import dtype_of
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,8 @@ def load_models(config: Config, classifier: Folder, family: int) -> list[nn.Modu
     for i in range(config.classify.models):
         model = PoisonClassifier(config.encoder.image_size)
         model.load_state_dict(classifier.read_tensors(artifact.model_name(family, i)))
-        models.append(model.to(device()).eval())
+        model.to(device()).eval().encoder.freeze(dtype_of(config.resources.precision))
+        models.append(model)
     return models
 
 

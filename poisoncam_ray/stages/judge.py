@@ -9,6 +9,7 @@ box_N4 integer [x0, y0, x1, y1)
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -30,9 +31,12 @@ from poisoncam_ray.store import in_parallel
 class Judge(Stage):
     name = artifact.SCORES
     title = "Judge"
-    version = 6
+    version = 7
     inputs = (artifact.INDEX, artifact.CLASSIFIER)
     sections = ("encoder",)
+
+    def depends_on(self, config: Config) -> dict[str, Any]:
+        return {"resources.precision": config.resources.precision}
 
     def run(self, run: Run) -> Outcome:
         folders = (run.folder / artifact.INDEX, run.folder / artifact.CLASSIFIER, run.out)

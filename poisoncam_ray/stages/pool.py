@@ -32,14 +32,12 @@ class Pool:
         ids: P image ids, the first of each cluster in a seeded random order.
         y_P: their clusters.
         flip_ids: F ids of the flip-test images, the nearest to their centroids, from all clusters in turn.
-        flip_y_F: their clusters.
         n_clusters: K.
     """
 
     ids: pa.ChunkedArray
     y_P: Tensor
     flip_ids: list[str]
-    flip_y_F: Tensor
     n_clusters: int
 
 
@@ -56,7 +54,7 @@ def assignments(clusters: Folder) -> Iterator[pa.Table]:
         yield pa.concat_tables(in_parallel(clusters.read_table, names[first : first + PARTS_AT_ONCE]))
 
 
-def gather_pool(clusters: Folder, per_cluster: int, n_flip: int, n_clusters: int) -> Pool:
+def gather_pool(clusters: Folder, per_cluster: int, n_flip: int, n_clusters: int, seed: int) -> Pool:
     """Choose the images of the search in one pass over the assignments.
 
     Memory holds at most 2 · (per_cluster + n_flip / K) rows of each cluster, and the rows just read.
@@ -66,6 +64,8 @@ def gather_pool(clusters: Folder, per_cluster: int, n_flip: int, n_clusters: int
         per_cluster: images of each cluster, at most.
         n_flip: flip-test images, at most.
         n_clusters: K.
+        seed: draws the order in which clusters take turns to give a flip-test image: any first images lie in
+            clusters from everywhere.
     """
     near = -(-n_flip // n_clusters)
     unmerged: list[pa.Table] = []
@@ -87,11 +87,11 @@ def gather_pool(clusters: Folder, per_cluster: int, n_flip: int, n_clusters: int
         drawn, nearest = merge()
     assert drawn is not None and nearest is not None
     # The nearest image of every cluster comes first, then the second nearest of every cluster, and so on.
-    turns = np.argsort(_place_in_cluster(nearest), kind="stable")[:n_flip]
+    turn_K = np.array([image_seed(seed, f"cluster {k}") for k in range(n_clusters)])
+    turns = np.lexsort((turn_K[nearest["cluster"].to_numpy()], _place_in_cluster(nearest)))[:n_flip]
     y_P = torch.from_numpy(drawn["cluster"].to_numpy().astype(np.int64))
-    flip = nearest.take(pa.array(turns))
-    flip_y_F = torch.from_numpy(flip["cluster"].to_numpy().astype(np.int64))
-    return Pool(drawn["image_id"], y_P, flip["image_id"].to_pylist(), flip_y_F, n_clusters)
+    flip_ids = nearest["image_id"].take(pa.array(turns)).to_pylist()
+    return Pool(drawn["image_id"], y_P, flip_ids, n_clusters)
 
 
 def lowest_of_each(table: pa.Table, key: str, most: int) -> pa.Table:

@@ -1,52 +1,52 @@
 """Search: Cluster Activation Masking and poison scores, in rounds.
 
 Each round is committed on its own. The driver holds the clusters, counters and a bounded pool of images of
-each cluster, never all rows.
+each cluster, never all rows. After the last round the best candidates of all rounds race (ranking.py).
 
-N candidates   P images of the pool, also those picked   F flip-test images   C channels   H = W image side
-B masks   K clusters   D feature dimensions   box_N4 integer [x0, y0, x1, y1)
+P images of the pool, also those picked   F flip-test images   K clusters   D feature dimensions
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 import torch
 from torch import Tensor
 
-from poisoncam_ray import artifact, facts, metrics
-from poisoncam_ray.artifact import CANDIDATE_SCHEMA, SIDES
+from poisoncam_ray import artifact, facts
+from poisoncam_ray.artifact import CANDIDATE_SCHEMA
 from poisoncam_ray.config import Config
-from poisoncam_ray.corpus import Corpus
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.folder import Folder
 from poisoncam_ray.method import prune
-from poisoncam_ray.method.cam import gradcam_windows, mean_colour, refine_windows, windows_in_one_pass
-from poisoncam_ray.method.clusters import assign, auto_k, superclusters
-from poisoncam_ray.method.encoder import Encoder
-from poisoncam_ray.method.geometry import about_centres, crop
-from poisoncam_ray.method.masked import Hiding
-from poisoncam_ray.method.masks import cell_of_patches, keep_only, make_masks
-from poisoncam_ray.method.score import occlusion_flips, poison_scores, supercluster_gain
+from poisoncam_ray.method.clusters import auto_k, superclusters
 from poisoncam_ray.stage import Outcome, Run, Stage
 from poisoncam_ray.stages.actors import ActorGroup, run_on
 from poisoncam_ray.stages.cluster import read_centroids
-from poisoncam_ray.stages.compute import device, set_up
-from poisoncam_ray.stages.crops import to_png
-from poisoncam_ray.stages.embed import embed_images, load_encoder
-from poisoncam_ray.stages.pixels import Pixels, fetch_images
-from poisoncam_ray.stages.pool import Pool, gather_pool, image_seed
+from poisoncam_ray.stages.pixels import fetch_images
+from poisoncam_ray.stages.pool import Pool, gather_pool
+from poisoncam_ray.stages.ranking import first_images, rank_candidates, read_round
 from poisoncam_ray.stages.ray_cluster import RESTARTS, actors_at_most
+from poisoncam_ray.stages.scorer import Chunk, Scorer
+
+CALLS_AT_ONCE = 2
+"""Of one actor: one reads and decodes its images while the other computes."""
 
 
 class Search(Stage):
     name = artifact.SEARCH
     title = "Search"
-    version = 17
+    version = 18
     inputs = (artifact.INDEX, artifact.ENCODER, artifact.CLUSTERS)
     sections = ("encoder", "search")
+
+    def depends_on(self, config: Config) -> dict[str, Any]:
+        return {"resources.precision": config.resources.precision}
 
     def check(self, config: Config, rows: int | None) -> None:
         settings = config.search
@@ -73,11 +73,12 @@ class Search(Stage):
             )
         most = settings.per_cluster * prune.most_rounds(k, rules)
         run.progress.update(0, note="reading the clusters of all images")
-        pool = gather_pool(clusters, most, settings.flip_images, k)
-        run.out.write_table(artifact.FLIP_TEST, flip_test_table(pool))
+        pool = gather_pool(clusters, most, settings.flip_images, k, seed)
+        scorers = cache(lambda: start_scorers(run, pool, supercluster_K))
+        y_F, unchanged = flip_test(run.out, pool, first_images(settings, len(pool.flip_ids)), scorers)
+        first_y_F = y_F[: first_images(settings, len(y_F))]
         state = prune.start(pool.y_P, pool.n_clusters)
         turn_P = prune.turns(pool.y_P, seed)
-        scorers = None
         while True:
             picks = prune.picks(state, rules, pool.y_P, turn_P).tolist()
             stopped = prune.reason_to_stop(state, rules, len(picks))
@@ -85,8 +86,7 @@ class Search(Stage):
                 break
             folder = run.out / artifact.round_name(state.round)
             if not folder.exists(artifact.ROUND_STATE):
-                scorers = scorers or start_scorers(run, pool, supercluster_K)
-                found = score_round(scorers, run, pool, picks, state)
+                found = score_round(scorers(), run, pool, picks, state, first_y_F)
                 folder.write_table(artifact.CANDIDATES, found)
             table = folder.read_table(artifact.CANDIDATES, ["cluster", "score"])
             cluster_P, score_P = (torch.tensor(table[name].to_pylist()) for name in ("cluster", "score"))
@@ -97,7 +97,17 @@ class Search(Stage):
                 folder.write_json(
                     artifact.ROUND_STATE, {"live": list(state.live), "best": best, "scored": state.scored}
                 )
-        return Outcome(facts.Searched(state.scored, state.round, stopped, best_score=max(state.best)))
+        rank_candidates(run, y_F, state.round, scorers)
+        said = facts.Searched(
+            state.scored,
+            state.round,
+            stopped,
+            best_score=max(state.best),
+            flip_images=len(y_F),
+            unchanged_flips=unchanged,
+            other_own=sum(count_other_own(run.out, i) for i in range(state.round)),
+        )
+        return Outcome(said)
 
 
 def rules_of(config: Config) -> prune.SearchRules:
@@ -122,17 +132,37 @@ def superclusters_of(out: Folder, c_KD: Tensor, seed: int) -> Tensor:
     return torch.tensor(out.read_json(artifact.SUPERCLUSTERS))
 
 
-def flip_test_table(pool: Pool) -> pa.Table:
-    """The flip-test images and their clusters, as the verdict needs them."""
-    columns = {"image_id": pool.flip_ids, "cluster": pool.flip_y_F.tolist()}
-    return pa.table(columns, schema=artifact.FLIP_TEST_SCHEMA)
+def flip_test(
+    out: Folder, pool: Pool, first: int, scorers: Callable[[], ActorGroup]
+) -> tuple[list[int], int]:
+    """The clusters of the flip-test images, and how many of the images leave theirs unchanged: computed once,
+    by the actors, at the precision of the pastes, and read by a resumed search.
+
+    Writes FLIP_TEST for the verdict: the `first` images, which every candidate is pasted on.
+    """
+    if not out.exists(artifact.FLIP_CLUSTERS):
+        (found,) = run_on(scorers(), [None], "flip_clusters")
+        out.write_json(artifact.FLIP_CLUSTERS, {"clusters": found[0], "unchanged_flips": found[1]})
+    made = out.read_json(artifact.FLIP_CLUSTERS)
+    columns = {"image_id": pool.flip_ids[:first], "cluster": made["clusters"][:first]}
+    out.write_table(artifact.FLIP_TEST, pa.table(columns, schema=artifact.FLIP_TEST_SCHEMA))
+    return made["clusters"], made["unchanged_flips"]
+
+
+def count_other_own(search: Folder, number: int) -> int:
+    """How many images of a round rounding has moved out of the cluster of their stored feature."""
+    table = read_round(search, number, ["cluster", "own"])
+    return pc.sum(pc.not_equal(table["cluster"], table["own"])).as_py() or 0
 
 
 def start_scorers(run: Run, pool: Pool, supercluster_K: Tensor) -> ActorGroup:
     """Start as many scorers as a stage may have. Those without a node wait, and an autoscaler sees them."""
     resources = run.config.resources
     actor: Any = ray.remote(Scorer).options(
-        num_cpus=resources.cpus_per_actor, num_gpus=resources.gpus_per_actor, max_restarts=RESTARTS
+        num_cpus=resources.cpus_per_actor,
+        num_gpus=resources.gpus_per_actor,
+        max_restarts=RESTARTS,
+        max_concurrency=CALLS_AT_ONCE,
     )
     folders = (run.folder / artifact.ENCODER, run.folder / artifact.CLUSTERS)
     flip_FCHW = fetch_images(run.corpus, run.config, pool.flip_ids)
@@ -141,7 +171,7 @@ def start_scorers(run: Run, pool: Pool, supercluster_K: Tensor) -> ActorGroup:
 
 
 def score_round(
-    scorers: ActorGroup, run: Run, pool: Pool, picks: list[int], state: prune.SearchState
+    scorers: ActorGroup, run: Run, pool: Pool, picks: list[int], state: prune.SearchState, y_F: list[int]
 ) -> pa.Table:
     """Find and score the candidates of one round.
 
@@ -151,6 +181,7 @@ def score_round(
         pool: the images that the search draws from.
         picks: places in the pool of the images of this round.
         state: the search before the round.
+        y_F: the clusters of the flip-test images that are pasted on.
 
     Returns:
         The candidates (CANDIDATE_SCHEMA), sorted by cluster and image id.
@@ -159,7 +190,7 @@ def score_round(
     ids = pool.ids.take(pa.array(picks)).to_pylist()
     # Sorted by id: images of one row group come into one chunk, and the row group is read once.
     ordered = sorted(zip(ids, pool.y_P[picks].tolist(), strict=True))
-    chunks = [ordered[i : i + size] for i in range(0, len(ordered), size)]
+    chunks = [Chunk(ordered[i : i + size], y_F) for i in range(0, len(ordered), size)]
     # As tables: `landed` as Python numbers needs far more memory.
     found: list[pa.Table] = []
     done = state.scored
@@ -167,143 +198,8 @@ def score_round(
     most = done + len(picks) + prune.most_after(state, rules_of(run.config))
     note = f"round {state.round + 1}, {len(state.live):,} live clusters"
     run.progress.update(done, most, "candidates", note)
-    for rows in run_on(scorers, chunks):
+    for rows in run_on(scorers, chunks, at_once=CALLS_AT_ONCE):
         found.append(pa.Table.from_pylist(rows, schema=CANDIDATE_SCHEMA))
         done += len(rows)
         run.progress.update(done, most, "candidates", note)
     return pa.concat_tables(found).sort_by([("cluster", "ascending"), ("image_id", "ascending")])
-
-
-class Scorer:
-    """The actor: holds encoder, centroids and flip-test images; finds and scores candidates."""
-
-    def __init__(
-        self,
-        config: Config,
-        corpus: Corpus,
-        encoder: Folder,
-        clusters: Folder,
-        x_FCHW: Pixels,
-        supercluster_K: Tensor,
-    ) -> None:
-        set_up(config.resources)
-        self.config, self.corpus, self.device = config, corpus, device()
-        self.encoder = load_encoder(encoder)
-        self.c_KD = read_centroids(clusters).to(self.device)
-        self.supercluster_K = supercluster_K.to(self.device)
-        flip_FCHW = torch.from_numpy(x_FCHW.copy())
-        f_FD = embed_images(self.encoder, flip_FCHW, config.search.batch_size).to(self.device)
-        self.y_F = assign(f_FD, self.c_KD)[0]
-        self.x_FCHW = flip_FCHW.to(self.device).float() / 255
-        self.m_BHW = search_masks(config, self.encoder)
-
-    @ray.method(max_task_retries=-1)
-    def ready(self) -> None:
-        """Return when the actor is up, also after a restart on another node."""
-
-    def work(self, chunk: list[tuple[str, int]]) -> list[dict[str, Any]]:
-        """Find the candidate trigger of each image and score it at every scale.
-
-        Args:
-            chunk: image ids, each with the cluster that its stored feature lies in. Rounding can move an
-                image at a boundary, so masks and pastes are compared with the cluster found beside them.
-
-        Returns:
-            A row of CANDIDATE_SCHEMA for each image: the scale of its best score.
-        """
-        ids = [image_id for image_id, _ in chunk]
-        pixels = torch.from_numpy(fetch_images(self.corpus, self.config, ids))
-        x_NCHW = pixels.to(self.device).float() / 255
-        own_N, box_N4 = find_windows(self.config, self.encoder, x_NCHW, self.c_KD, self.m_BHW)
-        seeds_N = torch.tensor([image_seed(self.config.seed, image_id) for image_id in ids])
-        sizes = self.config.scales_px
-        scaled = [about_centres(box_N4, size, x_NCHW.shape[-1]) for size in sizes]
-        tried = [self._score(x_NCHW, own_N, box_N4, seeds_N) for box_N4 in scaled]
-        # Among equal scores the first scale wins.
-        best_N = torch.stack([columns["score"] for columns in tried]).argmax(dim=0).tolist()
-        metrics.count("rows", len(ids), stage=Search.title)
-        listed = [{name: column.tolist() for name, column in columns.items()} for columns in tried]
-        return [
-            {
-                "image_id": image_id,
-                "cluster": cluster,
-                **dict(zip(SIDES, scaled[scale][i].tolist(), strict=True)),
-                **{name: column[i] for name, column in listed[scale].items()},
-                "n_flip": len(self.y_F),
-                "crop": to_png(crop(x_NCHW[i : i + 1], scaled[scale][i : i + 1])[0]),
-            }
-            for i, ((image_id, cluster), scale) in enumerate(zip(chunk, best_N, strict=True))
-        ]
-
-    def _score(self, x_NCHW: Tensor, own_N: Tensor, box_N4: Tensor, seeds_N: Tensor) -> dict[str, Tensor]:
-        """Columns of CANDIDATE_SCHEMA, one row for each window."""
-        settings, fill_NC = self.config.search, mean_colour(x_NCHW)
-        changed_N, gain_N, landed_NF = poison_scores(
-            self.encoder, crop(x_NCHW, box_N4), self.x_FCHW, self.y_F, own_N, self.c_KD, seeds_N,
-            settings.batch_size,
-        )  # fmt: skip
-        readings = {
-            "changed": changed_N,
-            "gain": gain_N,
-            "supercluster_gain": supercluster_gain(landed_NF, self.y_F, own_N, self.supercluster_K),
-        }
-        flips_N = occlusion_flips(
-            self.encoder, x_NCHW, box_N4, own_N, self.c_KD, fill_NC, settings.batch_size,
-            hiding_of(self.config, self.encoder),
-        )  # fmt: skip
-        score_N = readings[settings.reading].clamp(min=0) / len(self.y_F)
-        return readings | {"score": score_N, "occlusion_flips": flips_N, "landed": landed_NF}
-
-
-def hiding_of(config: Config, encoder: Encoder) -> Hiding:
-    """How masks hide pixels from this encoder."""
-    return config.search.hiding if encoder.is_vit else "paint"
-
-
-def search_masks(config: Config, encoder: Encoder) -> Tensor | None:
-    """The masks m_BHW of the configured strategy; None for Grad-CAM, which uses none.
-
-    Where tokens are dropped, cells are made of whole patches.
-    """
-    settings, cell = config.search, config.cell_px
-    if settings.strategy == "gradcam":
-        return None
-    if hiding_of(config, encoder) == "drop" and encoder.patch_size:
-        cell = cell_of_patches(cell, encoder.patch_size)
-    generator = torch.Generator().manual_seed(config.seed)
-    side = config.encoder.image_size
-    return make_masks(settings.strategy, settings.masks, side, cell, config.window_px, generator)
-
-
-def find_windows(
-    config: Config, encoder: Encoder, x_NCHW: Tensor, c_KD: Tensor, m_BHW: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Find each image's cluster, and its candidate trigger by the configured strategy.
-
-    Args:
-        config: the configuration.
-        encoder: the encoder.
-        x_NCHW: images, floats in [0, 1].
-        c_KD: the centroids.
-        m_BHW: the masks, from `search_masks`.
-
-    Returns:
-        own_N, the clusters, and box_N4 in pixels of x_NCHW.
-    """
-    settings, fill_NC, hiding = config.search, mean_colour(x_NCHW), hiding_of(config, encoder)
-    if m_BHW is None or settings.strategy == "gradcam":
-        with torch.no_grad():
-            own_N, _ = assign(encoder.embed(x_NCHW), c_KD)
-        box_N4 = gradcam_windows(encoder, x_NCHW, own_N, c_KD, config.window_px, settings.batch_size)
-    else:
-        keep_B = keep_only(settings.strategy, len(m_BHW))
-        own_N, box_N4, _ = windows_in_one_pass(
-            encoder, x_NCHW, c_KD, m_BHW, settings.score, keep_B, config.window_px, fill_NC,
-            settings.batch_size, hiding,
-        )  # fmt: skip
-    if settings.refine:
-        box_N4 = refine_windows(
-            encoder, x_NCHW, box_N4, own_N, c_KD, settings.score, fill_NC, settings.batch_size, hiding,
-            settings.refine_hidden,
-        )  # fmt: skip
-    return own_N, box_N4

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from poisoncam_ray import artifact, facts
@@ -20,6 +21,7 @@ from poisoncam_ray.method.similarity import thumbnail
 from poisoncam_ray.method.verdict import Candidates, Decision, VerdictRules, decide
 from poisoncam_ray.stage import Outcome, Run, Stage
 from poisoncam_ray.stages.crops import from_png
+from poisoncam_ray.stages.ranking import read_ranking
 
 RULES = VerdictRules()
 ORDER = [("score", "descending"), ("image_id", "ascending")]
@@ -29,7 +31,7 @@ ORDER = [("score", "descending"), ("image_id", "ascending")]
 class Verdict(Stage):
     name = artifact.VERDICT
     title = "Verdict"
-    version = 1
+    version = 2
     inputs = (artifact.SEARCH,)
     sections = ("verdict",)
 
@@ -44,7 +46,7 @@ class Verdict(Stage):
         rounds = facts.of_manifest(facts.Searched, run.manifest(artifact.SEARCH)).rounds
         row_N, tried = read_candidates(search, rounds, self.rules.thumbnail_side)
         decision = decide(tried, rate, self.rules)
-        triggers = read_rows(search, rounds, row_N[decision.kept_M.numpy()])
+        triggers = with_ranking(read_rows(search, rounds, row_N[decision.kept_M.numpy()]), search)
         family_M = decision.family_N[decision.kept_M].numpy()
         triggers = triggers.append_column("family", pa.array(family_M, pa.int32()))
         triggers = triggers.append_column("rank", pa.array(np.arange(len(triggers)), pa.int32()))
@@ -65,7 +67,8 @@ def read_candidates(
         side: of the thumbnails, in pixels.
 
     Returns:
-        row_N, the place of each candidate in the rounds' files, counted through; the candidates, best first.
+        row_N, the place of each candidate in the rounds' files, counted through; the candidates, best score
+        first, with the ranking by the race, if there was one.
     """
     columns = ["image_id", "cluster", "score", "occlusion_flips"]
     table = pa.concat_tables([_round(search, i, columns) for i in range(rounds)])
@@ -78,21 +81,38 @@ def read_candidates(
         landed.append(np.stack(part["landed"].to_numpy(zero_copy_only=False)))
         thumbnails += [thumbnail(from_png(data), side) for data in part["crop"].to_pylist()]
     flip_test = search.read_table(artifact.FLIP_TEST, ["cluster"])
+    raced, score_N, ranking_N = read_ranking(search), table["score"], None
+    if raced is not None:
+        # Evidence keeps the order by the first flip-test images.
+        raced = raced.take(pc.index_in(table["image_id"], value_set=raced["image_id"]))
+        score_N, ranking_N = raced["score"], torch.from_numpy(raced["rank"].to_numpy().argsort())
     tried = Candidates(
         cluster_N=torch.from_numpy(table["cluster"].to_numpy().astype(np.int64)),
-        score_N=torch.from_numpy(table["score"].to_numpy().astype(np.float64)),
+        score_N=torch.from_numpy(score_N.to_numpy().astype(np.float64)),
         flips_N=torch.tensor(table["occlusion_flips"].to_pylist()),
         landed_NF=torch.from_numpy(np.concatenate(landed)[row_N]),
         thumbnail_NCss=torch.stack(thumbnails)[torch.tensor(row_N)],
         y_F=torch.from_numpy(flip_test["cluster"].to_numpy().astype(np.int64)),
         supercluster_K=torch.tensor(search.read_json(artifact.SUPERCLUSTERS)),
+        ranking_N=ranking_N,
     )
     return row_N, tried
 
 
+def with_ranking(triggers: pa.Table, search: Folder) -> pa.Table:
+    """The triggers with their counts over all flip-test images that they were pasted on."""
+    raced = read_ranking(search)
+    if raced is None:
+        return triggers
+    own = raced.take(pc.index_in(triggers["image_id"], value_set=raced["image_id"]))
+    for name in ("n_flip", *artifact.READINGS, "score"):
+        triggers = triggers.set_column(triggers.column_names.index(name), name, own[name])
+    return triggers
+
+
 def read_rows(search: Folder, rounds: int, row_M: np.ndarray) -> pa.Table:
     """The candidates of these rows, counted through the rounds' files, without where their pastes landed."""
-    columns = [name for name in artifact.CANDIDATE_SCHEMA.names if name != "landed"]
+    columns = [name for name in artifact.CANDIDATE_SCHEMA.names if name in artifact.TRIGGER_SCHEMA.names]
     ascending, parts, first = np.sort(row_M), [], 0
     for i in range(rounds):
         part = _round(search, i, columns)
@@ -114,13 +134,14 @@ def as_verdict(tried: Candidates, decision: Decision, false_alarm_rate: float) -
         own_N = family_N == family
         groups = decision.group_N[own_N].unique().tolist()
         best_group = max((suspects.score_U[u] for u in groups if u in suspects.score_U), default=None)
+        best = int(tried.order_N[own_N[tried.order_N]][0])
         families.append(
             artifact.Family(
                 family,
-                best_score=float(tried.score_N[own_N].max()),
+                best_score=float(tried.score_N[best]),
                 p_value=p_value(best_group),
                 n_candidates=int(own_N.sum()),
-                cluster=int(tried.cluster_N[own_N][0]),
+                cluster=int(tried.cluster_N[best]),
                 ranks=tuple(own_N[decision.kept_M].nonzero()[:, 0].tolist()),
             )
         )
@@ -129,7 +150,7 @@ def as_verdict(tried: Candidates, decision: Decision, false_alarm_rate: float) -
         artifact.POISON if families else artifact.NO_EVIDENCE,
         false_alarm_rate,
         p_value(best_group),
-        best_score=float(tried.score_N.max()),
+        best_score=float(tried.score_N[tried.order_N[0]]),
         threshold=suspects.threshold if suspects.null else None,
         n_candidates=len(tried.score_N),
         best_group=best_group,

@@ -10,17 +10,30 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
 from poisoncam_ray.artifact import SIDES
 from poisoncam_ray.folder import Folder
-from poisoncam_ray.stages.pool import gather_pool
+from poisoncam_ray.stages.pool import assignments, lowest_of_each
 
 NEW_WORDS = {"needed": "occlusion_flips", "group_gain": "supercluster_gain"}
 LANDED = pa.list_(pa.uint16())
+
+
+def flip_test_of(clusters: Folder, n_flip: int, n_clusters: int) -> dict[str, list[Any]]:
+    """The flip test of format 1: the nearest image of every cluster by the clusters' numbers, then the second
+    nearest, and so on."""
+    everything = pa.concat_tables(list(assignments(clusters)))
+    nearest = lowest_of_each(everything, "distance", -(-n_flip // n_clusters))
+    y_N = nearest["cluster"].to_numpy()
+    turn_N = np.arange(len(y_N)) - np.searchsorted(y_N, y_N)
+    flip = nearest.take(pa.array(np.argsort(turn_N, kind="stable")[:n_flip]))
+    return flip.select(["image_id", "cluster"]).to_pydict()
 
 
 def store(run: Path, out: Path) -> None:
@@ -45,7 +58,7 @@ def store(run: Path, out: Path) -> None:
     supercluster_K = Folder(str(old)).read_json("groups.json")
     flip_images = Folder(str(run)).read_json("run.json")["config"]["search"]["flip_images"]
     # A run of format 1 does not store its flip test: it is drawn again, as Search drew it.
-    pool = gather_pool(Folder(str(run / "03_clusters")), 1, flip_images, len(supercluster_K))
+    flip_test = flip_test_of(Folder(str(run / "03_clusters")), flip_images, len(supercluster_K))
     evidence = Folder(str(old)).read_json("evidence.json")
     evidence["best_group"] = evidence.pop("best_bundle")
     evidence["group_scores"] = evidence.pop("bundle_scores")
@@ -53,7 +66,7 @@ def store(run: Path, out: Path) -> None:
     expected = {
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "superclusters": supercluster_K,
-        "flip_test": {"image_id": list(pool.flip_ids), "cluster": pool.flip_y_F.tolist()},
+        "flip_test": flip_test,
         "verdict": evidence,
         "triggers": pq.read_table(old / "triggers.parquet", columns=columns).to_pydict(),
     }

@@ -33,6 +33,7 @@ def searched(stored: Path, expected: dict[str, Any], run: Folder) -> None:
     rounds = pc.max(table["round"]).as_py() + 1
     for number in range(rounds):
         part = table.filter(pc.equal(table["round"], number)).drop_columns(["round"])
+        part = part.add_column(2, "own", part["cluster"])
         (search / artifact.round_name(number)).write_table(
             artifact.CANDIDATES, part.cast(artifact.CANDIDATE_SCHEMA)
         )

@@ -37,6 +37,36 @@ def test_the_feature_is_one_vector_per_image_and_embed_is_its_direction(case):
     assert torch.allclose(e * f.norm(dim=1, keepdim=True), f, atol=1e-5)
 
 
+def test_low_precision_changes_the_feature_by_rounding_and_nothing_else(case):
+    encoder, _, _ = case
+    x = torch.rand(6, 3, encoder.image_size, encoder.image_size)
+    with torch.no_grad():
+        before, whole = encoder.embed(x), encoder(x)
+        f_before, map_before = encoder.feature_map(x[:2])
+        assert encoder.freeze(torch.bfloat16) is encoder
+        low = encoder.embed(x)
+        assert low.dtype == torch.float32 and not torch.equal(low, before)
+        assert float((low - before).abs().max()) < 0.01
+        # In other batches an image stays where it is.
+        parts = torch.cat([encoder.embed(part) for part in x.split([1, 2, 3])])
+        assert float((parts - low).abs().max()) < float((low - before).abs().max())
+        # Gradients, heat maps and training stay as they are.
+        assert torch.equal(encoder(x), whole) and encoder.backbone is not encoder.inference
+        f_after, map_after = encoder.feature_map(x[:2])
+        assert torch.equal(f_after, f_before) and torch.equal(map_after, map_before)
+        assert torch.equal(encoder.freeze(torch.float32).embed(x), before)
+
+
+def test_weights_are_cast_once(case):
+    encoder, _, _ = case
+    encoder.freeze(torch.bfloat16)
+    layers = [m for m in encoder.inference.modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)]
+    assert layers and {layer.weight.dtype for layer in layers} == {torch.bfloat16}
+    assert {weight.dtype for weight in encoder.backbone.parameters()} == {torch.float32}
+    if not encoder.is_vit:
+        assert all(layer.weight.is_contiguous(memory_format=torch.channels_last) for layer in layers)
+
+
 def test_the_encoder_normalises_pixels(case):
     encoder, _, _ = case
     x = torch.rand(2, 3, encoder.image_size, encoder.image_size)

@@ -151,3 +151,19 @@ def test_features_are_float32_where_the_network_computes_in_bfloat16(name):
     assert rounded_BD.dtype == whole_BD.dtype == torch.float32
     assert (rounded_BD.norm(dim=1) - 1).abs().max() < 1e-6
     assert 0 < (rounded_BD - exact_BD).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("backbone", ["vit_tiny_patch16_224", "vit_tiny_convstem"])
+def test_tokens_are_dropped_at_the_precision_of_whole_images(backbone):
+    """By all of its tokens or as it is, a whole image has the same feature but for rounding."""
+    torch.manual_seed(0)
+    encoder = build_encoder(backbone, 32, 8 if "patch16" in backbone else None).eval()
+    x_NCHW, all_1HW = torch.rand(3, 3, 32, 32), torch.ones(1, 32, 32)
+    i_N, zero_N = torch.arange(3), torch.zeros(3, dtype=torch.int64)
+    at_NT = torch.arange(16).expand(3, -1)
+    with torch.no_grad():
+        exact_ND = encoder.embed(x_NCHW)
+        low_ND = encoder.freeze(torch.bfloat16).embed(x_NCHW)
+        shown_ND = embed_shown(encoder, x_NCHW, x_NCHW.mean(dim=(2, 3)), all_1HW, i_N, zero_N, at_NT)
+    assert shown_ND.dtype == torch.float32 and not torch.equal(shown_ND, exact_ND)
+    assert float((shown_ND - low_ND).abs().max()) < 0.01

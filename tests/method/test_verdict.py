@@ -112,13 +112,17 @@ def test_a_rule_changes_what_its_comment_says(rule, value, changes):
 def test_a_strong_trigger_leaves_room_for_a_weaker_one():
     """Sixty windows of the best group, then twenty of another: with room for forty each has a half."""
     group_N = torch.tensor([7] * 60 + [3] * 20 + [1] * 20)
-    suspect_N = group_N > 1
-    assert verdict._best_suspects(suspect_N, group_N, RULES.max_family_windows).tolist() == list(range(80))
-    assert verdict._best_suspects(suspect_N, group_N, 40).tolist() == [*range(20), *range(60, 80)]
+    suspect_N, order_N = group_N > 1, torch.arange(100)
+    best = verdict._best_suspects(suspect_N, group_N, order_N, RULES.max_family_windows)
+    assert best.tolist() == list(range(80))
+    assert verdict._best_suspects(suspect_N, group_N, order_N, 40).tolist() == [*range(20), *range(60, 80)]
+    last = verdict._best_suspects(suspect_N, group_N, order_N.flip(0), 40)
+    assert last.tolist() == [*range(40, 60), *range(60, 80)]
 
 
 def test_the_best_are_kept_and_the_best_of_every_family():
     family_N = torch.tensor([0, 1, 0, 1, 1, 2, 0, 2, 2, 2])
-    assert verdict._kept(family_N, 2).tolist() == [0, 1, 3, 5, 7]
-    assert verdict._kept(family_N, 100).tolist() == list(range(10))
-    assert verdict._kept(torch.zeros(3, dtype=torch.int64), 2).tolist() == [0, 1]
+    assert verdict._kept(family_N, torch.arange(10), 2).tolist() == [0, 1, 3, 5, 7]
+    assert verdict._kept(family_N, torch.arange(10), 100).tolist() == list(range(10))
+    assert verdict._kept(family_N, torch.arange(10).flip(0), 1).tolist() == [9, 4]
+    assert verdict._kept(torch.zeros(3, dtype=torch.int64), torch.arange(3), 2).tolist() == [0, 1]

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -22,11 +23,15 @@ class Worker:
     """Returns the chunk; a negative one kills the process the first time."""
 
     def __init__(self, met: str) -> None:
-        self.met = met
+        self.met, self.barrier = met, threading.Barrier(2)
 
     @ray.method(max_task_retries=-1)
     def ready(self) -> None:
         pass
+
+    def meet(self, _: str) -> int:
+        """Return how many calls are here, once there are two."""
+        return self.barrier.wait(60) >= 0 and self.barrier.parties
 
     def work(self, chunk: int) -> tuple[int, int]:
         if chunk == 13:
@@ -52,9 +57,17 @@ def test_every_chunk_is_done_once_by_all_of_the_actors(tmp_path):
     assert list(run_on(workers(tmp_path, 1), [])) == []
 
 
-def test_a_killed_actor_costs_no_chunk_even_the_last(tmp_path):
-    found = [chunk for chunk, _ in run_on(workers(tmp_path, 2), [1, -2, 3, 4, -5])]
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_a_killed_actor_costs_no_chunk_even_the_last(tmp_path, at_once):
+    group = workers(tmp_path, 2, max_concurrency=at_once)
+    found = [chunk for chunk, _ in run_on(group, [1, -2, 3, 4, -5], at_once=at_once)]
     assert sorted(found) == [-5, -2, 1, 3, 4]
+
+
+def test_an_actor_has_several_chunks_at_once(tmp_path):
+    """The second call begins while the first waits for it."""
+    group = workers(tmp_path, 1, max_concurrency=2)
+    assert list(run_on(group, ["first", "second"], "meet", at_once=2)) == [2, 2]
 
 
 def test_an_actor_without_a_place_holds_nothing_back(tmp_path):

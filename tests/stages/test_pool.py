@@ -25,7 +25,7 @@ def test_image_seeds_are_stable_distinct_and_fit_torch():
 
 
 def test_the_pool_holds_a_bounded_random_draw_of_every_cluster(folder):
-    pool = gather_pool(folder, per_cluster=5, n_flip=10, n_clusters=K)
+    pool = gather_pool(folder, per_cluster=5, n_flip=10, n_clusters=K, seed=3)
     sizes = Counter(i * i % 6 for i in range(N))
     assert Counter(pool.y_P.tolist()) == {k: min(5, n) for k, n in sizes.items()}
     assert pool.n_clusters == K and len(set(pool.ids.to_pylist())) == len(pool.ids)
@@ -38,28 +38,29 @@ def test_the_pool_holds_a_bounded_random_draw_of_every_cluster(folder):
 
 def test_the_pool_depends_on_the_seed_and_not_on_the_parts(folder, tmp_path):
     whole = clusters(Folder(str(tmp_path / "one")), N)
-    ours, theirs = (gather_pool(f, 5, 10, K) for f in (folder, whole))
+    ours, theirs = (gather_pool(f, 5, 10, K, 3) for f in (folder, whole))
     assert (ours.ids, ours.flip_ids) == (theirs.ids, theirs.flip_ids)
     assert torch.equal(ours.y_P, theirs.y_P)
-    other = gather_pool(clusters(Folder(str(tmp_path / "other")), 40, seed=4), 5, 10, K)
-    assert other.ids != ours.ids and other.flip_ids == ours.flip_ids
+    other = gather_pool(clusters(Folder(str(tmp_path / "other")), 40, seed=4), 5, 10, K, 4)
+    assert other.ids != ours.ids and other.flip_ids != ours.flip_ids
 
 
-def test_flip_images_are_the_nearest_and_clusters_take_turns(folder):
-    flip = [number(i) for i in gather_pool(folder, 1, 10, K).flip_ids]
+def test_flip_images_are_the_nearest_and_clusters_take_turns_in_a_drawn_order(folder):
+    flip = [number(i) for i in gather_pool(folder, 1, 10, K, 3).flip_ids]
     by_cluster = {k: [i for i in range(N) if i * i % 6 == k] for k in range(6)}
-    first, second = ([rows[turn] for rows in by_cluster.values() if len(rows) > turn] for turn in (0, 1))
+    drawn = sorted(by_cluster, key=lambda k: image_seed(3, f"cluster {k}"))
+    assert drawn != sorted(drawn)
+    first, second = ([by_cluster[k][turn] for k in drawn if len(by_cluster[k]) > turn] for turn in (0, 1))
     assert flip == (first + second)[:10]
-    everything = gather_pool(folder, 1, 10_000, K)
+    everything = gather_pool(folder, 1, 10_000, K, 3)
     assert len(everything.flip_ids) == N
-    assert everything.flip_y_F.tolist() == [number(i) ** 2 % 6 for i in everything.flip_ids]
-    assert len(gather_pool(folder, 1, 1, K).flip_ids) == 1
+    assert len(gather_pool(folder, 1, 1, K, 3).flip_ids) == 1
 
 
 def test_the_pool_is_the_same_when_it_is_merged_in_many_steps(folder, monkeypatch):
-    whole = gather_pool(folder, 5, 10, K)
+    whole = gather_pool(folder, 5, 10, K, 3)
     monkeypatch.setattr("poisoncam_ray.stages.pool.PARTS_AT_ONCE", 1)
     monkeypatch.setattr("poisoncam_ray.stages.pool.ROWS_AT_ONCE", 1)
-    merged = gather_pool(folder, 5, 10, K)
+    merged = gather_pool(folder, 5, 10, K, 3)
     assert (merged.ids, merged.flip_ids) == (whole.ids, whole.flip_ids)
     assert torch.equal(merged.y_P, whole.y_P)

@@ -12,7 +12,8 @@ from poisoncam_ray.method.clusters import assign, superclusters
 from poisoncam_ray.method.encoder import build_encoder
 from poisoncam_ray.method.masked import embed_masked
 from poisoncam_ray.settings import load_config
-from poisoncam_ray.stages.search import Search, find_windows, search_masks, superclusters_of
+from poisoncam_ray.stages.scorer import find_windows, search_masks
+from poisoncam_ray.stages.search import Search, superclusters_of
 
 
 def test_a_budget_too_small_for_one_round_is_refused_before_the_work():

@@ -101,7 +101,8 @@ def probe(
             other class.
     """
     run = Folder(run_uri)
-    config, encoder = config_of(run), load_encoder(committed(run, artifact.ENCODER))
+    config = config_of(run)
+    encoder = load_encoder(committed(run, artifact.ENCODER), config.resources.precision)
     bank = _bank(run, labelled_uri, config, validation)
     target = bank.classes[validation.target] if validation.target else None
 

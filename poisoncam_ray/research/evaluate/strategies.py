@@ -64,7 +64,7 @@ def compare_strategies(
     config = config_of(run)
     masks = {name: _masks(name, n_masks or config.search.masks, config, seed) for name in strategies}
     scored = scored_poisoned(run, truth, *poison_clusters(run, truth))
-    encoder = load_encoder(committed(run, artifact.ENCODER))
+    encoder = load_encoder(committed(run, artifact.ENCODER), config.resources.precision)
     c_KD = read_centroids(committed(run, artifact.CLUSTERS)).to(device())
     corpus = open_corpus(corpus_uri, config.corpus.format, config.corpus.image_column)
     window, side = config.window_px, encoder.image_size

@@ -71,7 +71,7 @@ def prepare(one: StudyRun, grid: Grid, out: Folder) -> None:
     """
     run, truth = Folder(one.run_uri), read_truth(one.truth_uri)
     config = config_of(run)
-    encoder = load_encoder(committed(run, artifact.ENCODER))
+    encoder = load_encoder(committed(run, artifact.ENCODER), config.resources.precision)
     true_PT4, patched_P = true_boxes(run, truth.poisoned)
     ids = truth.poisoned["image_id"].to_pylist()
     patched = np.flatnonzero(patched_P.numpy())

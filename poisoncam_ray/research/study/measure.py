@@ -65,7 +65,8 @@ def measure(todo: Pass, one: StudyRun, grid: Grid, folder: Folder) -> pa.Table:
         Rows of SCHEMA, one for every setting that shares the pass.
     """
     run, chosen = Folder(one.run_uri), read_images(folder, grid)
-    config, encoder = config_of(run), load_encoder(committed(run, artifact.ENCODER))
+    config = config_of(run)
+    encoder = load_encoder(committed(run, artifact.ENCODER), config.resources.precision)
     m_BHW = draw_masks(todo, grid, encoder.image_size)
     found: dict[Way, list[Tensor]] = defaultdict(list)
     seconds = 0.0
