@@ -30,7 +30,7 @@ from poisoncam_ray.errors import UserError
 from poisoncam_ray.facts import Facts
 from poisoncam_ray.folder import Folder
 from poisoncam_ray.progress import Progress
-from poisoncam_ray.research.benchmark.embed import with_checkpoint
+from poisoncam_ray.research.benchmark.made_up import with_checkpoint
 from poisoncam_ray.research.benchmark.processes import Peaks, Sampler, sample
 from poisoncam_ray.runner import Runner
 from poisoncam_ray.stage import Outcome, Run, Stage
