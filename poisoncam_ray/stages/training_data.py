@@ -140,15 +140,16 @@ class Epochs:
         """
         due, ahead = tee(self.blocks(positions, start))
         pixels = read(piece for block in ahead for piece in block.pieces)
-        held: dict[int, tuple[Block, Tensor]] = {}
+        held: dict[int, tuple[Block, NDArray[np.uint8]]] = {}
         block = next(due, None)
         for step in range(start, self.total):
             while block is not None and block.first == step:
-                joined = np.concatenate([next(pixels) for _ in block.pieces])
-                held[block.lane] = block, torch.from_numpy(joined)
+                held[block.lane] = block, np.concatenate([next(pixels) for _ in block.pieces])
                 block = next(due, None)
             parts = (held[lane] for lane in sorted(held))
-            yield torch.cat([x[torch.from_numpy(of.order_SP[step - of.first])] for of, x in parts])
+            # By numpy, in one thread: torch would take threads from the training step.
+            taken = [x_R2CHW.take(of.order_SP[step - of.first], axis=0) for of, x_R2CHW in parts]
+            yield torch.from_numpy(np.concatenate(taken))
 
     def blocks(self, positions: slice, start: int = 0) -> Iterator[Block]:
         """What is needed for some positions of every batch from a step on, in the order in which it is due.
