@@ -294,10 +294,10 @@ def _blurred(x_BCHW: Tensor, sigma_B: Tensor) -> Tensor:
 
 
 def _blur_matrix(sigma_B: Tensor, n: int) -> Tensor:
-    # A weight depends on the distance alone: n exponentials an image, and not n².
-    place_n = torch.arange(n, device=sigma_B.device)
-    weight_Bn = torch.exp(-0.5 * (place_n / sigma_B.view(-1, 1)) ** 2)
-    weight_Bnn = weight_Bn[:, (place_n[:, None] - place_n).abs()]
+    # A weight depends on the distance alone: 2n − 1 exponentials an image, of which row i has n in order.
+    distance_m = torch.arange(1 - n, n, device=sigma_B.device)
+    weight_Bm = torch.exp(-0.5 * (distance_m / sigma_B.view(-1, 1)) ** 2)
+    weight_Bnn = weight_Bm.unfold(1, n, 1).flip(1)
     return weight_Bnn / weight_Bnn.sum(-1, keepdim=True)
 
 

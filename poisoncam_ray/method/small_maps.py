@@ -77,20 +77,22 @@ class _Convolved(torch.autograd.Function):
         if not whole:
             return F.conv2d(x_BCHW, weight_DCkk, stride=stride, padding=pad)
         patches_BhwP = _patches(x_BCHW, weight_DCkk.shape[-1], stride, pad)
-        return (patches_BhwP @ _matrix(weight_DCkk).T).permute(0, 3, 1, 2)
+        y_ND = patches_BhwP.flatten(0, 2) @ _matrix(weight_DCkk).T
+        return y_ND.view(*patches_BhwP.shape[:3], -1).permute(0, 3, 1, 2)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x_BCHW, weight_DCkk = ctx.saved_tensors
         (D, C, k, _), stride, pad = weight_DCkk.shape, ctx.stride, ctx.pad
         grad_BhwD = grads[0].permute(0, 2, 3, 1).contiguous()
+        grad_ND = grad_BhwD.flatten(0, 2)
         grad_x, grad_weight = None, None
         if ctx.needs_input_grad[1]:
-            patches_NP = _patches(x_BCHW, k, stride, pad).flatten(0, 2)
-            grad_DP = grad_BhwD.flatten(0, 2).T @ patches_NP
+            grad_DP = grad_ND.T @ _patches(x_BCHW, k, stride, pad).flatten(0, 2)
             grad_weight = grad_DP.view(D, k, k, C).permute(0, 3, 1, 2)
         if ctx.needs_input_grad[0] and ctx.whole:
-            grad_x = _put_back(grad_BhwD @ _matrix(weight_DCkk), x_BCHW.shape, k, stride, pad)
+            grad_BhwP = (grad_ND @ _matrix(weight_DCkk)).view(*grad_BhwD.shape[:3], -1)
+            grad_x = _put_back(grad_BhwP, x_BCHW.shape, k, stride, pad)
         elif ctx.needs_input_grad[0]:
             grad_BDhw = grad_BhwD.permute(0, 3, 1, 2)
             grad_x = conv2d_input(x_BCHW.shape, weight_DCkk, grad_BDhw, stride, pad)

@@ -68,14 +68,20 @@ class MoCoV3(nn.Module):
             gather: collects the keys of all workers; None with one worker.
             rank: of this worker.
         """
-        q1_BE = self.predictor(self.projector(self.encoder(v1_BCHW)))
-        q2_BE = self.predictor(self.projector(self.encoder(v2_BCHW)))
-        with torch.no_grad():
-            k1_BE = self.key_projector(self.key_encoder(v1_BCHW))
-            k2_BE = self.key_projector(self.key_encoder(v2_BCHW))
+        q1_BE, q2_BE = self.query(v1_BCHW), self.query(v2_BCHW)
+        k1_BE, k2_BE = self.key(v1_BCHW), self.key(v2_BCHW)
         loss_12 = contrastive_loss(q1_BE, k2_BE, self.temperature, gather, rank)
         loss_21 = contrastive_loss(q2_BE, k1_BE, self.temperature, gather, rank)
         return loss_12 + loss_21
+
+    def query(self, v_BCHW: Tensor) -> Tensor:
+        """The queries q_BE of views."""
+        return self.predictor(self.projector(self.encoder(v_BCHW)))
+
+    @torch.no_grad()
+    def key(self, v_BCHW: Tensor) -> Tensor:
+        """The keys k_BE of views, without a gradient."""
+        return self.key_projector(self.key_encoder(v_BCHW))
 
     def update_target(self, momentum: float) -> None:
         """Move the key network towards the query network. Call it before forward, as in the paper."""
