@@ -21,8 +21,8 @@ MOST_LINES = 450
 # The paper's files know tensors: torch, timm, faiss and the standard library.
 METHOD_MAY_IMPORT = {"torch", "timm", "faiss", "poisoncam_ray", "numpy"}
 STANDARD = {
-    "__future__", "collections", "copy", "dataclasses", "difflib", "functools", "hashlib", "itertools",
-    "math", "statistics", "typing",
+    "__future__", "collections", "contextlib", "copy", "dataclasses", "difflib", "functools", "hashlib",
+    "itertools", "math", "statistics", "typing",
 }  # fmt: skip
 NO_IO = {"open", "print", "exec", "eval"}
 

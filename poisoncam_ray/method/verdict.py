@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from poisoncam_ray.method.null import Null
 from poisoncam_ray.method.similarity import gradient_ncc, shifted_ncc
 
 AT_ONCE = 4096
@@ -89,9 +90,8 @@ class Candidates:
     @property
     def order_N(self) -> Tensor:  # noqa: N802
         """The candidates, the best first: orders what the verdict finds. Evidence does not depend on it."""
-        if self.ranking_N is not None:
-            return self.ranking_N
-        return self.score_N.cpu().argsort(descending=True, stable=True)
+        by_score_N = self.score_N.cpu().argsort(descending=True, stable=True)
+        return by_score_N if self.ranking_N is None else self.ranking_N
 
     @property
     def step(self) -> float:
@@ -256,23 +256,6 @@ def near_duplicates(
         best_MCss = thumbnail_NCss[group_N == group][: rules.max_duplicate_windows]
         found_U[group] = gradient_ncc(best_MCss, rules.max_shift) >= rules.min_duplicate_ncc
     return found_U
-
-
-@dataclass(frozen=True)
-class Null:
-    """The distribution of the scores of `n` benign window groups: Gumbel's, for its heavy right tail."""
-
-    mode: float
-    scale: float
-    n: int
-
-    def p_value(self, score: float) -> float:
-        """The chance that a benign group reaches `score`."""
-        return -math.expm1(-math.exp((self.mode - score) / self.scale))
-
-    def threshold(self, false_alarm_rate: float, n_groups: int) -> float:
-        """The score that the best of `n_groups` benign groups reaches with this chance."""
-        return self.mode - self.scale * math.log(-math.log1p(-false_alarm_rate) / n_groups)
 
 
 @dataclass(frozen=True)

@@ -27,18 +27,23 @@ FLOATS = ("p_value", "threshold", "best_group")
 """Numbers of verdict.json that are not rounded."""
 
 
-def searched(stored: Path, expected: dict[str, Any], run: Folder) -> None:
-    """The artifact of the search, as the stored run left it."""
+FIRST = Config().search.race.first
+
+
+def searched(stored: Path, expected: dict[str, Any], run: Folder, images: slice = slice(None)) -> None:
+    """The artifact of the search, as the stored run left it, on these flip-test images."""
     search, table = run / artifact.SEARCH, pq.read_table(stored / "candidates.parquet")
     rounds = pc.max(table["round"]).as_py() + 1
     for number in range(rounds):
         part = table.filter(pc.equal(table["round"], number)).drop_columns(["round"])
         part = part.add_column(2, "own", part["cluster"])
+        landed = pa.array([row[images] for row in part["landed"].to_pylist()])
+        part = part.set_column(part.column_names.index("landed"), "landed", landed)
         (search / artifact.round_name(number)).write_table(
             artifact.CANDIDATES, part.cast(artifact.CANDIDATE_SCHEMA)
         )
     search.write_json(artifact.SUPERCLUSTERS, expected["superclusters"])
-    flip_test = pa.table(expected["flip_test"], schema=artifact.FLIP_TEST_SCHEMA)
+    flip_test = pa.table(expected["flip_test"], schema=artifact.FLIP_TEST_SCHEMA)[images]
     search.write_table(artifact.FLIP_TEST, flip_test)
     said = facts.Searched(len(table), rounds, "", 0.0)
     Manifest({}, {}, "", facts=said.as_json()).write(search)
@@ -48,16 +53,35 @@ def test_several_runs_are_stored():
     assert len(RUNS) >= 3
 
 
+def decided(run: Folder, expected: dict[str, Any]) -> Folder:
+    """The artifact of the verdict on the run's search."""
+    (run / "corpus").write_table("a.parquet", pa.table({"image": [b""]}))
+    corpus, out = open_corpus(f"{run.uri}/corpus"), run / artifact.VERDICT
+    config = Config(verdict=Settings(false_alarm_rate=expected["verdict"]["false_alarm_rate"]))
+    Verdict().run(Run(config, corpus, run, out, Progress()))
+    return out
+
+
+@pytest.mark.parametrize("images", [slice(FIRST), slice(-FIRST, None)], ids=["first", "last"])
+@pytest.mark.parametrize("stored", RUNS, ids=lambda path: path.name)
+def test_the_verdict_is_the_same_on_as_many_images_as_a_race_begins_with(stored, images, tmp_path):
+    """All windows were pasted on 100 images. Now evidence rests on 64."""
+    run, expected = Folder(str(tmp_path)), Folder(str(stored)).read_json("expected.json")
+    searched(stored, expected, run, images)
+    out, before = decided(run, expected), expected["verdict"]
+    found = out.read_json(artifact.VERDICT_FILE)
+    assert found["verdict"] == before["verdict"] and len(found["families"]) == len(before["families"])
+    # Not by a hair.
+    ratio, then = (one["best_group"] / one["threshold"] for one in (found, before))
+    assert (ratio > 5) == (then > 5) and (ratio < 0.5) == (then < 0.5)
+
+
 @pytest.mark.parametrize("stored", RUNS, ids=lambda path: path.name)
 def test_the_verdict_is_the_old_code_s(stored, tmp_path):
     run = Folder(str(tmp_path))
     expected = Folder(str(stored)).read_json("expected.json")
     searched(stored, expected, run)
-    (run / "corpus").write_table("a.parquet", pa.table({"image": [b""]}))
-    corpus, out = open_corpus(f"{run.uri}/corpus"), run / artifact.VERDICT
-    config = Config(verdict=Settings(false_alarm_rate=expected["verdict"]["false_alarm_rate"]))
-    Verdict().run(Run(config, corpus, run, out, Progress()))
-
+    out = decided(run, expected)
     listed = out.read_table(artifact.TRIGGERS, ["image_id", *artifact.SIDES, "family"])
     assert listed.to_pydict() == expected["triggers"]
     found, before = out.read_json(artifact.VERDICT_FILE), expected["verdict"]

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pydantic import ValidationError
 
-from poisoncam_ray.config import Config
+from poisoncam_ray.config import Config, Race
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.research.evaluate.retrain import with_encoder
 
 PEER = {
-    "strategy": "gradcam", "refine": False, "scales": (1.0,), "reading": "gain",
+    "strategy": "gradcam", "refine": False, "scales": (1.0,), "reading": "gain", "race": Race(keep=0),
 }  # fmt: skip
 """Settings of the search that make it PatchSearch (Tejankar et al., arXiv 2304.01482): the window of Grad-CAM
-without refinement, scored by the gain of the image's own cluster. With verdict.false_alarm_rate = 1 it always
+without refinement, scored by the gain of the image's own cluster over all flip-test images. With verdict.false_alarm_rate = 1 it always
 removes something."""
 
 
