@@ -9,7 +9,8 @@
     work/lease/           which driver works here
     work/1_index/         sources.parquet, slices.parquet; part-*.parquet: one row an image;
                           no_image/part-*.parquet: rows without an image, which are kept
-    work/2_encoder/       model.safetensors, config.json, history.json, checkpoints/
+    work/2_encoder/       model.safetensors, config.json, history.json, training.json, checkpoints/;
+                          init/: the weights that training began with, where they are not random
     work/3_features/      part-*.parquet: one feature an image
     work/4_clusters/      centroids.safetensors; part-*.parquet: the cluster of each image
     work/5_search/        superclusters.json, flip_test.parquet, round=*/candidates.parquet, ranking.parquet
@@ -125,7 +126,10 @@ DEAD_SCHEMA = pa.schema(
 WEIGHTS = "model.safetensors"
 ENCODER_CONFIG = "config.json"
 HISTORY = "history.json"
+TRAINING = "training.json"
+"""What the first attempt of a training has decided: its precision."""
 TRAINING_PROGRESS = "progress.json"
+INIT = "init"
 CHECKPOINTS = "checkpoints"
 
 # 4_clusters

@@ -85,6 +85,9 @@ class Pretrain(Section):
 
     how: ClassVar[frozenset[str]] = frozenset({"checkpoint_every", "max_failures"})
 
+    init: str | None = None
+    """URI of weights that training starts with: safetensors of timm or of a run, or a MoCo-v3 checkpoint.
+    null: random weights."""
     objective: Literal["moco_v3", "simclr", "byol"] = "moco_v3"
     """BYOL does not use `temperature`, and SimCLR does not use `momentum`."""
     epochs: Count = 20
@@ -98,9 +101,20 @@ class Pretrain(Section):
     out_dim: Count = 128
     crop_min: Fraction = 0.4
     """The smallest share of an image's area that a view shows."""
+    max_images: Count | None = None
+    """Images shown at most, each as often as it is shown. The training ends early, and its schedule with it.
+    null: those of all epochs."""
+    sample: Annotated[float, Field(gt=0)] | None = None
+    """Train on a part of the images, drawn by a hash of the seed and their ids. Up to 1: a share of them;
+    above 1: about so many. An epoch is then one of this part. null: all images."""
+    precision: Wanted = "auto"
+    """Number format of forward and backward passes. Weights and losses are float32. auto: bfloat16 on GPUs
+    that have it and on CPUs that are faster in it, else float32. A resumed training keeps its format."""
     workers: Count = 1
+    """Each trains on a part of every batch. Batches do not depend on the number of workers."""
     shuffle_rows: Count = 32_768
-    """Rows that a worker holds in memory to shuffle, with two crops of each."""
+    """Rows that are shuffled together. The workers hold them in memory, each its part, with two crops of
+    each."""
     checkpoint_every: Count = 100
     """Steps between checkpoints. A killed job loses at most so many."""
     max_failures: Annotated[int, Field(ge=0)] = 3
@@ -233,20 +247,23 @@ class Resources(Section):
 
     min_actors: Count = 1
     """Actors that Embed and Judge start with."""
-    actors: Count = 1
-    """The most actors of a stage. Pools grow as far as the cluster has room or an autoscaler makes room."""
+    actors: Count | None = 1
+    """The most actors of a stage. Pools grow as far as the cluster has room or an autoscaler makes room.
+    null: as many as find place in the cluster, and in what its autoscaler may add."""
     cpus_per_actor: Annotated[float, Field(gt=0)] = 1.0
     gpus_per_actor: Annotated[float, Field(ge=0)] = 0.0
     """0.5 puts two actors on one GPU. Where it is above 0, a training worker has a whole GPU."""
     threads_per_actor: Count | None = None
-    """Torch threads of each actor and training worker. null: the machine's cores divided by `actors`."""
+    """Torch threads of each actor and training worker. null: the machine's cores divided by `actors`; without
+    these, as many as CPUs."""
     cpus_per_reader: Annotated[float, Field(gt=0)] = 0.5
     readers: Count | None = 2
-    """Reading tasks at once, each in its own process. null: as many as the cluster has CPUs for."""
+    """Reading tasks at once, each in its own process; a training worker has two or more. null: as many as the
+    cluster has CPUs for."""
 
     @model_validator(mode="after")
     def _pool(self) -> Resources:
-        if self.min_actors > self.actors:
+        if self.actors is not None and self.min_actors > self.actors:
             raise ValueError("min_actors must not exceed actors")
         return self
 
@@ -280,10 +297,20 @@ class Config(Section):
             raise ValueError("search.scales is empty: give at least [1.0]")
         if self.search.strategy == "full_coverage" and self.search.masks % 4:
             raise ValueError(f"search.masks={self.search.masks} must be a multiple of 4 for full_coverage")
+        if self.pretrain.init and self.encoder.checkpoint:
+            raise ValueError(
+                "pretrain.init has no effect with encoder.checkpoint, which skips pretraining; leave one out"
+            )
         if self.pretrain.batch_size % self.pretrain.workers:
             raise ValueError("pretrain.batch_size must be a multiple of pretrain.workers")
         if self.pretrain.batch_size < 2 * self.pretrain.workers:
             raise ValueError("pretrain.batch_size must give every worker two images: a batch is normalised")
+        shown = self.pretrain.max_images
+        if shown is not None and shown < self.pretrain.batch_size:
+            raise ValueError(
+                f"pretrain.max_images={shown} is less than one batch: pretrain.batch_size is "
+                f"{self.pretrain.batch_size}"
+            )
         # Pretrain has two crops of each image.
         if self.corpus.rows_per_slice * 6 * side**2 >= 2**31:
             raise ValueError(

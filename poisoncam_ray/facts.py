@@ -96,6 +96,11 @@ class Pretrained(Facts):
         loss: the mean over the last epoch; None where the user's own checkpoint is used.
         resumed_at_step: the step at which this attempt went on; 0 for the first.
         checkpoint: the user's own checkpoint; None where the encoder was trained.
+        images: indexed images; 0 where nobody has trained.
+        images_seen: different images that the training showed.
+        images_shown: images that it showed, each as often as it was shown.
+        init: the user's weights that training began with; None: random ones.
+        precision: of forward and backward passes; None where nobody has trained.
     """
 
     backbone: str
@@ -105,12 +110,21 @@ class Pretrained(Facts):
     steps: int = 0
     resumed_at_step: int = 0
     checkpoint: str | None = None
+    images: int = 0
+    images_seen: int = 0
+    images_shown: int = 0
+    init: str | None = None
+    precision: str | None = None
 
     @property
     def summary(self) -> str:
         if self.checkpoint:
             return f"{self.backbone} from your own checkpoint"
-        return f"{self.backbone} by {self.objective}, {self.epochs} epochs, loss {self.loss:.2f}"
+        began = " from your weights" if self.init else ""
+        budget = f"{self.epochs} epochs"
+        if self.images_seen < self.images:
+            budget = f"{self.images_shown:,} images shown ({self.images_seen:,} of {self.images:,})"
+        return f"{self.backbone}{began} by {self.objective}, {budget}, loss {self.loss:.2f}"
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ A node is a process tree of its own and is lost as a real one is: SIGKILL to all
 
 from __future__ import annotations
 
+import faulthandler
 import itertools
 import os
 import re
@@ -63,7 +64,7 @@ class Node:
         """SIGKILL to the whole tree. It is stopped first, so that no process starts another meanwhile."""
         for process in (stopped := freeze(self.tree)):
             _signal(process, signal.SIGKILL)
-        self.process.wait()
+        self.process.wait(60)
         until(lambda: not any(is_alive(process) for process in stopped), 10, f"{self.ip} outlives SIGKILL")
 
 
@@ -237,6 +238,23 @@ def _came_up(node: Node) -> bool:
     with suppress(TimeoutError):
         until(lambda: READY in node.log.read_text() or not node.alive, START_S, f"{node.ip} did not start")
     return node.alive and READY in node.log.read_text()
+
+
+def shut_down_ray(seconds: float = 60) -> None:
+    """Shut down the Ray of this process. One that does not end in time is killed, and its stacks are printed:
+    a whole test run has once passed and then never ended."""
+    import ray
+
+    started = psutil.Process().children(recursive=True)
+    shutdown = threading.Thread(target=ray.shutdown, daemon=True)
+    shutdown.start()
+    shutdown.join(seconds)
+    if shutdown.is_alive():
+        faulthandler.dump_traceback(file=sys.__stderr__)
+        for process in freeze(lambda: [p for p in started if is_alive(p)]):
+            _signal(process, signal.SIGKILL)
+        # It may end now that there is nothing left to wait for.
+        shutdown.join(seconds)
 
 
 def freeze(listed: Callable[[], list[psutil.Process]]) -> list[psutil.Process]:

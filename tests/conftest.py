@@ -23,6 +23,7 @@ os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 # First: it sets what Ray reads when a test module imports it.
 import poisoncam_ray  # noqa: F401
 from tests.chaos import Chaos
+from tests.cluster import shut_down_ray
 from tests.s3 import S3Server
 from tests.wheel import Installed, install
 
@@ -125,8 +126,6 @@ def installed(tmp_path_factory) -> Installed:
 @pytest.fixture(scope="session")
 def ray_cluster():
     """One local Ray cluster for all tests that use Ray in this process."""
-    import ray
-
     from poisoncam_ray.stages.ray_cluster import start_ray
 
     with pytest.MonkeyPatch.context() as patch:
@@ -134,7 +133,7 @@ def ray_cluster():
         patch.setenv("RAY_metrics_report_interval_ms", "2000")
         start_ray()
     yield
-    ray.shutdown()
+    shut_down_ray()
 
 
 # Not for the session: after some minutes of use an idle server takes a fifth of a core.

@@ -120,9 +120,10 @@ def _commit(run: Folder, n: int, n_removed: int, candidates: list[dict], poison:
     best = max(row["score"] for row in candidates)
     trained = facts.Classified(True, families=1, models=3, recall=0.99)
     ledger = Ledger(n - 1, n - 1)
+    seen = {"images": n - 1, "images_seen": n // 2, "images_shown": 5 * (n // 2)}
     stages: dict[str, tuple[Facts, Ledger | None]] = {
         artifact.INDEX: (facts.Indexed(n - 1, 1, 3, 0, 0), Ledger(n, n - 1, dead=1)),
-        artifact.ENCODER: (facts.Pretrained("resnet_tiny", "moco_v3", 10, 2.0, 400), None),
+        artifact.ENCODER: (facts.Pretrained("resnet_tiny", "moco_v3", 10, 2.0, 400, **seen), None),
         artifact.FEATURES: (facts.Embedded(n - 1, 3, 0), ledger),
         artifact.CLUSTERS: (facts.Clustered(N_CLUSTERS, 0), ledger),
         artifact.SEARCH: (facts.Searched(len(candidates), 2, "few clusters are live", best), None),

@@ -67,6 +67,8 @@ def test_without_a_preset_the_settings_are_those_that_were_measured():
         ("encoder.patch_size=5", "does not divide"),
         ("pretrain.workers=3", "multiple of pretrain.workers"),
         ("pretrain.workers=128", "every worker two images"),
+        ("pretrain.max_images=100", "pretrain.max_images=100 is less than one batch"),
+        ("pretrain.sample=0", "pretrain.sample=0"),
         ("classify.steps=5", "classify.steps=5"),
         ("classify.top_k=201", "classify.top_k=201"),
         ("search.masks", "section.key=value"),

@@ -133,7 +133,10 @@ def test_stages_run_in_order_and_are_committed_with_their_ledgers(corpus, out):
     assert "three rows" in said
 
 
-def test_a_file_that_the_settings_name_is_known_by_its_bytes(corpus, out, tmp_path):
+@pytest.mark.parametrize(
+    ("key", "digest"), [("encoder.checkpoint", "checkpoint_sha256"), ("pretrain.init", "init_sha256")]
+)
+def test_a_file_that_the_settings_name_is_known_by_its_bytes(corpus, out, tmp_path, key, digest):
     """The same address, another checkpoint: what the first made is not passed off as the second's."""
     mine = tmp_path / "mine.safetensors"
 
@@ -143,14 +146,14 @@ def test_a_file_that_the_settings_name_is_known_by_its_bytes(corpus, out, tmp_pa
         def depends_on(self, config):
             return Pretrain().depends_on(config)
 
-    stages, setting = [First(), Third()], f"encoder.checkpoint={mine}"
+    stages, setting = [First(), Third()], f"{key}={mine}"
     assert "mine.safetensors" in refusal(corpus, out, setting, stages=stages)
     mine.write_bytes(b"one")
     run(corpus, out, setting, stages=stages)
     done, _ = run(corpus, out, setting, stages=stages)
     assert all(stage.reused for stage in done)
     mine.write_bytes(b"two")
-    assert "work/3_third.checkpoint_sha256" in refusal(corpus, out, setting, stages=stages)
+    assert f"work/3_third.{digest}" in refusal(corpus, out, setting, stages=stages)
 
 
 def test_what_is_committed_is_skipped(corpus, out):

@@ -5,14 +5,18 @@ one size are cropped here, too, for the poison classifier.
 
 Every image has its own random parameters. Everything linear is a small matrix: a crop without rotation is
 separable, so crop, resize and flip are one matrix for the rows and one for the columns; blur likewise; all
-colour jitter is one affine map of RGB. Random numbers are drawn from the CPU generator passed in and moved to
-the images' device.
+colour jitter is one affine map of RGB. A few random numbers an image are drawn on the CPU, from the generator
+passed in; the matrices are made of them on the images' device. So the numbers of a whole batch can be drawn
+everywhere, and each worker applies those of its own images.
 
 B images   C = 3 colours, float in [0, 1]   H × W pixels in   h × w pixels out   T tries at a crop size
+S images that a change is applied to
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
@@ -47,27 +51,74 @@ ASYMMETRIC: Recipe = (View((0.4, 0.4, 0.2, 0.1), 1.0, 0.0), View((0.4, 0.4, 0.2,
 SYMMETRIC: Recipe = (View((0.8, 0.8, 0.8, 0.2), 0.5, 0.0),) * 2
 
 
-def two_views(x_B2CHW: Tensor, generator: Generator, recipe: Recipe = ASYMMETRIC) -> tuple[Tensor, Tensor]:
-    """Draw the two random views of every image from its two crops.
+class Draws(NamedTuple):
+    """The random numbers of one view of B images, on the CPU.
+
+    Attributes:
+        brightness_B: factor of the brightness.
+        contrast_B: factor of the contrast.
+        saturation_B: factor of the saturation; 0 takes all colour away.
+        hue_B: turns of the hue.
+        sigma_B: standard deviation of the blur in pixels of an image of BLUR_AT; 0 is no blur.
+        solarized_B: whether bright colours are inverted.
+    """
+
+    brightness_B: Tensor
+    contrast_B: Tensor
+    saturation_B: Tensor
+    hue_B: Tensor
+    sigma_B: Tensor
+    solarized_B: Tensor
+
+    def rows(self, start: int, stop: int) -> "Draws":
+        """The numbers of the images start … stop − 1."""
+        return Draws(*(value_B[start:stop] for value_B in self))
+
+
+def draw_views(B: int, generator: Generator, recipe: Recipe = ASYMMETRIC) -> tuple[Draws, Draws]:
+    """Draw the random numbers of both views of B images.
 
     Args:
-        x_B2CHW: the crops, float in [0, 1].
+        B: how many images.
         generator: CPU generator of all random numbers.
         recipe: how the first and the second view are drawn.
+    """
+    first, second = (_draw_view(B, generator, how) for how in recipe)
+    return first, second
+
+
+def _draw_view(B: int, generator: Generator, how: View) -> Draws:
+    jitter = _draw_jitter(B, generator, *how.jitter, p=0.8, gray_p=0.2)
+    sigma_B = _draw_sigma(B, generator, BLUR_SIGMA, how.blur_p)
+    return Draws(*jitter, sigma_B, torch.rand(B, generator=generator) < how.solarize_p)
+
+
+def apply_views(x_B2CHW: Tensor, draws: tuple[Draws, Draws]) -> tuple[Tensor, Tensor]:
+    """Make the two views of every image from its two crops and its random numbers.
+
+    Args:
+        x_B2CHW: the crops, uint8, or float in [0, 1].
+        draws: of the same images.
 
     Returns:
         v1_BCHW and v2_BCHW, float in [0, 1].
     """
-    v1_BCHW, v2_BCHW = (_view(x_B2CHW[:, i], generator, how) for i, how in enumerate(recipe))
+    white = 255 if x_B2CHW.dtype == torch.uint8 else 1
+    x_B2CHW = x_B2CHW if x_B2CHW.is_floating_point() else x_B2CHW.float()
+    v1_BCHW, v2_BCHW = (_apply_view(x_B2CHW[:, i], drawn, white) for i, drawn in enumerate(draws))
     return v1_BCHW, v2_BCHW
 
 
-def _view(x_BCHW: Tensor, generator: Generator, how: View) -> Tensor:
-    v_BCHW = color_jitter(x_BCHW, generator, *how.jitter, p=0.8, gray_p=0.2)
+def _apply_view(x_BCHW: Tensor, drawn: Draws, white: int) -> Tensor:
+    v_BCHW = _jittered(x_BCHW, drawn[:4], white)
     # The blur scales with the image: 0.1 to 2 px at 224 px are 0.01 to 0.3 px at 32 px.
-    scale = v_BCHW.shape[-1] / BLUR_AT
-    v_BCHW = gaussian_blur(v_BCHW, generator, (BLUR_SIGMA[0] * scale, BLUR_SIGMA[1] * scale), how.blur_p)
-    return solarize(v_BCHW, generator, how.solarize_p)
+    v_BCHW = _blurred(v_BCHW, drawn.sigma_B * (v_BCHW.shape[-1] / BLUR_AT))
+    return _solarized(v_BCHW, drawn.solarized_B)
+
+
+def two_views(x_B2CHW: Tensor, generator: Generator, recipe: Recipe = ASYMMETRIC) -> tuple[Tensor, Tensor]:
+    """Draw and make the two random views of every image: `draw_views`, then `apply_views`."""
+    return apply_views(x_B2CHW, draw_views(len(x_B2CHW), generator, recipe))
 
 
 def random_resized_crop(
@@ -167,22 +218,45 @@ def color_jitter(
     Returns:
         x_BCHW, clamped to [0, 1].
     """
-    B = len(x_BCHW)
+    drawn = _draw_jitter(len(x_BCHW), generator, brightness, contrast, saturation, hue, p, gray_p)
+    return _jittered(x_BCHW, drawn)
+
+
+def _draw_jitter(
+    B: int,
+    generator: Generator,
+    brightness: float,
+    contrast: float,
+    saturation: float,
+    hue: float,
+    p: float,
+    gray_p: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The factors of brightness, contrast and saturation, and the turns of the hue, see color_jitter."""
     factor_4B = torch.rand(4, B, generator=generator) * 2 - 1
     factor_4B *= (torch.rand(B, generator=generator) < p) * torch.tensor(
         [[brightness], [contrast], [saturation], [hue]]
     )
     b_B, c_B, s_B = 1 + factor_4B[:3]
-    s_B = torch.where(torch.rand(B, generator=generator) < gray_p, 0.0, s_B)
-    cos_B, sin_B = torch.cos(2 * math.pi * factor_4B[3]), torch.sin(2 * math.pi * factor_4B[3])
-    zero_B, one_B = torch.zeros(B), torch.ones(B)
+    return b_B, c_B, torch.where(torch.rand(B, generator=generator) < gray_p, 0.0, s_B), factor_4B[3]
+
+
+def _jittered(x_BCHW: Tensor, drawn: tuple[Tensor, ...], white: int = 1) -> Tensor:
+    """Apply a colour jitter. `white`: the value of white in x_BCHW; in the result it is 1."""
+    b_B, c_B, s_B, hue_B = (value_B.to(x_BCHW.device, non_blocking=True) for value_B in drawn)
+    cos_B, sin_B = torch.cos(2 * math.pi * hue_B), torch.sin(2 * math.pi * hue_B)
+    zero_B, one_B = torch.zeros_like(b_B), torch.ones_like(b_B)
     jitter_B33 = torch.stack(
         [one_B, zero_B, zero_B, zero_B, s_B * cos_B, -s_B * sin_B, zero_B, s_B * sin_B, s_B * cos_B], dim=1
-    ).view(B, 3, 3)
-    matrix_B33 = ((b_B * c_B).view(B, 1, 1) * (FROM_YIQ @ jitter_B33 @ TO_YIQ)).to(x_BCHW)
-    mean_luma_B = x_BCHW.mean((2, 3)) @ TO_YIQ[0].to(x_BCHW)
-    offset_B11 = ((b_B * (1 - c_B)).to(x_BCHW) * mean_luma_B).view(B, 1, 1)
-    return torch.baddbmm(offset_B11, matrix_B33, x_BCHW.flatten(2)).clamp_(0, 1).view_as(x_BCHW)
+    ).view(-1, 3, 3)
+    to_yiq_33, from_yiq_33 = TO_YIQ.to(b_B.device), FROM_YIQ.to(b_B.device)
+    matrix_B33 = (b_B * c_B).view(-1, 1, 1) * (from_yiq_33 @ jitter_B33 @ to_yiq_33)
+    mean_luma_B = x_BCHW.mean((2, 3)) @ to_yiq_33[0].to(x_BCHW)
+    offset_B = (b_B * (1 - c_B)).to(x_BCHW) * mean_luma_B
+    if white != 1:
+        matrix_B33, offset_B = matrix_B33 / white, offset_B / white
+    y_BCN = torch.baddbmm(offset_B.view(-1, 1, 1), matrix_B33.to(x_BCHW), x_BCHW.flatten(2))
+    return y_BCN.clamp_(0, 1).view_as(x_BCHW)
 
 
 def gaussian_blur(x_BCHW: Tensor, generator: Generator, sigma: tuple[float, float], p: float = 1.0) -> Tensor:
@@ -197,18 +271,33 @@ def gaussian_blur(x_BCHW: Tensor, generator: Generator, sigma: tuple[float, floa
     Returns:
         x_BCHW, clamped to [0, 1].
     """
-    B, _, H, W = x_BCHW.shape
+    return _blurred(x_BCHW, _draw_sigma(len(x_BCHW), generator, sigma, p))
+
+
+def _draw_sigma(B: int, generator: Generator, sigma: tuple[float, float], p: float) -> Tensor:
+    """Standard deviations; 0 for the images that are not blurred."""
     sigma_B = torch.empty(B).uniform_(*sigma, generator=generator)
-    chosen_B = torch.rand(B, generator=generator) < p
-    # A standard deviation of 0.01 px is no blur: the neighbours' weights are zero in float32.
-    sigma_B = torch.where(chosen_B, sigma_B, 0.01)
-    # The weights add up to 1 only up to rounding, so the result can leave [0, 1] by 1e-7.
-    return _separable(x_BCHW, _blur_matrix(sigma_B, H), _blur_matrix(sigma_B, W)).clamp_(0, 1)
+    return torch.where(torch.rand(B, generator=generator) < p, sigma_B, 0.0)
+
+
+def _blurred(x_BCHW: Tensor, sigma_B: Tensor) -> Tensor:
+    H, W = x_BCHW.shape[-2:]
+
+    def blur(x_SCHW: Tensor, chosen_S: Tensor) -> Tensor:
+        sigma_S = sigma_B[chosen_S].to(x_BCHW.device, non_blocking=True)
+        rows_SHH = _blur_matrix(sigma_S, H)
+        columns_SWW = rows_SHH if H == W else _blur_matrix(sigma_S, W)
+        # The weights add up to 1 only up to rounding, so the result can leave [0, 1] by 1e-7.
+        return _separable(x_SCHW, rows_SHH, columns_SWW).clamp_(0, 1)
+
+    return _change(x_BCHW, sigma_B > 0, blur)
 
 
 def _blur_matrix(sigma_B: Tensor, n: int) -> Tensor:
-    distance_nn = (torch.arange(n)[:, None] - torch.arange(n)).float()
-    weight_Bnn = torch.exp(-0.5 * (distance_nn / sigma_B.view(-1, 1, 1)) ** 2)
+    # A weight depends on the distance alone: 2n − 1 exponentials an image, of which row i has n in order.
+    distance_m = torch.arange(1 - n, n, device=sigma_B.device)
+    weight_Bm = torch.exp(-0.5 * (distance_m / sigma_B.view(-1, 1)) ** 2)
+    weight_Bnn = weight_Bm.unfold(1, n, 1).flip(1)
     return weight_Bnn / weight_Bnn.sum(-1, keepdim=True)
 
 
@@ -220,5 +309,25 @@ def solarize(x_BCHW: Tensor, generator: Generator, p: float) -> Tensor:
         generator: CPU generator.
         p: probability, 0 to 1.
     """
-    chosen_B111 = (torch.rand(len(x_BCHW), generator=generator) < p).view(-1, 1, 1, 1).to(x_BCHW.device)
-    return torch.where(chosen_B111 & (x_BCHW >= 0.5), 1 - x_BCHW, x_BCHW)
+    return _solarized(x_BCHW, torch.rand(len(x_BCHW), generator=generator) < p)
+
+
+def _solarized(x_BCHW: Tensor, solarized_B: Tensor) -> Tensor:
+    return _change(x_BCHW, solarized_B, lambda x_SCHW, _: torch.where(x_SCHW >= 0.5, 1 - x_SCHW, x_SCHW))
+
+
+def _change(x_BCHW: Tensor, chosen_B: Tensor, change: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Apply a change to the chosen images. The choice is made on the CPU, so a GPU is not waited for.
+
+    Args:
+        x_BCHW: images; they are left as they are.
+        chosen_B: bool, on the CPU.
+        change: from the chosen images and their places in the batch, on the CPU, to the changed images.
+    """
+    chosen_S = chosen_B.nonzero()[:, 0]
+    if len(chosen_S) == len(x_BCHW):
+        return change(x_BCHW, chosen_S)
+    if len(chosen_S) == 0:
+        return x_BCHW
+    place_S = chosen_S.to(x_BCHW.device, non_blocking=True)
+    return x_BCHW.index_copy(0, place_S, change(x_BCHW[place_S], chosen_S))

@@ -1,5 +1,5 @@
-"""Which parts of a stored image are looked at: random crops in training (RandomResizedCrop), and overlapping
-parts of a long image in judging.
+"""Which images are drawn for training, and which parts of a stored image are looked at: random crops in
+training (RandomResizedCrop), and overlapping parts of a long image in judging.
 
 In numpy alone: images are decoded in processes for which loading torch would take seconds.
 
@@ -105,6 +105,17 @@ def number(image_id: str) -> int:
     """A 64-bit hash of an image's id."""
     name = hashlib.blake2b(image_id.encode("utf-8", "surrogateescape"), digest_size=8).digest()
     return int.from_bytes(name, "big")
+
+
+def in_sample(seed: int, share: float, image_id: str) -> bool:
+    """Whether an image is drawn for training.
+
+    Args:
+        seed: of the run.
+        share: the expected share of all images, in (0, 1]. 1 draws all.
+        image_id: the image's id.
+    """
+    return number(f"training:{seed}:{image_id}") < share * 2**64
 
 
 def parts(width: int, height: int, most: int = MOST_PARTS) -> list[tuple[int, int, int, int]]:

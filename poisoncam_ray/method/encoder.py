@@ -206,7 +206,8 @@ class ResNetTiny(nn.Module):
 
     def forward_features(self, x_BCHW: Tensor) -> Tensor:
         """The last map, B × 128 × H/8 × W/8."""
-        x_BCHW = F.relu(self.bn1(self.conv1(x_BCHW)))
+        # In place, here and below: a normalisation's output is needed for nothing else, and memory is slow.
+        x_BCHW = F.relu_(self.bn1(self.conv1(x_BCHW)))
         return self.layer4(self.layer3(self.layer2(self.layer1(x_BCHW))))
 
     def forward_head(self, map_BCHW: Tensor, pre_logits: bool = True) -> Tensor:
@@ -230,8 +231,8 @@ class BasicBlock(nn.Module):
             )
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        y_BCHW = F.relu(self.bn1(self.conv1(x_BCHW)))
-        return F.relu(self.bn2(self.conv2(y_BCHW)) + self.shortcut(x_BCHW))
+        y_BCHW = F.relu_(self.bn1(self.conv1(x_BCHW)))
+        return F.relu_(self.bn2(self.conv2(y_BCHW)).add_(self.shortcut(x_BCHW)))
 
 
 def load_encoder_state(encoder: Encoder, state: dict[str, Tensor]) -> None:

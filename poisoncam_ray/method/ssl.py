@@ -7,6 +7,8 @@
 All are made by `OBJECTIVES[name](encoder, hidden_dim, out_dim, temperature)` and used in the same way: two
 views drawn by the class's `recipe`, then in every step `update_target(momentum)`, `forward(v1, v2, gather,
 rank)`, and a step of the optimiser. After pretraining the defence keeps `encoder` and drops the rest.
+Networks may compute in bfloat16 (torch.autocast). The losses are float32 in any case: two cosines that differ
+by less than 0.004 are equal in bfloat16, and a temperature divides them.
 
 B images of this worker   V = 2B views of them   G rows of all workers   A views of all workers
 E projection dimensions   q queries   k keys   p predictions   t targets   z projections
@@ -66,14 +68,20 @@ class MoCoV3(nn.Module):
             gather: collects the keys of all workers; None with one worker.
             rank: of this worker.
         """
-        q1_BE = self.predictor(self.projector(self.encoder(v1_BCHW)))
-        q2_BE = self.predictor(self.projector(self.encoder(v2_BCHW)))
-        with torch.no_grad():
-            k1_BE = self.key_projector(self.key_encoder(v1_BCHW))
-            k2_BE = self.key_projector(self.key_encoder(v2_BCHW))
+        q1_BE, q2_BE = self.query(v1_BCHW), self.query(v2_BCHW)
+        k1_BE, k2_BE = self.key(v1_BCHW), self.key(v2_BCHW)
         loss_12 = contrastive_loss(q1_BE, k2_BE, self.temperature, gather, rank)
         loss_21 = contrastive_loss(q2_BE, k1_BE, self.temperature, gather, rank)
         return loss_12 + loss_21
+
+    def query(self, v_BCHW: Tensor) -> Tensor:
+        """The queries q_BE of views."""
+        return self.predictor(self.projector(self.encoder(v_BCHW)))
+
+    @torch.no_grad()
+    def key(self, v_BCHW: Tensor) -> Tensor:
+        """The keys k_BE of views, without a gradient."""
+        return self.key_projector(self.key_encoder(v_BCHW))
 
     def update_target(self, momentum: float) -> None:
         """Move the key network towards the query network. Call it before forward, as in the paper."""
@@ -96,18 +104,19 @@ def contrastive_loss(
     Returns:
         A scalar. The mean over the workers is the loss of one worker on the joined batch.
     """
-    q_BE, k_BE = F.normalize(q_BE, dim=1), F.normalize(k_BE, dim=1)
-    k_GE = gather(k_BE) if gather else k_BE
-    own_B = torch.arange(len(q_BE), device=q_BE.device) + rank * len(q_BE)
-    # The factor 2τ keeps the size of the gradient whatever the temperature, as in MoCo-v3.
-    return 2 * temperature * F.cross_entropy(q_BE @ k_GE.T / temperature, own_B)
+    with exact(q_BE):
+        q_BE, k_BE = unit(q_BE), unit(k_BE)
+        k_GE = gather(k_BE) if gather else k_BE
+        own_B = torch.arange(len(q_BE), device=q_BE.device) + rank * len(q_BE)
+        # The factor 2τ keeps the size of the gradient whatever the temperature, as in MoCo-v3.
+        return 2 * temperature * F.cross_entropy(q_BE @ k_GE.T / temperature, own_B)
 
 
 class SimCLR(nn.Module):
     """An encoder and a projector of two layers, without a second network.
 
-    In the paper batch normalisation is synchronised over all workers. Here it is only in the projector and
-    only on GPUs; the encoder's batch statistics are each worker's own.
+    In the paper batch normalisation is synchronised over all workers. Here it is on GPUs; on CPUs the batch
+    statistics are each worker's own.
 
     Args:
         encoder: the encoder to train.
@@ -159,14 +168,15 @@ def nt_xent(z_VE: Tensor, temperature: float, gather: Gather | None = None, rank
         A scalar. The mean over the workers is the loss of one worker on the joined batch, and so is its
         gradient.
     """
-    z_VE = F.normalize(z_VE, dim=1)
-    z_AE = gather(z_VE) if gather else z_VE
-    V = len(z_VE)
-    view_V = torch.arange(V, device=z_VE.device)
-    itself_V, other_V = rank * V + view_V, rank * V + view_V.roll(V // 2)
-    logits_VA = z_VE @ z_AE.T / temperature
-    logits_VA = logits_VA.scatter(1, itself_V[:, None], float("-inf"))
-    return F.cross_entropy(logits_VA, other_V)
+    with exact(z_VE):
+        z_VE = unit(z_VE)
+        z_AE = gather(z_VE) if gather else z_VE
+        V = len(z_VE)
+        view_V = torch.arange(V, device=z_VE.device)
+        itself_V, other_V = rank * V + view_V, rank * V + view_V.roll(V // 2)
+        logits_VA = z_VE @ z_AE.T / temperature
+        logits_VA = logits_VA.scatter(1, itself_V[:, None], float("-inf"))
+        return F.cross_entropy(logits_VA, other_V)
 
 
 class BYOL(nn.Module):
@@ -221,7 +231,18 @@ class BYOL(nn.Module):
 
 def regression_loss(p_BE: Tensor, t_BE: Tensor) -> Tensor:
     """‖p − t‖² of unit vectors, 2 − 2·cos, as the mean over images (equation 2): a scalar in [0, 4]."""
-    return (F.normalize(p_BE, dim=1) - F.normalize(t_BE, dim=1)).square().sum(1).mean()
+    with exact(p_BE):
+        return (unit(p_BE) - unit(t_BE)).square().sum(1).mean()
+
+
+def exact(x_BE: Tensor) -> torch.autocast:
+    """A context without autocast on the device of x_BE."""
+    return torch.autocast(x_BE.device.type, enabled=False)
+
+
+def unit(x_BE: Tensor) -> Tensor:
+    """Rows of length 1, in float32 or better."""
+    return F.normalize(x_BE.to(torch.promote_types(x_BE.dtype, torch.float32)), dim=1)
 
 
 Objective = MoCoV3 | SimCLR | BYOL
@@ -259,8 +280,8 @@ def follow(target: nn.Module, online: nn.Module, momentum: float) -> None:
 
     Only parameters move; the target keeps its own batch statistics.
     """
-    for t, o in zip(target.parameters(), online.parameters(), strict=True):
-        t.lerp_(o, 1 - momentum)
+    # One call for all of them, instead of hundreds.
+    torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), 1 - momentum)
 
 
 def momentum_at(step: int, total: int, base: float) -> float:

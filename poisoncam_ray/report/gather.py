@@ -19,6 +19,7 @@ from poisoncam_ray.folder import Folder, Ledger, Manifest
 from poisoncam_ray.report.model import Fetcher, PageContent, ShownFamily, ShownImage, SkippedShard, Trigger
 from poisoncam_ray.report.pictures import data_uri, fetch_pictures, on_square
 from poisoncam_ray.report.scores import Drawn, read_scores
+from poisoncam_ray.report.words import what_training_saw
 from poisoncam_ray.review import Decisions
 
 TRIGGERS = 20
@@ -140,6 +141,7 @@ def gather(
         removed_sample=images(scored.removed),
         borderline_sample=images(scored.borderline),
         loss=[(row["step"], row["loss"]) for row in _json(run / artifact.ENCODER, artifact.HISTORY) or []],
+        training=_training(manifests),
         seconds=[_pace(titles[name], manifest) for name, manifest in manifests.items()],
         dead=dead[:DEAD_LINES],
         skipped=skipped[:SKIPPED_SHARDS],
@@ -232,6 +234,14 @@ def _sample(manifests: Mapping[str, Manifest]) -> str:
         return ""
     indexed = facts.of_manifest(facts.Indexed, manifests[artifact.INDEX])
     return indexed.told_sample if indexed.sample else ""
+
+
+def _training(manifests: Mapping[str, Manifest]) -> str:
+    """How much of the corpus the encoder's training has seen, in words."""
+    if artifact.ENCODER not in manifests:
+        return ""
+    said = facts.of_manifest(facts.Pretrained, manifests[artifact.ENCODER])
+    return what_training_saw(said.images, said.images_seen, said.images_shown)
 
 
 def _dead(run: Folder) -> list[dict[str, Any]]:

@@ -118,6 +118,7 @@ class PageContent:
         removed_sample: some of the removed images.
         borderline_sample: the kept images with the highest probability of poison.
         loss: the training loss of the encoder by step.
+        training: how much of the corpus the encoder's training has seen, in words; empty where nobody knows.
         seconds: of each stage its summary, time and pace.
         dead: the dead rows by stage and error.
         skipped: the first skipped shards, those without a count of rows before the others.
@@ -150,6 +151,7 @@ class PageContent:
     removed_sample: Sequence[ShownImage] = ()
     borderline_sample: Sequence[ShownImage] = ()
     loss: Sequence[tuple[float, float]] = ()
+    training: str = ""
     seconds: Sequence[Mapping[str, Any]] = ()
     dead: Sequence[Mapping[str, Any]] = ()
     skipped: Sequence[SkippedShard] = ()

@@ -13,6 +13,8 @@ NO_TRIGGER = (
     "A window group reaches the threshold, but no trigger family was found in it. A family needs at least "
     "two windows that look alike or move images to the same clusters."
 )
+RARE = 0.001
+"""The share of poisoned images that `what_training_saw` takes as an example."""
 LEAST_P = 1e-4
 """Smaller p-values are shown as 'less than this': no null distribution is large enough to tell them apart."""
 
@@ -80,6 +82,24 @@ def family_words(family: Family, removed: int, in_doubt: bool) -> str:
     """
     gone = "nothing removed, its classifier is in doubt" if in_doubt else f"{_images(removed)} removed"
     return f"{gone}, best score {percent(family.best_score)}{_in_brackets(family.p_value)}"
+
+
+def what_training_saw(images: int, seen: int, shown: int) -> str:
+    """How much of the corpus the threat model has seen, in two sentences.
+
+    Args:
+        images: indexed images.
+        seen: different images that its training showed.
+        shown: images that it showed, each as often as it was shown.
+    """
+    if not images or not seen:
+        return ""
+    times = f"{shown / seen:.3g}"
+    return (
+        f"The threat model was shown {percent(seen / images)} of the {images:,} images, each {times} times. "
+        f"Of a poison of {percent(RARE)}, which is {RARE * images:,.0f} images, it has seen about "
+        f"{RARE * seen:,.0f}."
+    )
 
 
 def chance(p_value: float) -> str:

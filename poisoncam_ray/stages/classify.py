@@ -31,7 +31,7 @@ from poisoncam_ray.stages.crops import from_png, to_png
 from poisoncam_ray.stages.ensembles import load_models
 from poisoncam_ray.stages.pixels import Pixels, fetch_images
 from poisoncam_ray.stages.pool import assignments
-from poisoncam_ray.stages.ray_cluster import RESTARTS, in_flight
+from poisoncam_ray.stages.ray_cluster import RESTARTS, actors_at_most, in_flight
 
 ROLE_NAMES = ("train", "validate")
 MOST_UNSURE = 0.03
@@ -118,7 +118,7 @@ class Classify(Stage):
         # As many at once as other stages have actors: each uses its share of the machine's threads.
         reused = len(every) - len(todo)
         run.progress.update(reused, len(every), "models")
-        for done, _ in enumerate(in_flight(calls, resources.actors), start=reused + 1):
+        for done, _ in enumerate(in_flight(calls, actors_at_most(resources)), start=reused + 1):
             run.progress.update(done, len(every), "models")
         validate = ray.remote(validate_family).options(**needs)
         whole_images = fetch.remote(run.corpus, run.config, whole)

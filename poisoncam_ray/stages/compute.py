@@ -25,7 +25,7 @@ def set_up(resources: Resources, processes: int | None = None) -> None:
 
     Args:
         resources: the configured resources.
-        processes: the number of worker processes on this machine; None: the number of actors.
+        processes: the number of worker processes on this machine; None: the configured number of actors.
     """
     set_threads(resources, processes)
     keep_freed_memory()
@@ -33,10 +33,12 @@ def set_up(resources: Resources, processes: int | None = None) -> None:
 
 def set_threads(resources: Resources, processes: int | None) -> None:
     """Share the machine's cores among its worker processes. Ray's default is one OpenMP thread a worker.
+    Where nothing says how many processes there are, an actor has as many threads as CPUs.
 
     The number does not follow the number of live nodes: sums of floats differ with the number of threads.
     """
-    share = len(os.sched_getaffinity(0)) // (processes or resources.actors)
+    shared_by = processes or resources.actors
+    share = len(os.sched_getaffinity(0)) // shared_by if shared_by else int(resources.cpus_per_actor)
     torch.set_num_threads(resources.threads_per_actor or max(1, share))
 
 

@@ -15,7 +15,6 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -27,15 +26,8 @@ from poisoncam_ray.config import Config
 from poisoncam_ray.corpus import Corpus, Slice
 from poisoncam_ray.folder import Folder, part_index
 from poisoncam_ray.stage import Run
-from poisoncam_ray.stages.pixels import (
-    Pixels,
-    SecondViews,
-    as_pairs,
-    as_pixels,
-    read_crops,
-    read_slice,
-    read_views,
-)
+from poisoncam_ray.stages.pixels import SecondViews, as_pixels, read_slice, read_views
+from poisoncam_ray.stages.ray_cluster import actors_at_most
 
 # Slices of one dataset: the driver keeps a record of every block of a dataset until the dataset is done.
 WAVE = 4096
@@ -122,7 +114,7 @@ def stream_images(
     decode = _decode_both_views if both_views else _decode_slice
     read = partial(decode, corpus=run.corpus, config=run.config, index=run.folder / artifact.INDEX)
     for wave in _waves(todo):
-        most = min(resources.actors, len(wave))
+        most = min(actors_at_most(resources), len(wave))
         dataset = (
             _dataset(wave)
             .map(read, compute=readers(run.config, len(wave)), num_cpus=resources.cpus_per_reader)
@@ -140,30 +132,6 @@ def stream_images(
             )
         )
         yield from dataset.iter_rows()
-
-
-def stream_crops(
-    order: Iterator[tuple[Slice, int]], corpus: Corpus, config: Config, index: Folder
-) -> Iterator[Pixels]:
-    """Two random crops of each image, slice by slice in the order given.
-
-    Args:
-        order: slices, each with the epoch whose crops are drawn.
-        corpus: the corpus.
-        config: the configuration.
-        index: the artifact of Index.
-
-    Yields:
-        x_N2CHW of a slice, decoded by cluster tasks ahead of their use.
-    """
-    ray.data.DataContext.get_current().execution_options.preserve_order = True
-    read = partial(_decode_crops, corpus=corpus, config=config, index=index)
-    while wave := list(islice(order, WAVE)):
-        rows = [_as_row(slice_) | {"epoch": epoch} for slice_, epoch in wave]
-        compute, cpus = readers(config, len(wave)), config.resources.cpus_per_reader
-        dataset = _of_rows(rows).map(read, compute=compute, num_cpus=cpus)
-        for row in dataset.iter_rows():
-            yield as_pairs(row["pixels"], config.encoder.image_size)
 
 
 def readers(config: Config, slices: int) -> ray.data.TaskPoolStrategy:
@@ -214,11 +182,6 @@ def _decode_slice(row: dict[str, Any], corpus: Corpus, config: Config, index: Fo
     slice_ = Slice(**json.loads(row["slice"]))
     ids, x_NCHW = read_slice(corpus, config, index, slice_)
     return {"index": slice_.index, "ids": ids, "pixels": x_NCHW.tobytes()}
-
-
-def _decode_crops(row: dict[str, Any], corpus: Corpus, config: Config, index: Folder) -> dict[str, Any]:
-    x_N2CHW = read_crops(corpus, config, index, Slice(**json.loads(row["slice"])), row["epoch"])
-    return {"pixels": x_N2CHW.tobytes()}
 
 
 def _decode_both_views(row: dict[str, Any], corpus: Corpus, config: Config, index: Folder) -> dict[str, Any]:

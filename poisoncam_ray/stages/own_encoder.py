@@ -1,4 +1,4 @@
-"""A user's own encoder: a checkpoint that is used instead of pretraining."""
+"""A user's own encoder: a checkpoint that is used instead of pretraining, or that pretraining starts with."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def check_encoder(config: Config) -> None:
     Raises:
         UserError: the backbone cannot be built, or the checkpoint cannot be used.
     """
-    if config.encoder.checkpoint:
-        own_encoder(config.encoder.checkpoint, config)
+    if given := config.encoder.checkpoint or config.pretrain.init:
+        own_encoder(given, config)
         return
     made = config.encoder
     try:
@@ -50,12 +50,12 @@ def checkpoint_sha256(uri: str) -> str:
 
 
 def import_encoder(uri: str, config: Config, out: Folder) -> None:
-    """Write the checkpoint's encoder as the artifact of Pretrain.
+    """Write the checkpoint's encoder as Pretrain writes the one that it has trained.
 
     Args:
         uri: the checkpoint.
         config: the configuration, whose backbone the checkpoint must fit.
-        out: the artifact's folder. Nothing is written when the checkpoint is refused.
+        out: the folder. Nothing is written when the checkpoint is refused.
 
     Raises:
         UserError: the checkpoint is missing, unsafe, or does not fit the backbone.

@@ -3,14 +3,15 @@
 Torch is not imported here: reading and decoding tasks run in many processes, and it would cost each of them
 seconds.
 
-N images   2 crops of an image   M images with a second view   C channels   H = W encoder image side
+N images   R chosen images   2 crops of an image   M images with a second view
+C channels   H = W encoder image side
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -21,7 +22,7 @@ from poisoncam_ray.corpus import Corpus, Slice
 from poisoncam_ray.decode import cut_out, decode, views
 from poisoncam_ray.errors import LedgerError
 from poisoncam_ray.folder import Folder, part_name
-from poisoncam_ray.method.crops import MOST_PARTS, draw_pair, number, own_part, parts
+from poisoncam_ray.method.crops import MOST_PARTS, draw_pair, in_sample, number, own_part, parts
 
 # Of `fetch_images`: so many encoded images lie in memory beside the pixels.
 FETCHED_AT_ONCE = 256
@@ -93,8 +94,16 @@ def read_views(
     return ids, x_NCHW, SecondViews(np.array([i for i, *_ in found], np.int32), x_MCHW, part_M4)
 
 
-def read_crops(corpus: Corpus, config: Config, index: Folder, slice_: Slice, epoch: int) -> Pixels:
-    """Read the indexed rows of one slice, and cut two random crops out of each stored image, at its own
+def read_crops(
+    corpus: Corpus,
+    config: Config,
+    index: Folder,
+    slice_: Slice,
+    epoch: int,
+    share: float = 1.0,
+    rows_R: NDArray[np.int64] | None = None,
+) -> Pixels:
+    """Read indexed rows of one slice, and cut two random crops out of each stored image, at its own
     resolution.
 
     Where they lie depends on the seed, the epoch and the image's id alone.
@@ -105,26 +114,38 @@ def read_crops(corpus: Corpus, config: Config, index: Folder, slice_: Slice, epo
         index: the artifact of Index.
         slice_: the slice.
         epoch: the epoch.
+        share: of the rows, as `in_sample` draws them.
+        rows_R: which of the drawn rows are wanted, ascending; None: all of them.
 
     Returns:
-        x_N2CHW.
+        x_R2CHW.
 
     Raises:
         LedgerError: the corpus no longer holds what was indexed.
     """
     ids, wanted = _indexed(index, slice_)
-    x_N2CHW = np.empty((len(ids), 2, *_shape(config)), np.uint8)
+    drawn = [i for i, image_id in enumerate(ids) if in_sample(config.seed, share, image_id)]
+    chosen = drawn if rows_R is None else [drawn[row] for row in rows_R]
+    if slice_.files:
+        # Each image is a file: the others are not read.
+        slice_ = replace(slice_, files=tuple(ids[i] for i in chosen))
+        wanted = {ids[i]: wanted[ids[i]] for i in chosen}
+    place = {ids[i]: r for r, i in enumerate(chosen)}
+    x_R2CHW = np.empty((len(chosen), 2, *_shape(config)), np.uint8)
     limits, size, least = config.corpus, config.encoder.image_size, config.pretrain.crop_min
     width_N, height_N = _sizes(index, slice_)
-    for i, data in enumerate(_stored(corpus, slice_, wanted)):
-        rng = np.random.default_rng([config.seed, epoch, number(ids[i])])
-        pair = draw_pair(width_N[i], height_N[i], least, rng)
+    for image_id, data in zip(wanted, _stored(corpus, slice_, wanted), strict=True):
+        if image_id not in place:
+            continue
+        r = place[image_id]
+        rng = np.random.default_rng([config.seed, epoch, number(image_id)])
+        pair = draw_pair(width_N[chosen[r]], height_N[chosen[r]], least, rng)
         boxes = [crop.box for crop in pair]
-        x_N2CHW[i] = cut_out(data or b"", boxes, size, limits.max_pixels, limits.max_bytes)
+        x_R2CHW[r] = cut_out(data or b"", boxes, size, limits.max_pixels, limits.max_bytes)
         for view, crop in enumerate(pair):
             if crop.mirrored:
-                x_N2CHW[i, view] = x_N2CHW[i, view, :, :, ::-1].copy()
-    return x_N2CHW
+                x_R2CHW[r, view] = x_R2CHW[r, view, :, :, ::-1].copy()
+    return x_R2CHW
 
 
 def _shape(config: Config) -> tuple[int, int, int]:
@@ -219,8 +240,3 @@ def views_indexed(data: bytes | None, config: Config) -> tuple[Pixels, Pixels | 
 def as_pixels(data: bytes, size: int) -> Pixels:
     """x_NCHW from the bytes that travel between processes; a copy, since torch needs writable memory."""
     return np.frombuffer(bytearray(data), np.uint8).reshape(-1, 3, size, size)
-
-
-def as_pairs(data: bytes, size: int) -> Pixels:
-    """x_N2CHW from the bytes that travel between processes."""
-    return as_pixels(data, size).reshape(-1, 2, 3, size, size)

@@ -1,7 +1,7 @@
 """Pretrain: train the threat model (MoCo-v3, SimCLR or BYOL) on the suspicious corpus, with Ray Train.
 
-Every random draw depends only on (seed, step, rank). So a checkpoint needs no state but tensors and the step,
-and a resumed training equals one that was not interrupted. Checkpoints are safetensors and JSON: nothing that
+Every random draw depends only on (seed, step). So a checkpoint needs no state but tensors and the step, and a
+resumed training equals one that was not interrupted. Checkpoints are safetensors and JSON: nothing that
 is read from storage is unpickled.
 
 B images of a batch, of one rank   2 crops of an image   C channels   H = W image side
@@ -25,22 +25,22 @@ import torch.distributed as dist
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from poisoncam_ray import artifact, facts
-from poisoncam_ray.config import Config
+from poisoncam_ray.config import Config, Precision, Wanted
 from poisoncam_ray.corpus import Corpus
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.folder import Folder
-from poisoncam_ray.method.augment import two_views
-from poisoncam_ray.method.encoder import Encoder, build_encoder
-from poisoncam_ray.method.ssl import OBJECTIVES, Objective, gather_rows, learning_rate_at, momentum_at
 from poisoncam_ray.stage import Outcome, Run, Stage
+from poisoncam_ray.stages.batches import Batches
 from poisoncam_ray.stages.compute import set_up
 from poisoncam_ray.stages.embed import write_encoder
 from poisoncam_ray.stages.own_encoder import check_encoder, checkpoint_sha256, import_encoder
+from poisoncam_ray.stages.precision import choose
 from poisoncam_ray.stages.ray_cluster import hush
-from poisoncam_ray.stages.training_data import Epochs, drawn_by
+from poisoncam_ray.stages.sample import drawn_rows, share_of
+from poisoncam_ray.stages.training_data import Epochs
+from poisoncam_ray.stages.training_step import Schedule, Trainer
 
 STATE = "state.json"
 OPTIMIZER = "optimizer.safetensors"
@@ -50,7 +50,7 @@ WATCH_EVERY_S = 3
 class Pretrain(Stage):
     name = artifact.ENCODER
     title = "Pretrain"
-    version = 5
+    version = 6
     inputs = (artifact.INDEX,)
     sections = ("encoder", "pretrain")
 
@@ -58,22 +58,26 @@ class Pretrain(Stage):
         if rows is None:
             # Reads the whole checkpoint: only at the start, not again when the rows are known.
             check_encoder(config)
-        elif rows < config.pretrain.batch_size and not config.encoder.checkpoint:
-            raise UserError(
-                f"pretrain.batch_size={config.pretrain.batch_size} is more than the {rows} images there are: "
-                "lower it."
-            )
+        elif not config.encoder.checkpoint:
+            _check_rows(config, rows, share_of(config, rows) * rows)
 
     def depends_on(self, config: Config) -> dict[str, Any]:
-        checkpoint = config.encoder.checkpoint
-        return {"checkpoint_sha256": checkpoint_sha256(checkpoint)} if checkpoint else {}
+        files = {"checkpoint_sha256": config.encoder.checkpoint, "init_sha256": config.pretrain.init}
+        return {name: checkpoint_sha256(uri) for name, uri in files.items() if uri}
 
     def run(self, run: Run) -> Outcome:
         encoder = run.config.encoder
         if encoder.checkpoint:
             import_encoder(encoder.checkpoint, run.config, run.out)
             return Outcome(facts.Pretrained(encoder.backbone, checkpoint=encoder.checkpoint))
-        job = Job(run.config, run.corpus, run.folder / artifact.INDEX, run.out, run.slice_rows())
+        share, slice_rows = drawn_rows(run)
+        rows = sum(run.slice_rows())
+        _check_rows(run.config, rows, sum(slice_rows))
+        init, start = run.config.pretrain.init, run.out / artifact.INIT
+        if init and not start.exists(artifact.ENCODER_CONFIG):
+            # Copied once: the workers may not reach the file, and it may change while they train.
+            import_encoder(init, run.config, start)
+        job = Job(run.config, run.corpus, run.folder / artifact.INDEX, run.out, slice_rows, share)
         resumed = latest_checkpoint(run.out)
         # The history is written last, after the encoder.
         if not run.out.exists(artifact.HISTORY):
@@ -87,8 +91,26 @@ class Pretrain(Stage):
             loss=last["loss"],
             steps=job.epochs.total,
             resumed_at_step=resumed or 0,
+            images=rows,
+            images_seen=job.epochs.seen,
+            images_shown=job.epochs.total * run.config.pretrain.batch_size,
+            init=init,
+            precision=run.out.read_json(artifact.TRAINING)["precision"],
         )
         return Outcome(said)
+
+
+def _check_rows(config: Config, rows: int, drawn: float) -> None:
+    """Refuse a training without a batch: `rows` images, of which so many are drawn."""
+    size, sample = config.pretrain.batch_size, config.pretrain.sample
+    if drawn >= size:
+        return
+    if sample is None or rows < size:
+        raise UserError(f"pretrain.batch_size={size} is more than the {rows} images there are: lower it.")
+    raise UserError(
+        f"pretrain.sample={sample:g} draws {drawn:.0f} of the {rows} images, fewer than "
+        f"pretrain.batch_size={size}: set it higher."
+    )
 
 
 @dataclass(frozen=True)
@@ -98,7 +120,8 @@ class Job:
     Attributes:
         index: the artifact of Index.
         out: the artifact of Pretrain.
-        slice_rows: indexed rows of each slice.
+        slice_rows: rows of each slice that the training may use.
+        share: of the indexed rows, which these are, as `method.crops.in_sample` draws them.
     """
 
     config: Config
@@ -106,12 +129,14 @@ class Job:
     index: Folder
     out: Folder
     slice_rows: list[int]
+    share: float
 
     @property
     def epochs(self) -> Epochs:
         """The order of the training's batches."""
         p = self.config.pretrain
-        return Epochs(self.slice_rows, p.epochs, p.batch_size, p.workers, self.config.seed, p.shuffle_rows)
+        rows, seed = self.slice_rows, self.config.seed
+        return Epochs(rows, p.epochs, p.batch_size, seed, p.shuffle_rows, p.max_images)
 
 
 def _fit(job: Job, run: Run) -> None:
@@ -182,36 +207,21 @@ def train_worker(config: dict[str, Any]) -> None:
     # Late in training, denormal numbers make a CPU many times slower.
     torch.set_flush_denormal(True)
     device = ray.train.torch.get_device()
-    # Every rank draws the same initial weights: nothing else has used the global generator yet.
-    torch.manual_seed(job.config.seed)
-    made = job.config.encoder
-    encoder = build_encoder(made.backbone, made.image_size, made.patch_size)
-    objective = OBJECTIVES[settings.objective]
-    model = objective(encoder, settings.hidden_dim, settings.out_dim, settings.temperature)
-    # Faster on a CPU, and the layout of tensor cores.
-    model = model.to(device).to(memory_format=torch.channels_last)
-    optimizer = _optimizer(model, settings.weight_decay)
-    step, history = restore(job.out, model, optimizer)
-    whole, gather = _distributed(model, device), gather_rows if world > 1 else None
-    base_rate = settings.lr * settings.batch_size / 256
-    warmup = round(settings.warmup_epochs * epochs.steps_per_epoch)
+    trainer = Trainer(
+        job.config,
+        Schedule(epochs.total, warmup=round(settings.warmup_epochs * epochs.total / settings.epochs)),
+        device,
+        decided_precision(job.out, settings.precision, device, rank, world),
+        start_weights(job),
+        rank,
+        world,
+    )
+    step, history = restore(job.out, trainer.model, trainer.optimizer)
     began, losses = time.monotonic(), []
-    model.train()
-    for x_B2CHW in epochs.batches(job.corpus, job.config, job.index, rank, start=step):
-        rate = learning_rate_at(step, epochs.total, warmup, base_rate)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        generator = drawn_by(job.config.seed, step, rank)
-        views = two_views(x_B2CHW.to(device).float() / 255, generator, model.recipe)
-        v1_BCHW, v2_BCHW = (v.contiguous(memory_format=torch.channels_last) for v in views)
-        model.update_target(momentum_at(step, epochs.total, settings.momentum))
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
-            loss = whole(v1_BCHW, v2_BCHW, gather, rank)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
+    batches = Batches(job.corpus, job.config, job.index, job.share, epochs)
+    for x_B2CHW in batches.read(rank, world, step, device):
+        losses.append(trainer.step(step, x_B2CHW))
         step += 1
-        losses.append(loss.detach())
         due = step % settings.checkpoint_every == 0 or step == epochs.total
         if step % epochs.steps_per_epoch == 0 or due:
             mean = _mean_over_ranks(torch.stack(losses).mean())
@@ -222,16 +232,42 @@ def train_worker(config: dict[str, Any]) -> None:
                     "total": epochs.total,
                     "epoch": step / epochs.steps_per_epoch,
                     "loss": mean,
-                    "lr": rate,
+                    "lr": trainer.learning_rate(step - 1),
                 }
                 history.append(at | {"seconds": round(time.monotonic() - began, 1)})
                 job.out.write_json(artifact.TRAINING_PROGRESS, at)
                 if due:
-                    save(job.out, step, model, optimizer, history)
+                    save(job.out, step, trainer.model, trainer.optimizer, history)
             ray.train.report({"step": step, "loss": mean})
     if rank == 0:
-        write_encoder(job.config, model.encoder, job.out)
+        write_encoder(job.config, trainer.model.encoder, job.out)
         job.out.write_json(artifact.HISTORY, history)
+
+
+def decided_precision(out: Folder, wanted: Wanted, device: torch.device, rank: int, world: int) -> Precision:
+    """The precision of this training: what rank 0 of its first attempt chose.
+
+    Another attempt may run on other machines, and must train on as this one did.
+
+    Args:
+        out: the artifact of Pretrain, which holds the decision.
+        wanted: the setting.
+        device: of this rank.
+        rank: this rank.
+        world: the number of ranks.
+    """
+    if rank == 0 and not out.exists(artifact.TRAINING):
+        out.write_json(artifact.TRAINING, {"precision": choose(wanted, device.type == "cuda")})
+    if world > 1:
+        dist.barrier()
+    return out.read_json(artifact.TRAINING)["precision"]
+
+
+def start_weights(job: Job) -> dict[str, Tensor] | None:
+    """The weights that the encoder starts with; None: random ones."""
+    if not job.config.pretrain.init:
+        return None
+    return (job.out / artifact.INIT).read_tensors(artifact.WEIGHTS)
 
 
 def save(
@@ -292,24 +328,6 @@ def restore(
         state.setdefault(int(index), {})[name] = moment
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return step, folder.read_json(STATE)["history"]
-
-
-def _optimizer(model: Objective, weight_decay: float) -> torch.optim.AdamW:
-    return torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad], lr=0.0, weight_decay=weight_decay, fused=True
-    )
-
-
-def _distributed(model: Objective, device: torch.device) -> nn.Module:
-    """The model wrapped for training on several ranks; the model itself on one rank."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return model
-    if device.type == "cuda":
-        # Heads are normalised over the joined batch; SyncBatchNorm has no CPU version.
-        for name, head in model.named_children():
-            if not isinstance(head, Encoder):
-                setattr(model, name, nn.SyncBatchNorm.convert_sync_batchnorm(head))
-    return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
 
 
 def _mean_over_ranks(value: Tensor) -> float:

@@ -12,12 +12,16 @@ import os
 import signal
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import ray
 import ray.data
+from ray._private.state import state
+
+from poisoncam_ray.config import Resources
 
 # With too few logical CPUs, reading tasks, training workers and actor pools wait for each other for ever.
 LOCAL_CPUS = 8
@@ -129,6 +133,18 @@ class _Nothing:
         """Take an argument from the object store."""
 
 
+def actors_at_most(resources: Resources) -> int:
+    """How many actors a stage may have: as many as are configured; or else as many as find place in the
+    cluster, and in what its autoscaler may add."""
+    if resources.actors is not None:
+        return resources.actors
+    # Ray Train asks the same before it places its workers; there is no public call.
+    has, may_have = ray.cluster_resources(), state.get_max_resources_from_cluster_config() or {}
+    each = {"CPU": resources.cpus_per_actor, "GPU": resources.gpus_per_actor}
+    places = (max(has.get(name, 0), may_have.get(name, 0)) // n for name, n in each.items() if n)
+    return max(resources.min_actors, int(min(places)))
+
+
 def in_flight(calls: Iterator[Callable[[], ray.ObjectRef]], most: int) -> Iterator[Any]:
     """Submit plain tasks, a bounded number at a time.
 
@@ -148,3 +164,23 @@ def in_flight(calls: Iterator[Callable[[], ray.ObjectRef]], most: int) -> Iterat
     while waiting:
         ready, waiting = ray.wait(waiting)
         yield from ray.get(ready)
+
+
+def in_order(calls: Iterator[Callable[[], ray.ObjectRef]], most: Callable[[], int]) -> Iterator[Any]:
+    """Submit plain tasks ahead of the use of their results.
+
+    Args:
+        calls: each submits one task.
+        most: how many tasks run, or have a result that nobody has taken, at once. Asked before each result.
+
+    Yields:
+        The result of every task, in the order of the calls. A result that is lost with its node before it is
+        taken is made again.
+    """
+    due: deque[ray.ObjectRef] = deque()
+    for call in calls:
+        due.append(call())
+        while len(due) >= most():
+            yield ray.get(due.popleft())
+    while due:
+        yield ray.get(due.popleft())

@@ -31,7 +31,7 @@ from poisoncam_ray.stages.cluster import read_centroids
 from poisoncam_ray.stages.pixels import fetch_images
 from poisoncam_ray.stages.pool import Pool, gather_pool
 from poisoncam_ray.stages.ranking import first_images, rank_candidates, read_round
-from poisoncam_ray.stages.ray_cluster import RESTARTS
+from poisoncam_ray.stages.ray_cluster import RESTARTS, actors_at_most
 from poisoncam_ray.stages.scorer import Chunk, Scorer
 
 CALLS_AT_ONCE = 2
@@ -156,7 +156,7 @@ def count_other_own(search: Folder, number: int) -> int:
 
 
 def start_scorers(run: Run, pool: Pool, supercluster_K: Tensor) -> ActorGroup:
-    """Start `resources.actors` scorers. Those without a node wait, and an autoscaler sees their demand."""
+    """Start as many scorers as a stage may have. Those without a node wait, and an autoscaler sees them."""
     resources = run.config.resources
     actor: Any = ray.remote(Scorer).options(
         num_cpus=resources.cpus_per_actor,
@@ -166,9 +166,8 @@ def start_scorers(run: Run, pool: Pool, supercluster_K: Tensor) -> ActorGroup:
     )
     folders = (run.folder / artifact.ENCODER, run.folder / artifact.CLUSTERS)
     flip_FCHW = fetch_images(run.corpus, run.config, pool.flip_ids)
-    return ActorGroup.start(
-        actor, resources.actors, run.config, run.corpus, *folders, flip_FCHW, supercluster_K
-    )
+    n = actors_at_most(resources)
+    return ActorGroup.start(actor, n, run.config, run.corpus, *folders, flip_FCHW, supercluster_K)
 
 
 def score_round(

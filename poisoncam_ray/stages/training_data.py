@@ -1,32 +1,32 @@
-"""Training batches through Ray Data, in an order that depends only on (seed, epoch, rank).
+"""The order of the training's batches: which image lies where in which global batch.
 
-Ray Data's own split gives a worker whichever block is ready, so the batches differ from run to run. Here each
-worker chooses its slices, streams them through cluster tasks that decode them and cut two crops out of each
-image, and shuffles the pairs.
+It depends on the seed, the epoch and the rows of the slices, and not on the number of ranks: each rank takes
+a run of positions of every global batch. It is arithmetic on row numbers, so a training goes on at any step
+without reading what came before.
 
-N images   2 crops of an image   B images of a batch, of one rank   C channels   H = W image side
+An epoch is a random order of the slices, joined to one stream of rows and cut into equally long lanes. Each
+lane is shuffled in blocks of steps and gives the same number of images to every batch.
+
+B images of a batch   S steps of a block   P positions of a batch, of one rank in one lane   R rows of a piece
+2 crops of an image   C channels   H = W image side
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import chain, islice
+from functools import cached_property
+from itertools import tee
 
 import numpy as np
-import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from poisoncam_ray import artifact
-from poisoncam_ray.config import Config
-from poisoncam_ray.corpus import Corpus, Slice
-from poisoncam_ray.corpus.slices import slices_of
-from poisoncam_ray.folder import Folder
-from poisoncam_ray.stages.dataflow import stream_crops
+MOST_LANES = 64
+"""A rank holds a block of each of its lanes. More lanes mix a batch from more places of the corpus."""
 
-# Slices that are made into objects at once.
-SLICES_AHEAD = 256
+Rows = NDArray[np.int64]
 
 
 def drawn_by(*numbers: int) -> torch.Generator:
@@ -38,24 +38,60 @@ def drawn_by(*numbers: int) -> torch.Generator:
 
 
 @dataclass(frozen=True)
+class Piece:
+    """Rows of one slice that a rank needs together.
+
+    Attributes:
+        epoch: whose crops are drawn.
+        slice: the index of the slice.
+        rows_R: row numbers in the slice, ascending, among the rows that are counted.
+    """
+
+    epoch: int
+    slice: int
+    rows_R: Rows
+
+
+@dataclass(frozen=True)
+class Block:
+    """What a rank holds of one lane during some steps.
+
+    Attributes:
+        first: the first of these steps, counted through all epochs.
+        lane: the number of the lane.
+        pieces: its rows.
+        order_SP: for each step and position, the place of the row in the joined pieces.
+    """
+
+    first: int
+    lane: int
+    pieces: list[Piece]
+    order_SP: Rows
+
+
+Read = Callable[[Iterator[Piece]], Iterator[NDArray[np.uint8]]]
+"""Gives x_R2CHW of each piece, in order."""
+
+
+@dataclass(frozen=True)
 class Epochs:
     """The order of a training's batches. Rows left over at an epoch's end are dropped, as in the reference.
 
     Attributes:
-        slice_rows: indexed rows of each slice.
+        slice_rows: rows of each slice that the training may use.
         epochs: the number of epochs.
-        batch_size: images of a batch, of all ranks together.
-        workers: the number of ranks.
+        batch_size: B, images of a batch, of all ranks together.
         seed: of the order.
-        shuffle_rows: rows that a rank shuffles together.
+        shuffle_rows: rows that are shuffled together, in all lanes.
+        max_images: images shown at most, repeats counted; None: those of all epochs.
     """
 
     slice_rows: list[int]
     epochs: int
     batch_size: int
-    workers: int
     seed: int
     shuffle_rows: int
+    max_images: int | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -65,86 +101,104 @@ class Epochs:
     @property
     def total(self) -> int:
         """Batches of the training."""
-        return self.epochs * self.steps_per_epoch
+        every = self.epochs * self.steps_per_epoch
+        return every if self.max_images is None else min(every, self.max_images // self.batch_size)
 
-    def plan(self, epoch: int, rank: int) -> list[int]:
-        """The slices that a rank reads in an epoch: as many as its batches need.
+    @property
+    def seen(self) -> int:
+        """Different images that the training shows. Rows that one epoch leaves over, another shows."""
+        return min(self.total * self.batch_size, sum(self.slice_rows))
 
-        Ranks take turns along one permutation. A rank whose slices have too few rows reads some again.
+    @cached_property
+    def lanes(self) -> int:
+        """The number of lanes: divides the batch. A lane has at least about a slice of rows, and so has a
+        block, or each slice would be read for many of them."""
+        filled = [n for n in self.slice_rows if n]
+        most = min(MOST_LANES, len(filled), self.shuffle_rows // max(filled, default=1))
+        return max((n for n in range(1, most + 1) if self.batch_size % n == 0), default=1)
 
-        Returns:
-            Indices of the slices, in order.
-        """
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.slice_rows)).tolist()
-        filled = [i for i in order if self.slice_rows[i]]
-        own = filled[rank :: self.workers] or filled
-        needed, rows = self.steps_per_epoch * self.batch_size // self.workers, 0
-        chosen: list[int] = []
-        while rows < needed:
-            chosen.append(own[len(chosen) % len(own)])
-            rows += self.slice_rows[chosen[-1]]
-        return chosen
-
-    def batches(
-        self, corpus: Corpus, config: Config, index: Folder, rank: int, start: int
-    ) -> Iterator[Tensor]:
-        """Read a rank's batches.
+    def positions(self, rank: int, workers: int) -> slice:
+        """The positions of each global batch that a rank serves: the rank-th of `workers` equal runs.
 
         Args:
-            corpus: the corpus.
-            config: the configuration.
-            index: the artifact of Index.
-            rank: the rank.
+            rank: from 0.
+            workers: divides the batch size.
+        """
+        share = self.batch_size // workers
+        return slice(rank * share, (rank + 1) * share)
+
+    def batches(self, read: Read, positions: slice, start: int = 0) -> Iterator[Tensor]:
+        """Some positions of every batch.
+
+        Args:
+            read: gives the pixels of pieces. It may ask for pieces long before their use.
+            positions: of a global batch.
             start: the first step, counted through all epochs.
 
         Yields:
-            x_B2CHW, uint8, of every step from `start` on; B = batch_size / workers.
+            x_B2CHW, uint8, of every step from `start` on; B = the number of positions.
         """
-        first = start // max(1, self.steps_per_epoch)
-        table = index.read_table(artifact.SLICES)
-        every = ((i, epoch) for epoch in range(first, self.epochs) for i in self.plan(epoch, rank))
-        # Slices become objects only when they are due: those of a large corpus would fill the memory.
-        order = chain.from_iterable(_made(table, some) for some in _runs(every))
-        pixels = stream_crops(order, corpus, config, index)
-        skip = start % max(1, self.steps_per_epoch)
-        for epoch in range(first, self.epochs):
-            images = (torch.from_numpy(next(pixels)) for _ in self.plan(epoch, rank))
-            for step, x_B2CHW in enumerate(self._shuffled(images, epoch, rank)):
-                if epoch > first or step >= skip:
-                    yield x_B2CHW
+        due, ahead = tee(self.blocks(positions, start))
+        pixels = read(piece for block in ahead for piece in block.pieces)
+        held: dict[int, tuple[Block, NDArray[np.uint8]]] = {}
+        block = next(due, None)
+        for step in range(start, self.total):
+            while block is not None and block.first == step:
+                held[block.lane] = block, np.concatenate([next(pixels) for _ in block.pieces])
+                block = next(due, None)
+            parts = (held[lane] for lane in sorted(held))
+            # By numpy, in one thread: torch would take threads from the training step.
+            taken = [x_R2CHW.take(of.order_SP[step - of.first], axis=0) for of, x_R2CHW in parts]
+            yield torch.from_numpy(np.concatenate(taken))
 
-    def _shuffled(self, images: Iterator[Tensor], epoch: int, rank: int) -> Iterator[Tensor]:
-        """Batches of an epoch, from buffers of `shuffle_rows` rows, each in random order.
+    def blocks(self, positions: slice, start: int = 0) -> Iterator[Block]:
+        """What is needed for some positions of every batch from a step on, in the order in which it is due.
 
         Args:
-            images: x_N2CHW of each slice, in order.
-            epoch: the epoch.
-            rank: the rank.
+            positions: of a global batch.
+            start: the first step, counted through all epochs.
         """
-        generator = drawn_by(self.seed, epoch, rank)
-        size, left = self.batch_size // self.workers, self.steps_per_epoch
-        held: list[Tensor] = []
-        for slice_N2CHW in images:
-            held.append(slice_N2CHW)
-            if sum(len(x_N2CHW) for x_N2CHW in held) >= max(size, self.shuffle_rows):
-                buffer_N2CHW = _permuted(held, generator)
-                n = min(left, len(buffer_N2CHW) // size)
-                yield from buffer_N2CHW[: n * size].split(size)
-                held, left = [buffer_N2CHW[n * size :]], left - n
-        if left:
-            yield from _permuted(held, generator)[: left * size].split(size)
+        steps, width = self.steps_per_epoch, self.batch_size // self.lanes
+        lanes = range(positions.start // width, -(-positions.stop // width))
+        for epoch in range(start // max(1, steps), self.epochs):
+            begun = epoch * steps
+            after, until = max(0, start - begun), min(steps, self.total - begun)
+            stream = _Stream(self.slice_rows, self.seed, epoch)
+            cuts = ((max(cut, after), lane, cut, end) for lane in lanes for cut, end in self._cuts(lane))
+            for first, lane, cut, end in sorted(one for one in cuts if one[0] < min(one[3], until)):
+                rng = np.random.default_rng([self.seed, epoch, lane, cut])
+                order = rng.permutation((end - cut) * width).reshape(end - cut, width)
+                from_, to = (min(max(0, p - lane * width), width) for p in (positions.start, positions.stop))
+                wanted = order[first - cut : until - cut, from_:to]
+                places, order_SP = np.unique(wanted, return_inverse=True)
+                pieces = stream.pieces(places + (lane * steps + cut) * width)
+                yield Block(begun + first, lane, pieces, order_SP.reshape(wanted.shape))
+
+    def _cuts(self, lane: int) -> Iterator[tuple[int, int]]:
+        """First step of each block of a lane in an epoch, and the step after its last. Lanes are cut at
+        different steps, so that their blocks are not all due at once."""
+        steps, length = self.steps_per_epoch, max(1, self.shuffle_rows // self.batch_size)
+        cut, end = 0, length - lane * length // self.lanes
+        while cut < steps:
+            yield cut, min(end, steps)
+            cut, end = end, end + length
 
 
-def _permuted(held: list[Tensor], generator: torch.Generator) -> Tensor:
-    x_N2CHW = torch.cat(held)
-    return x_N2CHW[torch.randperm(len(x_N2CHW), generator=generator)]
+class _Stream:
+    """The rows of an epoch, one slice after the other in a random order."""
 
+    def __init__(self, slice_rows: list[int], seed: int, epoch: int) -> None:
+        order = np.random.default_rng([seed, epoch]).permutation(len(slice_rows))
+        rows = np.array(slice_rows, np.int64)[order]
+        self.epoch, self.order, self.ends = epoch, order[rows > 0], np.cumsum(rows[rows > 0])
+        self.starts = self.ends - rows[rows > 0]
 
-def _made(table: pa.Table, some: list[tuple[int, int]]) -> Iterator[tuple[Slice, int]]:
-    """Slices by their indices, each with its epoch."""
-    return zip(slices_of(table.take([i for i, _ in some])), (epoch for _, epoch in some), strict=True)
-
-
-def _runs(order: Iterator[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
-    while run := list(islice(order, SLICES_AHEAD)):
-        yield run
+    def pieces(self, places: Rows) -> list[Piece]:
+        """The rows at ascending places of the stream, as pieces in order."""
+        in_N = np.searchsorted(self.ends, places, side="right")
+        parts = np.split(np.arange(len(places)), np.flatnonzero(np.diff(in_N)) + 1) if len(places) else []
+        numbers = [int(in_N[part[0]]) for part in parts]
+        return [
+            Piece(self.epoch, int(self.order[i]), places[part] - self.starts[i])
+            for i, part in zip(numbers, parts, strict=True)
+        ]

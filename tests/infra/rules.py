@@ -12,6 +12,7 @@ import yaml
 
 from poisoncam_ray.config import Config
 from poisoncam_ray.settings import load_config
+from poisoncam_ray.stages.batches import LEAST_IN_FLIGHT
 from tests.infra.render import ROOT, Manifest, PodTemplate, quantity, ray_cluster, ray_job, ray_pods
 
 MODES = {"K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode"}
@@ -202,11 +203,13 @@ def job_fits_the_cluster(manifests: list[Manifest]) -> Breaches:
     for key, each in actor.items():
         if each > largest[key]:
             yield f"an actor's {each:g} {key} are more than a node's {largest[key]:g}"
-    reading = (r.readers or 1) * r.cpus_per_reader
+    # Where no number is set, the job takes as many as there are: one actor, and two readers of each rank.
+    reading = (r.readers or LEAST_IN_FLIGHT * p.workers) * r.cpus_per_reader
     training_gpus = p.workers if r.gpus_per_actor else 0
+    actors = r.actors or 1
     wanted = {
-        "CPU": max(r.actors, p.workers) * r.cpus_per_actor + reading,
-        "GPU": max(r.actors * r.gpus_per_actor, training_gpus),
+        "CPU": max(actors, p.workers) * r.cpus_per_actor + reading,
+        "GPU": max(actors * r.gpus_per_actor, training_gpus),
     }
     for key, need in wanted.items():
         if need > have[key]:

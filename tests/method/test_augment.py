@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from poisoncam_ray.method.augment import (
     ASYMMETRIC,
     SYMMETRIC,
+    apply_views,
     color_jitter,
+    draw_views,
     gaussian_blur,
     random_resized_crop,
     solarize,
@@ -220,3 +222,34 @@ def test_symmetric_views_are_equally_often_blurred_and_differ():
     for v in (v1, v2):
         sharpness = (v[:, :, :, 1:] - v[:, :, :, :-1]).abs().mean((1, 2, 3)) / v.mean((1, 2, 3))
         assert 0.25 < (sharpness < 0.5 * sharpness.max()).float().mean() < 0.75
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_workers_share_the_views_of_the_whole_batch(workers):
+    x = torch.randint(0, 256, (8, 2, 3, 16, 16), dtype=torch.uint8, generator=generator(5))
+    whole = apply_views(x, draw_views(8, generator(1)))
+    size = 8 // workers
+    parts = []
+    for rank in range(workers):
+        start, stop = rank * size, (rank + 1) * size
+        drawn = draw_views(8, generator(1))
+        parts.append(apply_views(x[start:stop], (drawn[0].rows(start, stop), drawn[1].rows(start, stop))))
+    for view, shares in zip(whole, zip(*parts, strict=True), strict=True):
+        # Products of small batches are rounded in another order.
+        torch.testing.assert_close(torch.cat(shares), view, rtol=0, atol=1e-6)
+
+
+def test_views_of_bytes_are_those_of_their_fractions():
+    x = torch.randint(0, 256, (6, 2, 3, 16, 16), dtype=torch.uint8, generator=generator(5))
+    for ours, theirs in zip(
+        two_views(x, generator(2)), two_views(x.float() / 255, generator(2)), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
+def test_an_image_that_is_not_chosen_is_left_to_the_bit():
+    x = torch.rand(40, 3, 16, 16)
+    for changed in (gaussian_blur(x, generator(3), (1.0, 2.0), p=0.5), solarize(x, generator(3), p=0.5)):
+        same = [bool(torch.equal(a, b)) for a, b in zip(changed, x, strict=True)]
+        assert 8 < sum(same) < 32
+    assert torch.equal(gaussian_blur(x, generator(3), (1.0, 2.0), p=0.0), x)

@@ -401,3 +401,23 @@ def test_two_processes_learn_what_one_worker_learns_from_the_joined_batch():
             for theirs, ours in zip(workers[rank][name][1], gradients(model), strict=True):
                 torch.testing.assert_close(torch.from_numpy(theirs), ours, rtol=1e-3, atol=1e-5)
         assert max(float(grad.abs().max()) for grad in gradients(model)) > 1e-2, name
+
+
+LOSSES = [
+    lambda a, b: contrastive_loss(a, b, 0.2),
+    lambda a, b: nt_xent(torch.cat([a, b]), 0.2),
+    regression_loss,
+]
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=["contrastive", "nt_xent", "regression"])
+def test_losses_are_float32_where_networks_compute_in_bfloat16(loss):
+    """Logits in bfloat16 would be off by some hundredths: their eight bits at up to 1 / 0.2."""
+    a, b = torch.randn(2, 64, 16, generator=torch.Generator().manual_seed(0)).bfloat16()
+    plain = loss(a.float(), b.float())
+    with torch.autocast("cpu", torch.bfloat16):
+        low = loss(a.requires_grad_(), b)
+    assert low.dtype == torch.float32
+    assert low.item() == pytest.approx(float(plain), rel=1e-6)
+    low.backward()
+    assert a.grad.dtype == torch.bfloat16 and a.grad.float().norm() > 0

@@ -82,6 +82,11 @@ def test_the_page_names_the_stages_by_their_titles(html: str) -> None:
     assert all(f"{title}." in Page(html).text for title in titles.values())
 
 
+def test_the_page_says_how_much_of_the_corpus_the_encoder_has_seen(html: str) -> None:
+    said = r"was shown 50\.\d % of the \d+ images, each 5 times\. Of a poison of 0\.1 %"
+    assert re.search(said, Page(html).text)
+
+
 def test_the_page_says_where_the_removed_images_and_the_verdict_are(html: str) -> None:
     text = Page(html).text
     assert "report/removed.csv" in text and "report/verdict.json" in text

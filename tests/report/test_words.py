@@ -18,7 +18,16 @@ from poisoncam_ray.facts import Classified
 from poisoncam_ray.folder import Folder, Manifest
 from poisoncam_ray.program import run_program
 from poisoncam_ray.progress import Progress
-from poisoncam_ray.report.words import NO_TRIGGER, TOO_FEW, TOO_HIGH, chance, p_words, percent, tell
+from poisoncam_ray.report.words import (
+    NO_TRIGGER,
+    TOO_FEW,
+    TOO_HIGH,
+    chance,
+    p_words,
+    percent,
+    tell,
+    what_training_saw,
+)
 from poisoncam_ray.runner import Done
 from poisoncam_ray.stage import Run
 from poisoncam_ray.stages.report import Report
@@ -51,6 +60,15 @@ def test_figures() -> None:
         "5 %", "7 %", "0.1 %", "41.2 %", "100 %",
     ]  # fmt: skip
     assert (p_words(0.0004), p_words(1e-7), p_words(0.3123)) == ("p = 0.0004", "p < 0.0001", "p = 0.31")
+
+
+def test_how_much_of_the_corpus_the_threat_model_has_seen() -> None:
+    assert what_training_saw(4_000_000, 1_000_000, 2_500_000) == (
+        "The threat model was shown 25 % of the 4,000,000 images, each 2.5 times. "
+        "Of a poison of 0.1 %, which is 4,000 images, it has seen about 1,000."
+    )
+    assert "100 % of the 60,000 images, each 20 times" in what_training_saw(60_000, 60_000, 1_200_000)
+    assert what_training_saw(0, 0, 0) == "", "your own checkpoint, or a run of an earlier version"
 
 
 def test_the_line_for_one_and_for_many() -> None:

@@ -16,53 +16,50 @@ import safetensors.torch
 import torch
 import torch.distributed as dist
 from fsspec.implementations.local import LocalFileSystem
-from torch import nn
 
 from poisoncam_ray import artifact
-from poisoncam_ray.config import Config
+from poisoncam_ray.config import Config, Precision
 from poisoncam_ray.errors import StoreAwayError, UserError
-from poisoncam_ray.folder import Folder
+from poisoncam_ray.facts import Pretrained, of_manifest
+from poisoncam_ray.folder import Folder, Manifest
 from poisoncam_ray.method.encoder import build_encoder
-from poisoncam_ray.method.ssl import OBJECTIVES, Objective
+from poisoncam_ray.progress import Progress
+from poisoncam_ray.runner import Runner
 from poisoncam_ray.settings import load_config
 from poisoncam_ray.stages import pretrain
 from poisoncam_ray.stages.embed import load_encoder
+from poisoncam_ray.stages.index import Index
 from poisoncam_ray.stages.own_encoder import import_encoder, read_checkpoint
-from poisoncam_ray.stages.pretrain import _distributed, _optimizer, latest_checkpoint, restore, save
+from poisoncam_ray.stages.pretrain import Pretrain, decided_precision, latest_checkpoint, restore, save
 from poisoncam_ray.stages.training_data import drawn_by
+from poisoncam_ray.stages.training_step import Schedule, Trainer
+from tests.small import SETTINGS, draw_small
 
 SIDE, BATCH = 16, 8
 
 
 def fresh(
-    seed: int, backbone: str = "resnet_tiny_s2", objective: str = "moco_v3"
-) -> tuple[Objective, torch.optim.Optimizer]:
-    """Model and optimiser as a training worker makes them."""
-    torch.manual_seed(seed)
-    model = OBJECTIVES[objective](build_encoder(backbone, SIDE), 32, 16, 0.2)
-    model = model.to(memory_format=torch.channels_last)
-    return model.train(), _optimizer(model, 0.1)
+    seed: int, backbone: str = "resnet_tiny_s2", objective: str = "moco_v3", precision: Precision = "float32"
+) -> Trainer:
+    """The training of a worker at its beginning."""
+    settings = {"objective": objective, "batch_size": BATCH, "hidden_dim": 32, "out_dim": 16, "lr": 0.03}
+    made = {"backbone": backbone, "image_size": SIDE}
+    config = Config.model_validate({"seed": seed, "encoder": made, "pretrain": settings})
+    return Trainer(config, Schedule(total=10, warmup=2), torch.device("cpu"), precision)
 
 
-def train(model: Objective, optimizer: torch.optim.Optimizer, steps: range) -> list[float]:
+def train(trainer: Trainer, steps: range) -> list[float]:
+    """The losses of some steps on batches that depend on the step alone."""
     losses = []
     for step in steps:
-        for group in optimizer.param_groups:
-            group["lr"] = 1e-3 * (step + 1)
         generator = torch.Generator().manual_seed(step)
-        v1_BCHW, v2_BCHW = torch.rand(2, BATCH, 3, SIDE, SIDE, generator=generator)
-        model.update_target(0.9)
-        loss = model(
-            v1_BCHW.contiguous(memory_format=torch.channels_last),
-            v2_BCHW.contiguous(memory_format=torch.channels_last),
-        )
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+        size = (BATCH, 2, 3, SIDE, SIDE)
+        x_B2CHW = torch.randint(0, 256, size, dtype=torch.uint8, generator=generator)
+        losses.append(trainer.step(step, x_B2CHW).item())
     return losses
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
     ("backbone", "objective"),
     [
@@ -72,81 +69,119 @@ def train(model: Objective, optimizer: torch.optim.Optimizer, steps: range) -> l
         ("resnet_tiny_s2", "byol"),
     ],
 )
-def test_a_resumed_training_is_the_undisturbed_one_to_the_bit(tmp_path, backbone, objective):
+def test_a_resumed_training_is_the_undisturbed_one_to_the_bit(tmp_path, backbone, objective, precision):
     out = Folder(str(tmp_path))
-    model, optimizer = fresh(0, backbone, objective)
-    train(model, optimizer, range(3))
-    save(out, 3, model, optimizer, [{"step": 3}])
-    undisturbed = train(model, optimizer, range(3, 6))
-    # Another seed: nothing may be left of the weights that the new process began with.
-    again, other = fresh(1, backbone, objective)
-    assert restore(out, again, other) == (3, [{"step": 3}])
-    assert train(again, other, range(3, 6)) == undisturbed
-    ours, theirs = again.state_dict(), model.state_dict()
+    trainer = fresh(0, backbone, objective, precision)
+    train(trainer, range(3))
+    save(out, 3, trainer.model, trainer.optimizer, [{"step": 3}])
+    undisturbed = train(trainer, range(3, 6))
+    again = fresh(0, backbone, objective, precision)
+    # Nothing may be left of the weights that the new process began with.
+    with torch.no_grad():
+        for p in again.model.parameters():
+            p.add_(1.0)
+    assert restore(out, again.model, again.optimizer) == (3, [{"step": 3}])
+    assert train(again, range(3, 6)) == undisturbed
+    ours, theirs = again.model.state_dict(), trainer.model.state_dict()
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_on_gpus_every_head_is_normalised_over_the_joined_batch(monkeypatch, objective):
-    model, _ = fresh(0, objective=objective)
-    monkeypatch.setattr(dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
-    monkeypatch.setattr(pretrain, "DistributedDataParallel", lambda model, device_ids: model)
-    assert _distributed(model, torch.device("cpu")) is model
-    assert not any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
-    keys = list(model.state_dict())
-    _distributed(model, torch.device("cuda"))
-    heads = [part for name, part in model.named_children() if "encoder" not in name]
-    norms = [
-        module for head in heads for module in head if isinstance(module, nn.modules.batchnorm._BatchNorm)
-    ]
-    assert norms and all(isinstance(norm, nn.SyncBatchNorm) for norm in norms)
-    assert list(model.state_dict()) == keys
+def test_the_first_attempt_decides_the_precision_and_later_ones_obey(tmp_path, monkeypatch):
+    out, cpu = Folder(str(tmp_path)), torch.device("cpu")
+    monkeypatch.setattr(pretrain, "choose", lambda wanted, gpu: "bfloat16" if wanted == "auto" else wanted)
+    assert decided_precision(out, "auto", cpu, 0, 1) == "bfloat16"
+    # On another machine the choice would be another.
+    monkeypatch.setattr(pretrain, "choose", lambda *_: pytest.fail("chosen again"))
+    assert decided_precision(out, "auto", cpu, 0, 1) == "bfloat16"
+    met = []
+    monkeypatch.setattr(dist, "barrier", lambda: met.append(1))
+    assert decided_precision(out, "auto", cpu, 1, 2) == "bfloat16" and met == [1]
 
 
 def test_without_a_checkpoint_training_starts_at_its_beginning(tmp_path):
-    model, optimizer = fresh(0)
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    assert restore(Folder(str(tmp_path)), model, optimizer) == (0, [])
-    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    assert not optimizer.state
+    trainer = fresh(0)
+    before = {key: value.clone() for key, value in trainer.model.state_dict().items()}
+    assert restore(Folder(str(tmp_path)), trainer.model, trainer.optimizer) == (0, [])
+    assert all(torch.equal(value, before[key]) for key, value in trainer.model.state_dict().items())
+    assert not trainer.optimizer.state
 
 
 def test_a_checkpoint_that_was_not_finished_does_not_count(tmp_path):
     out = Folder(str(tmp_path))
-    model, optimizer = fresh(0)
+    trainer = fresh(0)
     assert latest_checkpoint(out) is None
     (out / "checkpoints" / "step-00000002").write_bytes("model.safetensors", b"cut off")
     assert latest_checkpoint(out) is None
-    train(model, optimizer, range(1))
-    save(out, 4, model, optimizer, [])
+    train(trainer, range(1))
+    save(out, 4, trainer.model, trainer.optimizer, [])
     (out / "checkpoints" / "step-00000009").write_bytes("model.safetensors", b"cut off")
     assert latest_checkpoint(out) == 4
-    assert restore(out, *fresh(1))[0] == 4
+    other = fresh(1)
+    assert restore(out, other.model, other.optimizer)[0] == 4
 
 
 def test_only_the_newest_checkpoint_is_kept_and_a_later_one_never_dropped(tmp_path):
     out = Folder(str(tmp_path))
-    model, optimizer = fresh(0)
-    train(model, optimizer, range(1))
+    trainer = fresh(0)
+    train(trainer, range(1))
     for step in (2, 4, 10):
-        save(out, step, model, optimizer, [])
+        save(out, step, trainer.model, trainer.optimizer, [])
     assert (out / "checkpoints").names() == ["step-00000010"]
 
 
 def test_no_checkpoint_file_is_a_pickle(tmp_path):
-    model, optimizer = fresh(0)
-    train(model, optimizer, range(1))
-    save(Folder(str(tmp_path)), 1, model, optimizer, [])
+    trainer = fresh(0)
+    train(trainer, range(1))
+    save(Folder(str(tmp_path)), 1, trainer.model, trainer.optimizer, [])
     names = {path.name for path in tmp_path.rglob("*") if path.is_file()}
     assert names == {"model.safetensors", "optimizer.safetensors", "state.json"}
 
 
-def test_every_step_of_every_rank_draws_from_a_generator_of_its_own():
-    numbers = list(itertools.product((0, 1, 622, 2**23 - 1), (*range(100), 2**20, 2**20 + 1), range(4)))
+def test_every_step_draws_from_a_generator_of_its_own():
+    numbers = list(itertools.product((0, 1, 622, 2**23 - 1), (*range(400), 2**20, 2**20 + 1)))
     streams = {tuple(torch.rand(3, generator=drawn_by(*each)).tolist()) for each in numbers}
     assert len(streams) == len(numbers)
-    assert torch.equal(*(torch.rand(3, generator=drawn_by(7, 1, 0)) for _ in range(2)))
+    assert torch.equal(*(torch.rand(3, generator=drawn_by(7, 1)) for _ in range(2)))
+
+
+# ----------------------------------------------------------- a budget, a sample
+
+
+def refused_rows(rows: int, *overrides: str) -> str:
+    with pytest.raises(UserError) as caught:
+        Pretrain().check(load_config(overrides=["pretrain.batch_size=64", *overrides]), rows)
+    return str(caught.value)
+
+
+def test_too_few_rows_are_refused_with_what_to_change():
+    assert "more than the 63 images there are" in refused_rows(63)
+    assert refused_rows(1000, "pretrain.sample=0.05") == (
+        "pretrain.sample=0.05 draws 50 of the 1000 images, fewer than pretrain.batch_size=64: set it higher."
+    )
+    assert "pretrain.sample=40 draws 40" in refused_rows(1000, "pretrain.sample=40")
+    assert "more than the 63 images" in refused_rows(63, "pretrain.sample=0.5")
+    Pretrain().check(load_config(overrides=["pretrain.batch_size=64", "pretrain.sample=100"]), 1000)
+
+
+def test_a_training_on_a_sample_ends_with_its_budget_and_says_what_it_saw(ray_cluster, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    draw_small(tmp_path / "corpus")
+    settings = [*SETTINGS, "pretrain.batch_size=32", "pretrain.sample=0.5", "pretrain.max_images=100"]
+    runner = Runner(
+        str(tmp_path / "corpus"),
+        str(tmp_path / "run"),
+        load_config(overrides=[*settings, "pretrain.epochs=3", "pretrain.workers=2"]),
+        [Index(), Pretrain()],
+    )
+    runner.run(Progress())
+    said = of_manifest(Pretrained, Manifest.read(runner.folder / artifact.ENCODER))
+    assert (said.images, said.steps, said.images_shown) == (240, 3, 96)
+    assert said.images_seen == 96
+    assert said.summary.startswith("resnet_tiny_s2 by moco_v3, 96 images shown (96 of 240)")
+    last = (runner.folder / artifact.ENCODER).read_json(artifact.HISTORY)[-1]
+    assert last["step"] == last["total"] == 3
+    # The schedule follows the budget: one step of warm-up, then a cosine of two, whose middle this is.
+    assert last["lr"] == pytest.approx(0.5 * runner.config.pretrain.lr * 32 / 256)
 
 
 # ------------------------------------------------------------- your own encoder
@@ -275,6 +310,37 @@ def test_checkpoints_that_are_not_there(tmp_path):
     assert "cannot be read" in refused(tmp_path, tmp_path)
     with pytest.raises(UserError, match="cannot be read"):
         import_encoder("nope://x/y.pt", config(), Folder(str(tmp_path / "out")))
+
+
+# ------------------------------------------------------------- weights to start with
+
+
+def test_an_init_of_another_network_is_refused_before_any_work(tmp_path):
+    path = tmp_path / "other.safetensors"
+    safetensors.torch.save_file(theirs("resnet_tiny") | {"layer9.weight": torch.zeros(1)}, path)
+    with pytest.raises(UserError, match=r"does not fit the backbone.*layer9\.weight"):
+        Pretrain().check(config(f"pretrain.init={path}"), None)
+    with pytest.raises(UserError, match="cannot be read"):
+        Pretrain().check(config(f"pretrain.init={tmp_path / 'none.safetensors'}"), None)
+    safetensors.torch.save_file(theirs("resnet_tiny"), path)
+    Pretrain().check(config(f"pretrain.init={path}"), None)
+
+
+def test_an_init_is_known_by_its_bytes(tmp_path):
+    """The runner refuses to go on with a folder whose stage depended on something else."""
+    path = tmp_path / "mine.safetensors"
+    safetensors.torch.save_file(theirs(), path)
+    settings = config(f"pretrain.init={path}")
+    before = Pretrain().depends_on(settings)
+    assert list(before) == ["init_sha256"] and Pretrain().depends_on(settings) == before
+    safetensors.torch.save_file({key: value + 1 for key, value in theirs().items()}, path)
+    assert Pretrain().depends_on(settings) != before
+    assert Pretrain().depends_on(config()) == {}
+
+
+def test_an_init_where_nobody_trains_is_refused(tmp_path):
+    with pytest.raises(UserError, match="leave one out"):
+        config("pretrain.init=a.safetensors", "encoder.checkpoint=b.safetensors")
 
 
 def test_progress_that_an_earlier_attempt_has_left_is_not_shown(tmp_path, monkeypatch):

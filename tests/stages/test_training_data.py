@@ -1,156 +1,139 @@
-"""Training data: the order depends only on (seed, epoch, rank), and a resumed stream is its tail."""
+"""The order of training batches: the same for any number of workers, and exact from any step. No Ray."""
 
 from __future__ import annotations
 
-import io
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
-from poisoncam_ray import artifact
-from poisoncam_ray.corpus import open_corpus
-from poisoncam_ray.folder import Folder
-from poisoncam_ray.progress import Progress
-from poisoncam_ray.runner import Runner
-from poisoncam_ray.settings import load_config
-from poisoncam_ray.stages.index import Index
-from poisoncam_ray.stages.training_data import Epochs
+from poisoncam_ray.stages.training_data import MOST_LANES, Epochs, Piece
 
-SIDE = 16
-ROWS = [0, 7, 9, 0, 12, 5]
+ROW = 1000
+"""An image is known as slice × ROW + row."""
+
+
+def read(pieces: Iterator[Piece]) -> Iterator[np.ndarray]:
+    """The images' names in the place of their pixels."""
+    return (piece.slice * ROW + piece.rows_R for piece in pieces)
+
+
+def batches(epochs: Epochs, workers: int = 1, start: int = 0) -> list[list[int]]:
+    """The global batches, joined from what the ranks read."""
+    ranks = [epochs.batches(read, epochs.positions(rank, workers), start) for rank in range(workers)]
+    return [torch.cat(parts).tolist() for parts in zip(*ranks, strict=True)]
+
+
+def everything(epochs: Epochs) -> set[int]:
+    return {i * ROW + row for i, n in enumerate(epochs.slice_rows) for row in range(n)}
 
 
 @st.composite
 def some_epochs(draw) -> Epochs:
-    workers = draw(st.integers(1, 4))
+    """Tiny corpora among them: one slice, empty ones, fewer slices than workers, less than one batch."""
     return Epochs(
-        slice_rows=draw(st.lists(st.integers(0, 30), min_size=1, max_size=12)),
-        epochs=3,
-        batch_size=workers * draw(st.integers(1, 6)),
-        workers=workers,
-        seed=draw(st.integers(0, 2**31 - 1)),
-        shuffle_rows=draw(st.integers(1, 60)),
+        slice_rows=draw(st.lists(st.integers(0, 40), min_size=1, max_size=14)),
+        epochs=draw(st.integers(1, 3)),
+        batch_size=8 * draw(st.integers(1, 6)),
+        seed=draw(st.integers(0, 2**23 - 1)),
+        shuffle_rows=draw(st.integers(1, 300)),
+        max_images=draw(st.none() | st.integers(48, 400)),
     )
 
 
-@given(some_epochs(), st.integers(0, 2))
-def test_a_plan_holds_the_rows_its_batches_need_and_no_slice_too_many(epochs, epoch):
-    needed = epochs.steps_per_epoch * epochs.batch_size // epochs.workers
-    for rank in range(epochs.workers):
-        plan = epochs.plan(epoch, rank)
-        rows = [epochs.slice_rows[i] for i in plan]
-        assert plan == epochs.plan(epoch, rank)
-        assert all(rows)
-        assert sum(rows) >= needed
-        assert sum(rows[:-1]) < needed or not plan
+@given(some_epochs(), st.sampled_from([2, 4, 8]))
+def test_any_number_of_workers_trains_the_same_batches(epochs, workers):
+    assert batches(epochs, workers) == batches(epochs)
 
 
-@given(some_epochs(), st.integers(0, 2))
-def test_no_slice_is_read_again_before_all_of_the_ranks_own_were(epochs, epoch):
-    filled = {i for i, n in enumerate(epochs.slice_rows) if n}
-    plans = [epochs.plan(epoch, rank) for rank in range(epochs.workers)]
-    if len(filled) >= epochs.workers:
-        owned = [set(plan) for plan in plans]
-        assert sum(map(len, owned)) == len(set().union(*owned)), "ranks are disjoint"
-    for plan in plans:
-        first = plan[: len(set(plan))]
-        assert len(set(first)) == len(first)
-    if epochs.workers == 1 and epochs.steps_per_epoch:
-        left_out = sum(epochs.slice_rows[i] for i in filled - set(plans[0]))
-        assert left_out < epochs.batch_size, "one worker reads every slice but the dropped remainder"
+@given(some_epochs(), st.data())
+def test_a_training_goes_on_exactly_at_any_step_with_any_number_of_workers(epochs, data):
+    step = data.draw(st.integers(0, epochs.total))
+    workers = data.draw(st.sampled_from([1, 2, 8]))
+    assert batches(epochs, workers, step) == batches(epochs)[step:]
 
 
-def test_epochs_and_seeds_have_orders_of_their_own():
-    epochs = Epochs([4] * 20, 5, 8, 1, 0, 1000)
-    orders = {tuple(epochs.plan(epoch, 0)) for epoch in range(5)}
-    assert len(orders) == 5
-    assert tuple(Epochs([4] * 20, 5, 8, 1, 1, 1000).plan(0, 0)) not in orders
+@given(some_epochs())
+def test_an_epoch_shows_every_image_once_but_the_dropped_remainder(epochs):
+    whole = batches(replace(epochs, max_images=None))
+    steps = epochs.steps_per_epoch
+    assert len(whole) == epochs.epochs * steps
+    assert all(len(batch) == epochs.batch_size for batch in whole)
+    for epoch in range(epochs.epochs):
+        seen = [image for batch in whole[epoch * steps : (epoch + 1) * steps] for image in batch]
+        assert len(set(seen)) == len(seen) == len(everything(epochs)) // epochs.batch_size * epochs.batch_size
+        assert set(seen) <= everything(epochs)
 
 
-@given(some_epochs(), st.integers(0, 2))
-def test_an_epoch_has_exactly_its_steps_and_no_row_twice_in_a_window(epochs, epoch):
-    """Whatever the window's size against batch and slices."""
-    for rank in range(epochs.workers):
-        plan = epochs.plan(epoch, rank)
-        images = [torch.arange(epochs.slice_rows[i]) + 1000 * turn for turn, i in enumerate(plan)]
-        batches = list(epochs._shuffled(iter(images), epoch, rank)) if plan else []
-        assert [len(b) for b in batches] == [epochs.batch_size // epochs.workers] * (
-            epochs.steps_per_epoch if plan else 0
-        )
-        seen = torch.cat(batches).tolist() if batches else []
-        assert len(set(seen)) == len(seen)
-        assert set(seen) <= set(torch.cat(images).tolist() if images else [])
+@given(some_epochs())
+def test_a_budget_ends_the_same_training_early(epochs):
+    shown = batches(epochs)
+    assert shown == batches(replace(epochs, max_images=None))[: len(shown)]
+    assert len(shown) == epochs.total
+    assert epochs.max_images is None or len(shown) * epochs.batch_size <= epochs.max_images
+    different = {image for batch in shown for image in batch}
+    assert len(different) <= epochs.seen <= len(everything(epochs))
+    if epochs.total <= epochs.steps_per_epoch:
+        assert len(different) == epochs.seen
 
 
-def test_a_window_is_shuffled():
-    epochs = Epochs([64], 1, 8, 1, 0, 64)
-    (first, again) = (torch.cat(list(epochs._shuffled(iter([torch.arange(64)]), e, 0))) for e in (0, 1))
-    assert not torch.equal(first, torch.arange(64)) and not torch.equal(first, again)
-    assert torch.equal(first.sort().values, torch.arange(64))
+@given(some_epochs(), st.sampled_from([1, 2, 8]), st.data())
+def test_no_row_is_asked_for_twice_nor_without_being_used(epochs, workers, data):
+    """Each is decoded once in an epoch, whatever the workers; after a resume only what is left."""
+    step = data.draw(st.integers(0, epochs.total))
+    asked: Counter[tuple[int, int]] = Counter()
+    for rank in range(workers):
+        for block in epochs.blocks(epochs.positions(rank, workers), step):
+            for piece in block.pieces:
+                assert (np.diff(piece.rows_R) > 0).all()
+                asked.update((piece.epoch, piece.slice * ROW + int(row)) for row in piece.rows_R)
+    assert set(asked.values()) <= {1}
+    assert asked.total() == (epochs.total - step) * epochs.batch_size
 
 
-# --------------------------------------------------------------- on a real Ray
+def test_a_lane_has_about_a_slice_of_rows_in_a_block():
+    assert Epochs([1024] * 1000, 1, 1024, 0, 262_144).lanes == MOST_LANES
+    assert Epochs([1024] * 1000, 1, 1024, 0, 32_768).lanes == 32
+    assert Epochs([1024] * 3, 1, 128, 0, 32_768).lanes == 2
+    assert Epochs([1024] * 1000, 1, 96, 0, 32_768).lanes == 32
+    assert Epochs([0, 0, 5], 1, 4, 0, 32_768).lanes == 1
+    for rows in ([1024] * 1000, [3, 900] * 20):
+        epochs = Epochs(rows, 1, 64, 0, 8192)
+        pieces = [piece for block in epochs.blocks(slice(0, 64)) for piece in block.pieces]
+        assert len(pieces) < 3 * len(rows)
 
 
-def png(value: int) -> bytes:
-    sink = io.BytesIO()
-    Image.fromarray(np.full((SIDE, SIDE, 3), value, np.uint8)).save(sink, "PNG")
-    return sink.getvalue()
+def test_a_rank_holds_its_part_of_the_shuffled_rows_and_no_more():
+    """With every size of the corpus; the blocks of its lanes are not all due at once."""
+    epochs = Epochs([64] * 400, 1, 64, 0, 4096)
+    for workers in (1, 4, 16):
+        held: dict[int, int] = {}
+        due: Counter[int] = Counter()
+        for block in epochs.blocks(epochs.positions(0, workers)):
+            held[block.lane] = block.order_SP.size
+            due[block.first] += block.order_SP.size
+            assert sum(held.values()) <= 4096 // workers
+        del due[0]
+        assert max(due.values()) <= 4096 // epochs.lanes
 
 
-@pytest.fixture(scope="module")
-def indexed(ray_cluster, tmp_path_factory):
-    """A corpus whose image i is of shade i throughout, in slices of ROWS rows that decode."""
-    folder = tmp_path_factory.mktemp("training_data")
-    shade = iter(range(256))
-    (folder / "corpus").mkdir()
-    for shard, n in enumerate(ROWS):
-        images = [png(next(shade)) for _ in range(n)]
-        # A shard of broken rows only is a slice without any; elsewhere one breaks the numbering of rows.
-        images.insert(n // 2, b"broken")
-        pq.write_table(
-            pa.table({"image": pa.array(images, pa.binary())}), folder / "corpus" / f"{shard}.parquet"
-        )
-    config = load_config(overrides=[f"encoder.image_size={SIDE}", "pretrain.batch_size=8"])
-    runner = Runner(str(folder / "corpus"), str(folder / "run"), config, [Index()])
-    runner.run(Progress())
-    index = Folder(str(folder / "run")) / artifact.INDEX
-    assert index.read_table(artifact.SLICES)["rows"].to_pylist() == ROWS
-    return open_corpus(str(folder / "corpus")), config, index
+def test_images_that_lie_together_are_not_trained_together():
+    """Shards sorted by category: a batch holds images of most of them."""
+    epochs = Epochs([64] * 64, 2, 64, 0, 4096)
+    first, *_, last = batches(epochs)
+    for batch in (first, last):
+        assert len({image // ROW for image in batch}) > 24
+    assert batches(epochs)[:64] != batches(epochs)[64:]
+    assert batches(replace(epochs, seed=1)) != batches(epochs)
 
 
-def shades(batches) -> list[list[int]]:
-    return [x_B2CHW[:, 0, 0, 0, 0].tolist() for x_B2CHW in batches]
-
-
-@pytest.mark.cluster
-def test_batches_cover_the_corpus_and_a_resumed_stream_is_the_tail(indexed):
-    epochs = Epochs(ROWS, 2, 8, 1, 0, 20)
-    assert epochs.steps_per_epoch == 4
-    stream = list(epochs.batches(*indexed, rank=0, start=0))
-    assert all(x.shape == (8, 2, 3, SIDE, SIDE) and x.dtype == torch.uint8 for x in stream)
-    assert all(bool((x == x[:, :1, :1, :1, :1]).all()) for x in stream), "both crops are of one image"
-    everything = shades(stream)
-    assert len(everything) == epochs.total == 8
-    for epoch in (everything[:4], everything[4:]):
-        seen = [s for batch in epoch for s in batch]
-        assert len(set(seen)) == 32 and set(seen) <= set(range(33))
-    assert everything[:4] != everything[4:]
-    for step in (3, 4, 6):
-        assert shades(epochs.batches(*indexed, rank=0, start=step)) == everything[step:]
-    assert shades(epochs.batches(*indexed, rank=0, start=8)) == []
-
-
-@pytest.mark.cluster
-def test_ranks_share_the_corpus(indexed):
-    epochs = Epochs(ROWS, 1, 8, 2, 0, 20)
-    ranks = [shades(epochs.batches(*indexed, rank=rank, start=0)) for rank in (0, 1)]
-    assert [[len(batch) for batch in rank] for rank in ranks] == [[4] * 4] * 2
-    first, second = ({s for batch in rank for s in batch} for rank in ranks)
-    assert not first & second
+@pytest.mark.parametrize("workers", [1, 2, 3, 4, 6, 12])
+def test_the_positions_of_the_ranks_are_the_batch(workers):
+    epochs = Epochs([100], 1, 12, 0, 100)
+    positions = [epochs.positions(rank, workers) for rank in range(workers)]
+    assert [i for of in positions for i in range(of.start, of.stop)] == list(range(12))

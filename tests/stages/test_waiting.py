@@ -54,6 +54,15 @@ def test_a_busy_cluster_is_said_only_before_anything_is_done():
     assert lack([Demand({"CPU": 1})], [], begun=False) == "waiting for 1 CPU, the cluster has 0"
 
 
+def test_the_readers_of_a_training_are_among_what_is_waited_for():
+    """They are plain tasks: where the ranks hold all CPUs, this is said instead of nothing."""
+    config = load_config(overrides=["resources.cpus_per_reader=0.5"])
+    reader = Demand({"CPU": 0.5}, 2)
+    assert reader.each in waiting._shapes(config)
+    full = Node({"CPU": 4}, {"CPU": 4})
+    assert lack([reader], [full], begun=False) == "waiting for 0.5 CPUs, 0 of the cluster's 4 are free"
+
+
 @contextmanager
 def a_task() -> Iterator[None]:
     """A task that has no place."""

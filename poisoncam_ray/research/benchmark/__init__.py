@@ -1,15 +1,14 @@
 """What the method and the cluster cost: two ways of the same work, in turns, on one machine.
 
-compare.py     two ways in turns, and the table of their rates
-search.py      batches against one image at a time
-allocator.py   freed memory kept against freed memory returned
-training.py    training steps, and the share of augmentation
-embed.py       the Embed stage on Ray against one process
-measure.py     all of these
-memory.py      peak memory of every stage; processes.py samples it
+parts.py         the parts and their sizes; runs them, resumes, writes benchmark.json
+page.py          benchmark.md
+compare.py       two ways in turns; machine.py: what they ran on; apart.py: a process of its own
+images.py        drawn images of any size; made_up.py: stages that make in a moment what takes hours
+timed_stage.py   a stage on Ray, again and again
+candidate.py     the search of one candidate (search.py: in every way); search_stage.py: the whole stage
+inference.py     Embed and Judge against a loop without Ray
+training.py      steps; epoch.py: epochs through Ray Train, and two workers
+decode.py        images a core; shards.py: Index and Clean; exponents.py: growth; precision.py: bfloat16
+memory.py        peak memory of every stage; processes.py samples it; peaks.py: as a part
+allocator.py     freed memory kept against freed memory returned
 """
-
-from poisoncam_ray.research.benchmark.compare import Comparison, alternate, markdown
-from poisoncam_ray.research.benchmark.measure import Sizes, measure
-
-__all__ = ["Comparison", "Sizes", "alternate", "markdown", "measure"]

@@ -1,66 +1,53 @@
-"""The search in a worker that keeps freed memory, against one that returns it to the system.
-
-N candidates, then flip-test images   C channels   H = W image side
-"""
+"""The search in a worker that keeps freed memory, against one that returns it to the system."""
 
 from __future__ import annotations
 
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
-
 import numpy as np
-import torch
-from torch import Tensor
 
-from poisoncam_ray.config import Config
 from poisoncam_ray.method.encoder import Encoder
-from poisoncam_ray.research.benchmark.compare import Comparison, alternate, rates
-from poisoncam_ray.research.benchmark.search import Candidates, batched, candidates, untrained
-from poisoncam_ray.stages.compute import keep_freed_memory
+from poisoncam_ray.research.benchmark.apart import apart
+from poisoncam_ray.research.benchmark.candidate import Sizes, naive_way, prepared
+from poisoncam_ray.research.benchmark.compare import Measured, Row, Setting, alternate
+from poisoncam_ray.research.benchmark.search import Work, masks_of, paste_on_all, windows
 
+SMALL = Sizes("resnet_tiny_s2", 32, 4, 11, candidates=16, naive_masks=128, flip_images=100, k=32, batch=128)
 THREADS = 1
 """Threads of each process: as many as each of two actors has on two cores."""
 
 
-def compare_allocator(x_NCHW: Tensor, config: Config, n: int, rounds: int) -> Comparison:
-    """Compare two processes on the candidates of `search.compare_search`.
-
-    Args:
-        x_NCHW: the candidates, then the flip-test images; uint8, on the CPU.
-        config: the configuration.
-        n: number of candidates.
-        rounds: how often each way is timed.
-    """
-    with _process(x_NCHW, config, n, True) as keeps, _process(x_NCHW, config, n, False) as returns:
-        ways = (lambda: keeps.submit(_search).result(), lambda: returns.submit(_search).result())
-        seconds, (ours, other) = alternate(ways, rounds)
+def measure_allocator(setting: Setting, sizes: Sizes) -> Measured:
+    """Two processes with the same candidates."""
+    with apart(THREADS, keep=True) as keeps, apart(THREADS, keep=False) as returns:
+        for process in (keeps, returns):
+            process.submit(_prepare, setting, sizes).result()
+        ways = (
+            lambda: keeps.submit(_search, sizes).result(),
+            lambda: returns.submit(_search, sizes).result(),
+        )
+        seconds, (ours, other) = alternate(ways, setting.rounds)
     same = all(np.array_equal(a, b) for a, b in zip(ours, other, strict=True))
-    return Comparison(
-        work=f"the same by a worker with {THREADS} thread",
-        unit="forwards/s",
-        ways=("freed memory kept", "freed memory returned"),
-        rates=rates(n * (config.search.masks + config.search.flip_images), seconds),
-        answers="equal" if same else "different",
-        facts={},
+    row = Row(
+        f"masks and pastes of {sizes.candidates} candidates",
+        ("freed memory kept", "freed memory returned"),
+        (seconds[0], seconds[1]),
+        f"{sizes.backbone}, {sizes.image_size} px, batches of {sizes.batch}, {THREADS} thread",
+        units=sizes.candidates * (sizes.naive_masks + sizes.flip_images),
+        unit="forwards",
+        answers="answers equal" if same else "answers differ",
     )
+    return Measured([row])
 
 
-def _process(x_NCHW: Tensor, config: Config, n: int, keep: bool) -> ProcessPoolExecutor:
-    # A fork would inherit this process's settings of malloc.
-    return ProcessPoolExecutor(1, get_context("spawn"), _prepare, (x_NCHW.numpy(), config, n, keep))
+_prepared: list[tuple[Encoder, Work]] = []
+"""In a process apart: its encoder and its candidates."""
 
 
-_prepared: list[tuple[Encoder, Candidates]] = []
-"""In a child process: its encoder and its candidates."""
+def _prepare(setting: Setting, sizes: Sizes) -> None:
+    _prepared.append(prepared(setting, sizes))
 
 
-def _prepare(x_NCHW: np.ndarray, config: Config, n: int, keep: bool) -> None:
-    torch.set_num_threads(THREADS)
-    if keep:
-        keep_freed_memory()
-    encoder = untrained(config)
-    _prepared.append((encoder, candidates(encoder, torch.from_numpy(x_NCHW), config, n)))
-
-
-def _search() -> list[np.ndarray]:
-    return [answer.numpy() for answer in batched(*_prepared[0])]
+def _search(sizes: Sizes) -> list[np.ndarray]:
+    encoder, work = _prepared[0]
+    way = naive_way(sizes)
+    own_N, box_N4 = windows(encoder, work, way, masks_of(way, sizes.image_size), "distance")
+    return [answer.numpy() for answer in (box_N4, *paste_on_all(encoder, work, own_N, box_N4))]

@@ -1,73 +1,117 @@
-"""Two ways of the same work in turns, and the table of their rates.
+"""Two ways of the same work in turns, and what is reported of them.
 
-Timings drift with the load of the machine. Two ways that take turns drift together, so the ratio is taken
-round by round. The table shows medians and ranges, and whether both ways gave the same answers.
+Timings drift with the load of the machine. Ways that take turns drift together, so a ratio is taken round by
+round. What is reported are its median and its range, and whether both ways gave the same answers.
 """
 
 from __future__ import annotations
 
-import os
-import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any
 
 import torch
 
+from poisoncam_ray.folder import Folder
 from poisoncam_ray.stages.compute import device
-
-COLUMNS = ("work", "ours", "rate", "against", "rate", "ratio", "answers")
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """One line of the table.
+class Setting:
+    """What all parts of a benchmark share.
 
     Attributes:
-        work: what is done.
-        unit: the unit of the rates.
-        ways: our way and the other.
-        rates: units per second of both, in every round.
-        answers: how the answers of both compare.
-        facts: further figures.
-        flop: floating-point operations of one unit, as torch counts them (matrix products and convolutions).
-        precision: "float32" or "bfloat16".
+        out: where corpora and run folders are made.
+        rounds: how often each way is timed.
+        threads: torch threads of a process that computes.
+        overrides: settings of the stages that are measured, `section.key=value`.
     """
 
-    work: str
-    unit: str
+    out: Folder
+    rounds: int = 3
+    threads: int = 1
+    overrides: tuple[str, ...] = ()
+
+    def batch(self, on_cpu: int) -> int:
+        """A batch of this size on a CPU, and a larger one on a GPU, which needs more at once."""
+        return on_cpu * (8 if device().type == "cuda" else 1)
+
+
+@dataclass(frozen=True)
+class Row:
+    """Two ways of the same work.
+
+    Attributes:
+        name: the work.
+        ways: our way and the other.
+        seconds: of both, in every round.
+        regime: sizes, batches, precision.
+        at_least: how many times as fast as the other way ours is to be; None: no mark is set.
+        flop: floating point operations of both (matrix products and convolutions); None where not counted.
+        flop_at_least: by how much ours is to save operations.
+        units: how many of `unit` the work is, for rates.
+        unit: images, MB.
+        answers: how the answers of both compare.
+    """
+
+    name: str
     ways: tuple[str, str]
-    rates: tuple[list[float], list[float]]
-    answers: str
-    facts: dict[str, Any]
-    flop: float | None = None
-    precision: str = "float32"
+    seconds: tuple[list[float], list[float]]
+    regime: str
+    at_least: float | None = None
+    flop: tuple[float, float] | None = None
+    flop_at_least: float | None = None
+    units: float | None = None
+    unit: str = "images"
+    answers: str = ""
 
     @property
     def ratios(self) -> list[float]:
-        """Our rate over the other's, in every round."""
-        return [ours / other for ours, other in zip(*self.rates, strict=True)]
+        """How many times as fast ours is, in every round."""
+        return [other / ours for ours, other in zip(*self.seconds, strict=True)]
 
-    def with_share(self, peak: tuple[float, float] | None) -> Comparison:
-        """The same line with the arithmetic rate of our way among the facts.
-
-        Args:
-            peak: the GPU's peak in TFLOP/s, in float32 and in bfloat16: its share is added. None: no share.
-        """
-        if self.flop is None:
-            return self
-        tflops = self.flop * median(self.rates[0]) / 1e12
-        added: dict[str, Any] = {"flop_per_unit": self.flop, "tflop_per_s": tflops}
-        added["precision"] = self.precision
-        if peak and device().type == "cuda":
-            added["share_of_peak"] = tflops / peak[self.precision == "bfloat16"]
-        return replace(self, facts=self.facts | added)
+    def as_json(self) -> dict[str, Any]:
+        """All fields, and what follows from them."""
+        ratio = median(self.ratios)
+        saved = self.flop[1] / self.flop[0] if self.flop else None
+        marks = ((self.at_least, ratio), (self.flop_at_least, saved))
+        met = [reached is not None and reached >= mark for mark, reached in marks if mark is not None]
+        found = {"ratios": self.ratios, "ratio": ratio, "flop_ratio": saved, "met": all(met) if met else None}
+        return asdict(self) | found
 
 
-def alternate(ways: Sequence[Callable[[], Any]], rounds: int) -> tuple[list[list[float]], list[Any]]:
+@dataclass(frozen=True)
+class Table:
+    """Figures that are no comparison of two ways."""
+
+    title: str
+    columns: tuple[str, ...]
+    lines: Sequence[tuple[str, ...]]
+
+
+@dataclass
+class Measured:
+    """What a part of the benchmark found."""
+
+    rows: list[Row] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        """As it is stored, and shown by page.markdown."""
+        return {
+            "rows": [row.as_json() for row in self.rows],
+            "tables": [asdict(table) for table in self.tables],
+            "notes": self.notes,
+        }
+
+
+def alternate(
+    ways: Sequence[Callable[[], Any]], rounds: int, warm: bool = True
+) -> tuple[list[list[float]], list[Any]]:
     """Time several ways in turns.
 
     Every other round has the reverse order, so that a steady drift favours no way.
@@ -75,81 +119,53 @@ def alternate(ways: Sequence[Callable[[], Any]], rounds: int) -> tuple[list[list
     Args:
         ways: what to time.
         rounds: how often each way is timed.
+        warm: whether each way is called once before, and not timed.
 
     Returns:
-        The seconds of each way in each round, and each way's answer from a first call that is not timed.
+        The seconds of each way in each round, and each way's answer from its first call.
     """
-    answers = [way() for way in ways]
+    answers: list[Any] = [way() for way in ways] if warm else [None] * len(ways)
     seconds: list[list[float]] = [[] for _ in ways]
     for turn in range(rounds):
         order = range(len(ways)) if turn % 2 == 0 else reversed(range(len(ways)))
         for i in order:
             _synchronize()
             began = time.perf_counter()
-            ways[i]()
+            answer = ways[i]()
             _synchronize()
             seconds[i].append(time.perf_counter() - began)
+            if not (warm or turn):
+                answers[i] = answer
     return seconds, answers
 
 
-def rates(units: int, seconds: list[list[float]]) -> tuple[list[float], list[float]]:
-    """Units per second of two ways in every round, from their seconds."""
-    ours, other = ([units / s for s in way] for way in seconds)
-    return ours, other
+def scaled(seconds: Sequence[float], factor: float) -> list[float]:
+    """Seconds of a part of some work as those of the whole."""
+    return [s * factor for s in seconds]
 
 
-def machine() -> dict[str, Any]:
-    """The machine, and its load before the measurement."""
-    cuda = device().type == "cuda"
-    return {
-        "device": torch.cuda.get_device_name() if cuda else _processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "load_before": round(os.getloadavg()[0], 2),
-        "tf32_convolutions": cuda and torch.backends.cudnn.allow_tf32,
-    }
+def added(*parts: Sequence[float]) -> list[float]:
+    """Seconds of several pieces of work, round by round."""
+    return [sum(at) for at in zip(*parts, strict=True)]
 
 
-def markdown(found: Sequence[Comparison], facts: dict[str, Any]) -> str:
-    """The table with medians (least … most) over the rounds, the facts and the machine.
-
-    Args:
-        found: the lines.
-        facts: of the machine.
-    """
-    lines = [f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
-    for c in found:
-        ours, other = (f"{_span(values)} {c.unit}" for values in c.rates)
-        cells = (c.work, c.ways[0], ours, c.ways[1], other, _span(c.ratios), c.answers)
-        lines.append(f"| {' | '.join(cells)} |")
-    lines.append("")
-    lines += [f"- {c.work}: {_listed(c.facts)}" for c in found if c.facts]
-    return "\n".join([*lines, f"- machine: {_listed(facts)}", ""])
+def low_precision() -> torch.dtype:
+    """The precision that inference is fastest in here: bfloat16 on a GPU and on a CPU with AMX."""
+    if device().type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
 
 
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+def at_precision(dtype: torch.dtype) -> AbstractContextManager[Any]:
+    """A context in which networks compute in this precision."""
+    return torch.autocast(device().type, dtype, enabled=dtype != torch.float32)
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """torch.bfloat16 → "bfloat16"."""
+    return str(dtype).removeprefix("torch.")
 
 
 def _synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-
-
-def _span(values: list[float]) -> str:
-    return f"{_short(median(values))} ({_short(min(values))} … {_short(max(values))})"
-
-
-def _short(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _listed(facts: dict[str, Any]) -> str:
-    return ", ".join(
-        f"{key.replace('_', ' ')} {_short(value) if isinstance(value, float) else value}"
-        for key, value in facts.items()
-    )

@@ -20,21 +20,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
+import torch
 from PIL import Image
 
 from poisoncam_ray import artifact
 from poisoncam_ray.config import Config
-from poisoncam_ray.corpus import Corpus
 from poisoncam_ray.defence import stages as defence
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.facts import Facts
 from poisoncam_ray.folder import Folder
 from poisoncam_ray.progress import Progress
-from poisoncam_ray.research.benchmark.embed import with_checkpoint
+from poisoncam_ray.research.benchmark.made_up import with_checkpoint
 from poisoncam_ray.research.benchmark.processes import Peaks, Sampler, sample
 from poisoncam_ray.runner import Runner
 from poisoncam_ray.stage import Outcome, Run, Stage
-from poisoncam_ray.stages.ray_cluster import hush, start_ray
+from poisoncam_ray.stages.batches import Batches
+from poisoncam_ray.stages.ray_cluster import start_ray
 from poisoncam_ray.stages.training_data import Epochs
 from poisoncam_ray.store import whole_file
 
@@ -76,22 +77,15 @@ class Shuffle(Stage):
     sections = ("pretrain",)
 
     def run(self, run: Run) -> Outcome:
-        epochs = Epochs(
-            run.slice_rows(),
-            1,
-            run.config.pretrain.batch_size,
-            1,
-            run.config.seed,
-            run.config.pretrain.shuffle_rows,
-        )
+        settings = run.config.pretrain
+        epochs = Epochs(run.slice_rows(), 1, settings.batch_size, run.config.seed, settings.shuffle_rows)
+        batches = Batches(run.corpus, run.config, run.folder / artifact.INDEX, 1.0, epochs)
         read = ray.remote(_read_epoch).options(num_cpus=run.config.resources.cpus_per_actor)
-        rows = ray.get(read.remote(epochs, run.corpus, run.config, run.folder / artifact.INDEX))
-        return Outcome(Shuffled(rows))
+        return Outcome(Shuffled(ray.get(read.remote(batches))))
 
 
-def _read_epoch(epochs: Epochs, corpus: Corpus, config: Config, index: Folder) -> int:
-    hush()
-    return sum(len(x_B2CHW) for x_B2CHW in epochs.batches(corpus, config, index, rank=0, start=0))
+def _read_epoch(batches: Batches) -> int:
+    return sum(len(x_B2CHW) for x_B2CHW in batches.read(0, 1, 0, torch.device("cpu")))
 
 
 class Watch(Progress):

@@ -133,7 +133,10 @@ def own_pretraining(config: Config) -> Config:
 def with_encoder(config: Config, checkpoint: str | None) -> Config:
     """The same settings with this checkpoint; None: with pretraining."""
     encoder = config.encoder.model_copy(update={"checkpoint": checkpoint})
-    return config.model_copy(update={"encoder": encoder})
+    # Where nobody trains, weights to begin with are refused.
+    init = None if checkpoint else config.pretrain.init
+    pretrain = config.pretrain.model_copy(update={"init": init})
+    return config.model_copy(update={"encoder": encoder, "pretrain": pretrain})
 
 
 def _run(

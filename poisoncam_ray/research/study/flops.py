@@ -169,21 +169,35 @@ def savers(encoder: Encoder, masks: int, candidates: int) -> list[tuple[str, Bil
     Returns:
         What each way adds to the one before, and its bill.
     """
-    way = Way(masks=masks, candidates=candidates)
-    found = [("naive", bill(encoder, NAIVE)), ("mixed masks, refinement, occlusion", bill(encoder, way))]
-    steps: tuple[tuple[str, dict[str, Any]], ...] = (
+    ways = [("naive", NAIVE), *steps(NAIVE, masks, candidates, encoder.patch_size)]
+    return [(name, bill(encoder, way)) for name, way in ways]
+
+
+def steps(naive: Way, masks: int, candidates: int, patch_size: int | None) -> list[tuple[str, Way]]:
+    """Our ways, from the one that saves nothing to the one with all savers.
+
+    Args:
+        naive: the way that they start from.
+        masks: the masks of ours.
+        candidates: in one race of the pastes.
+        patch_size: of the encoder.
+
+    Returns:
+        What each adds to the one before, and the way.
+    """
+    way = replace(naive, strategy="mixed", masks=masks, refine=True, checks=1, candidates=candidates)
+    found = [("mixed masks, refinement, occlusion", way)]
+    cell = cell_of_patches(way.cell, patch_size or 1)
+    changes: tuple[tuple[str, dict[str, Any]], ...] = (
         ("hidden tokens dropped", {"hiding": "drop"}),
-        (
-            "binary masks of whole patches",
-            {"strategy": "mixed_binary", "cell": cell_of_patches(way.cell, encoder.patch_size or 1)},
-        ),
+        ("binary masks of whole patches", {"strategy": "mixed_binary", "cell": cell}),
         ("five shifts hidden, not all", {"refine_hidden": 5}),
         ("own cluster in the same pass", {"checks": 2}),
         ("pastes race", {"rules": RaceRules()}),
     )
-    for name, changed in steps:
+    for name, changed in changes:
         way = replace(way, **changed)
-        found.append((name, bill(encoder, way)))
+        found.append((name, way))
     return found
 
 

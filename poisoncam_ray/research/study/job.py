@@ -108,7 +108,7 @@ def _run_all(
     # Ray takes seconds to load, and a finished study does not need it.
     import ray
 
-    from poisoncam_ray.stages.ray_cluster import RESTARTS, in_flight
+    from poisoncam_ray.stages.ray_cluster import RESTARTS, actors_at_most, in_flight
 
     needs: dict[str, Any] = {
         "num_cpus": resources.cpus_per_actor,
@@ -118,7 +118,7 @@ def _run_all(
     task = ray.remote(_call).options(**needs)
     submit: Iterable[Callable[[], Any]] = (partial(task.remote, call) for call in calls)
     progress.update(0, len(calls), what)
-    for done, _ in enumerate(in_flight(iter(submit), resources.actors), start=1):
+    for done, _ in enumerate(in_flight(iter(submit), actors_at_most(resources)), start=1):
         progress.update(done, len(calls), what)
 
 
