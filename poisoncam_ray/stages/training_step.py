@@ -118,8 +118,8 @@ class Trainer:
         B = len(x_B2CHW)
         drawn = draw_views(B * self.world, drawn_by(self.config.seed, step), self.model.recipe)
         first, second = (draws.rows(self.rank * B, (self.rank + 1) * B) for draws in drawn)
-        # Not laid out with channels last: the first convolution does that, after a normalisation that is faster
-        # over rows of pixels than over three channels.
+        # Not laid out with channels last: the first convolution does that, after a normalisation that is
+        # faster over rows of pixels than over three channels.
         return apply_views(x_B2CHW.to(self.device, non_blocking=True), (first, second))
 
     def autocast(self) -> torch.autocast:
