@@ -162,7 +162,8 @@ class Search(Section):
     window: Fraction = 0.35
     hiding: Literal["paint", "drop"] = "paint"
     """How masks hide pixels: by the image's mean colour, or in a ViT by dropping the tokens of wholly hidden
-    patches, which costs less. A convolutional network paints in any case."""
+    patches, which costs less. A convolutional network paints in any case, and so does a ViT whose window is
+    narrower than 2.5 patches."""
     refine: bool = True
     """Shift the window by small steps and keep the best place. Costs 50 more masks an image."""
     refine_hidden: Annotated[int, Field(ge=0, le=25)] = 25
