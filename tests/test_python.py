@@ -104,8 +104,8 @@ def test_show_draws_the_box_where_the_trigger_is_and_escapes_names(fake, tmp_pat
     shown = pc.open_run(fake.run).show(family=1, images=5)
     page = Page(shown.html)
     assert len(page.all("image")) == len(page.all("rect")) == 5
-    # 48 × 40 stored, seen as the centre 40 × 40 in 32 px.
-    x, y, width, height = ((10 - 4) * 0.8, 6 * 0.8, 12 * 0.8, 12 * 0.8)
+    # 48 × 40 stored, squeezed into 32 × 32.
+    x, y, width, height = 10 * 32 / 48, 6 * 32 / 40, 12 * 32 / 48, 12 * 32 / 40
     box = [float(page.all("rect")[0][key]) for key in ("x", "y", "width", "height")]
     assert box == pytest.approx([x, y, width, height], abs=1)
     assert "<b>.parquet" not in shown.html and "a<b>.parquet#" in page.text
