@@ -7,6 +7,7 @@ from statistics import median
 from typing import Any
 
 COLUMNS = ("what", "ours", "against", "times as fast", "mark", "times fewer FLOPs", "how")
+COMMAND = "uv run jobs/benchmark.py --output bench/"
 PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"))
 
 
@@ -35,6 +36,10 @@ def markdown(tree: Mapping[str, Any]) -> str:
 
 
 def _introduction(parts: Mapping[str, Any]) -> Iterator[str]:
+    yield "Written by this command, which measures what is missing; nothing else may run meanwhile:"
+    yield ""
+    yield f"    {COMMAND}"
+    yield ""
     yield (
         "Each line compares two ways of the same work, which took turns in one run. *Times as fast*: the "
         "median over the rounds, least and most in brackets; seconds and rates are medians. Below 1, ours is "

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 
+from poisoncam_ray.config import Config
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.folder import Folder
-from poisoncam_ray.research.benchmark import parts
+from poisoncam_ray.research.benchmark import parts, peaks
 from poisoncam_ray.research.benchmark.compare import Measured, Row, Setting, Table
 from poisoncam_ray.research.benchmark.decode import Sizes
 from poisoncam_ray.research.benchmark.exponents import exponent
@@ -139,3 +141,26 @@ def test_the_sizes_of_a_part_are_in_its_results(tmp_path, monkeypatch):
     monkeypatch.setattr(parts, "PARTS", (replace(PARTS[8], quick=small),))
     found = measure(setting(tmp_path), ["decode"], quick=True, say=silent)["parts"]["decode"]
     assert found["sizes"]["images"] == 2 and found["rounds"] == 1
+
+
+def test_the_peaks_of_every_stage_are_one_table(tmp_path, monkeypatch):
+    def measured(config: Config, out: Folder, rows: int) -> str:
+        stages = [
+            {"stage": title, "driver": 100.0, "worker": peak * rows, "ray": 70.0, "store": 0.0}
+            for title, peak in (("Index", 1), ("Embed", 2))
+        ]
+        earlier = out.read_json("memory.json") if out.exists("memory.json") else []
+        out.write_json("memory.json", [*earlier, {"rows": rows, "stages": stages}])
+        return ""
+
+    monkeypatch.setattr(peaks, "measure_memory", measured)
+    monkeypatch.setattr(peaks, "apart", lambda threads, keep: ThreadPoolExecutor(1))
+    found = peaks.measure_peaks(setting(tmp_path), peaks.Sizes((10, 30)))
+    lines = found.tables[0].lines
+    assert [line[:4] for line in lines] == [
+        ("10", "Index", "100", "10"),
+        ("10", "Embed", "100", "20"),
+        ("30", "Index", "100", "30"),
+        ("30", "Embed", "100", "60"),
+    ]
+    assert "30 images over 10" in found.notes[0] and "largest worker 3.00" in found.notes[0]
