@@ -2,15 +2,16 @@
 
 The models of the run are read on this machine's CPU or GPU. No Ray is started.
 
-C channels   H = W image side   B images   N rows of a part   D feature dimensions
+C channels   H = W image side   B images   V views of an image   N rows of a part   D feature dimensions
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.compute as pc
@@ -33,7 +34,7 @@ from poisoncam_ray.runner import config_of, corpus_of
 from poisoncam_ray.stages.compute import device
 from poisoncam_ray.stages.embed import read_features
 from poisoncam_ray.stages.ensembles import load_models
-from poisoncam_ray.stages.pixels import decode_indexed, views_indexed
+from poisoncam_ray.stages.pixels import Box, all_views, decode_indexed, parts_of
 
 PARTS_LOOKED_AT = 2048
 """Parts whose features are compared, at most: two million images, which takes about a minute from a disk."""
@@ -67,10 +68,10 @@ def inspect_image(run_uri: str, image: str) -> ImageStory:
     restored = Decisions(run).keeps(record.image_id) if record.fate == REMOVED else None
     data, doubt = _stored(run, record)
     models = _models(run, config)
-    x_CHW, scores, seen = (None, [], []) if data is None else _seen(data, config, models)
+    x_CHW, part, scores, seen = Seen() if data is None else _seen(run, record, data, config, models)
     heat_HW, lost, family = None, 0.0, record.family or (scores[0].family if scores else 0)
     if x_CHW is not None and family in models:
-        score = partial(_beyond, *models[family][:2])
+        score = partial(_beyond, models[family].models, models[family].threshold)
         heat_HW, lost = occlusion_map(score, torch.from_numpy(x_CHW).to(device()).float() / 255)
     return ImageStory(
         run_uri,
@@ -80,6 +81,7 @@ def inspect_image(run_uri: str, image: str) -> ImageStory:
         scores=scores,
         lost=lost,
         pixels=None if x_CHW is None else np.moveaxis(x_CHW, 0, 2),
+        part=part,
         heat=None if heat_HW is None else heat_HW.cpu().numpy(),
         family=family,
         triggers=_triggers(run, family),
@@ -88,7 +90,11 @@ def inspect_image(run_uri: str, image: str) -> ImageStory:
 
 
 def _why(
-    record: ImageRecord, verdict: Verdict, scores: list[FamilyScore], trained: bool, restored: Entry | None
+    record: ImageRecord,
+    verdict: Verdict,
+    scores: Sequence[FamilyScore],
+    trained: bool,
+    restored: Entry | None,
 ) -> list[str]:
     """Why the image was removed or kept, in sentences."""
     p = "–" if record.p_poison is None else f"{record.p_poison:.3f}"
@@ -147,23 +153,57 @@ def _stored(run: Folder, record: ImageRecord) -> tuple[bytes | None, list[str]]:
     return data, []
 
 
-def _seen(
-    data: bytes, config: Config, models: dict[int, Trained]
-) -> tuple[np.ndarray, list[FamilyScore], list[str]]:
-    """The view that scores highest, as Judge chooses it; its scores; and what there is to say of it."""
-    first, other = views_indexed(data, config)
-    scores = _scores(models, first)
-    if other is None:
-        return first, scores, []
-    said = ["A viewer shows this image otherwise than a training loader reads it. Both views were judged."]
-    others = _scores(models, other)
-    if others and others[0].margin > scores[0].margin:
-        return other, others, [*said, "Shown here is what a viewer shows, which scores higher."]
-    return first, scores, [*said, "Shown here is what a training loader reads."]
+class Trained(NamedTuple):
+    """The classifier of a family: its models, its threshold (a logit), how slowly the logits of clean images
+    thin out, and whether it is in doubt."""
+
+    models: list[nn.Module]
+    threshold: float
+    tail: float
+    in_doubt: bool
 
 
-Trained = tuple[list[nn.Module], float, bool]
-"""The models of a family, its threshold (a logit), and whether its classifier is in doubt."""
+class Seen(NamedTuple):
+    """The view that scores highest, what it shows of the stored image, its scores, and sentences about it."""
+
+    x_CHW: np.ndarray | None = None
+    part: Box | None = None
+    scores: Sequence[FamilyScore] = ()
+    said: Sequence[str] = ()
+
+
+def _seen(run: Folder, record: ImageRecord, data: bytes, config: Config, models: dict[int, Trained]) -> Seen:
+    """The view that scores highest, as Judge chooses it."""
+    index = run / artifact.INDEX
+    row = index.read_table(record.part, ["image_id"])["image_id"].to_pylist().index(record.image_id)
+    boxes = parts_of(index, record.part, config)[row]
+    views = all_views(data, config, boxes)
+    looks = len(set(boxes))
+    scores = _scores(models, np.stack([x_CHW for x_CHW, _ in views]), looks)
+    # Judge asks the classifiers that are not in doubt. Its probabilities have 32 bits: high ones are equal.
+    best, highest = 0, -1.0
+    for i, of_view in enumerate(scores):
+        asked = [score.margin for score in of_view if not score.in_doubt] or [s.margin for s in of_view]
+        p = float(torch.tensor(max(asked, default=0.0)).sigmoid())
+        if p > highest:
+            best, highest = i, p
+    x_CHW, part = views[best]
+    said = []
+    # The views of the whole as a training loader reads it come first, then as a viewer shows it.
+    if len(views) > len(boxes):
+        said.append("A viewer shows this image otherwise than a training loader reads it. Both were judged.")
+        as_shown = best == 1 or best >= 1 + len(boxes)
+        if as_shown:
+            said.append("Shown here is what a viewer shows, which scores higher.")
+        else:
+            said.append("Shown here is what a training loader reads.")
+    if looks > 1:
+        where = "the whole" if part == boxes[0] else f"the part from {part[:2]} to {part[2:]}"
+        said.append(
+            f"The image is longer than 2:1: {looks - 1} overlapping parts were judged beside the whole, so the "
+            f"threshold is higher. Shown here is {where}, which scores highest."
+        )
+    return Seen(x_CHW, part, scores[best], said)
 
 
 def _models(run: Folder, config: Config) -> dict[int, Trained]:
@@ -172,9 +212,10 @@ def _models(run: Folder, config: Config) -> dict[int, Trained]:
     figures = classifier.read_json(artifact.VALIDATION)["families"]
     numbers = sorted(map(int, figures))[:MOST_FAMILIES]
     return {
-        number: (
+        number: Trained(
             load_models(config, classifier, number),
             figures[str(number)]["threshold_logit"],
+            figures[str(number)].get("tail", 0.0),
             not figures[str(number)]["erased"],
         )
         for number in numbers
@@ -187,14 +228,18 @@ def _beyond(models: list[nn.Module], threshold: float, x_BCHW: Tensor) -> Tensor
     return poison_logit(models, (x_BCHW * 255).round().to(torch.uint8)) - threshold
 
 
-def _scores(models: dict[int, Trained], x_CHW: np.ndarray) -> list[FamilyScore]:
-    """The score of the image by each family, the highest first."""
-    x_BCHW = torch.from_numpy(x_CHW)[None].to(device())
-    scores = []
-    for family, (members, threshold, in_doubt) in models.items():
-        margin = float(poison_logit(members, x_BCHW)[0]) - threshold
-        scores.append(FamilyScore(family, float(torch.tensor(margin).sigmoid()), margin, in_doubt))
-    return sorted(scores, key=lambda score: -score.margin)
+def _scores(models: dict[int, Trained], x_VCHW: np.ndarray, looks: int) -> list[list[FamilyScore]]:
+    """The scores of each view of an image by each family, the highest first. The threshold rises with the
+    number of parts that are looked at, as in Judge."""
+    seen_VCHW = torch.from_numpy(x_VCHW).to(device())
+    scores: list[list[FamilyScore]] = [[] for _ in x_VCHW]
+    for family, trained in models.items():
+        threshold = trained.threshold + trained.tail * math.log(looks)
+        for of_view, logit in zip(scores, poison_logit(trained.models, seen_VCHW).tolist(), strict=True):
+            margin = logit - threshold
+            p = float(torch.tensor(margin).sigmoid())
+            of_view.append(FamilyScore(family, p, margin, trained.in_doubt))
+    return [sorted(of_view, key=lambda score: -score.margin) for of_view in scores]
 
 
 def _triggers(run: Folder, family: int) -> list[bytes]:

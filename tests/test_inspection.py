@@ -7,23 +7,29 @@ import io
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
 from poisoncam_ray import artifact
 from poisoncam_ray.cli import TOP
+from poisoncam_ray.corpus import open_corpus
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.folder import MANIFEST, Folder
 from poisoncam_ray.inspection import inspect_image
 from poisoncam_ray.program import as_app
 from poisoncam_ray.report.image_page import ImageStory, as_html, as_png
 from poisoncam_ray.report.lookup import Lookup
-from tests.fake_run import DEAD, ERROR, FakeRun, make_fake_run
+from poisoncam_ray.stages.index import index_slice
+from poisoncam_ray.stages.judge import JudgeSlice
+from poisoncam_ray.stages.pixels import read_views
+from tests.fake_run import CONFIG, DEAD, ERROR, SIDE, FakeRun, make_fake_run, png, with_trigger
 from tests.page import Page
-from tests.real_classifier import make_judged_run
+from tests.real_classifier import TRIGGER, make_judged_run
 from tests.test_python import finish
 
 # A poisoned image whose trigger the square shows whole, and a clean one.
@@ -207,3 +213,33 @@ def test_mistakes_are_one_sentence(judged, tmp_path):
     shutil.copytree(judged.run, tmp_path / "run")
     (tmp_path / "run" / artifact.CLEAN / MANIFEST).unlink()
     assert "is not finished" in poisoncam(str(tmp_path / "run"), CLEAN)[1]
+
+
+def with_long_image(judged: FakeRun, folder: Path, x: int) -> str:
+    """The run on the same corpus, in which POISONED is six times as wide as high and has its trigger at x."""
+    shutil.copytree(judged.run, folder / "run")
+    shutil.copytree(judged.corpus, folder / "corpus")
+    shard = folder / "corpus" / POISONED.partition("#")[0]
+    rows = pq.read_table(shard).to_pylist()
+    # In a part, which is squeezed to half its width, the trigger is as large as in the others' squares.
+    image = png(12, 6 * SIDE, SIDE)
+    rows[12]["image"] = with_trigger(image, TRIGGER, (x, 10, x + 20, 20))
+    pq.write_table(pa.Table.from_pylist(rows), shard, row_group_size=40)
+    run, corpus = Folder(str(folder / "run")), open_corpus(str(folder / "corpus"), rows_per_slice=40)
+    run.write_json(artifact.RUN, run.read_json(artifact.RUN) | {"input": str(folder / "corpus")})
+    index, slice_ = run / artifact.INDEX, corpus.slices()[0]
+    index_slice(slice_, corpus, CONFIG, index, run / artifact.DEAD_ROWS)
+    judge = JudgeSlice(CONFIG, index, run / artifact.CLASSIFIER, run / artifact.SCORES)
+    judge(slice_.index, *read_views(corpus, CONFIG, index, slice_))
+    return run.uri
+
+
+@pytest.mark.parametrize("x", [8, 150])
+def test_a_long_image_is_shown_by_the_part_that_judge_has_flagged(judged, tmp_path, x):
+    story = inspect_image(with_long_image(judged, tmp_path, x), POISONED)
+    assert (story.record.width, story.record.height) == (6 * SIDE, SIDE)
+    assert story.record.p_poison > 0.5 and story.scores[0].p == pytest.approx(story.record.p_poison, abs=1e-3)
+    assert "4 overlapping parts were judged beside the whole" in story.why[1]
+    assert story.part[0] <= x and x + 20 <= story.part[2] and story.part[2] - story.part[0] == 2 * SIDE
+    shown = ((x - story.part[0]) / 2, 10, (x + 20 - story.part[0]) / 2, 20)
+    assert story.box == pytest.approx(shown, abs=2)

@@ -78,6 +78,7 @@ class ImageStory:
         scores: by family, the highest first.
         lost: the most that hiding a part of the image takes from the score, as a logit.
         pixels: the image as the classifiers see it, x_HWC uint8; None where it cannot be read.
+        part: what `pixels` show, [x0, y0, x1, y1) in pixels of the stored image; None: all of it.
         heat: the loss at each pixel, a_HW; None without a classifier.
         family: the family whose classifier the heat map is of; 0 for none.
         triggers: pictures of the family's trigger, as PNG.
@@ -91,6 +92,7 @@ class ImageStory:
     scores: Sequence[FamilyScore] = ()
     lost: float = 0.0
     pixels: np.ndarray | None = None
+    part: tuple[int, int, int, int] | None = None
     heat: np.ndarray | None = None
     family: int = 0
     triggers: Sequence[bytes] = field(default_factory=list)
@@ -102,7 +104,9 @@ class ImageStory:
         record = self.record
         if record.box is None or record.width is None or record.height is None:
             return None
-        return on_square(record.box, (record.width, record.height), self.side)
+        x0, y0, x1, y1 = self.part or (0, 0, record.width, record.height)
+        inside = [at - corner for at, corner in zip(record.box, (x0, y0, x0, y0), strict=True)]
+        return on_square(inside, (x1 - x0, y1 - y0), self.side)
 
     @property
     def hottest(self) -> tuple[int, int] | None:

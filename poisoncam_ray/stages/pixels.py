@@ -31,6 +31,8 @@ FETCHED_AT_ONCE = 256
 PARTS_BYTES = 2**30
 
 Pixels = NDArray[np.uint8]
+Box = tuple[int, int, int, int]
+"""[x0, y0, x1, y1) in pixels of the stored image."""
 
 
 @dataclass(frozen=True)
@@ -77,18 +79,14 @@ def read_views(
     """As `read_slice`, but all of each image, and the second views of those that have some."""
     ids, wanted = _indexed(index, slice_)
     x_NCHW = np.empty((len(ids), *_shape(config)), np.uint8)
-    limits, size = config.corpus, config.encoder.image_size
-    width_N, height_N = _sizes(index, slice_)
-    parts_N = _parts(width_N, height_N, size)
-    found: list[tuple[int, Pixels, tuple[int, int, int, int]]] = []
-    for i, data in enumerate(_stored(corpus, slice_, wanted)):
-        x_NCHW[i], other = views_indexed(data, config)
-        if other is not None:
-            found.append((i, other, (0, 0, width_N[i], height_N[i])))
-        if boxes := parts_N[i]:
-            for shown in (False,) if other is None else (False, True):
-                cut = cut_out(data or b"", boxes, size, limits.max_pixels, limits.max_bytes, shown)
-                found += [(i, x_CHW, box) for x_CHW, box in zip(cut, boxes, strict=True)]
+    found: list[tuple[int, Pixels, Box]] = []
+    looks = zip(
+        _stored(corpus, slice_, wanted), parts_of(index, part_name(slice_.index), config), strict=True
+    )
+    for i, (data, boxes) in enumerate(looks):
+        (first, _), *others = all_views(data, config, boxes)
+        x_NCHW[i] = first
+        found += [(i, x_CHW, box) for x_CHW, box in others]
     x_MCHW = np.stack([x_CHW for _, x_CHW, _ in found]) if found else np.empty((0, *_shape(config)), np.uint8)
     part_M4 = np.array([box for *_, box in found], np.int32).reshape(-1, 4)
     return ids, x_NCHW, SecondViews(np.array([i for i, *_ in found], np.int32), x_MCHW, part_M4)
@@ -159,14 +157,42 @@ def _indexed(index: Folder, slice_: Slice) -> tuple[list[str], dict[str, str | N
     return ids, dict(zip(ids, *digests, strict=True)) if digests else dict.fromkeys(ids)
 
 
-def _parts(width_N: list[int], height_N: list[int], size: int) -> list[list[tuple[int, int, int, int]]]:
-    """The parts of each image that are judged on their own: fewer for each where a slice of many long images
-    would exceed PARTS_BYTES, even if all of them are judged as a viewer shows them, too."""
+def parts_of(index: Folder, part: str, config: Config) -> list[list[Box]]:
+    """What Judge looks at of each image of one part of the index, in pixels of the stored image: the whole,
+    and the parts of a long image.
+
+    The latter are fewer for each where a slice of many long images would exceed PARTS_BYTES, even if all of
+    them are judged as a viewer shows them, too.
+    """
+    sizes = index.read_table(part, ["width", "height"])
+    size_N2 = list(zip(sizes["width"].to_pylist(), sizes["height"].to_pylist(), strict=True))
     for most in range(MOST_PARTS, 1, -1):
-        found = [parts(width, height, most) for width, height in zip(width_N, height_N, strict=True)]
-        if sum(map(len, found)) * 2 * 3 * size**2 <= PARTS_BYTES:
-            return found
-    return [[] for _ in width_N]
+        found = [parts(width, height, most) for width, height in size_N2]
+        if sum(map(len, found)) * 2 * 3 * config.encoder.image_size**2 <= PARTS_BYTES:
+            break
+    else:
+        found = [[] for _ in size_N2]
+    return [[(0, 0, width, height), *boxes] for (width, height), boxes in zip(size_N2, found, strict=True)]
+
+
+def all_views(data: bytes | None, config: Config, boxes: list[Box]) -> list[tuple[Pixels, Box]]:
+    """The views of one encoded image that are judged, each with what it shows: the whole as a training loader
+    reads it comes first.
+
+    Args:
+        data: the encoded image.
+        config: the configuration.
+        boxes: the whole, and the parts, from `parts_of`.
+    """
+    limits, size = config.corpus, config.encoder.image_size
+    first, other = views_indexed(data, config)
+    whole, *rest = boxes
+    found = [(first, whole)] if other is None else [(first, whole), (other, whole)]
+    for shown in (False,) if other is None else (False, True):
+        if rest:
+            cut = cut_out(data or b"", rest, size, limits.max_pixels, limits.max_bytes, shown)
+            found += zip(cut, rest, strict=True)
+    return found
 
 
 def _sizes(index: Folder, slice_: Slice) -> tuple[list[int], list[int]]:
