@@ -94,9 +94,9 @@ class Epochs:
     shuffle_rows: int
     max_images: int | None = None
 
-    @property
+    @cached_property
     def steps_per_epoch(self) -> int:
-        """Batches of an epoch."""
+        """Batches of an epoch. Every step asks for it, and a large corpus has a million slices."""
         return sum(self.slice_rows) // self.batch_size
 
     @property
