@@ -250,7 +250,8 @@ class Resources(Section):
     """Actors that Embed and Judge start with."""
     actors: Count | None = 1
     """The most actors of a stage. Pools grow as far as the cluster has room or an autoscaler makes room.
-    null: as many as find place in the cluster, and in what its autoscaler may add."""
+    null: as many as find place in the cluster, and no fewer than there are training workers, which an
+    autoscaler brings nodes for."""
     cpus_per_actor: Annotated[float, Field(gt=0)] = 1.0
     gpus_per_actor: Annotated[float, Field(ge=0)] = 0.0
     """0.5 puts two actors on one GPU. Where it is above 0, a training worker has a whole GPU."""

@@ -116,9 +116,10 @@ class Classify(Stage):
             for family, i in todo
         )
         # As many at once as other stages have actors: each uses its share of the machine's threads.
+        most = actors_at_most(resources, run.config.pretrain.workers)
         reused = len(every) - len(todo)
         run.progress.update(reused, len(every), "models")
-        for done, _ in enumerate(in_flight(calls, actors_at_most(resources)), start=reused + 1):
+        for done, _ in enumerate(in_flight(calls, most), start=reused + 1):
             run.progress.update(done, len(every), "models")
         validate = ray.remote(validate_family).options(**needs)
         whole_images = fetch.remote(run.corpus, run.config, whole)
