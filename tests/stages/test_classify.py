@@ -69,7 +69,7 @@ def test_the_aspects_of_a_corpus_are_measured_without_its_outermost_images(tmp_p
 
 
 def test_long_images_count_by_the_aspect_of_their_parts(tmp_path):
-    """A trigger on a strip of 6:1 is squeezed as in a picture of 2:1, since the strip is seen by its parts."""
+    """A trigger on a strip of 6:1 is squeezed as in a picture of 2:1: the strip is seen by its parts."""
     long = Folder(str(tmp_path / "long"))
     long.write_table(part_name(0), pa.table({"width": [600, 100] * 50, "height": [100, 500] * 50}))
     assert aspects_of(long) == pytest.approx(4)
