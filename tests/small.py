@@ -27,6 +27,7 @@ SETTINGS = [
     "search.masks=16",
     "search.refine=false",
     "search.flip_images=24",
+    "search.race.first=16",
     "search.per_cluster=1",
     "search.chunk=6",
     "search.min_live=6",

@@ -148,4 +148,6 @@ def _moved(x_B2CHW: Tensor, device: torch.device) -> Tensor:
     """The batch on the device. On a GPU the copy is queued before the kernels that use it."""
     if device.type != "cuda":
         return x_B2CHW
-    return x_B2CHW.pin_memory().to(device, non_blocking=True)
+    # A new thread is on the first GPU of the node, which may be another rank's.
+    with torch.cuda.device(device):
+        return x_B2CHW.pin_memory().to(device, non_blocking=True)

@@ -167,3 +167,17 @@ def test_tokens_are_dropped_at_the_precision_of_whole_images(backbone):
         shown_ND = embed_shown(encoder, x_NCHW, x_NCHW.mean(dim=(2, 3)), all_1HW, i_N, zero_N, at_NT)
     assert shown_ND.dtype == torch.float32 and not torch.equal(shown_ND, exact_ND)
     assert float((shown_ND - low_ND).abs().max()) < 0.01
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_computes_in_low_precision(name):
+    encoder = small(name)
+    x_NCHW, i_N = torch.rand(4, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(5)), torch.arange(4)
+    all_1HW, at_NT = torch.ones(1, SIDE, SIDE), torch.arange(GRID**2).expand(4, -1)
+    with torch.no_grad():
+        exact_ND = encoder.embed(x_NCHW)
+        low_ND = encoder.freeze(torch.bfloat16).embed(x_NCHW)
+        shown_ND = embed_shown(encoder, x_NCHW, x_NCHW.mean(dim=(2, 3)), all_1HW, i_N, 0 * i_N, at_NT)
+    assert not torch.equal(low_ND, exact_ND)
+    assert float((low_ND * exact_ND).sum(dim=1).min()) > 0.99
+    assert float((low_ND * shown_ND).sum(dim=1).min()) > 0.99

@@ -210,6 +210,16 @@ def test_the_page_says_what_was_counted(run_of, reading: str, words: str) -> Non
     assert words in text_of(run)
 
 
+def test_the_page_says_where_the_best_windows_were_pasted_on_more_images(run_of) -> None:
+    run, words = run_of(True), "pasted on more images than the others, which ranks them"
+    assert words not in text_of(run)
+    made = run / artifact.CLASSIFIER
+    best, *others = made.read_table(artifact.ROLES).to_pylist()
+    raced = made.read_table(artifact.ROLES).from_pylist([{**best, "n_flip": 1000}, *others])
+    made.write_table(artifact.ROLES, raced)
+    assert words in text_of(run)
+
+
 def test_one_family_is_one_trigger(run_of) -> None:
     run = run_of(True)
     text = text_of(run)

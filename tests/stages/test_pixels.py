@@ -15,7 +15,7 @@ from poisoncam_ray import artifact
 from poisoncam_ray.corpus import open_corpus
 from poisoncam_ray.errors import LedgerError
 from poisoncam_ray.folder import Folder
-from poisoncam_ray.method.crops import own_part
+from poisoncam_ray.method.crops import in_sample, own_part
 from poisoncam_ray.settings import load_config
 from poisoncam_ray.stages.index import index_slice
 from poisoncam_ray.stages.pixels import fetch_images, read_crops, read_slice, read_views
@@ -119,3 +119,34 @@ def test_broken_rows_have_no_crops_and_a_changed_corpus_is_told(tmp_path):
     changed = open_corpus(str(tmp_path / "corpus"))
     with pytest.raises(LedgerError):
         read_crops(changed, config, index, changed.slices()[0], 0)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.6])
+def test_chosen_rows_have_the_crops_that_they_have_among_all(tmp_path, share):
+    corpus, config, index, (slice_,) = indexed(tmp_path, [picture(40, 24, i) for i in range(N)])
+    ids = index.read_table("part-000000.parquet", ["image_id"])["image_id"].to_pylist()
+    drawn = [i for i, image_id in enumerate(ids) if in_sample(config.seed, share, image_id)]
+    whole = read_crops(corpus, config, index, slice_, 1)
+    rows = np.array([0, 3, 4, len(drawn) - 1])
+    some = read_crops(corpus, config, index, slice_, 1, share, rows)
+    assert np.array_equal(some, whole[np.array(drawn)[rows]])
+    assert np.array_equal(read_crops(corpus, config, index, slice_, 1, share), whole[drawn])
+
+
+def test_of_an_image_folder_only_the_chosen_files_are_read(tmp_path):
+    (tmp_path / "corpus").mkdir()
+    for i in range(8):
+        (tmp_path / "corpus" / f"{i}.png").write_bytes(picture(40, 24, i))
+    config = load_config(overrides=[f"encoder.image_size={SIDE}"])
+    corpus = open_corpus(str(tmp_path / "corpus"))
+    index = Folder(str(tmp_path / "run")) / artifact.INDEX
+    (slice_,) = corpus.slices()
+    index_slice(slice_, corpus, config, index, Folder(str(tmp_path / "run")) / artifact.DEAD_ROWS)
+    whole = read_crops(corpus, config, index, slice_, 0)
+    for i in (0, 1, 3, 4, 6, 7):
+        (tmp_path / "corpus" / f"{i}.png").unlink()
+    assert np.array_equal(read_crops(corpus, config, index, slice_, 0, 1.0, np.array([2, 5])), whole[[2, 5]])
+    # A changed one is told.
+    (tmp_path / "corpus" / "5.png").write_bytes(picture(40, 24, 99))
+    with pytest.raises(LedgerError):
+        read_crops(corpus, config, index, slice_, 0, 1.0, np.array([2, 5]))

@@ -7,7 +7,7 @@ images.py        drawn images of any size; made_up.py: stages that make in a mom
 timed_stage.py   a stage on Ray, again and again
 candidate.py     the search of one candidate (search.py: in every way); search_stage.py: the whole stage
 inference.py     Embed and Judge against a loop without Ray
-training.py      steps; epoch.py: epochs through Ray Train, and two workers
+training.py      steps (step_parts.py: their parts); epoch.py: epochs through Ray Train, and two workers
 decode.py        images a core; shards.py: Index and Clean; exponents.py: growth; precision.py: bfloat16
 memory.py        peak memory of every stage; processes.py samples it; peaks.py: as a part
 allocator.py     freed memory kept against freed memory returned

@@ -30,7 +30,7 @@ def measure_allocator(setting: Setting, sizes: Sizes) -> Measured:
         f"masks and pastes of {sizes.candidates} candidates",
         ("freed memory kept", "freed memory returned"),
         (seconds[0], seconds[1]),
-        f"{sizes.backbone}, {sizes.image_size} px, batches of {sizes.batch}, {THREADS} thread",
+        f"{sizes.backbone}, {sizes.image_size} px, float32, batches of {sizes.batch}, {THREADS} thread",
         units=sizes.candidates * (sizes.naive_masks + sizes.flip_images),
         unit="forwards",
         answers="answers equal" if same else "answers differ",
@@ -43,7 +43,7 @@ _prepared: list[tuple[Encoder, Work]] = []
 
 
 def _prepare(setting: Setting, sizes: Sizes) -> None:
-    _prepared.append(prepared(setting, sizes))
+    _prepared.append(prepared(setting, sizes, "float32"))
 
 
 def _search(sizes: Sizes) -> list[np.ndarray]:

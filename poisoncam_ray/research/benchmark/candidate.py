@@ -6,6 +6,7 @@ work, in turns with the others, and scaled up. What is timed whole says so.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from poisoncam_ray.config import Precision
 from poisoncam_ray.method.encoder import Encoder, build_encoder
 from poisoncam_ray.method.race import RaceRules, pastes
 from poisoncam_ray.research.benchmark.compare import (
@@ -21,9 +23,7 @@ from poisoncam_ray.research.benchmark.compare import (
     Setting,
     added,
     alternate,
-    at_precision,
     low_precision,
-    name_of,
     scaled,
 )
 from poisoncam_ray.research.benchmark.images import pixels
@@ -37,7 +37,10 @@ from poisoncam_ray.research.benchmark.search import (
     work_on,
 )
 from poisoncam_ray.research.study.flops import NAIVE, Bill, Way, bill, forward_flops, steps
+from poisoncam_ray.settings import load_config
 from poisoncam_ray.stages.compute import device
+from poisoncam_ray.stages.precision import dtype_of
+from poisoncam_ray.stages.ranking import race_rules
 
 PAPER = 1
 """A naive loop has one candidate at a time."""
@@ -68,10 +71,10 @@ class Sizes:
     masks: int = 128
     naive_masks: int = 256
     flip_images: int = 1000
-    k: int = 100
+    k: int = 20
     batch: int = 32
-    saver_candidates: int = 4
-    sampled: int = 8
+    saver_candidates: int = 2
+    sampled: int = 16
     all_pastes: bool = False
 
 
@@ -80,38 +83,36 @@ FULL = Sizes()
 
 def measure_cam(setting: Setting, sizes: Sizes) -> Measured:
     """The naive loop against batches, against low precision, and against each saver."""
-    encoder, work = prepared(setting, sizes)
-    low, side = low_precision(), sizes.image_size
+    encoder, work = prepared(setting, sizes, "float32")
+    low, side, rules = low_precision(), sizes.image_size, shipped_race()
+    fast = copy.deepcopy(encoder).freeze(dtype_of(low))
     naive = naive_way(sizes)
-    way_names, ways = zip(*steps(naive, sizes.masks, sizes.candidates, encoder.patch_size), strict=True)
+    named = steps(naive, sizes.masks, sizes.candidates, encoder.patch_size, rules)
+    way_names, ways = zip(*named, strict=True)
     bills = [bill(encoder, way) for way in (naive, *ways)]
     part = work.some(PAPER, max(1, sizes.flip_images // sizes.sampled))
     m_BHW = masks_of(naive, side)[:: sizes.sampled].to(device())
     masks = [masks_of(way, side).to(device()) for way in ways]
     few = work.some(sizes.saver_candidates, 1)
 
-    def batched(dtype: torch.dtype) -> None:
-        with at_precision(dtype):
-            own_N, box_N4 = windows(encoder, part, naive, m_BHW, "hard")
-            paste_on_all(encoder, part, own_N, box_N4)
+    def batched(encoder: Encoder) -> None:
+        own_N, box_N4 = windows(encoder, part, naive, m_BHW, "hard")
+        paste_on_all(encoder, part, own_N, box_N4)
 
     def pasted() -> None:
-        with at_precision(low):
-            paste_on_all(encoder, part, part.own_N, _corner(part, sizes.window))
+        paste_on_all(fast, part, part.own_N, _corner(part, sizes.window))
 
     def found(way: Way, m_BHW: Tensor) -> None:
-        with at_precision(low):
-            windows(encoder, few, way, m_BHW, "distance")
+        windows(fast, few, way, m_BHW, "distance")
 
     def whole() -> None:
-        with at_precision(low):
-            own_N, box_N4 = windows(encoder, work, ways[-1], masks[-1], "distance")
-            paste_in_race(encoder, work, own_N, box_N4, ways[-1].rules or RaceRules())
+        own_N, box_N4 = windows(fast, work, ways[-1], masks[-1], "distance")
+        paste_in_race(fast, work, own_N, box_N4, rules)
 
     looped = partial(one_at_a_time, encoder, part, naive, m_BHW, "hard")
     # The last way differs from the one before by its pastes alone, and is timed whole.
     savers = [partial(found, *one) for one in zip(ways[:-1], masks[:-1], strict=True)]
-    todo: list[Callable[[], object]] = [looped, partial(batched, torch.float32), partial(batched, low)]
+    todo: list[Callable[[], object]] = [looped, partial(batched, encoder), partial(batched, fast)]
     todo += [pasted, *savers, whole]
     seconds, _ = alternate(todo, setting.rounds, warm=False)
     n_part = len(m_BHW) + len(part.x_FCHW)
@@ -121,17 +122,16 @@ def measure_cam(setting: Setting, sizes: Sizes) -> Measured:
     ours = [added(scaled(s, 1 / sizes.saver_candidates), all_pastes) for s in seconds[4:-1]]
     ours.append(scaled(seconds[-1], 1 / sizes.candidates))
     where = f"{sizes.backbone}, {side} px, batches of {work.batch}, a candidate"
-    lowest = name_of(low)
     found_rows = [
         Row("naive bill", ("batches, float32", "one at a time"), (batch32, loop), where, None, _two(bills)),
-        Row("naive bill", (f"batches, {lowest}", "one at a time"), (batch16, loop), where, None, _two(bills)),
+        Row("naive bill", (f"batches, {low}", "one at a time"), (batch16, loop), where, None, _two(bills)),
     ]
     for name, each, cost in zip(way_names, ours, bills[1:], strict=True):
         last = cost is bills[-1]
         found_rows.append(
             Row(
                 "search of one candidate",
-                (f"{'all of these, and ' if last else '+ '}{name}, {lowest}", "naive loop, float32"),
+                (f"{'all of these, and ' if last else '+ '}{name}, {low}", "naive loop, float32"),
                 (each, loop),
                 f"{where}; {sizes.masks} masks"
                 + (f"; whole, {sizes.candidates} candidates" if last else "; pastes scaled"),
@@ -161,8 +161,8 @@ def measure_pastes(setting: Setting, cases: tuple[Sizes, ...]) -> Measured:
 
 
 def _pastes(setting: Setting, sizes: Sizes) -> Row:
-    encoder, work = prepared(setting, sizes)
-    low, rules, n_flip = low_precision(), RaceRules(), sizes.flip_images
+    low, rules, n_flip = low_precision(), shipped_race(), sizes.flip_images
+    encoder, work = prepared(setting, sizes, low)
     box_N4 = _corner(work, sizes.window)
     part, factor = work, 1.0
     if not sizes.all_pastes:
@@ -170,12 +170,10 @@ def _pastes(setting: Setting, sizes: Sizes) -> Row:
         factor = sizes.candidates * n_flip / len(part.x_FCHW)
 
     def on_all() -> tuple[Tensor, Tensor]:
-        with at_precision(low):
-            return paste_on_all(encoder, part, part.own_N, box_N4[: len(part.x_NCHW)])
+        return paste_on_all(encoder, part, part.own_N, box_N4[: len(part.x_NCHW)])
 
     def in_race() -> Tensor:
-        with at_precision(low):
-            return paste_in_race(encoder, work, work.own_N, box_N4, rules).order_N
+        return paste_in_race(encoder, work, work.own_N, box_N4, rules).order_N
 
     seconds, (race_order_N, (changed_N, _)) = alternate((in_race, on_all), setting.rounds, warm=False)
     n_raced = pastes(sizes.candidates, n_flip, rules)
@@ -190,7 +188,7 @@ def _pastes(setting: Setting, sizes: Sizes) -> Row:
         f"pastes of {sizes.candidates} candidates",
         (f"race, {n_raced:,} pastes", f"all, {sizes.candidates * n_flip:,} pastes"),
         (seconds[0], scaled(seconds[1], factor)),
-        f"{sizes.backbone}, {sizes.image_size} px, batches of {work.batch}, {name_of(low)}; first "
+        f"{sizes.backbone}, {sizes.image_size} px, batches of {work.batch}, {low}; first "
         f"{rules.first} images, factor {rules.factor}, {rules.keep:.3g} kept"
         + ("" if sizes.all_pastes else f"; of all pastes {len(part.x_FCHW)} were timed"),
         flop=(n_raced * forward, sizes.candidates * n_flip * forward),
@@ -198,13 +196,17 @@ def _pastes(setting: Setting, sizes: Sizes) -> Row:
     )
 
 
-def prepared(setting: Setting, sizes: Sizes) -> tuple[Encoder, Work]:
-    """An untrained encoder, for inference, and its work."""
+def shipped_race() -> RaceRules:
+    """The rules of the race in the preset at the paper's sizes."""
+    return race_rules(load_config("imagenet100").search)
+
+
+def prepared(setting: Setting, sizes: Sizes, precision: Precision) -> tuple[Encoder, Work]:
+    """An untrained encoder for inference at this precision, and its work."""
     torch.manual_seed(0)
-    encoder = build_encoder(sizes.backbone, sizes.image_size).eval().to(device())
+    encoder = build_encoder(sizes.backbone, sizes.image_size).to(device()).freeze(dtype_of(precision))
     x_NCHW = pixels(sizes.candidates + sizes.flip_images, sizes.image_size).to(device())
-    with at_precision(low_precision()):
-        return encoder, work_on(encoder, x_NCHW, sizes.candidates, sizes.k, setting.batch(sizes.batch))
+    return encoder, work_on(encoder, x_NCHW, sizes.candidates, sizes.k, setting.batch(sizes.batch))
 
 
 def naive_way(sizes: Sizes) -> Way:

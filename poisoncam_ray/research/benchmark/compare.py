@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from statistics import median
 from typing import Any
 
 import torch
 
+from poisoncam_ray.config import Precision
 from poisoncam_ray.folder import Folder
 from poisoncam_ray.stages.compute import device
+from poisoncam_ray.stages.precision import choose
 
 
 @dataclass(frozen=True)
@@ -149,21 +151,10 @@ def added(*parts: Sequence[float]) -> list[float]:
     return [sum(at) for at in zip(*parts, strict=True)]
 
 
-def low_precision() -> torch.dtype:
-    """The precision that inference is fastest in here: bfloat16 on a GPU and on a CPU with AMX."""
-    if device().type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
-
-
-def at_precision(dtype: torch.dtype) -> AbstractContextManager[Any]:
-    """A context in which networks compute in this precision."""
-    return torch.autocast(device().type, dtype, enabled=dtype != torch.float32)
-
-
-def name_of(dtype: torch.dtype) -> str:
-    """torch.bfloat16 → "bfloat16"."""
-    return str(dtype).removeprefix("torch.")
+@cache
+def low_precision() -> Precision:
+    """The precision that a run would decide for on this machine. Once a process: on CPUs it is measured."""
+    return choose("auto", device().type == "cuda")
 
 
 def _synchronize() -> None:

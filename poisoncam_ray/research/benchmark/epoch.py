@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,13 @@ from poisoncam_ray.research.benchmark.apart import apart
 from poisoncam_ray.research.benchmark.compare import Measured, Row, Setting, alternate
 from poisoncam_ray.research.benchmark.images import draw_images
 from poisoncam_ray.research.benchmark.inference import loaded
+from poisoncam_ray.research.benchmark.step_parts import make_trainer, random_batch
 from poisoncam_ray.research.benchmark.timed_stage import Clock, TimedStage, stage_config
-from poisoncam_ray.research.benchmark.training import Trainer
 from poisoncam_ray.runner import Runner
+from poisoncam_ray.stages.batches import Batches
 from poisoncam_ray.stages.index import Index
 from poisoncam_ray.stages.pixels import read_crops
+from poisoncam_ray.stages.precision import choose
 from poisoncam_ray.stages.pretrain import Job, Pretrain
 from poisoncam_ray.stages.ray_cluster import hush, start_ray
 
@@ -90,7 +93,8 @@ def measure_epoch(setting: Setting, sizes: Sizes) -> Measured:
         alternate((train, loop, steps), setting.rounds, warm=False)
     shown = (sizes.epochs - 1) * (sizes.images // sizes.batch) * sizes.batch
     regime = (
-        f"{sizes.backbone}, {sizes.image_size} px, batches of {sizes.batch}; {sizes.images:,} JPEGs of "
+        f"{sizes.backbone}, {sizes.image_size} px, {config.pretrain.precision}, "
+        f"batches of {sizes.batch}; {sizes.images:,} JPEGs of "
         f"{sizes.stored} px in slices of {sizes.rows_per_slice}; the first epoch left out"
     )
     what, ways = f"{sizes.epochs - 1} epochs of training", ("Ray Train", "bare loop, same bytes")
@@ -153,42 +157,43 @@ def _config(setting: Setting, sizes: Sizes, workers: int) -> Config:
     )
 
 
+def rows_of(run: Folder) -> list[int]:
+    """Indexed rows of each slice."""
+    return (run / artifact.INDEX).read_table(artifact.SLICES, ["rows"])["rows"].to_pylist()
+
+
 # ---------------------------------------------------------------- the bare loop, in a process without Ray
 
 
 def _bare(uri: str, config: Config, run: Folder, readers: int) -> float:
     """Seconds of all epochs but the first, with a DataLoader that decodes and cuts crops."""
-    size, ends = config.pretrain.batch_size, list[float]()
-    trainer = Trainer(config)
+    epochs, ends = config.pretrain.epochs, list[float]()
+    trainer = make_trainer(config, choose(config.pretrain.precision, gpu=False))
     torch.set_flush_denormal(True)
-    for epoch in range(config.pretrain.epochs):
-        slices = iter(loaded(uri, config, run, readers, _CropsOf(epoch)))
-        for x_B2CHW in _batches(slices, size):
-            trainer.step(x_B2CHW)
-        ends.append(time.perf_counter())
+    slices = loaded(uri, config, run, readers, _crops, epochs)
+    batches = _batches(iter(slices), config.pretrain.batch_size)
+    per_epoch = sum(rows_of(run)) // config.pretrain.batch_size
+    for step, x_B2CHW in enumerate(islice(batches, epochs * per_epoch)):
+        trainer.step(step, x_B2CHW)
+        if (step + 1) % per_epoch == 0:
+            ends.append(time.perf_counter())
     return ends[-1] - ends[0]
 
 
 def _steps(config: Config, n: int) -> float:
     """Seconds of n steps on crops in memory."""
-    trainer, size = Trainer(config), config.encoder.image_size
+    trainer = make_trainer(config, choose(config.pretrain.precision, gpu=False))
     torch.set_flush_denormal(True)
-    x_B2CHW = torch.randint(0, 256, (config.pretrain.batch_size, 2, 3, size, size), dtype=torch.uint8)
-    trainer.step(x_B2CHW)
+    x_B2CHW = random_batch(config)
+    trainer.step(0, x_B2CHW)
     began = time.perf_counter()
-    for _ in range(n):
-        trainer.step(x_B2CHW)
+    for step in range(n):
+        trainer.step(step, x_B2CHW)
     return time.perf_counter() - began
 
 
-@dataclass(frozen=True)
-class _CropsOf:
-    """The crops of one slice in an epoch; a class, since reading processes get it pickled."""
-
-    epoch: int
-
-    def __call__(self, corpus: Corpus, config: Config, index: Folder, slice_: Slice) -> Tensor:
-        return torch.from_numpy(read_crops(corpus, config, index, slice_, self.epoch))
+def _crops(corpus: Corpus, config: Config, index: Folder, slice_: Slice, epoch: int) -> Tensor:
+    return torch.from_numpy(read_crops(corpus, config, index, slice_, epoch))
 
 
 def _batches(slices: Iterator[Tensor], size: int) -> Iterator[Tensor]:
@@ -209,8 +214,9 @@ def _batches(slices: Iterator[Tensor], size: int) -> Iterator[Tensor]:
 def _with_stub(corpus: Folder, run: Folder, config: Config, sizes: Sizes) -> float:
     """Seconds between the first batch and the last of an epoch, of the slowest rank."""
     index = run / artifact.INDEX
-    rows = index.read_table(artifact.SLICES, ["rows"])["rows"].to_pylist()
-    job = Job(config, open_by(config.corpus, corpus.uri), index, run / artifact.ENCODER, rows)
+    job = Job(
+        config, open_by(config.corpus, corpus.uri), index, run / artifact.ENCODER, rows_of(run), share=1.0
+    )
     steps = sizes.stub_images // sizes.batch
     name = f"poisoncam-stub-{uuid.uuid4().hex[:8]}"
     trainer = TorchTrainer(
@@ -237,7 +243,8 @@ def sleep_through(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     began = 0.0
-    for step, x_B2CHW in enumerate(job.epochs.batches(job.corpus, job.config, job.index, rank, start=0)):
+    batches = Batches(job.corpus, job.config, job.index, job.share, job.epochs)
+    for step, x_B2CHW in enumerate(batches.read(rank, world, 0, torch.device("cpu"))):
         time.sleep(len(x_B2CHW) / config["rate"])
         if world > 1:
             dist.all_reduce(torch.zeros(1))

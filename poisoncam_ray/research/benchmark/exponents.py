@@ -19,7 +19,7 @@ from poisoncam_ray.method.clusters import assign, kmeans
 from poisoncam_ray.method.encoder import Encoder
 from poisoncam_ray.research.benchmark.candidate import Sizes as CandidateSizes
 from poisoncam_ray.research.benchmark.candidate import naive_way, prepared
-from poisoncam_ray.research.benchmark.compare import Measured, Setting, Table, alternate
+from poisoncam_ray.research.benchmark.compare import Measured, Setting, Table, alternate, low_precision
 from poisoncam_ray.research.benchmark.page import short
 from poisoncam_ray.research.benchmark.search import Work, masks_of, paste_on_all, windows
 from poisoncam_ray.research.study.flops import Way
@@ -58,7 +58,7 @@ class Sizes:
 
 def measure_exponents(setting: Setting, sizes: Sizes) -> Measured:
     """Seconds at three sizes of N, K and B."""
-    encoder, work = prepared(setting, sizes.network)
+    encoder, work = prepared(setting, sizes.network, low_precision())
     generator = torch.Generator().manual_seed(0)
     f_ND = F.normalize(torch.randn(4 * sizes.features, DIM, generator=generator), dim=1).to(device())
     x_NCHW = work.x_FCHW.repeat(-(-4 * sizes.images // len(work.x_FCHW)), 1, 1, 1)
@@ -99,7 +99,8 @@ def measure_exponents(setting: Setting, sizes: Sizes) -> Measured:
         )
     columns = ("work", "sizes", "seconds", "exponent")
     note = (
-        f"{sizes.network.backbone} at {sizes.network.image_size} px. The search by K pastes each on "
+        f"{sizes.network.backbone} at {sizes.network.image_size} px, {low_precision()}. "
+        f"The search by K pastes each on "
         f"{sizes.network.flip_images} images. A part of the cost that does not grow lowers an exponent."
     )
     return Measured(tables=[Table("Exponents of the cost", columns, lines)], notes=[note])

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from poisoncam_ray import artifact
 from poisoncam_ray.config import Config
-from poisoncam_ray.corpus import Slice, open_by
+from poisoncam_ray.corpus import Corpus, Slice, open_by
 from poisoncam_ray.corpus.slices import slices_of
 from poisoncam_ray.folder import Folder
 from poisoncam_ray.research.benchmark.apart import apart
@@ -58,10 +58,10 @@ class Case:
 
 
 EMBED = (
-    Case("vit_small_patch16_224", 224, 1024, 224, 64, 32),
+    Case("vit_small_patch16_224", 224, 512, 224, 32, 32),
     Case("resnet_tiny_s2", 32, 32_768, 64, 1024),
 )
-JUDGE = (Case("resnet_tiny_s2", 32, 16_384, 64, 512),)
+JUDGE = (Case("resnet_tiny_s2", 32, 8192, 64, 256),)
 
 
 def measure_embed(setting: Setting, cases: tuple[Case, ...]) -> Measured:
@@ -74,7 +74,7 @@ def measure_embed(setting: Setting, cases: tuple[Case, ...]) -> Measured:
         stored_ND = torch.cat([read_features(stage.out, name)[1] for name in stage.out.parts()])
         difference = float((stored_ND - answers).abs().max())
         said = f"largest difference {difference:.1g} (stored as float16)"
-        found.rows += _rows("Embed", case, setting, stage, bare_laps, said)
+        found.rows += _rows("Embed", case, stage, bare_laps, said)
         found.notes.append(_start_up(case, stage))
     return found
 
@@ -90,9 +90,7 @@ def measure_judge(setting: Setting, cases: tuple[Case, ...]) -> Measured:
             [torch.tensor(stage.out.read_table(name)["p_poison"].to_pylist()) for name in stage.out.parts()]
         )
         same = int(((stored_N > 0.5) == (answers > 0.5)).sum())
-        found.rows += _rows(
-            "Judge", case, setting, stage, bare_laps, f"{same:,} of {len(answers):,} fates equal"
-        )
+        found.rows += _rows("Judge", case, stage, bare_laps, f"{same:,} of {len(answers):,} fates equal")
         found.notes.append(_start_up(case, stage))
     return found
 
@@ -127,13 +125,12 @@ def _compare(
     return stage, laps, answers[-1]
 
 
-def _rows(
-    name: str, case: Case, setting: Setting, stage: TimedStage, bare: list[Lap], answers: str
-) -> Iterator[Row]:
+def _rows(name: str, case: Case, stage: TimedStage, bare: list[Lap], answers: str) -> Iterator[Row]:
     """The whole stage, and the second half of its slices."""
+    resources = stage.runner.config.resources
     regime = (
         f"{case.images:,} JPEGs of {case.stored} px in slices of {case.rows_per_slice}, "
-        f"{case.image_size} px, {setting.threads} readers each"
+        f"{case.image_size} px, {resources.precision}, {resources.readers} readers each"
     )
     ways = ("stage on Ray", "bare loop")
     whole = [lap.whole for lap in stage.laps], [lap.whole for lap in bare]
@@ -156,19 +153,22 @@ def _start_up(case: Case, stage: TimedStage) -> str:
 
 
 class Slices(Dataset[Any]):
-    """Slices of a corpus, each read and decoded by `read`."""
+    """Slices of a corpus, several times over, each read by `read`, which also gets the number of the pass."""
 
-    def __init__(self, slices: list[Slice], read: Callable[[Slice], Any]) -> None:
-        self.slices, self.read = slices, read
+    def __init__(self, slices: list[Slice], passes: int, read: Callable[[Slice, int], Tensor]) -> None:
+        self.slices, self.passes, self.read = slices, passes, read
 
     def __len__(self) -> int:
-        return len(self.slices)
+        return self.passes * len(self.slices)
 
-    def __getitem__(self, i: int) -> Any:
-        return self.read(self.slices[i])
+    def __getitem__(self, i: int) -> Tensor:
+        number, at = divmod(i, len(self.slices))
+        return self.read(self.slices[at], number)
 
 
-def loaded(uri: str, config: Config, run: Folder, readers: int, read: Callable[..., Any]) -> DataLoader[Any]:
+def loaded(
+    uri: str, config: Config, run: Folder, readers: int, read: Callable[..., Tensor], passes: int = 1
+) -> DataLoader[Any]:
     """A DataLoader over the slices of a run.
 
     Args:
@@ -176,24 +176,25 @@ def loaded(uri: str, config: Config, run: Folder, readers: int, read: Callable[.
         config: the configuration.
         run: the run folder, in which the corpus is indexed.
         readers: reading processes.
-        read: called with the corpus, the configuration, the index and a slice.
+        read: called with the corpus, the configuration, the index, a slice and the number of the pass.
+        passes: over the corpus.
     """
     index = run / artifact.INDEX
     read_one = partial(read, open_by(config.corpus, uri), config, index)
-    slices = Slices(slices_of(index.read_table(artifact.SLICES)), read_one)
+    slices = Slices(slices_of(index.read_table(artifact.SLICES)), passes, read_one)
     return DataLoader(slices, batch_size=None, num_workers=readers, pin_memory=device().type == "cuda")
 
 
-def _pixels(*what: Any) -> Tensor:
-    return torch.from_numpy(read_slice(*what)[1])
+def _pixels(corpus: Corpus, config: Config, index: Folder, slice_: Slice, number: int) -> Tensor:
+    return torch.from_numpy(read_slice(corpus, config, index, slice_)[1])
 
 
-def _views(*what: Any) -> Tensor:
-    return torch.from_numpy(read_views(*what)[1])
+def _views(corpus: Corpus, config: Config, index: Folder, slice_: Slice, number: int) -> Tensor:
+    return torch.from_numpy(read_views(corpus, config, index, slice_)[1])
 
 
 def _embedded(uri: str, config: Config, run: Folder, readers: int) -> tuple[Lap, Tensor]:
-    encoder, found = load_encoder(run / artifact.ENCODER), list[Tensor]()
+    encoder, found = load_encoder(run / artifact.ENCODER, config.resources.precision), list[Tensor]()
 
     def loop() -> Iterator[None]:
         for x_NCHW in loaded(uri, config, run, readers, _pixels):

@@ -56,7 +56,8 @@ def _machine(facts: Mapping[str, Any]) -> str:
 
 
 def _marks(parts: Mapping[str, Any]) -> Iterator[str]:
-    rows = [row for part in parts.values() for row in part.get("rows", ()) if row["met"] is not None]
+    measured = [part for part in parts.values() if not part["quick"]]
+    rows = [row for part in measured for row in part.get("rows", ()) if row["met"] is not None]
     for heading, met in (("Marks that are missed", False), ("Marks that are met", True)):
         named = [f"{row['name']}, {row['ways'][0]} ({_reached(row)})" for row in rows if row["met"] is met]
         if named:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -49,6 +49,7 @@ class Part:
         measure: measures it.
         full: its sizes.
         quick: sizes that take seconds, for a test that all works. Their figures mean nothing.
+        rounds: the most rounds, where one takes long.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Part:
     measure: Callable[[Setting, Any], Measured]
     full: Any
     quick: Any
+    rounds: int = 9
 
 
 SMALL = candidate.Sizes("resnet_tiny_s2", 32, 4, 11, naive_masks=128, k=32, batch=256, all_pastes=True)
@@ -71,10 +73,10 @@ TINY_NETWORK = precision.Network("resnet_tiny_s2", 32, 8, 4)
 TINY_CASE = inference.Case("resnet_tiny_s2", 32, 64, 48, 16, 16)
 PARTS = (
     Part("cam", "Search of one candidate", candidate.measure_cam, candidate.FULL, TINY_VIT),
-    Part("pastes", "Pastes", candidate.measure_pastes, (candidate.FULL, SMALL), (TINY,)),
+    Part("pastes", "Pastes", candidate.measure_pastes, (candidate.FULL, SMALL), (TINY,), 2),
     Part(
         "search", "The Search stage", search_stage.measure_search, search_stage.Sizes(),
-        search_stage.Sizes(TINY_VIT, None, (), 64, 48, 4, 1),
+        search_stage.Sizes(TINY_VIT, None, (), 64, 48, 4, 1), 2,
     ),
     Part(
         "embed", "Embed", inference.measure_embed, inference.EMBED, (TINY_CASE,),
@@ -86,7 +88,7 @@ PARTS = (
     ),
     Part(
         "epoch", "A training epoch", epoch.measure_epoch, epoch.Sizes(),
-        epoch.Sizes("resnet_tiny_s2", 32, 64, 48, 16, 16, 2),
+        epoch.Sizes("resnet_tiny_s2", 32, 64, 48, 16, 16, 2), 2,
     ),
     Part(
         "workers", "Two training workers", epoch.measure_workers, epoch.Sizes(),
@@ -148,6 +150,7 @@ def measure(
 def _one(
     part: Part, setting: Setting, quick: bool, earlier: dict[str, Any] | None, say: Callable[[str], None]
 ) -> dict[str, Any]:
+    setting = replace(setting, rounds=min(setting.rounds, part.rounds))
     sizes, facts = part.quick if quick else part.full, machine(setting.threads)
     identity = fingerprint(
         {

@@ -19,7 +19,7 @@ from poisoncam_ray.settings import load_config
 class Sizes:
     """Of the part `memory`: numbers of images."""
 
-    rows: tuple[int, ...] = (2_000, 32_000)
+    rows: tuple[int, ...] = (2_000, 16_000)
 
 
 def measure_peaks(setting: Setting, sizes: Sizes) -> Measured:

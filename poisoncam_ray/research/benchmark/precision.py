@@ -4,23 +4,26 @@ peak.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
 
 import torch
 
+from poisoncam_ray.config import Precision
 from poisoncam_ray.method.encoder import Encoder, build_encoder
 from poisoncam_ray.research.benchmark.apart import apart
-from poisoncam_ray.research.benchmark.compare import Measured, Row, Setting, Table, alternate, at_precision
+from poisoncam_ray.research.benchmark.compare import Measured, Row, Setting, Table, alternate
 from poisoncam_ray.research.benchmark.images import pixels
 from poisoncam_ray.research.benchmark.machine import MAX_ISA
 from poisoncam_ray.research.study.flops import forward_flops
 from poisoncam_ray.stages.compute import device
+from poisoncam_ray.stages.precision import dtype_of
 
 INSTRUCTIONS = ("", "AVX512_CORE_BF16", "AVX512_CORE")
 """Values of ONEDNN_MAX_CPU_ISA: what oneDNN may use; empty: all that the CPU has."""
-PRECISIONS = (torch.bfloat16, torch.float32)
+PRECISIONS: tuple[Precision, ...] = ("bfloat16", "float32")
 PUBLIC = "Public figures for ViT-B/16 at 224 px: 5,059 forwards/s on an RTX PRO 6000, 2,993 on a 4090."
 
 
@@ -137,15 +140,20 @@ def _rows(setting: Setting, networks: tuple[Network, ...], rates: Rates, name: s
 
 def rates_of(setting: Setting, networks: tuple[Network, ...], matrix: int) -> Rates:
     """Time matrix products and networks in bfloat16 and float32, in turns, in this process."""
-    products = [partial(torch.mm, *_square(matrix, dtype)) for dtype in PRECISIONS]
+    products = [partial(torch.mm, *_square(matrix, dtype_of(precision))) for precision in PRECISIONS]
     found, _ = alternate(products, 2 * setting.rounds)
     times = []
     for network in networks:
         torch.manual_seed(0)
-        encoder = build_encoder(network.backbone, network.image_size).eval().to(device())
-        encoder = encoder.to(memory_format=torch.channels_last)
+        encoder = build_encoder(network.backbone, network.image_size).to(device())
         ways = [
-            partial(_forward, encoder, network, setting.batch(network.batch), dtype) for dtype in PRECISIONS
+            partial(
+                _forward,
+                copy.deepcopy(encoder).freeze(dtype_of(precision)),
+                network,
+                setting.batch(network.batch),
+            )
+            for precision in PRECISIONS
         ]
         times.append(alternate(ways, setting.rounds)[0])
     return Rates(torch.cpu._is_amx_tile_supported(), found, times)
@@ -156,10 +164,8 @@ def _square(side: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     return one, one.T.contiguous()
 
 
-def _forward(encoder: Encoder, network: Network, batch: int, dtype: torch.dtype) -> None:
-    x_BCHW = (pixels(min(batch, network.images), network.image_size).to(device()).float() / 255).contiguous(
-        memory_format=torch.channels_last
-    )
-    with torch.inference_mode(), at_precision(dtype):
+def _forward(encoder: Encoder, network: Network, batch: int) -> None:
+    x_BCHW = pixels(min(batch, network.images), network.image_size).to(device()).float() / 255
+    with torch.inference_mode():
         for first in range(0, network.images, len(x_BCHW)):
             encoder.embed(x_BCHW[: network.images - first])

@@ -27,6 +27,7 @@ from poisoncam_ray.method.geometry import crop, random_places
 from poisoncam_ray.method.masks import keep_only, make_masks
 from poisoncam_ray.method.race import RaceRules, Ranking, race
 from poisoncam_ray.method.score import occlusion_flips, poison_scores
+from poisoncam_ray.research.benchmark.images import PAINTED
 from poisoncam_ray.research.study.flops import Way
 
 ITERATIONS = 5
@@ -59,18 +60,19 @@ class Work:
 
 @torch.inference_mode()
 def work_on(encoder: Encoder, x_NCHW: Tensor, candidates: int, k: int, batch: int, seed: int = 0) -> Work:
-    """Take the first images as candidates, all others as flip-test images, and cluster some of both.
+    """Take the first images as candidates, all others as flip-test images, and cluster both.
 
     Args:
         encoder: the encoder.
-        x_NCHW: uint8 images, on the encoder's device.
+        x_NCHW: of images.pixels, on the encoder's device.
         candidates: number of candidates.
         k: clusters, at most.
         batch: images through the encoder at once.
         seed: of the clusters.
     """
     x_NCHW = x_NCHW.float() / 255
-    f_ND = torch.cat([encoder.embed(x_BCHW) for x_BCHW in x_NCHW.split(batch)])
+    # The pictures repeat (images.pixels), and so do their features.
+    f_ND = encoder.embed(x_NCHW[:PAINTED])[torch.arange(len(x_NCHW)) % PAINTED]
     c_KD = kmeans(f_ND, min(k, len(f_ND)), ITERATIONS, seed)
     y_N, _ = assign(f_ND, c_KD)
     return Work(

@@ -23,6 +23,7 @@ from poisoncam_ray.stages.compute import device
 from poisoncam_ray.stages.embed import Embed, load_encoder
 from poisoncam_ray.stages.index import Index
 from poisoncam_ray.stages.pretrain import Pretrain
+from poisoncam_ray.stages.ranking import race_rules
 from poisoncam_ray.stages.search import Search
 
 
@@ -69,7 +70,7 @@ def measure_search(setting: Setting, sizes: Sizes) -> Measured:
     config = with_checkpoint(config, folder)
     stages = [Index(), Pretrain(), Embed(), Cluster(), Search()]
     stage = TimedStage(corpus, folder / "run", config, stages)
-    encoder = load_encoder(stage.run_folder / artifact.ENCODER)
+    encoder = load_encoder(stage.run_folder / artifact.ENCODER, "float32")
     n_flip = max(1, naive.flip_images // naive.sampled)
     work = work_on(encoder, pixels(1 + n_flip, naive.image_size).to(device()), 1, sizes.k, naive.batch)
     way = naive_way(naive)
@@ -79,20 +80,24 @@ def measure_search(setting: Setting, sizes: Sizes) -> Measured:
     table = (stage.out / artifact.round_name(0)).read_table(artifact.CANDIDATES, ["image_id"])
     n, forwards = len(table), naive.naive_masks + naive.flip_images
     cost = bill(encoder, way_of(config, encoder, n)).total * n
-    # The flip-test images themselves are embedded once.
-    cost += naive.flip_images * forward_flops(encoder)
+    # The flip-test images themselves are embedded twice: to find their clusters, and whether these are firm.
+    once = 2 * naive.flip_images * forward_flops(encoder)
+    cost += once
     row = Row(
         f"the stage Search, {n} candidates",
         (f"on Ray, preset {sizes.preset}" if sizes.preset else "on Ray", "naive loop, float32"),
         (ours, scaled(looped, n * forwards / (len(m_BHW) + n_flip))),
         f"{naive.backbone}, {naive.image_size} px, {config.search.masks} masks of "
-        f"{config.search.strategy}, {config.search.hiding}, {naive.flip_images:,} flip-test images, batches "
+        f"{config.search.strategy}, {config.search.hiding}, "
+        f"{config.resources.precision}, {naive.flip_images:,} flip-test images, batches "
         f"of {config.search.batch_size}; start of the actor and reading included",
         flop=(cost, bill(encoder, way).total * n),
     )
-    first = f"{median(ours) / n:.3g} s a candidate. The flip-test images, which are embedded once, are "
-    share = naive.flip_images * forward_flops(encoder) / cost
-    return Measured([row], notes=[first + f"{share:.2f} of the stage's FLOPs with so few candidates."])
+    note = (
+        f"{median(ours) / n:.3g} s a candidate. The flip-test images, which are embedded for all candidates "
+        f"together, are {once / cost:.2f} of the stage's FLOPs with so few of them."
+    )
+    return Measured([row], notes=[note])
 
 
 def way_of(config: Config, encoder: Encoder, candidates: int) -> Way:
@@ -117,5 +122,6 @@ def way_of(config: Config, encoder: Encoder, candidates: int) -> Way:
         settings.refine_hidden,
         checks=2,
         flip_images=settings.flip_images,
+        rules=race_rules(settings),
         candidates=candidates,
     )

@@ -15,7 +15,7 @@ from poisoncam_ray.config import Config
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.folder import Folder
 from poisoncam_ray.progress import Progress
-from poisoncam_ray.research.benchmark.compare import Setting
+from poisoncam_ray.research.benchmark.compare import Setting, low_precision
 from poisoncam_ray.runner import Runner
 from poisoncam_ray.settings import load_config
 from poisoncam_ray.stage import Stage
@@ -119,6 +119,9 @@ def stage_config(setting: Setting, *settings: str, preset: str | None = None) ->
         "resources.cpus_per_reader=0.5",
         f"resources.threads_per_actor={setting.threads}",
         f"resources.readers={setting.threads}",
+        # Both sides of a comparison compute in it.
+        f"resources.precision={low_precision()}",
+        f"pretrain.precision={low_precision()}",
     )
     config = load_config(preset, None, [*ours, *settings, *setting.overrides])
     if device().type == "cuda" and not config.resources.gpus_per_actor:

@@ -1,60 +1,22 @@
-"""Training steps without Ray, and where the time of a step goes.
-
-B images of one worker's batch   2 crops of an image   C channels   H = W image side
-"""
+"""Training steps without Ray, against steps as they were, and where their time goes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
-import torch
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from poisoncam_ray.config import Config
-from poisoncam_ray.method.augment import two_views
-from poisoncam_ray.method.encoder import build_encoder
-from poisoncam_ray.method.ssl import OBJECTIVES
-from poisoncam_ray.research.benchmark.compare import Measured, Row, Setting, alternate, low_precision
+from poisoncam_ray.research.benchmark.compare import Measured, Row, Setting, Table, low_precision
+from poisoncam_ray.research.benchmark.page import short
+from poisoncam_ray.research.benchmark.step_parts import (
+    make_trainer,
+    part_seconds,
+    random_batch,
+    step_seconds,
+)
 from poisoncam_ray.settings import load_config
-from poisoncam_ray.stages.compute import device
 
-# Any value will do: the batch is always the same, and the weights are not used.
-LEARNING_RATE = 1e-4
-
-
-class Trainer:
-    """One worker's training as in the pretraining stage."""
-
-    def __init__(self, config: Config, precision: torch.dtype = torch.float32) -> None:
-        settings, made = config.pretrain, config.encoder
-        torch.manual_seed(config.seed)
-        encoder = build_encoder(made.backbone, made.image_size, made.patch_size)
-        objective = OBJECTIVES[settings.objective]
-        model = objective(encoder, settings.hidden_dim, settings.out_dim, settings.temperature)
-        self.model = model.to(device()).to(memory_format=torch.channels_last).train()
-        learned = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(learned, LEARNING_RATE, fused=True)
-        self.generator = torch.Generator().manual_seed(config.seed)
-        self.settings, self.precision = settings, precision
-
-    def views(self, x_B2CHW: Tensor) -> list[Tensor]:
-        """Two augmented views of a batch of uint8 crops."""
-        pair = two_views(x_B2CHW.to(device()).float() / 255, self.generator, self.model.recipe)
-        return [v_BCHW.contiguous(memory_format=torch.channels_last) for v_BCHW in pair]
-
-    def step(self, x_B2CHW: Tensor) -> None:
-        """One step of training, the views included."""
-        views = self.views(x_B2CHW)
-        self.model.update_target(self.settings.momentum)
-        low = self.precision == torch.bfloat16
-        with torch.autocast(device().type, dtype=torch.bfloat16, enabled=low):
-            loss = self.model(*views)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
+AT_LEAST = 2
 
 
 @dataclass(frozen=True)
@@ -71,47 +33,33 @@ class Sizes:
 
 
 def measure_step(setting: Setting, sizes: Sizes) -> Measured:
-    """A step in low precision against float32, and against its views alone."""
-    found = Measured()
+    """A step now against a step in float32 with torch's own convolutions, and its parts."""
+    found, low = Measured(), low_precision()
     for backbone, size, batch in sizes.networks:
-        config = load_config(
-            None,
-            None,
-            [f"encoder.backbone={backbone}", f"encoder.image_size={size}", f"pretrain.batch_size={batch}"],
+        settings = (
+            f"encoder.backbone={backbone}",
+            f"encoder.image_size={size}",
+            f"pretrain.batch_size={batch}",
         )
-        x_B2CHW = torch.randint(0, 256, (batch, 2, 3, size, size), dtype=torch.uint8)
-        low, full = Trainer(config, low_precision()), Trainer(config)
-        ways = [
-            partial(_repeat, sizes.steps, low.step, x_B2CHW),
-            partial(_repeat, sizes.steps, full.step, x_B2CHW),
-            partial(_repeat, sizes.steps, full.views, x_B2CHW),
-        ]
-        seconds, _ = alternate(ways, setting.rounds)
+        config = load_config(None, None, settings)
+        now, before = step_seconds(config, low, sizes.steps, setting.rounds)
         with FlopCounterMode(display=False) as counter:
-            full.step(x_B2CHW)
+            make_trainer(config, "float32", products=False).step(0, random_batch(config))
         flop = float(counter.get_total_flops() * sizes.steps)
-        name = f"{sizes.steps} steps of {config.pretrain.objective}, {backbone}, {size} px"
-        regime = f"batches of {batch}, {setting.threads} threads, without Ray, crops in memory"
-        found.rows += [
+        parts = part_seconds(config, low, sizes.steps)
+        name = f"{config.pretrain.objective}, {backbone}, {size} px"
+        found.rows.append(
             Row(
                 name,
-                ("bfloat16", "float32"),
-                (seconds[0], seconds[1]),
-                regime,
+                (f"step, {low}", "step as it was, float32"),
+                (now, before),
+                f"{sizes.steps} steps of {batch}, without Ray, crops in memory",
+                at_least=AT_LEAST,
                 flop=(flop, flop),
                 units=sizes.steps * batch,
-            ),
-            Row(
-                name,
-                ("two views alone", "whole step, float32"),
-                (seconds[2], seconds[1]),
-                regime,
-                units=sizes.steps * batch,
-            ),
-        ]
+            )
+        )
+        total = sum(parts.values())
+        lines = [(part, f"{short(1000 * s)} ms", f"{s / total:.2f}") for part, s in parts.items()]
+        found.tables.append(Table(f"A step of {name}, {low}", ("part", "time", "share"), lines))
     return found
-
-
-def _repeat(n: int, work: Callable[[Tensor], object], x_B2CHW: Tensor) -> None:
-    for _ in range(n):
-        work(x_B2CHW)

@@ -13,8 +13,7 @@ PEER = {
 }  # fmt: skip
 """Settings of the search that make it PatchSearch (Tejankar et al., arXiv 2304.01482): the window of Grad-CAM
 without refinement, scored by the gain of the image's own cluster over all flip-test images. With
-verdict.false_alarm_rate = 1 it always
-removes something."""
+verdict.false_alarm_rate = 1 it always removes something."""
 
 
 def peer_config(config: Config, checkpoint: str) -> Config:

@@ -173,7 +173,9 @@ def savers(encoder: Encoder, masks: int, candidates: int) -> list[tuple[str, Bil
     return [(name, bill(encoder, way)) for name, way in ways]
 
 
-def steps(naive: Way, masks: int, candidates: int, patch_size: int | None) -> list[tuple[str, Way]]:
+def steps(
+    naive: Way, masks: int, candidates: int, patch_size: int | None, rules: RaceRules | None = None
+) -> list[tuple[str, Way]]:
     """Our ways, from the one that saves nothing to the one with all savers.
 
     Args:
@@ -181,6 +183,7 @@ def steps(naive: Way, masks: int, candidates: int, patch_size: int | None) -> li
         masks: the masks of ours.
         candidates: in one race of the pastes.
         patch_size: of the encoder.
+        rules: of the race; None: the race's own.
 
     Returns:
         What each adds to the one before, and the way.
@@ -193,7 +196,7 @@ def steps(naive: Way, masks: int, candidates: int, patch_size: int | None) -> li
         ("binary masks of whole patches", {"strategy": "mixed_binary", "cell": cell}),
         ("five shifts hidden, not all", {"refine_hidden": 5}),
         ("own cluster in the same pass", {"checks": 2}),
-        ("pastes race", {"rules": RaceRules()}),
+        ("pastes race", {"rules": rules or RaceRules()}),
     )
     for name, changed in changes:
         way = replace(way, **changed)
