@@ -297,6 +297,11 @@ class Config(Section):
             raise ValueError(f"search.window={self.search.window} of {side} px is less than 2 px")
         if not self.search.scales:
             raise ValueError("search.scales is empty: give at least [1.0]")
+        if self.search.hiding == "drop" and max(self.window_px, *self.scales_px) >= side:
+            raise ValueError(
+                "search.hiding=drop leaves no token where a window is as large as the image: use "
+                "search.hiding=paint, or lower search.window or search.scales"
+            )
         if self.search.strategy == "full_coverage" and self.search.masks % 4:
             raise ValueError(f"search.masks={self.search.masks} must be a multiple of 4 for full_coverage")
         if self.pretrain.init and self.encoder.checkpoint:
