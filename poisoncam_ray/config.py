@@ -167,9 +167,9 @@ class Search(Section):
     refine: bool = True
     """Shift the window by small steps and keep the best place. Costs 50 more masks an image."""
     refine_hidden: Annotated[int, Field(ge=0, le=25)] = 25
-    """Of the 25 shifted windows so many, the best when shown alone, are also scored hidden. With 13 windows
-    were found as well as with 25, with 5 worse. Where tokens are dropped, a shown window costs a tenth of a
-    hidden one."""
+    """Of the 25 shifted windows so many, the best when shown alone, are also scored hidden. On
+    the runs that this was tried on, 13 found about as many triggers as 25, and 5 found fewer. Where tokens
+    are dropped, a shown window costs a tenth of a hidden one."""
     scales: tuple[Annotated[float, Field(gt=0, le=8)], ...] = (1.0,)
     """Sizes of the pasted window, as multiples of `window`. Each image keeps the best. More than one size
     finds triggers that are larger or smaller than the window; each costs race.first forwards a candidate."""
