@@ -34,8 +34,12 @@ from poisoncam_ray.runner import config_of, corpus_of
 from poisoncam_ray.stages.compute import device
 from poisoncam_ray.stages.embed import read_features
 from poisoncam_ray.stages.ensembles import load_models
+from poisoncam_ray.stages.judge import Judge
 from poisoncam_ray.stages.pixels import Box, all_views, decode_indexed, parts_of
 
+OTHER_VERSION = (
+    "Another version of poisoncam_ray has judged the image, and saw it in another way: no score is shown."
+)
 PARTS_LOOKED_AT = 2048
 """Parts whose features are compared, at most: two million images, which takes about a minute from a disk."""
 TRIGGERS_SHOWN = 6
@@ -66,7 +70,7 @@ def inspect_image(run_uri: str, image: str) -> ImageStory:
     if record.width is None:
         return ImageStory(run_uri, record, _why_unseen(record), side=config.encoder.image_size)
     restored = Decisions(run).keeps(record.image_id) if record.fate == REMOVED else None
-    data, doubt = _stored(run, record)
+    data, doubt = _stored(run, record) if _judged_alike(run) else (None, [OTHER_VERSION])
     models = _models(run, config)
     x_CHW, part, scores, seen = Seen() if data is None else _seen(run, record, data, config, models)
     heat_HW, lost, family = None, 0.0, record.family or (scores[0].family if scores else 0)
@@ -140,6 +144,12 @@ def _why_unseen(record: ImageRecord) -> list[str]:
     ]
 
 
+def _judged_alike(run: Folder) -> bool:
+    """Whether the run's images were judged by this version of Judge."""
+    judged = Manifest.read(run / artifact.SCORES)
+    return judged is not None and judged.identity.get("version") == Judge.version
+
+
 def _stored(run: Folder, record: ImageRecord) -> tuple[bytes | None, list[str]]:
     """The stored bytes, None where the corpus cannot be read; and what is wrong with them, in sentences."""
     try:
@@ -200,8 +210,8 @@ def _seen(run: Folder, record: ImageRecord, data: bytes, config: Config, models:
     if looks > 1:
         where = "the whole" if part == boxes[0] else f"the part from {part[:2]} to {part[2:]}"
         said.append(
-            f"The image is longer than 2:1: {looks - 1} overlapping parts were judged beside the whole, so the "
-            f"threshold is higher. Shown here is {where}, which scores highest."
+            f"The image is longer than 2:1: {looks - 1} overlapping parts were judged beside the whole, so "
+            f"the threshold is higher. Shown here is {where}, which scores highest."
         )
     return Seen(x_CHW, part, scores[best], said)
 

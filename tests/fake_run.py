@@ -21,6 +21,7 @@ from poisoncam_ray.artifact import SIDES
 from poisoncam_ray.config import Config, CorpusSettings, Encoder
 from poisoncam_ray.corpus import open_corpus
 from poisoncam_ray.corpus.slices import slice_table, source_table
+from poisoncam_ray.defence import stages as defence_stages
 from poisoncam_ray.facts import Facts
 from poisoncam_ray.folder import Folder, Ledger, Manifest, part_name
 from poisoncam_ray.method.encoder import build_encoder
@@ -135,8 +136,9 @@ def _commit(run: Folder, n: int, n_removed: int, candidates: list[dict], poison:
             Ledger(n, n - 1 - n_removed, n_removed, 1),
         ),
     }
+    versions = {stage.name: stage.version for stage in defence_stages()}
     for i, (stage, (said, rows)) in enumerate(stages.items()):
-        identity = {"stage": stage, "version": 1, "seed": 0, "config": {}}
+        identity = {"stage": stage, "version": versions[stage], "seed": 0, "config": {}}
         told = said.as_json() | {"summary": f"{ERROR} {i}"}
         Manifest(identity, {}, "0" * 64, rows, 1.5 + 40 * i, told).write(run / stage)
 

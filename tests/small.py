@@ -38,6 +38,9 @@ SETTINGS = [
     "classify.batch_size=16",
     "classify.top_k=6",
     "resources.actors=1",
+    # Runs are compared bit by bit: none may depend on what was measured on a busy machine.
+    "pretrain.precision=float32",
+    "resources.precision=float32",
 ]
 
 

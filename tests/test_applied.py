@@ -118,6 +118,19 @@ def test_a_changed_earlier_run_is_refused_with_the_difference(fake, tmp_path):
         runner()
 
 
+def test_classifiers_of_another_version_are_refused(fake, tmp_path):
+    """They were trained on images that were cut or decoded in another way, and lack what Judge reads."""
+    shutil.copytree(fake.run, tmp_path / "earlier")
+    earlier, out = Folder(str(tmp_path / "earlier")), str(tmp_path / "new")
+    source, config = earlier_run(earlier.uri, out)
+    Runner(fake.corpus, out, config, applied_stages(source))
+    manifest = (earlier / artifact.CLASSIFIER).read_json(MANIFEST)
+    manifest["identity"]["version"] -= 1
+    (earlier / artifact.CLASSIFIER).write_json(MANIFEST, manifest)
+    with pytest.raises(UserError, match=r"were trained by another version of poisoncam_ray, which saw"):
+        Runner(fake.corpus, out, config, applied_stages(source))
+
+
 def test_console_and_report_say_that_only_known_triggers_were_looked_for(fake, tmp_path):
     shutil.copytree(fake.run, tmp_path / "run")
     run = Folder(str(tmp_path / "run"))

@@ -82,6 +82,14 @@ def test_mistakes_are_told_in_one_sentence(override, words):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("larger", ["search.window=1", "search.scales=[1,3]"])
+def test_a_window_as_large_as_the_image_cannot_be_dropped(larger):
+    load_config(overrides=[larger])
+    load_config(overrides=["search.hiding=drop"])
+    with pytest.raises(UserError, match=r"leaves no token .* use search\.hiding=paint"):
+        load_config(overrides=["search.hiding=drop", larger])
+
+
 @pytest.mark.parametrize("text", ["models/run #3.safetensors", "a: b.safetensors", "7", "1e3", "true", "a=b"])
 def test_text_is_taken_as_it_is_written(text):
     config = load_config(overrides=[f"encoder.checkpoint={text}", f"corpus.image_column={text}"])

@@ -148,6 +148,17 @@ def test_a_corpus_that_is_gone_or_changed_is_told(judged, tmp_path):
     assert as_png(story) and Page(as_html(story)).all("svg") == []
 
 
+def test_scores_of_another_version_are_not_computed_again(judged, tmp_path):
+    shutil.copytree(judged.run, tmp_path / "run")
+    run = Folder(str(tmp_path / "run"))
+    manifest = (run / artifact.SCORES).read_json(MANIFEST)
+    manifest["identity"]["version"] -= 1
+    (run / artifact.SCORES).write_json(MANIFEST, manifest)
+    story = inspect_image(run.uri, POISONED)
+    assert story.why[0].startswith("Removed: ") and story.scores == () and story.pixels is None
+    assert story.why[1].startswith("Another version of poisoncam_ray has judged the image")
+
+
 def test_an_image_is_found_by_its_end_or_its_row(judged):
     lookup = Lookup(Folder(judged.run))
     assert lookup.named("deep/b.parquet#3").row == 3

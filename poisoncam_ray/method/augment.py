@@ -116,11 +116,6 @@ def _apply_view(x_BCHW: Tensor, drawn: Draws, white: int) -> Tensor:
     return _solarized(v_BCHW, drawn.solarized_B)
 
 
-def two_views(x_B2CHW: Tensor, generator: Generator, recipe: Recipe = ASYMMETRIC) -> tuple[Tensor, Tensor]:
-    """Draw and make the two random views of every image: `draw_views`, then `apply_views`."""
-    return apply_views(x_B2CHW, draw_views(len(x_B2CHW), generator, recipe))
-
-
 def random_resized_crop(
     x_BCHW: Tensor,
     scale: tuple[float, float],

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from poisoncam_ray.method.encoder import Encoder
-from poisoncam_ray.method.tokens import embed_shown, shown_patches
+from poisoncam_ray.method.tokens import embed_shown, is_patchwise, shown_patches
 
 Hiding = Literal["paint", "drop"]
 
@@ -68,7 +68,7 @@ def embed_masked(
 
     Dropped tokens leave images with different numbers of tokens. Those with the same number go through the
     encoder together, whichever image and mask they come from, and as many at once as have the tokens of
-    `batch` whole images.
+    `batch` whole images; but no more than `batch` where a stem reads whole images.
 
     Args:
         encoder: images to features; a ViT for "drop".
@@ -97,7 +97,9 @@ def embed_masked(
     for n_shown in n_shown_A.unique().tolist():
         if not n_shown:
             raise ValueError("A mask hides the whole image: no token is left.")
-        most = batch * (shown_BG.shape[1] + prefix) // (n_shown + prefix)
+        most = batch
+        if is_patchwise(encoder.inference):
+            most = batch * (shown_BG.shape[1] + prefix) // (n_shown + prefix)
         for i_M in even_parts((n_shown_A == n_shown).nonzero()[:, 0], most):
             image_M, mask_M = masked.image_A[i_M], masked.mask_A[i_M]
             at_MT = order_BG[mask_M, :n_shown]

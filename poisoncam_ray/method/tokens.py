@@ -63,7 +63,7 @@ def embed_shown(
     """
     vit = encoder.inference
     with encoder.autocast():
-        if _is_patchwise(vit):
+        if is_patchwise(vit):
             token_MTD = _project(encoder, x_NCHW, fill_NC, m_BHW, image_M, mask_M, at_MT)
         else:
             # A stem whose patches overlap needs the whole image.
@@ -76,7 +76,7 @@ def embed_shown(
     return F.normalize(f_MD.float(), dim=1)
 
 
-def _is_patchwise(vit: Any) -> bool:
+def is_patchwise(vit: Any) -> bool:
     """Whether a token depends on the pixels of its own patch only."""
     proj, size = vit.patch_embed.proj, tuple(vit.patch_embed.patch_size)
     return isinstance(proj, nn.Conv2d) and proj.kernel_size == proj.stride == size

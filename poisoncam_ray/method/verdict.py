@@ -94,6 +94,11 @@ class Candidates:
         return by_score_N if self.ranking_N is None else self.ranking_N
 
     @property
+    def evidence_order_N(self) -> Tensor:  # noqa: N802
+        """The candidates, the best first by the images that the evidence rests on."""
+        return self.order_N if self.ranking_N is None else torch.arange(len(self.score_N))
+
+    @property
     def step(self) -> float:
         """The least difference between two shares of the flip-test images: one image."""
         return 1 / max(1, len(self.y_F))
@@ -377,7 +382,8 @@ def trigger_families(
     n_clusters = len(tried.supercluster_K)
     effect_SK = F.normalize(_changes(tried.landed_NF[i_S], tried.y_F, n_clusters).clamp(min=0), dim=1)
     by_pattern_S = group_N[i_S] != super_N[i_S]
-    order = tried.order_N.argsort()[i_S].argsort().tolist()
+    # The ranking numbers the families, but makes and ends none.
+    order = tried.evidence_order_N.argsort()[i_S].argsort().tolist()
     by_look = _lookalikes(tried.thumbnail_NCss[i_S], order, rules)
     large = [group for group in by_look if len(group) >= rules.min_lookalikes]
     found = [group for group in large if by_pattern_S[group].double().mean() > 0.5]
@@ -388,7 +394,7 @@ def trigger_families(
         _join(group, effect_SK, found, sums, rules.min_merge_cosine)
     for i in (i for i in order if i in alone):
         _join([i], effect_SK, found, sums, rules.min_effect_cosine)
-    place = {i: rank for rank, i in enumerate(order)}
+    place = tried.order_N.argsort()[i_S].tolist()
     families = [group for group in found if len(group) >= rules.min_family_windows]
     families.sort(key=lambda group: min(place[i] for i in group))
     for number, group in enumerate(families, start=1):

@@ -94,9 +94,9 @@ def what_training_saw(images: int, seen: int, shown: int) -> str:
     """
     if not images or not seen:
         return ""
-    times = f"{shown / seen:.3g}"
+    times = "once" if shown == seen else f"{shown / seen:.3g} times"
     return (
-        f"The threat model was shown {percent(seen / images)} of the {images:,} images, each {times} times. "
+        f"The threat model was shown {percent(seen / images)} of the {images:,} images, each {times}. "
         f"Of a poison of {percent(RARE)}, which is {RARE * images:,.0f} images, it has seen about "
         f"{RARE * seen:,.0f}."
     )

@@ -12,6 +12,7 @@ from poisoncam_ray.errors import UserError
 from poisoncam_ray.fingerprint import fingerprint
 from poisoncam_ray.folder import MANIFEST, STARTED, Folder, Manifest
 from poisoncam_ray.stage import Outcome, Run, Stage
+from poisoncam_ray.stages.classify import Classify
 from poisoncam_ray.store import in_parallel
 
 
@@ -67,6 +68,16 @@ class AdoptVerdict(Adopt):
 class AdoptClassifier(Adopt):
     name = artifact.CLASSIFIER
     title = "Models"
+    # The artifact is that of Classify, also for a run that applies this one.
+    version = Classify.version
+
+    def check(self, config: Config, rows: int | None) -> None:
+        made = Manifest.read(self.source / self.name)
+        if made is not None and made.identity.get("version") != self.version:
+            raise UserError(
+                f"The classifiers of the earlier run {self.source.uri} were trained by another version of "
+                "poisoncam_ray, which saw images in another way: run its defence again with this version."
+            )
 
     def run(self, run: Run) -> Outcome:
         return Outcome(facts.of_manifest(facts.Classified, self.copy(run)))

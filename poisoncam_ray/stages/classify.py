@@ -23,6 +23,7 @@ from poisoncam_ray.corpus import Corpus
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.folder import Folder
 from poisoncam_ray.method.classifier import choose_threshold, held_out_pastes, poison_logit, train_classifier
+from poisoncam_ray.method.crops import MOST_SQUEEZED
 from poisoncam_ray.method.geometry import same_size
 from poisoncam_ray.method.localise import whole_triggers
 from poisoncam_ray.stage import Outcome, Run, Stage
@@ -116,9 +117,10 @@ class Classify(Stage):
             for family, i in todo
         )
         # As many at once as other stages have actors: each uses its share of the machine's threads.
+        most = actors_at_most(resources, run.config.pretrain.workers)
         reused = len(every) - len(todo)
         run.progress.update(reused, len(every), "models")
-        for done, _ in enumerate(in_flight(calls, actors_at_most(resources)), start=reused + 1):
+        for done, _ in enumerate(in_flight(calls, most), start=reused + 1):
             run.progress.update(done, len(every), "models")
         validate = ray.remote(validate_family).options(**needs)
         whole_images = fetch.remote(run.corpus, run.config, whole)
@@ -150,14 +152,16 @@ def _picture_families(run: Run, triggers: pa.Table, families: list[int]) -> pa.T
 
 
 def aspects_of(index: Folder) -> float:
-    """The greatest aspect (width over height) of the corpus's images over the least, without the outermost
-    hundredths; 1 for a corpus of squares. From a bounded number of slices."""
+    """The greatest aspect (width over height) of what is seen of the corpus's images over the least, without
+    the outermost hundredths; 1 for a corpus of squares. From a bounded number of slices."""
     names = index.parts()
     some = names[:: -(-len(names) // ASPECT_SLICES)]
     sizes = pa.concat_tables([index.read_table(name, ["width", "height"]) for name in some])
     if not len(sizes):
         return 1.0
-    least, greatest = np.quantile(sizes["width"].to_numpy() / sizes["height"].to_numpy(), (0.01, 0.99))
+    # Longer images are seen by their parts, which are as long as this.
+    aspect_N = (sizes["width"].to_numpy() / sizes["height"].to_numpy()).clip(1 / MOST_SQUEEZED, MOST_SQUEEZED)
+    least, greatest = np.quantile(aspect_N, (0.01, 0.99))
     return float(greatest / least)
 
 

@@ -114,7 +114,7 @@ def stream_images(
     decode = _decode_both_views if both_views else _decode_slice
     read = partial(decode, corpus=run.corpus, config=run.config, index=run.folder / artifact.INDEX)
     for wave in _waves(todo):
-        most = min(actors_at_most(resources), len(wave))
+        most = min(actors_at_most(resources, run.config.pretrain.workers), len(wave))
         dataset = (
             _dataset(wave)
             .map(read, compute=readers(run.config, len(wave)), num_cpus=resources.cpus_per_reader)

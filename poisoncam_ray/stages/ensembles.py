@@ -115,6 +115,5 @@ def load_ensembles(config: Config, classifier: Folder) -> Ensembles:
     for row in classifier.read_table(artifact.WHOLE_TRIGGERS).to_pylist() if families else ():
         if row["family"] in pictures:
             pictures[row["family"]].append(from_png(row["picture"]))
-    # A run that applies an earlier one may find classifiers of an earlier version, which measured no tail.
-    tails = {family: validation[str(family)].get("tail", 0.0) for family in families}
+    tails = {family: validation[str(family)]["tail"] for family in families}
     return Ensembles(families, pictures, tails)

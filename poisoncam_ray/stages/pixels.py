@@ -162,17 +162,22 @@ def parts_of(index: Folder, part: str, config: Config) -> list[list[Box]]:
     and the parts of a long image.
 
     The latter are fewer for each where a slice of many long images would exceed PARTS_BYTES, even if all of
-    them are judged as a viewer shows them, too.
+    them are judged as a viewer shows them, too: at last the `own_part` alone, as the search has seen it.
     """
-    sizes = index.read_table(part, ["width", "height"])
-    size_N2 = list(zip(sizes["width"].to_pylist(), sizes["height"].to_pylist(), strict=True))
-    for most in range(MOST_PARTS, 1, -1):
-        found = [parts(width, height, most) for width, height in size_N2]
-        if sum(map(len, found)) * 2 * 3 * config.encoder.image_size**2 <= PARTS_BYTES:
+    table = index.read_table(part, ["image_id", "width", "height"])
+    sizes = list(zip(table["width"].to_pylist(), table["height"].to_pylist(), strict=True))
+    found: list[list[Box]] = [[] for _ in sizes]
+    for most in range(MOST_PARTS, 0, -1):
+        cut = [parts(width, height, max(2, most)) for width, height in sizes]
+        if most == 1:
+            ids = table["image_id"].to_pylist()
+            cut = [
+                [own_part(one, *size)] if of else [] for one, size, of in zip(ids, sizes, cut, strict=True)
+            ]
+        if sum(map(len, cut)) * 2 * 3 * config.encoder.image_size**2 <= PARTS_BYTES:
+            found = cut
             break
-    else:
-        found = [[] for _ in size_N2]
-    return [[(0, 0, width, height), *boxes] for (width, height), boxes in zip(size_N2, found, strict=True)]
+    return [[(0, 0, *size), *boxes] for size, boxes in zip(sizes, found, strict=True)]
 
 
 def all_views(data: bytes | None, config: Config, boxes: list[Box]) -> list[tuple[Pixels, Box]]:

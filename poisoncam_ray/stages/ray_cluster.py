@@ -19,7 +19,6 @@ from typing import Any
 
 import ray
 import ray.data
-from ray._private.state import state
 
 from poisoncam_ray.config import Resources
 
@@ -133,16 +132,21 @@ class _Nothing:
         """Take an argument from the object store."""
 
 
-def actors_at_most(resources: Resources) -> int:
+def actors_at_most(resources: Resources, workers: int = 1) -> int:
     """How many actors a stage may have: as many as are configured; or else as many as find place in the
-    cluster, and in what its autoscaler may add."""
+    cluster, and no fewer than there are training workers. These are what an autoscaler is known to bring: Ray
+    does not tell its limit, and it may have taken every node away while only the head was at work.
+
+    Args:
+        resources: the configured resources.
+        workers: the number of training workers.
+    """
     if resources.actors is not None:
         return resources.actors
-    # Ray Train asks the same before it places its workers; there is no public call.
-    has, may_have = ray.cluster_resources(), state.get_max_resources_from_cluster_config() or {}
+    has = ray.cluster_resources()
     each = {"CPU": resources.cpus_per_actor, "GPU": resources.gpus_per_actor}
-    places = (max(has.get(name, 0), may_have.get(name, 0)) // n for name, n in each.items() if n)
-    return max(resources.min_actors, int(min(places)))
+    places = (has.get(name, 0) // n for name, n in each.items() if n)
+    return max(resources.min_actors, workers, int(min(places)))
 
 
 def in_flight(calls: Iterator[Callable[[], ray.ObjectRef]], most: int) -> Iterator[Any]:

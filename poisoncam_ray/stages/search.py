@@ -166,7 +166,7 @@ def start_scorers(run: Run, pool: Pool, supercluster_K: Tensor) -> ActorGroup:
     )
     folders = (run.folder / artifact.ENCODER, run.folder / artifact.CLUSTERS)
     flip_FCHW = fetch_images(run.corpus, run.config, pool.flip_ids)
-    n = actors_at_most(resources)
+    n = actors_at_most(resources, run.config.pretrain.workers)
     return ActorGroup.start(actor, n, run.config, run.corpus, *folders, flip_FCHW, supercluster_K)
 
 

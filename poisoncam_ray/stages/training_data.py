@@ -4,8 +4,9 @@ It depends on the seed, the epoch and the rows of the slices, and not on the num
 a run of positions of every global batch. It is arithmetic on row numbers, so a training goes on at any step
 without reading what came before.
 
-An epoch is a random order of the slices, joined to one stream of rows and cut into equally long lanes. Each
-lane is shuffled in blocks of steps and gives the same number of images to every batch.
+An epoch is a random order of the slices, joined to one circle of rows. From a random row on, it is cut into
+equally long lanes, so every row is as likely as others to be left over. Each lane is shuffled in blocks of
+steps and gives the same number of images to every batch.
 
 B images of a batch   S steps of a block   P positions of a batch, of one rank in one lane   R rows of a piece
 2 crops of an image   C channels   H = W image side
@@ -16,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import tee
+from itertools import pairwise, tee
 
 import numpy as np
 import torch
@@ -93,9 +94,9 @@ class Epochs:
     shuffle_rows: int
     max_images: int | None = None
 
-    @property
+    @cached_property
     def steps_per_epoch(self) -> int:
-        """Batches of an epoch."""
+        """Batches of an epoch. Every step asks for it, and a large corpus has a million slices."""
         return sum(self.slice_rows) // self.batch_size
 
     @property
@@ -106,7 +107,7 @@ class Epochs:
 
     @property
     def seen(self) -> int:
-        """Different images that the training shows. Rows that one epoch leaves over, another shows."""
+        """Different images that the training shows, at most: rows that one epoch leaves over, others show."""
         return min(self.total * self.batch_size, sum(self.slice_rows))
 
     @cached_property
@@ -144,7 +145,9 @@ class Epochs:
         block = next(due, None)
         for step in range(start, self.total):
             while block is not None and block.first == step:
-                held[block.lane] = block, np.concatenate([next(pixels) for _ in block.pieces])
+                # The lane's last block is done: its memory is for the next.
+                held.pop(block.lane, None)
+                held[block.lane] = block, _joined(pixels, block.pieces)
                 block = next(due, None)
             parts = (held[lane] for lane in sorted(held))
             # By numpy, in one thread: torch would take threads from the training step.
@@ -184,19 +187,36 @@ class Epochs:
             cut, end = end, end + length
 
 
+def _joined(pixels: Iterator[NDArray[np.uint8]], pieces: list[Piece]) -> NDArray[np.uint8]:
+    """The pixels of the pieces, which come next. Each leaves the object store at once."""
+    ends = np.cumsum([len(piece.rows_R) for piece in pieces])
+    first = next(pixels)
+    joined = np.empty((ends[-1], *first.shape[1:]), first.dtype)
+    joined[: ends[0]] = first
+    for start, end in pairwise(ends):
+        joined[start:end] = next(pixels)
+    return joined
+
+
 class _Stream:
-    """The rows of an epoch, one slice after the other in a random order."""
+    """The rows of an epoch: slice after slice in a random order, round about from a random row on."""
 
     def __init__(self, slice_rows: list[int], seed: int, epoch: int) -> None:
-        order = np.random.default_rng([seed, epoch]).permutation(len(slice_rows))
+        rng = np.random.default_rng([seed, epoch])
+        order = rng.permutation(len(slice_rows))
         rows = np.array(slice_rows, np.int64)[order]
         self.epoch, self.order, self.ends = epoch, order[rows > 0], np.cumsum(rows[rows > 0])
         self.starts = self.ends - rows[rows > 0]
+        self.total = sum(slice_rows)
+        self.first = int(rng.integers(max(1, self.total)))
 
     def pieces(self, places: Rows) -> list[Piece]:
         """The rows at ascending places of the stream, as pieces in order."""
+        places = (places + self.first) % self.total
         in_N = np.searchsorted(self.ends, places, side="right")
-        parts = np.split(np.arange(len(places)), np.flatnonzero(np.diff(in_N)) + 1) if len(places) else []
+        # Where places fall, the circle has closed, perhaps in the slice in which it began.
+        cuts = np.flatnonzero((np.diff(in_N) != 0) | (np.diff(places) < 0)) + 1
+        parts = np.split(np.arange(len(places)), cuts) if len(places) else []
         numbers = [int(in_N[part[0]]) for part in parts]
         return [
             Piece(self.epoch, int(self.order[i]), places[part] - self.starts[i])

@@ -203,10 +203,10 @@ def job_fits_the_cluster(manifests: list[Manifest]) -> Breaches:
     for key, each in actor.items():
         if each > largest[key]:
             yield f"an actor's {each:g} {key} are more than a node's {largest[key]:g}"
-    # Where no number is set, the job takes as many as there are: one actor, and two readers of each rank.
+    # Where no number is set, the job takes as many as there are: an actor, and two readers, for each rank.
     reading = (r.readers or LEAST_IN_FLIGHT * p.workers) * r.cpus_per_reader
     training_gpus = p.workers if r.gpus_per_actor else 0
-    actors = r.actors or 1
+    actors = r.actors or p.workers
     wanted = {
         "CPU": max(actors, p.workers) * r.cpus_per_actor + reading,
         "GPU": max(actors * r.gpus_per_actor, training_gpus),

@@ -11,19 +11,25 @@ from hypothesis import strategies as st
 from poisoncam_ray.method.augment import (
     ASYMMETRIC,
     SYMMETRIC,
+    Recipe,
     apply_views,
     color_jitter,
     draw_views,
     gaussian_blur,
     random_resized_crop,
     solarize,
-    two_views,
 )
 from tests.examples import examples
 
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def two_views(
+    x: torch.Tensor, g: torch.Generator, recipe: Recipe = ASYMMETRIC
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return apply_views(x, draw_views(len(x), g, recipe))
 
 
 def coordinates(n: int, height: int, width: int) -> torch.Tensor:

@@ -65,6 +65,16 @@ def test_every_masked_image_is_embedded_once_whatever_the_batch(vit, strategy, b
     torch.testing.assert_close(torch.cat(features), want_AD[i_A], rtol=1e-4, atol=2e-5)
 
 
+def test_a_stem_of_whole_images_reads_no_more_of_them_at_once_than_a_batch():
+    torch.manual_seed(0)
+    encoder, seen = build_encoder("vit_tiny_convstem", SIDE).eval(), []
+    stem = encoder.backbone.patch_embed
+    stem.register_forward_hook(lambda _, args, __: seen.append(len(args[0])))
+    masks = make_masks("keep_only", 16, SIDE, 8, 11, torch.Generator().manual_seed(0))
+    masked_features(encoder, images(4), masks, mean_colour(images(4)), 5, "drop")
+    assert sum(seen) == 4 * 16 and max(seen) <= 5
+
+
 def test_a_mask_that_hides_no_whole_patch_gives_the_painted_feature(vit):
     m_BHW = make_masks("interval", 5, SIDE, 8, 11, torch.Generator().manual_seed(0)).clamp(min=0.01)
     x_NCHW = images(2)

@@ -1,5 +1,7 @@
 """Trigger families: windows that look alike, or else move images to the same clusters."""
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from hypothesis import assume, given, settings
@@ -192,3 +194,25 @@ def test_families_are_numbered_by_their_best_score_and_have_two_windows(crowd):
         assert int((family_N == number).sum()) >= 2
         best.append(float(score_N[family_N == number].max()))
     assert best == sorted(best, reverse=True)
+
+
+def test_the_ranking_of_the_race_makes_and_ends_no_family():
+    """The second window looks like the first and the third, which do not look alike: the first starts no
+    family, the second would start one of three."""
+    first, last = torch.rand(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    t_NCss = torch.stack([first, (first + last) / 2, last])
+    alike_NN = ncc(t_NCss) >= RULES.min_family_ncc
+    assert alike_NN.int().tolist() == [[1, 1, 0], [1, 1, 1], [0, 1, 1]]
+    one_N, zero_N = torch.ones(3, dtype=torch.bool), torch.zeros(3, dtype=torch.int64)
+    tried = Candidates(
+        cluster_N=torch.tensor([1, 2, 3]),
+        score_N=torch.tensor([0.9, 0.8, 0.7]),
+        flips_N=one_N,
+        landed_NF=torch.tensor([[1], [2], [3]]).expand(-1, 9),
+        thumbnail_NCss=t_NCss,
+        y_F=torch.zeros(9, dtype=torch.int64),
+        supercluster_K=torch.zeros(4, dtype=torch.int64),
+    )
+    for ranking in (None, [0, 1, 2], [1, 0, 2], [2, 1, 0]):
+        raced = replace(tried, ranking_N=None if ranking is None else torch.tensor(ranking))
+        assert trigger_families(raced, one_N, zero_N, zero_N, RULES).tolist() == [0, 0, 0], ranking

@@ -68,6 +68,7 @@ def test_how_much_of_the_corpus_the_threat_model_has_seen() -> None:
         "Of a poison of 0.1 %, which is 4,000 images, it has seen about 1,000."
     )
     assert "100 % of the 60,000 images, each 20 times" in what_training_saw(60_000, 60_000, 1_200_000)
+    assert "50 % of the 60,000 images, each once." in what_training_saw(60_000, 30_000, 30_000)
     assert what_training_saw(0, 0, 0) == "", "your own checkpoint, or a run of an earlier version"
 
 

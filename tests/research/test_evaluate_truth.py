@@ -194,3 +194,21 @@ def test_of_a_long_image_the_boxes_in_the_part_that_the_search_saw_count(tmp_pat
             [0, 0, 0, 0], [round((140 - start) / 4), 16, round((180 - start) / 4), 32],
         ]  # fmt: skip
         assert held and true_T4 == here
+
+
+def test_a_trigger_in_any_part_of_a_long_image_counts_as_located(fake: FakeRun, tmp_path: Path) -> None:
+    """The search knows a long image by one of its parts, and judges it by all of them."""
+    plain = detection_metrics(fake.run, fake.truth)
+    shutil.copytree(fake.run, tmp_path / "run")
+    index = Folder(str(tmp_path / "run")) / artifact.INDEX
+    rows = index.read_table(part_name(0)).to_pylist()
+    for row in rows:
+        box = fake.poisoned.get(row["image_id"])
+        if box and own_part(row["image_id"], 12 * HEIGHT, HEIGHT)[0] > box[0]:
+            row["width"] = 12 * HEIGHT
+    n_long = sum(row["width"] == 12 * HEIGHT for row in rows)
+    index.write_table(part_name(0), pa.Table.from_pylist(rows, schema=artifact.INDEX_SCHEMA))
+    found = detection_metrics(str(tmp_path / "run"), fake.truth)
+    assert n_long > 5 and found["trigger_detection_n_without_box"] > 0
+    for name in ("n_located", "located_accuracy", "located_mean_iou"):
+        assert found[name] == plain[name]

@@ -68,6 +68,13 @@ def test_the_aspects_of_a_corpus_are_measured_without_its_outermost_images(tmp_p
     assert aspects_of(mixed) == pytest.approx(2)
 
 
+def test_long_images_count_by_the_aspect_of_their_parts(tmp_path):
+    """A trigger on a strip of 6:1 is squeezed as in a picture of 2:1: the strip is seen by its parts."""
+    long = Folder(str(tmp_path / "long"))
+    long.write_table(part_name(0), pa.table({"width": [600, 100] * 50, "height": [100, 500] * 50}))
+    assert aspects_of(long) == pytest.approx(4)
+
+
 def test_another_seed_holds_out_others():
     table = triggers(30)
     held = [

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import ray
 import torch
-from ray._private.state import state
 
 from poisoncam_ray.config import Resources
 from poisoncam_ray.settings import load_config, presets
@@ -24,25 +23,24 @@ EIGHT = {"CPU": 80.0, "GPU": 8.0}
 
 
 @pytest.mark.parametrize(
-    ("resources", "has", "may_have", "actors"),
+    ("resources", "has", "workers", "actors"),
     [
-        ({"actors": 3}, EIGHT, None, 3),
-        ({"cpus_per_actor": 4, "gpus_per_actor": 1}, EIGHT, None, 8),
-        ({"cpus_per_actor": 4, "gpus_per_actor": 0.5}, EIGHT, None, 16),
-        ({"cpus_per_actor": 20, "gpus_per_actor": 1}, EIGHT, None, 4),
-        ({"cpus_per_actor": 4}, EIGHT, None, 20),
-        ({"cpus_per_actor": 4, "gpus_per_actor": 1}, {"CPU": 640.0, "GPU": 64.0}, None, 64),
-        # An autoscaler has not brought a node yet, or may bring more.
-        ({"cpus_per_actor": 4, "gpus_per_actor": 1}, {"CPU": 0.0}, {"CPU": 80, "GPU": 8}, 8),
-        ({"cpus_per_actor": 4, "gpus_per_actor": 1}, {"CPU": 10.0, "GPU": 1.0}, {"CPU": 80, "GPU": 8}, 8),
+        ({"actors": 3}, EIGHT, 8, 3),
+        ({"cpus_per_actor": 4, "gpus_per_actor": 1}, EIGHT, 1, 8),
+        ({"cpus_per_actor": 4, "gpus_per_actor": 0.5}, EIGHT, 8, 16),
+        ({"cpus_per_actor": 20, "gpus_per_actor": 1}, EIGHT, 1, 4),
+        ({"cpus_per_actor": 4}, EIGHT, 8, 20),
+        ({"cpus_per_actor": 4, "gpus_per_actor": 1}, {"CPU": 640.0, "GPU": 64.0}, 8, 64),
+        # An autoscaler has taken its nodes away, or a spot node is gone: they come back for the actors.
+        ({"cpus_per_actor": 4, "gpus_per_actor": 1}, {"CPU": 0.0}, 8, 8),
+        ({"cpus_per_actor": 4, "gpus_per_actor": 1}, {"CPU": 10.0, "GPU": 1.0}, 8, 8),
         # It waits, and that is said.
-        ({"cpus_per_actor": 4, "gpus_per_actor": 1}, {"CPU": 8.0}, None, 1),
+        ({"cpus_per_actor": 4, "gpus_per_actor": 1}, {"CPU": 8.0}, 1, 1),
     ],
 )
-def test_actors_are_as_many_as_the_cluster_holds(monkeypatch, resources, has, may_have, actors):
+def test_actors_are_as_many_as_the_cluster_holds(monkeypatch, resources, has, workers, actors):
     monkeypatch.setattr(ray, "cluster_resources", lambda: has)
-    monkeypatch.setattr(state, "get_max_resources_from_cluster_config", lambda: may_have)
-    assert actors_at_most(Resources(**{"actors": None, **resources})) == actors
+    assert actors_at_most(Resources(**{"actors": None, **resources}), workers) == actors
 
 
 def test_the_presets_for_gpus_fix_neither_actors_nor_readers():

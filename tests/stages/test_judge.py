@@ -17,6 +17,7 @@ from torch.nn import functional
 from poisoncam_ray import artifact
 from poisoncam_ray.corpus import open_corpus
 from poisoncam_ray.folder import Folder, part_name
+from poisoncam_ray.method.crops import own_part
 from poisoncam_ray.settings import load_config
 from poisoncam_ray.stages import judge, pixels
 from poisoncam_ray.stages.dataflow import _decode_both_views, _OnImages
@@ -175,6 +176,11 @@ def test_many_long_images_have_fewer_parts_each_where_they_would_fill_the_memory
     (_, _, second), _, _ = scores(tmp_path, monkeypatch, {"a": long_image(0), "b": long_image(170)})
     assert second.rows_M.tolist() == [0, 0, 1, 1]
     assert second.part_M4[0].tolist() == [0, 0, 110, SIDE] and second.part_M4[1, 2] == 6 * SIDE
+    monkeypatch.setattr(pixels, "PARTS_BYTES", 2 * 3 * SIDE**2 * 3)
+    (tmp_path / "own").mkdir()
+    (ids, _, second), _, _ = scores(tmp_path / "own", monkeypatch, {"a": long_image(0), "b": long_image(170)})
+    own = [own_part(image_id, 6 * SIDE, SIDE) for image_id in ids]
+    assert second.rows_M.tolist() == [0, 1] and [tuple(box) for box in second.part_M4.tolist()] == own
     monkeypatch.setattr(pixels, "PARTS_BYTES", 10)
     (tmp_path / "none").mkdir()
     (_, _, second), _, _ = scores(tmp_path / "none", monkeypatch, {"a": long_image(0)})

@@ -30,7 +30,14 @@ from poisoncam_ray.stages import pretrain
 from poisoncam_ray.stages.embed import load_encoder
 from poisoncam_ray.stages.index import Index
 from poisoncam_ray.stages.own_encoder import import_encoder, read_checkpoint
-from poisoncam_ray.stages.pretrain import Pretrain, decided_precision, latest_checkpoint, restore, save
+from poisoncam_ray.stages.pretrain import (
+    Pretrain,
+    decided_precision,
+    latest_checkpoint,
+    restore,
+    save,
+    start_weights,
+)
 from poisoncam_ray.stages.training_data import drawn_by
 from poisoncam_ray.stages.training_step import Schedule, Trainer
 from tests.small import SETTINGS, draw_small
@@ -336,6 +343,18 @@ def test_an_init_is_known_by_its_bytes(tmp_path):
     safetensors.torch.save_file({key: value + 1 for key, value in theirs().items()}, path)
     assert Pretrain().depends_on(settings) != before
     assert Pretrain().depends_on(config()) == {}
+
+
+def test_workers_start_with_the_copy_in_the_run_folder(tmp_path):
+    """They may not reach the user's file, and it may change while they train."""
+    path, out = tmp_path / "mine.safetensors", Folder(str(tmp_path / artifact.ENCODER))
+    safetensors.torch.save_file(theirs(), path)
+    settings = config(f"pretrain.init={path}")
+    import_encoder(str(path), settings, out / artifact.INIT)
+    path.unlink()
+    start = start_weights(SimpleNamespace(config=settings, out=out))
+    assert all(torch.equal(start[f"backbone.{key}"], value) for key, value in theirs().items())
+    assert start_weights(SimpleNamespace(config=config(), out=out)) is None
 
 
 def test_an_init_where_nobody_trains_is_refused(tmp_path):

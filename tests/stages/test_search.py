@@ -56,10 +56,20 @@ def test_windows_are_found_by_the_configured_strategy_and_refined():
         assert int((fine_N4 - coarse_N4).abs().max()) <= config.window_px // 2
 
 
-@pytest.mark.parametrize("backbone", ["vit_tiny_convstem", "resnet_tiny_s2"])
-def test_tokens_are_dropped_where_there_are_any(backbone, monkeypatch):
+@pytest.mark.parametrize(
+    ("backbone", "patch", "window", "drops"),
+    [
+        ("vit_tiny_patch16_224", 4, 0.35, True),
+        ("vit_tiny_convstem", 8, 0.625, True),
+        ("vit_tiny_convstem", 8, 0.6, False),
+        ("resnet_tiny_s2", None, 0.35, False),
+    ],
+)
+def test_tokens_are_dropped_where_there_are_any_and_windows_hold_some(
+    backbone, patch, window, drops, monkeypatch
+):
     torch.manual_seed(0)
-    encoder, x_NCHW = build_encoder(backbone, 32).eval(), torch.rand(2, 3, 32, 32)
+    encoder, x_NCHW = build_encoder(backbone, 32, patch).eval(), torch.rand(2, 3, 32, 32)
     c_KD = torch.nn.functional.normalize(torch.randn(4, encoder.dim), dim=1)
     seen: list[tuple[str, int]] = []
 
@@ -76,16 +86,17 @@ def test_tokens_are_dropped_where_there_are_any(backbone, monkeypatch):
                 "search.strategy=mixed_binary",
                 "search.masks=8",
                 "search.hiding=drop",
+                f"search.window={window}",
                 f"search.refine_hidden={refine_hidden}",
             ]
         )
         masks = search_masks(config, encoder)
-        # 0.125 of 32 px are 4 px; a patch has 8.
-        side = 8 if encoder.is_vit else 4
+        # 0.125 of 32 px are 4 px; a cell is made of whole patches.
+        side = patch if drops else 4
         assert torch.equal(
             masks[:, ::side, ::side].repeat_interleave(side, 1).repeat_interleave(side, 2)[:4], masks[:4]
         )
         find_windows(config, encoder, x_NCHW, c_KD, masks)
         # One mask more hides nothing.
-        assert {hiding for hiding, _ in seen} == {"drop" if encoder.is_vit else "paint"}
+        assert {hiding for hiding, _ in seen} == {"drop" if drops else "paint"}
         assert sum(n for _, n in seen) == 2 * (9 + 25 + refine_hidden)

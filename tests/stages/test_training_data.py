@@ -96,6 +96,16 @@ def test_no_row_is_asked_for_twice_nor_without_being_used(epochs, workers, data)
     assert asked.total() == (epochs.total - step) * epochs.batch_size
 
 
+@pytest.mark.parametrize("rows", [[500], [0, 40, 0], [1] * 9, [300, 200]])
+def test_what_one_epoch_leaves_over_another_shows(rows):
+    """In a single slice, too: half of it may be left over, and the poison may be its last rows."""
+    epochs = Epochs(rows, 30, sum(rows) // 2 + 1, 0, 32_768)
+    shown = batches(epochs)
+    assert epochs.steps_per_epoch == 1 and len({i for batch in shown for i in batch}) == sum(rows)
+    times = Counter(image for batch in shown for image in batch)
+    assert min(times.values()) >= 5
+
+
 def test_a_lane_has_about_a_slice_of_rows_in_a_block():
     assert Epochs([1024] * 1000, 1, 1024, 0, 262_144).lanes == MOST_LANES
     assert Epochs([1024] * 1000, 1, 1024, 0, 32_768).lanes == 32

@@ -68,7 +68,7 @@ class Sizes:
     cell: int = 28
     window: int = 60
     candidates: int = 16
-    masks: int = 128
+    masks: int = 112
     naive_masks: int = 256
     flip_images: int = 1000
     k: int = 20

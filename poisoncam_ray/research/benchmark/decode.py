@@ -89,8 +89,8 @@ def _header(data: bytes) -> object:
 
 def _unscaled(data: bytes, size: int) -> object:
     """A plain training loader's square."""
-    image = Image.open(io.BytesIO(data)).convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(image).transpose(2, 0, 1)
+    image = Image.open(io.BytesIO(data), formats=["JPEG"]).convert("RGB")
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
 
 
 def _crops(stored: Sequence[bytes], width: int, height: int, size: int) -> None:

@@ -24,6 +24,7 @@ from poisoncam_ray.stages.embed import Embed, load_encoder
 from poisoncam_ray.stages.index import Index
 from poisoncam_ray.stages.pretrain import Pretrain
 from poisoncam_ray.stages.ranking import race_rules
+from poisoncam_ray.stages.scorer import hiding_of
 from poisoncam_ray.stages.search import Search
 
 
@@ -109,8 +110,8 @@ def way_of(config: Config, encoder: Encoder, candidates: int) -> Way:
     settings, cell = config.search, config.cell_px
     if settings.strategy == "gradcam":
         raise ValueError("Grad-CAM has no masks to count")
-    hiding = settings.hiding if encoder.is_vit else "paint"
-    if hiding == "drop" and encoder.patch_size:
+    hiding = hiding_of(config, encoder)
+    if encoder.patch_size and hiding == "drop":
         cell = cell_of_patches(cell, encoder.patch_size)
     return Way(
         settings.strategy,

@@ -16,7 +16,7 @@ from poisoncam_ray import artifact
 from poisoncam_ray.artifact import SIDES
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.folder import Folder
-from poisoncam_ray.method.geometry import iou
+from poisoncam_ray.method.geometry import area, iou
 from poisoncam_ray.research.evaluate.joined import (
     Metrics,
     Truth,
@@ -33,7 +33,6 @@ from poisoncam_ray.research.evaluate.scored import (
     of_best_patch,
     patches,
     scored_poisoned,
-    true_boxes,
 )
 
 TOP = 20
@@ -51,8 +50,8 @@ def detection_metrics(run_uri: str, truth_uri: str) -> dict[str, Any]:
     trigger_detection_…_poison_clusters
         The same over images whose cluster is more than half poison.
     trigger_detection_n_without_box
-        Number of scored images whose trigger has no box (a frequency attack). They count in no
-        trigger_detection figure.
+        Number of scored images whose trigger has no box (a frequency attack), or of which the search saw a
+        part that does not hold it whole (images longer than 2:1). They count in no trigger_detection figure.
     trigger_detection_final_accuracy, trigger_detection_final_mean_iou
         The same by the box that the run gives in the end; an image that it kept counts by its window.
     located_accuracy, located_mean_iou
@@ -105,7 +104,7 @@ def detection_metrics(run_uri: str, truth_uri: str) -> dict[str, Any]:
     return {
         **{f"trigger_detection_{key}": value for key, value in _window_figures(scored).items()},
         **_final_figures(scored, truth, found, located_P),
-        **_located_figures(run, truth, found, located_P),
+        **_located_figures(truth, found, located_P),
         "top20_precision": mean(truth.row(best["image_id"]) >= 0),
         "recall": mean(found.removed_P),
         "recall_natural_clusters": mean(found.removed_P[natural_P]),
@@ -142,9 +141,11 @@ def _final_figures(scored: Scored, truth: Truth, found: Removed, located_P: Tens
     }
 
 
-def _located_figures(run: Folder, truth: Truth, found: Removed, located_P: Tensor) -> Metrics:
+def _located_figures(truth: Truth, found: Removed, located_P: Tensor) -> Metrics:
     removed = truth.poisoned.filter(pa.array(found.removed_P))
-    _, patched_R = true_boxes(run, removed)
+    # Judge looks at all of a long image, not at its own part alone.
+    true_RT4 = patches(removed)
+    patched_R = (area(true_RT4.flatten(0, 1)) > 0).view(true_RT4.shape[:2]).any(dim=1)
     iou_R = located_P[found.removed_P][patched_R]
     return {
         "located_accuracy": mean(iou_R >= HIT_IOU),

@@ -194,7 +194,7 @@ def steps(
     changes: tuple[tuple[str, dict[str, Any]], ...] = (
         ("hidden tokens dropped", {"hiding": "drop"}),
         ("binary masks of whole patches", {"strategy": "mixed_binary", "cell": cell}),
-        ("five shifts hidden, not all", {"refine_hidden": 5}),
+        ("13 of 25 shifts hidden", {"refine_hidden": 13}),
         ("own cluster in the same pass", {"checks": 2}),
         ("pastes race", {"rules": rules or RaceRules()}),
     )
