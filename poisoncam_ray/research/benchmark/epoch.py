@@ -117,18 +117,18 @@ def measure_workers(setting: Setting, sizes: Sizes) -> Measured:
     corpus = draw_images(setting.out / "corpora", sizes.stub_images, sizes.stored, sizes.stored, shards=4)
     folder = setting.out / "workers"
     start_ray()
-    rates: dict[int, list[float]] = {1: [], 2: []}
+    spent: dict[int, list[float]] = {1: [], 2: []}
 
     def train(workers: int) -> None:
         config = _config(setting, sizes, workers)
         Runner(corpus.uri, (folder / f"{workers}").uri, config, [Index()]).run(Clock())
-        rates[workers].append(_with_stub(corpus, folder / f"{workers}", config, sizes))
+        spent[workers].append(_with_stub(corpus, folder / f"{workers}", config, sizes))
 
     alternate((lambda: train(2), lambda: train(1)), setting.rounds, warm=False)
     row = Row(
         "an epoch with stub accelerators",
         ("two workers", "one worker"),
-        (rates[2], rates[1]),
+        (spent[2], spent[1]),
         f"each accelerator sleeps through {sizes.stub_rate:,.0f} images/s, ranks meet after every step; "
         f"{sizes.stub_images:,} JPEGs of {sizes.stored} px, two crops of {sizes.image_size} px; "
         "from the first batch to the last",
