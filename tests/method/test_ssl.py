@@ -400,7 +400,8 @@ def test_two_processes_learn_what_one_worker_learns_from_the_joined_batch():
         assert mean == pytest.approx(joined.item(), rel=1e-5), name
         for rank in range(WORLD):
             for theirs, ours in zip(workers[rank][name][1], gradients(model), strict=True):
-                torch.testing.assert_close(torch.from_numpy(theirs), ours, rtol=1e-3, atol=1e-5)
+                # By rounding, which differs between CPUs; the largest gradients are above 1e-2.
+                torch.testing.assert_close(torch.from_numpy(theirs), ours, rtol=1e-3, atol=5e-5)
         assert max(float(grad.abs().max()) for grad in gradients(model)) > 1e-2, name
 
 
