@@ -17,7 +17,7 @@ COMMITTED = sorted((ROOT / "jobs" / "results").glob("benchmark.json"))
 def test_the_committed_page_is_that_of_the_committed_figures(figures):
     tree = json.loads(figures.read_text())
     assert markdown(tree) == figures.with_suffix(".md").read_text()
-    assert list(tree["parts"]) == list(NAMES)
+    assert tree["parts"].keys() <= set(NAMES)
     assert not any(part["quick"] or "failed" in part for part in tree["parts"].values())
 
 
