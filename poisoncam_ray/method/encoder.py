@@ -52,8 +52,13 @@ class Encoder(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """The pooled feature f_BD of images x_BCHW, float in [0, 1]."""
-        tokens = self.backbone.forward_features((x_BCHW - self.pixel_mean) / self.pixel_std)
+        tokens = self.backbone.forward_features(self.standardise(x_BCHW))
         return self.backbone.forward_head(tokens, pre_logits=True)
+
+    def standardise(self, x_xCHW: Tensor) -> Tensor:
+        """Images or patches, float in [0, 1], as the network takes them: less ImageNet's mean, divided by
+        its standard deviation."""
+        return (x_xCHW - self.pixel_mean) / self.pixel_std
 
     def freeze(self, dtype: torch.dtype) -> "Encoder":
         """Let `embed` and `feature` compute in this number format from now on, with weights cast once.
@@ -78,7 +83,7 @@ class Encoder(nn.Module):
         if self.frozen is None:
             return self(x_BCHW).float()
         with self.autocast():
-            x_BCHW = (x_BCHW - self.pixel_mean) / self.pixel_std
+            x_BCHW = self.standardise(x_BCHW)
             if not self.is_vit:
                 x_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last)
             # Pooled in float32: a mean in bfloat16 would have three digits.

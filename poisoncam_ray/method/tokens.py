@@ -69,7 +69,7 @@ def embed_shown(
             # A stem whose patches overlap needs the whole image.
             m_M1HW = m_BHW[mask_M][:, None].to(x_NCHW)
             painted_MCHW = torch.lerp(fill_NC[image_M][:, :, None, None], x_NCHW[image_M], m_M1HW)
-            token_MGD = vit.patch_embed((painted_MCHW - encoder.pixel_mean) / encoder.pixel_std)
+            token_MGD = vit.patch_embed(encoder.standardise(painted_MCHW))
             token_MTD = _of(token_MGD.reshape(len(at_MT), -1, token_MGD.shape[-1]), at_MT)
         token_MTD = vit.norm_pre(_placed(vit, token_MTD, at_MT))
         f_MD = vit.forward_head(vit.norm(vit.blocks(token_MTD)).float(), pre_logits=True)
@@ -97,7 +97,7 @@ def _project(
     x_MTCpp = patches(x_NCHW, patch)[image_M[:, None], at_MT]
     m_MT1pp = patches(m_BHW[:, None], patch)[mask_M[:, None], at_MT].to(x_MTCpp)
     painted_MTCpp = torch.lerp(fill_NC[image_M][:, None, :, None, None], x_MTCpp, m_MT1pp)
-    painted_MTCpp = (painted_MTCpp - encoder.pixel_mean) / encoder.pixel_std
+    painted_MTCpp = encoder.standardise(painted_MTCpp)
     return embed.norm(F.linear(painted_MTCpp.flatten(2), embed.proj.weight.flatten(1), embed.proj.bias))
 
 

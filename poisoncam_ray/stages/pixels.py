@@ -66,7 +66,7 @@ def read_slice(corpus: Corpus, config: Config, index: Folder, slice_: Slice) -> 
     Raises:
         LedgerError: the corpus no longer holds what was indexed.
     """
-    ids, wanted = _indexed(index, slice_)
+    ids, wanted, _ = _indexed(index, slice_)
     x_NCHW = np.empty((len(ids), *_shape(config)), np.uint8)
     for i, data in enumerate(_stored(corpus, slice_, wanted)):
         x_NCHW[i] = decode_part(data, config, ids[i])
@@ -77,7 +77,7 @@ def read_views(
     corpus: Corpus, config: Config, index: Folder, slice_: Slice
 ) -> tuple[list[str], Pixels, SecondViews]:
     """As `read_slice`, but all of each image, and the second views of those that have some."""
-    ids, wanted = _indexed(index, slice_)
+    ids, wanted, _ = _indexed(index, slice_)
     x_NCHW = np.empty((len(ids), *_shape(config)), np.uint8)
     found: list[tuple[int, Pixels, Box]] = []
     looks = zip(
@@ -121,7 +121,7 @@ def read_crops(
     Raises:
         LedgerError: the corpus no longer holds what was indexed.
     """
-    ids, wanted = _indexed(index, slice_)
+    ids, wanted, size_N = _indexed(index, slice_)
     drawn = [i for i, image_id in enumerate(ids) if in_sample(config.seed, share, image_id)]
     chosen = drawn if rows_R is None else [drawn[row] for row in rows_R]
     if slice_.files:
@@ -131,13 +131,12 @@ def read_crops(
     place = {ids[i]: r for r, i in enumerate(chosen)}
     x_R2CHW = np.empty((len(chosen), 2, *_shape(config)), np.uint8)
     limits, size, least = config.corpus, config.encoder.image_size, config.pretrain.crop_min
-    width_N, height_N = _sizes(index, slice_)
     for image_id, data in zip(wanted, _stored(corpus, slice_, wanted), strict=True):
         if image_id not in place:
             continue
         r = place[image_id]
         rng = np.random.default_rng([config.seed, epoch, number(image_id)])
-        pair = draw_pair(width_N[chosen[r]], height_N[chosen[r]], least, rng)
+        pair = draw_pair(*size_N[chosen[r]], least, rng)
         boxes = [crop.box for crop in pair]
         x_R2CHW[r] = cut_out(data or b"", boxes, size, limits.max_pixels, limits.max_bytes)
         for view, crop in enumerate(pair):
@@ -150,11 +149,13 @@ def _shape(config: Config) -> tuple[int, int, int]:
     return 3, config.encoder.image_size, config.encoder.image_size
 
 
-def _indexed(index: Folder, slice_: Slice) -> tuple[list[str], dict[str, str | None]]:
-    """The ids of the indexed rows, and the digest of each; None in a shard."""
-    indexed = index.read_table(part_name(slice_.index), ["image_id", *digest_columns(slice_)])
-    ids, *digests = (column.to_pylist() for column in indexed.columns)
-    return ids, dict(zip(ids, *digests, strict=True)) if digests else dict.fromkeys(ids)
+def _indexed(index: Folder, slice_: Slice) -> tuple[list[str], dict[str, str | None], list[tuple[int, int]]]:
+    """The ids of the indexed rows; the digest of each, None in a shard; the width and height of each."""
+    columns = ["image_id", "width", "height", *digest_columns(slice_)]
+    indexed = index.read_table(part_name(slice_.index), columns)
+    ids, width_N, height_N, *digests = (indexed[name].to_pylist() for name in columns)
+    wanted = dict(zip(ids, *digests, strict=True)) if digests else dict.fromkeys(ids)
+    return ids, wanted, list(zip(width_N, height_N, strict=True))
 
 
 def parts_of(index: Folder, part: str, config: Config) -> list[list[Box]]:
@@ -198,12 +199,6 @@ def all_views(data: bytes | None, config: Config, boxes: list[Box]) -> list[tupl
             cut = cut_out(data or b"", rest, size, limits.max_pixels, limits.max_bytes, shown)
             found += zip(cut, rest, strict=True)
     return found
-
-
-def _sizes(index: Folder, slice_: Slice) -> tuple[list[int], list[int]]:
-    """Widths and heights of the indexed rows, in pixels."""
-    sizes = index.read_table(part_name(slice_.index), ["width", "height"])
-    return sizes["width"].to_pylist(), sizes["height"].to_pylist()
 
 
 def _stored(corpus: Corpus, slice_: Slice, wanted: dict[str, str | None]) -> Iterator[bytes | None]:
