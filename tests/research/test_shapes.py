@@ -64,7 +64,9 @@ def test_a_run_without_a_classifier_has_no_highest_scores(shaped) -> None:
     run, truth_uri, _ = shaped
     scores = run / artifact.SCORES
     for name in scores.parts():
-        rows = [{**row, "p_poison": 0.0, "fate": artifact.KEEP} for row in scores.read_table(name).to_pylist()]
+        rows = [
+            {**row, "p_poison": 0.0, "fate": artifact.KEEP} for row in scores.read_table(name).to_pylist()
+        ]
         scores.write_table(name, pa.Table.from_pylist(rows, schema=artifact.SCORE_SCHEMA))
     found = by_shape(run, read_truth(truth_uri))
     assert {got["clean_in_top_hundredth"] for got in found.values()} == {None}
