@@ -3,7 +3,8 @@
 Only this package and study/ read the truth. Labels are read here and in attacks/, never by the defence.
 
 Images are joined on image_id, part by part. The memory for detection grows with the poisoned and the dead
-images, and by 20 bytes for each image of the corpus (its score and shape). Probes hold the features and the labels of their images.
+images, and by 20 bytes for each image of the corpus (its score and shape). Probes hold the features and the
+labels of their images.
 
 joined.py            a run's artifacts joined with the truth
 scored.py            windows of poisoned images against the true boxes

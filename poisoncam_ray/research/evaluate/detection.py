@@ -27,7 +27,6 @@ from poisoncam_ray.research.evaluate.joined import (
     read_truth,
 )
 from poisoncam_ray.research.evaluate.removed import Removed
-from poisoncam_ray.research.evaluate.shapes import by_shape
 from poisoncam_ray.research.evaluate.scored import (
     HIT_IOU,
     Scored,
@@ -35,6 +34,7 @@ from poisoncam_ray.research.evaluate.scored import (
     patches,
     scored_poisoned,
 )
+from poisoncam_ray.research.evaluate.shapes import by_shape
 
 TOP = 20
 

@@ -15,7 +15,7 @@ from poisoncam_ray import artifact
 from poisoncam_ray.folder import Folder
 from poisoncam_ray.method.crops import MOST_SQUEEZED
 from poisoncam_ray.research.attacks.margin import ASPECT
-from poisoncam_ray.research.evaluate.joined import Truth, committed, index_in, parts
+from poisoncam_ray.research.evaluate.joined import Truth, committed, index_in
 
 SHAPES = ("up to 16:9", "up to 2:1", "longer than 2:1")
 """Of the longer side to the shorter. An image of 16:9 belongs to the second."""
@@ -31,11 +31,11 @@ def by_shape(run: Folder, truth: Truth) -> dict[str, dict[str, Any]]:
         truth: the truth.
 
     Returns:
-        For each of SHAPES that the corpus has: n_clean (without decoys), n_clean_removed, false_positive_rate;
-        n_poisoned, recall; and clean_in_top_hundredth, the share of the shape's clean images that are among
-        the highest hundredth of all clean images by probability of poison: 0.01 where shapes are treated
-        alike. Shares are None where there is nothing to take one of; the last is None, too, where all clean
-        images have one probability, as in a run without a classifier.
+        For each of SHAPES that the corpus has: n_clean (without decoys), n_clean_removed and
+        false_positive_rate; n_poisoned and recall; and clean_in_top_hundredth, the share of the shape's clean
+        images that are among the highest hundredth of all clean images by probability of poison: 0.01 where
+        shapes are treated alike. Shares are None where there is nothing to take one of; the last is None,
+        too, where all clean images have one probability, as in a run without a classifier.
 
     Raises:
         UserError: the run is not finished.
