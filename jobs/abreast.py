@@ -15,6 +15,8 @@ def abreast(
         typer.Option(help="images side by side (2); repeat: these numbers in turn, 1 for a square"),
     ] = None,
     label_column: Annotated[str, typer.Option(help="column of the corpus that holds the labels")] = "label",
+    label: Annotated[list[str] | None, typer.Option(help="only images of this label; repeat")] = None,
+    most: Annotated[int | None, typer.Option(help="pictures of each label, at most", min=1)] = None,
 ) -> None:
     """Set images of one label side by side: wide images where a data set has only squares.
 
@@ -22,7 +24,7 @@ def abreast(
     """
     from poisoncam_ray.research.abreast import set_abreast
 
-    made = set_abreast(input, output, tuple(count or (2,)), label_column)
+    made = set_abreast(input, output, tuple(count or (2,)), label_column, label or (), most)
     typer.echo(f"{made['n_images']:,} images in {output}; {made['n_left_out']:,} images left out")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
@@ -26,7 +27,12 @@ GROUP_ROWS = 256
 
 
 def set_abreast(
-    input_uri: str, output_uri: str, counts: Sequence[int] = (2,), label_column: str = "label"
+    input_uri: str,
+    output_uri: str,
+    counts: Sequence[int] = (2,),
+    label_column: str = "label",
+    labels: Sequence[str] = (),
+    most: int | None = None,
 ) -> dict[str, int]:
     """Write a Parquet corpus (columns `image` and `label`) of images of one label, some side by side.
 
@@ -41,12 +47,15 @@ def set_abreast(
         counts: images side by side, each at least 1. Several take turns within a label: 1 and 2 give as many
             squares as wide images of each.
         label_column: the corpus's column of labels.
+        labels: only images of these, compared as strings; none: of all.
+        most: pictures of each label, at most.
 
     Returns:
         n_images: rows written. n_left_out: images of the corpus that are in none of them.
 
     Raises:
-        UserError: one of `counts` is below 1, the output folder is not empty, or no label has enough images.
+        UserError: one of `counts` is below 1, the output folder is not empty, no image has one of `labels`,
+            or none of them has enough images.
     """
     if wrong := [count for count in counts if count < 1]:
         raise UserError(f"{wrong[0]} images make no picture: use 2 or more side by side, or 1 for squares.")
@@ -55,11 +64,15 @@ def set_abreast(
         raise UserError(f"The output folder {output_uri} is not empty: give a new one.")
     corpus = open_corpus(input_uri)
     n_rows = sum(slice_.stop - slice_.start for slice_ in corpus.slices())
-    whole = all(map(str.isdecimal, _labels(corpus, label_column)))
+    seen = set(_labels(corpus, label_column))
+    if unknown := [label for label in labels if label not in seen]:
+        raise UserError(f"No image is labelled {unknown[0]}: use labels of the column {label_column}.")
+    wanted = set(labels) or seen
+    whole = all(map(str.isdecimal, wanted))
     label_type = pa.int64() if whole else pa.string()
     held: list[tuple[bytes, str]] = []
     n_images = n_used = shards = 0
-    for row, count in _rows(corpus, counts, label_column):
+    for row, count in _rows(corpus, counts, label_column, wanted, most):
         held.append(row)
         n_images, n_used = n_images + 1, n_used + count
         if len(held) == ROWS_PER_SHARD:
@@ -87,29 +100,30 @@ def side_by_side(images: Sequence[Image.Image]) -> Image.Image:
 
 
 def _rows(
-    corpus: Corpus, counts: Sequence[int], label_column: str
+    corpus: Corpus, counts: Sequence[int], label_column: str, wanted: set[str], most: int | None
 ) -> Iterator[tuple[tuple[bytes, str], int]]:
     """The encoded row of images and its label; of how many images it is."""
     waiting: dict[str, list[Image.Image]] = {}
-    turns: dict[str, Iterator[int]] = {}
-    wanted: dict[str, int] = {}
+    turns = {label: itertools.cycle(counts) for label in wanted}
+    due = {label: next(turn) for label, turn in turns.items()}
+    made = Counter[str]()
     for slice_ in corpus.slices():
         labels = corpora.labels(corpus, slice_, label_column)
         for label, row in zip(labels, corpus.read(slice_), strict=True):
+            if label not in wanted or made[label] == most:
+                continue
             try:
                 image = pixels(row.data or b"")
             except DecodeError:
                 continue
-            if label not in turns:
-                turns[label], waiting[label] = itertools.cycle(counts), []
-                wanted[label] = next(turns[label])
-            beside = waiting[label]
+            beside = waiting.setdefault(label, [])
             beside.append(image)
-            if len(beside) == wanted[label]:
+            if len(beside) == due[label]:
                 sink = io.BytesIO()
                 side_by_side(beside).save(sink, "JPEG", **ENCODING["JPEG"])
                 yield (sink.getvalue(), label), len(beside)
-                waiting[label], wanted[label] = [], next(turns[label])
+                waiting[label], due[label] = [], next(turns[label])
+                made[label] += 1
 
 
 def _labels(corpus: Corpus, label_column: str) -> Iterator[str]:

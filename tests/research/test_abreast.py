@@ -69,6 +69,16 @@ def test_several_counts_take_turns_within_each_label(tmp_path):
     assert made == {"n_images": 7, "n_left_out": 2}
 
 
+def test_some_labels_and_so_many_pictures_of_each(tmp_path):
+    source = corpus(tmp_path / "in", ["7", "7", "a", "7", "a", "a", "7", "b", "a", "a", "a", "7", "7"])
+    made = set_abreast(str(source), str(tmp_path / "out"), (1, 2), "kind", ["7", "b"], 2)
+    table = pq.read_table(tmp_path / "out")
+    # Of 7: 0, then 3 and 6, then no more.
+    assert table["label"].to_pylist() == ["7", "7", "b"] and made == {"n_images": 3, "n_left_out": 9}
+    with pytest.raises(UserError, match="No image is labelled c"):
+        set_abreast(str(source), str(tmp_path / "none"), (2,), "kind", ["7", "c"])
+
+
 def test_images_of_other_heights_are_shrunk_to_the_least_one():
     row = side_by_side([Image.new("RGB", (40, 80), "red"), Image.new("RGB", (30, 20), "blue")])
     assert row.size == (40, 20)
