@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from poisoncam_ray.config import Config
 from poisoncam_ray.corpus import Corpus, Slice
-from poisoncam_ray.decode import cut_out, decode, views
+from poisoncam_ray.decode import cut_out, decode, header, views
 from poisoncam_ray.errors import LedgerError
 from poisoncam_ray.folder import Folder, part_name
 from poisoncam_ray.method.crops import MOST_PARTS, draw_pair, in_sample, number, own_part, parts
@@ -235,6 +235,18 @@ def fetch_images(corpus: Corpus, config: Config, ids: list[str]) -> Pixels:
         for i, data in enumerate(corpus.fetch(ids[first : first + FETCHED_AT_ONCE]), first):
             x_NCHW[i] = decode_part(data, config, ids[i])
     return x_NCHW
+
+
+def seen_aspects(corpus: Corpus, config: Config, ids: list[str]) -> list[float]:
+    """Width over height, in stored pixels, of what `fetch_images` shows of each image."""
+    limits, found = config.corpus, []
+    for first in range(0, len(ids), FETCHED_AT_ONCE):
+        some = ids[first : first + FETCHED_AT_ONCE]
+        for image_id, data in zip(some, corpus.fetch(some), strict=True):
+            width, height, _ = header(data or b"", limits.max_pixels, limits.max_bytes)
+            x0, y0, x1, y1 = own_part(config.seed, image_id, width, height)
+            found.append((x1 - x0) / (y1 - y0))
+    return found
 
 
 def decode_part(data: bytes | None, config: Config, image_id: str) -> Pixels:
