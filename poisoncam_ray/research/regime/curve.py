@@ -1,8 +1,8 @@
 """Attack success as a training goes on: what an attack needs until it works.
 
 One process trains on a poisoned corpus that is held in memory, with the objective, the views and the
-optimiser of Pretrain. Every so many images the encoder is probed as a victim would use it: classifiers are trained on
-clean labelled images, and the trigger is put on validation images.
+optimiser of Pretrain. Every so many images the encoder is probed as a victim would use it: classifiers are
+trained on clean labelled images, and the trigger is put on validation images.
 
 N labelled images   M validation images   P images of the poisoned corpus   D feature dimensions
 f features   y labels   q features of validation images
@@ -115,7 +115,7 @@ def train(
     config: Config,
     images: int,
     points: int = 20,
-    held: int = 4,
+    held: int = 3,
     tell: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Train on the attacked corpus and probe on the way.
@@ -128,7 +128,7 @@ def train(
         config: its sections encoder and pretrain, and its seed. `epochs` and `max_images` are not used.
         images: shown in all.
         points: probes on the way, evenly spread.
-        held: pictures are held at so many times the encoder's side at most.
+        held: the shorter side of a picture in memory, at most, in sides of the encoder's image.
         tell: gets a line a point.
 
     Returns:

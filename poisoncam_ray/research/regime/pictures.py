@@ -88,13 +88,13 @@ class Pictures:
         return x_NChw
 
 
-def hold(uri: str, label_column: str, longest: int) -> Pictures:
+def hold(uri: str, label_column: str, shorter: int) -> Pictures:
     """Read a labelled corpus into memory.
 
     Args:
         uri: the corpus.
         label_column: its column of labels.
-        longest: larger pictures are shrunk until their longer side has so many pixels.
+        shorter: larger pictures are shrunk until their shorter side has so many pixels.
 
     Raises:
         UserError: no picture decodes.
@@ -105,7 +105,7 @@ def hold(uri: str, label_column: str, longest: int) -> Pictures:
     size_N: list[int] = []
     row_N: list[int] = []
     held: list[list[Tensor]] = []
-    for image_id, label, x_CHW in _decoded(uri, label_column, longest):
+    for image_id, label, x_CHW in _decoded(uri, label_column, shorter):
         size = size_of.setdefault((x_CHW.shape[1], x_CHW.shape[2]), len(size_of))
         if size == len(held):
             held.append([])
@@ -150,7 +150,7 @@ def batches(n: int, size: int, seed: int, start: int = 0) -> Iterator[tuple[int,
         step += 1
 
 
-def _decoded(uri: str, label_column: str, longest: int) -> Iterator[tuple[str, str, Tensor]]:
+def _decoded(uri: str, label_column: str, shorter: int) -> Iterator[tuple[str, str, Tensor]]:
     corpus = open_corpus(uri)
     for slice_ in corpus.slices():
         labels = corpora.labels(corpus, slice_, label_column)
@@ -159,5 +159,8 @@ def _decoded(uri: str, label_column: str, longest: int) -> Iterator[tuple[str, s
                 image = pixels(row.data or b"")
             except DecodeError:
                 continue
-            image.thumbnail((longest, longest), Image.Resampling.BILINEAR)
+            shrink = shorter / min(image.size)
+            if shrink < 1:
+                width, height = (max(1, round(side * shrink)) for side in image.size)
+                image = image.resize((width, height), Image.Resampling.BILINEAR)
             yield row.image_id, label, torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
