@@ -270,8 +270,11 @@ def _resume(out: Folder, report: dict[str, Any], trainer: Trainer) -> int:
         )
         for i, p in enumerate(trainer.optimizer.param_groups[0]["params"]):
             prefix = f"moment.{i}."
+            # A moment needs the layout of its weights, which the file does not keep.
             trainer.optimizer.state[p] = {
-                k.removeprefix(prefix): t for k, t in state.items() if k.startswith(prefix)
+                k.removeprefix(prefix): torch.empty_like(p).copy_(t) if t.shape == p.shape else t
+                for k, t in state.items()
+                if k.startswith(prefix)
             }
         done = int(state["step"])
     batch = trainer.config.pretrain.batch_size
