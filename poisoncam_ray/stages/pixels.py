@@ -173,7 +173,8 @@ def parts_of(index: Folder, part: str, config: Config) -> list[list[Box]]:
         if most == 1:
             ids = table["image_id"].to_pylist()
             cut = [
-                [own_part(one, *size)] if of else [] for one, size, of in zip(ids, sizes, cut, strict=True)
+                [own_part(config.seed, one, *size)] if of else []
+                for one, size, of in zip(ids, sizes, cut, strict=True)
             ]
         if sum(map(len, cut)) * 2 * 3 * config.encoder.image_size**2 <= PARTS_BYTES:
             found = cut
@@ -239,7 +240,7 @@ def fetch_images(corpus: Corpus, config: Config, ids: list[str]) -> Pixels:
 def decode_part(data: bytes | None, config: Config, image_id: str) -> Pixels:
     """x_CHW of one encoded image, or of its `own_part`, at the encoder's size."""
     limits = config.corpus
-    part_of = partial(own_part, image_id)
+    part_of = partial(own_part, config.seed, image_id)
     return decode(data or b"", config.encoder.image_size, limits.max_pixels, limits.max_bytes, part_of)
 
 
