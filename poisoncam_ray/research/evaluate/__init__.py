@@ -16,6 +16,7 @@ probes.py            what an encoder has learned
 retrain.py           further encoders, trained on the cleaned and on the never-poisoned corpus
 never_poisoned.py    several trainings on the never-poisoned corpus
 peer.py              PatchSearch on the same encoder
+controls.py          encoders that cannot hold the backdoor
 corpora.py           the corpora of a results table
 table.py             the results table; results.py writes it
 """
