@@ -96,7 +96,7 @@ PARTS = (
     ),
     Part(
         "decode", "Decoding", decode.measure_decode, decode.Sizes(),
-        decode.Sizes(4, ((64, 64), (100, 75)), (32, 64)),
+        decode.Sizes(4, ((64, 64), (100, 75)), (32, 64)), 5,
     ),
     Part(
         "shards", "Index and Clean", shards.measure_shards, shards.Sizes(), shards.Sizes(64, 48, 2),
