@@ -307,6 +307,16 @@ class Config(Section):
                 "search.hiding=drop leaves no token where a window is as large as the image: use "
                 "search.hiding=paint, or lower search.window or search.scales"
             )
+        if (
+            self.search.hiding == "drop"
+            and self.search.strategy == "full_coverage"
+            # Rounded to whole patches, a larger cell may cover the image.
+            and self.search.cell > 0.5
+        ):
+            raise ValueError(
+                f"search.cell={self.search.cell} with search.hiding=drop may leave no token where a mask of "
+                "full_coverage hides a cell: use at most 0.5, or search.hiding=paint"
+            )
         if self.search.strategy == "full_coverage" and self.search.masks % 4:
             raise ValueError(f"search.masks={self.search.masks} must be a multiple of 4 for full_coverage")
         if self.pretrain.init and self.encoder.checkpoint:

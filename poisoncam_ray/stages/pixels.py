@@ -174,7 +174,8 @@ def parts_of(index: Folder, part: str, config: Config) -> list[list[Box]]:
         if most == 1:
             ids = table["image_id"].to_pylist()
             cut = [
-                [own_part(one, *size)] if of else [] for one, size, of in zip(ids, sizes, cut, strict=True)
+                [own_part(config.seed, one, *size)] if of else []
+                for one, size, of in zip(ids, sizes, cut, strict=True)
             ]
         if sum(map(len, cut)) * 2 * 3 * config.encoder.image_size**2 <= PARTS_BYTES:
             found = cut
@@ -267,7 +268,7 @@ def fetch_images(images: Corpus | Copies, config: Config, ids: list[str]) -> Pix
 
 def decode_part(image: Encoded, config: Config, image_id: str) -> Pixels:
     """x_CHW of one encoded image, or of its `own_part`, at the encoder's size."""
-    part_of = partial(own_part, image_id)
+    part_of = partial(own_part, config.seed, image_id)
     return decode(image.data or b"", *_limits(image, config), part_of, image.size)
 
 

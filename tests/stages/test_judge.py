@@ -179,7 +179,7 @@ def test_many_long_images_have_fewer_parts_each_where_they_would_fill_the_memory
     monkeypatch.setattr(pixels, "PARTS_BYTES", 2 * 3 * SIDE**2 * 3)
     (tmp_path / "own").mkdir()
     (ids, _, second), _, _ = scores(tmp_path / "own", monkeypatch, {"a": long_image(0), "b": long_image(170)})
-    own = [own_part(image_id, 6 * SIDE, SIDE) for image_id in ids]
+    own = [own_part(0, image_id, 6 * SIDE, SIDE) for image_id in ids]
     assert second.rows_M.tolist() == [0, 1] and [tuple(box) for box in second.part_M4.tolist()] == own
     monkeypatch.setattr(pixels, "PARTS_BYTES", 10)
     (tmp_path / "none").mkdir()

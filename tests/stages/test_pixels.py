@@ -93,7 +93,7 @@ def test_a_long_image_is_seen_by_the_same_part_wherever_it_is_read(tmp_path):
     # Judge sees all of it, and then each part.
     _, whole_NCHW, second = read_views(*made[:3], made[3][0])
     assert whole_NCHW[0].min() == 0 and whole_NCHW[0].max() == 250
-    own = [own_part(image_id, 192, 32) for image_id in ids]
+    own = [own_part(made[1].seed, image_id, 192, 32) for image_id in ids]
     for i, x_CHW in enumerate(x_NCHW):
         same = second.x_MCHW[(second.rows_M == i) & (second.part_M4 == own[i]).all(axis=1)]
         assert len(same) == 1 and np.array_equal(same[0], x_CHW)

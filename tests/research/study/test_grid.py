@@ -36,6 +36,11 @@ def test_what_the_command_line_says_wins(tmp_path):
         ({"window": [0.35]}, "there is no key 'window'"),
         ({"base": {"masks": 64}}, "base.masks=64 is none of masks"),
         ({"images": 0}, "images=0"),
+        ({"hidings": ["hide"]}, "hidings.0='hide'"),
+        ({"refine_hidden": [26]}, "refine_hidden.0=26"),
+        ({"hidings": ["drop"]}, "base.hiding=paint is none of hidings"),
+        ({"hidings": ["paint", "drop"], "windows": [0.3, 1]}, "a window is as large as the image"),
+        ({"hidings": ["paint", "drop"], "cells": [0.25, 0.9]}, "a cell of full_coverage covers the image"),
     ],
 )
 def test_a_bad_grid_is_one_sentence(tmp_path, changed, told):
