@@ -30,6 +30,7 @@ from poisoncam_ray.research.benchmark import (
     search_stage,
     shards,
     training,
+    whole_run,
 )
 from poisoncam_ray.research.benchmark.compare import Measured, Setting
 from poisoncam_ray.research.benchmark.machine import load, machine
@@ -77,6 +78,10 @@ PARTS = (
     Part(
         "search", "The Search stage", search_stage.measure_search, search_stage.Sizes(),
         search_stage.Sizes(TINY_VIT, None, (), 64, 48, 4, 1), 2,
+    ),
+    Part(
+        "share", "Everything after Pretrain, counted", whole_run.count_share, whole_run.Sizes(),
+        whole_run.Sizes("tiny-cnn", ("cluster.k=16",), 500),
     ),
     Part(
         "embed", "Embed", inference.measure_embed, inference.EMBED, (TINY_CASE,),
