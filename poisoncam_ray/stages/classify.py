@@ -30,7 +30,7 @@ from poisoncam_ray.stage import Outcome, Run, Stage
 from poisoncam_ray.stages.compute import device, set_up
 from poisoncam_ray.stages.crops import from_png, to_png
 from poisoncam_ray.stages.ensembles import load_models
-from poisoncam_ray.stages.pixels import Pixels, fetch_images, images_of
+from poisoncam_ray.stages.pixels import Pixels, fetch_images, images_of, seen_aspects
 from poisoncam_ray.stages.pool import assignments
 from poisoncam_ray.stages.ray_cluster import RESTARTS, actors_at_most, in_flight
 from poisoncam_ray.stages.shrunk import Copies
@@ -145,13 +145,12 @@ def _picture_families(run: Run, triggers: pa.Table, families: list[int]) -> pa.T
     ]
     stored = images_of(run.corpus, run.config, run.folder / artifact.INDEX)
     found = ray.get([task.remote(stored, run.config, table) for table in windows])
-    rows = [(family, data) for family, pictures in zip(families, found, strict=True) for data in pictures]
-    return pa.table(
-        {
-            "family": pa.array([family for family, _ in rows], pa.int32()),
-            "picture": pa.array([data for _, data in rows], pa.binary()),
-        }
-    )
+    rows = [
+        {"family": family, "picture": data, "aspect": aspect}
+        for family, pictures in zip(families, found, strict=True)
+        for data, aspect in pictures
+    ]
+    return pa.Table.from_pylist(rows, schema=artifact.WHOLE_TRIGGER_SCHEMA)
 
 
 def aspects_of(index: Folder) -> float:
@@ -256,12 +255,15 @@ def tensor(x_NCHW: Pixels) -> Tensor:
     return torch.from_numpy(x_NCHW.copy()).to(device())
 
 
-def picture_trigger(images: Corpus | Copies, config: Config, windows: pa.Table) -> list[bytes]:
-    """The task for one family: pictures of its whole trigger as PNG, from the images of `windows`."""
+def picture_trigger(images: Corpus | Copies, config: Config, windows: pa.Table) -> list[tuple[bytes, float]]:
+    """The task for one family: pictures of its whole trigger as PNG, from the images of `windows`, and the
+    aspect of what each was cut from."""
     set_up(config.resources)
-    pixels = fetch_images(images, config, windows["image_id"].to_pylist())
+    ids = windows["image_id"].to_pylist()
+    pixels, aspects = fetch_images(images, config, ids), seen_aspects(images, config, ids)
     box_N4 = torch.tensor([windows[side].to_pylist() for side in SIDES]).T
-    return [to_png(t_Chw) for t_Chw in whole_triggers(torch.from_numpy(pixels).float() / 255, box_N4)]
+    pictures, cut_from = whole_triggers(torch.from_numpy(pixels).float() / 255, box_N4)
+    return [(to_png(t_Chw), aspects[i]) for t_Chw, i in zip(pictures, cut_from, strict=True)]
 
 
 def train_model(

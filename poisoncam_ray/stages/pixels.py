@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from poisoncam_ray.config import Config
 from poisoncam_ray.corpus import Corpus, Slice
-from poisoncam_ray.decode import MAX_BYTES, cut_out, decode, views
+from poisoncam_ray.decode import MAX_BYTES, cut_out, decode, header, views
 from poisoncam_ray.errors import LedgerError
 from poisoncam_ray.folder import Folder, part_name
 from poisoncam_ray.method.crops import MOST_PARTS, draw_pair, in_sample, number, own_part, parts
@@ -264,6 +264,24 @@ def fetch_images(images: Corpus | Copies, config: Config, ids: list[str]) -> Pix
         for i, image in enumerate(found, first):
             x_NCHW[i] = decode_part(image if isinstance(image, Encoded) else Encoded(image), config, ids[i])
     return x_NCHW
+
+
+def seen_aspects(images: Corpus | Copies, config: Config, ids: list[str]) -> list[float]:
+    """Width over height, in stored pixels, of what `fetch_images` shows of each image."""
+    limits = config.corpus
+    aspects: list[float] = []
+    for first in range(0, len(ids), FETCHED_AT_ONCE):
+        some = ids[first : first + FETCHED_AT_ONCE]
+        found: Sequence[bytes | Encoded] = images.fetch(some)
+        for image_id, image in zip(some, found, strict=True):
+            if isinstance(image, Encoded) and image.size:
+                width, height = image.size
+            else:
+                data = image.data if isinstance(image, Encoded) else image
+                width, height, _ = header(data or b"", limits.max_pixels, limits.max_bytes)
+            x0, y0, x1, y1 = own_part(config.seed, image_id, width, height)
+            aspects.append((x1 - x0) / (y1 - y0))
+    return aspects
 
 
 def decode_part(image: Encoded, config: Config, image_id: str) -> Pixels:
