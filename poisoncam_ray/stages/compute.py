@@ -16,8 +16,8 @@ FREED_MEMORY_KEPT = 2**30
 ONE_HEAP = {"GLIBC_TUNABLES": "glibc.malloc.arena_max=1:glibc.malloc.hugetlb=1"}
 """Environment of a worker that computes in another thread than its first, as Ray Train's workers do.
 
-Such a thread gets regions of 64 MiB from malloc, which returns each to Linux as soon as it is empty, whatever
-`keep_freed_memory` says. With one heap for all threads it is kept. Its pages are of 2 MiB where Linux has them.
+malloc gives such a thread regions of 64 MiB, and returns each to Linux as soon as it is empty, whatever
+`keep_freed_memory` says. One heap for all threads is kept. Its pages are of 2 MiB where Linux has them.
 malloc reads this when a process starts.
 """
 
