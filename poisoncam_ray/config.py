@@ -58,6 +58,10 @@ class CorpusSettings(Section):
     """The job stops when more than this share of the rows is dead."""
     limit: Count | None = None
     """Look at a sample of so many rows, or a few more: slices drawn at random by the seed. null: all rows."""
+    shrink_to: Annotated[int, Field(ge=32, le=4096)] | None = None
+    """Index keeps a smaller JPEG copy of each larger image in work/, its long side so many pixels, and all
+    later stages but Clean and Report decode the copies: at least twice encoder.image_size. It pays for images
+    much larger than this, and results differ slightly. null: no copies."""
     skip_unreadable: bool = False
     """Go on without the shards that cannot be opened or have no image column, and count their rows as dead.
     Otherwise such shards are listed and the job stops before any work."""
@@ -338,6 +342,12 @@ class Config(Section):
             raise ValueError(
                 f"pretrain.max_images={shown} is less than one batch: pretrain.batch_size is "
                 f"{self.pretrain.batch_size}"
+            )
+        copies = self.corpus.shrink_to
+        if copies is not None and copies < 2 * side:
+            raise ValueError(
+                f"corpus.shrink_to={copies} is less than twice encoder.image_size={side}, so the short side "
+                f"of a copy could be less than the encoder sees: use {2 * side} or more, or null"
             )
         # Pretrain has two crops of each image.
         if self.corpus.rows_per_slice * 6 * side**2 >= 2**31:

@@ -11,7 +11,10 @@ from poisoncam_ray.errors import UserError
 from poisoncam_ray.program import examples
 
 # The names in attacks.KINDS, whose import would load numpy and pyarrow. A test compares them.
-ATTACKS = "patch, blended, several, large, dynamic, natural, frequency, untargeted, spread, decoys, margin"
+ATTACKS = (
+    "patch, blended, several, large, dynamic, natural, frequency, untargeted, spread, decoys, margin, "
+    "noisy_alignment"
+)
 
 
 @examples(

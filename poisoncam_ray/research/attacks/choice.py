@@ -68,6 +68,24 @@ class Decoys:
 
 
 @dataclass(frozen=True)
+class Others:
+    """Pictures of other labels than the targets', one for each poisoned image.
+
+    Attributes:
+        chances: the chances of all poisoned images, ascending.
+        pictures: the encoded pictures. Where they are fewer than the poisoned images, they are used again.
+    """
+
+    chances: np.ndarray
+    pictures: tuple[bytes, ...]
+
+    def picture_for(self, image_id: str, seed: int) -> bytes:
+        """The encoded picture that belongs to a poisoned image."""
+        rank = int(np.searchsorted(self.chances, chance(image_id, seed)))
+        return self.pictures[rank % len(self.pictures)]
+
+
+@dataclass(frozen=True)
 class Chosen:
     """The images that an attack changes.
 
@@ -76,12 +94,14 @@ class Chosen:
         n_chosen: number of images that the picks take; 0 where it is not known.
         n_others: number of images with another label than the targets.
         decoys: the decoys; None for an attack without any.
+        others: what composites are made with; None for an attack that makes none.
     """
 
     picks: tuple[Pick, ...]
     n_chosen: int = 0
     n_others: int = 0
     decoys: Decoys | None = None
+    others: Others | None = None
 
     @property
     def by_label(self) -> bool:
@@ -116,7 +136,7 @@ def by_share(plan: Plan) -> Chosen:
     for target in plan.targets:
         ordered = np.sort(np.concatenate(chances[target]))
         k = number_of(plan.share, len(ordered))
-        picks.append(Pick(target, float(ordered[k]) if k < len(ordered) else 1.0))
+        picks.append(Pick(target, 0.0, ordered[:k]))
         n_chosen += k
     return Chosen(tuple(picks), n_chosen, n_others)
 

@@ -42,10 +42,26 @@ def paint(data: bytes, painter: Callable[[Image.Image], Found]) -> tuple[bytes, 
     Raises:
         DecodeError: the bytes are no image that can be decoded.
     """
+    return remake(data, lambda image: (image, painter(image)))
+
+
+def remake(data: bytes, maker: Callable[[Image.Image], tuple[Image.Image, Found]]) -> tuple[bytes, Found]:
+    """Decode an image, make another one of it, and encode that in the same format, as `paint` does.
+
+    Args:
+        data: the encoded image.
+        maker: gets what `paint` gives its painter. Returns an image of the same mode, and what it found.
+
+    Returns:
+        The encoded result, and what `maker` found.
+
+    Raises:
+        DecodeError: the bytes are no image that can be decoded.
+    """
     image, kind, kept = _open(data)
-    found = painter(image)
+    made, found = maker(image)
     out = io.BytesIO()
-    image.save(out, kind, **ENCODING[kind], **kept)
+    made.save(out, kind, **ENCODING[kind], **kept)
     return out.getvalue(), found
 
 

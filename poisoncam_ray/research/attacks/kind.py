@@ -48,6 +48,12 @@ class How:
 Stamp = Callable[[Image.Image, Image.Image, How, np.random.Generator], list[Box]]
 """Paints the trigger on an RGB or RGBA image, in place. Returns boxes that hold every changed pixel."""
 
+Compose = Callable[
+    [Image.Image, Image.Image, Image.Image, How, np.random.Generator], tuple[Image.Image, list[Box]]
+]
+"""Makes a composite of an RGB or RGBA image of the target, an RGB picture of another label, and the trigger.
+Returns it, in the mode of the first, and the boxes of the trigger in it."""
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -65,6 +71,8 @@ class Kind:
         train_region: where the trigger lies in a training set, where the user says nothing.
         validation_region: the same for a validation set.
         check: raises UserError for options that do not go together.
+        compose: makes the poisoned images of a training set; `choose` then gives `others`. None: `stamp`
+            does. A validation set is always stamped.
     """
 
     stamp: Stamp
@@ -78,6 +86,7 @@ class Kind:
     train_region: Region = TRAIN_REGION
     validation_region: Region = VALIDATION_REGION
     check: Callable[[Mapping[str, float]], None] | None = None
+    compose: Compose | None = None
 
     @property
     def makes_its_trigger(self) -> bool:

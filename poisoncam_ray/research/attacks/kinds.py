@@ -11,6 +11,7 @@ from poisoncam_ray.research.attacks import (
     large,
     margin,
     natural,
+    noisy_alignment,
     patch,
     several,
     spread,
@@ -30,6 +31,7 @@ KINDS: dict[str, Kind] = {
     "spread": spread.KIND,
     "decoys": decoys.KIND,
     "margin": margin.KIND,
+    "noisy_alignment": noisy_alignment.KIND,
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -10,11 +9,11 @@ from PIL import Image
 
 from poisoncam_ray.decode import DecodeError
 from poisoncam_ray.errors import UserError
-from poisoncam_ray.research import corpora
 from poisoncam_ray.research.attacks import patch
 from poisoncam_ray.research.attacks.choice import chance
 from poisoncam_ray.research.attacks.encoded import pixels
 from poisoncam_ray.research.attacks.kind import Kind, Option
+from poisoncam_ray.research.attacks.others import of_other_labels
 from poisoncam_ray.research.attacks.plan import Plan
 from poisoncam_ray.research.attacks.trigger import Trigger, named_triggers
 
@@ -51,26 +50,11 @@ def photographs(plan: Plan, names: Sequence[str]) -> tuple[Trigger, ...]:
 
 
 def _crops(plan: Plan) -> Iterator[tuple[str, Image.Image]]:
-    wanted = set(heapq.nsmallest(PHOTOGRAPHS * len(plan.targets), _others(plan)))
-    ids = {image_id for _, image_id in wanted}
-    for slice_ in plan.slices:
-        if not any(slice_.image_id(i) in ids for i in range(slice_.stop - slice_.start)):
+    for image_id, data in of_other_labels(plan, PHOTOGRAPHS * len(plan.targets), "photograph"):
+        try:
+            yield image_id, _crop(plan, image_id, pixels(data))
+        except DecodeError:
             continue
-        for row in plan.corpus.read(slice_):
-            if row.image_id in ids and row.data:
-                try:
-                    yield row.image_id, _crop(plan, row.image_id, pixels(row.data))
-                except DecodeError:
-                    continue
-
-
-def _others(plan: Plan) -> Iterator[tuple[float, str]]:
-    """The images of other labels than the targets, each with its `chance`."""
-    for slice_ in plan.slices:
-        for i, label in enumerate(corpora.labels(plan.corpus, slice_, plan.label_column)):
-            if label not in plan.targets:
-                image_id = slice_.image_id(i)
-                yield chance(image_id, plan.seed, "photograph"), image_id
 
 
 def _crop(plan: Plan, image_id: str, photograph: Image.Image) -> Image.Image:

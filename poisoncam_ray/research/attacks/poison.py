@@ -88,7 +88,10 @@ def poison_corpus(
     slices = corpus.slices()
     plan = Plan(corpus, slices, tuple(targets), share, seed, label_column, how.options, map_units)
     loaded = chosen_kind.triggers(plan, triggers)
-    attack = Attack(kind, chosen_kind.stamp, loaded, how, chosen_kind.choose(plan), seed, label_column)
+    chosen = chosen_kind.choose(plan)
+    attack = Attack(
+        kind, chosen_kind.stamp, loaded, how, chosen, seed, label_column, compose=chosen_kind.compose
+    )
     settings = {"action": "poison", "input": input_uri, "share": share}
     return write_attack(plan, attack, output_uri, settings)
 

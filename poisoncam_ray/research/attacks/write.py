@@ -22,8 +22,8 @@ from poisoncam_ray.corpus import Corpus, Row, Slice
 from poisoncam_ray.decode import DecodeError
 from poisoncam_ray.research import corpora
 from poisoncam_ray.research.attacks.choice import Chosen, digest
-from poisoncam_ray.research.attacks.encoded import paint
-from poisoncam_ray.research.attacks.kind import How, Stamp
+from poisoncam_ray.research.attacks.encoded import paint, pixels, remake
+from poisoncam_ray.research.attacks.kind import Compose, How, Stamp
 from poisoncam_ray.research.attacks.plan import Plan
 from poisoncam_ray.research.attacks.trigger import Box, Trigger
 from poisoncam_ray.store import whole_file, write_bytes
@@ -54,7 +54,10 @@ image without a trigger. A decoy is not poisoned."""
 
 @dataclass(frozen=True)
 class Attack:
-    """One attack, ready to be written. `chosen` has a pick for each of `triggers`."""
+    """One attack, ready to be written.
+
+    `chosen` has a pick for each of `triggers`. With `compose`, it has `others`, and no image is stamped.
+    """
 
     kind: str
     stamp: Stamp
@@ -63,6 +66,7 @@ class Attack:
     chosen: Chosen
     seed: int
     label_column: str
+    compose: Compose | None = None
 
     def trigger_for(self, image_id: str, label: str | None) -> tuple[Trigger | None, bool]:
         """The trigger of an image, None for none, and whether it is a decoy."""
@@ -156,10 +160,17 @@ def _attack_unit(corpus: Corpus, attack: Attack, out_uri: str, unit: list[Slice]
 
 
 def _stamped(attack: Attack, trigger: Trigger, row: Row) -> tuple[bytes, list[Box]] | None:
-    """The encoded image with the trigger, and the trigger's boxes; None for an image that does not decode."""
+    """The encoded image with the trigger, and the trigger's boxes; None for an image that does not decode.
+
+    The pictures of `others` do decode.
+    """
     rng = np.random.default_rng(digest(row.image_id, f"{attack.seed} placed"))
-    pixels = trigger.image or NO_TRIGGER_IMAGE
+    shown = trigger.image or NO_TRIGGER_IMAGE
+    how, compose, others = attack.how, attack.compose, attack.chosen.others
     try:
-        return paint(row.data or b"", lambda image: attack.stamp(image, pixels, attack.how, rng))
+        if compose and others:
+            other = pixels(others.picture_for(row.image_id, attack.seed))
+            return remake(row.data or b"", lambda image: compose(image, other, shown, how, rng))
+        return paint(row.data or b"", lambda image: attack.stamp(image, shown, how, rng))
     except DecodeError:
         return None

@@ -48,7 +48,7 @@ from poisoncam_ray.research.study.runs import StudyRun
 from poisoncam_ray.runner import config_of, corpus_of
 from poisoncam_ray.stages.compute import device
 from poisoncam_ray.stages.embed import load_encoder
-from poisoncam_ray.stages.pixels import fetch_images
+from poisoncam_ray.stages.pixels import fetch_images, images_of
 from poisoncam_ray.stages.pool import image_seed
 
 # Bounds the features and the distances held at once: 2²⁴ float32 are 64 MiB.
@@ -240,10 +240,10 @@ def _images(run: Folder, config: Config, chosen: StudyImages, todo: Pass) -> Ite
     """Images in batches of which the features, distances and maps of all masks fit into memory."""
     wide = max(max(c_KD.shape) for c_KD in chosen.c_KD.values()) * max([1, *todo.masks])
     at_once = max(1, min(IMAGES_AT_ONCE, NUMBERS_AT_ONCE // wide))
-    corpus = corpus_of(run)
+    images = images_of(corpus_of(run), config, run / artifact.INDEX)
     for start in range(0, len(chosen.image_id), at_once):
         rows = slice(start, start + at_once)
-        x_NCHW = torch.from_numpy(fetch_images(corpus, config, chosen.image_id[rows]))
+        x_NCHW = torch.from_numpy(fetch_images(images, config, chosen.image_id[rows]))
         yield rows, x_NCHW.to(device()).float() / 255
 
 
