@@ -28,6 +28,7 @@ ON_RUN = {
     "recall": "recall",
     "false_positive_rate": "false positives",
     "recall_at_its_rate": "recall at the defence's false positives",
+    "recall_at_1_percent": "at 1 %",
     "auc": "AUC",
     "seconds": "seconds",
     "cpu_seconds": "of a CPU",
