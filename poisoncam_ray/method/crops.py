@@ -84,6 +84,25 @@ def draw_crop(width: int, height: int, least: float, rng: np.random.Generator) -
     return Crop(box, bool(flip < FLIP_P))
 
 
+def shrunk_size(width: int, height: int, side: int) -> tuple[int, int]:
+    """Width and height of a smaller copy of an image.
+
+    Args:
+        width: of the stored image, in pixels.
+        height: of the stored image, in pixels.
+        side: the long side of the copy, at most; of an image that is looked at by its parts, the long side of
+            each of these. So the short side of what is looked at is at least half of it.
+
+    Returns:
+        The size, of the same aspect; that of the image where this is no larger.
+    """
+    _, _, *longer = (parts(width, height) or [(0, 0, width, height)])[0]
+    scale = side / max(longer)
+    if scale >= 1:
+        return width, height
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
 def own_part(seed: int, image_id: str, width: int, height: int) -> tuple[int, int, int, int]:
     """The part by which Embed, Search and Classify know an image: all of it up to 2:1; of a longer image one
     of its parts, drawn by the seed and the image's id. So they see long images at the resolution of others,

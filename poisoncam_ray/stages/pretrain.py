@@ -33,7 +33,7 @@ from poisoncam_ray.errors import UserError
 from poisoncam_ray.folder import Folder
 from poisoncam_ray.stage import Outcome, Run, Stage
 from poisoncam_ray.stages.batches import Batches
-from poisoncam_ray.stages.compute import set_up
+from poisoncam_ray.stages.compute import ONE_HEAP, set_up
 from poisoncam_ray.stages.embed import write_encoder
 from poisoncam_ray.stages.own_encoder import check_encoder, checkpoint_sha256, import_encoder
 from poisoncam_ray.stages.precision import choose
@@ -158,6 +158,7 @@ def _fit(job: Job, run: Run) -> None:
             # For Ray Train's own files; our checkpoints go to the run folder.
             storage_path=tempfile.gettempdir(),
             failure_config=FailureConfig(max_failures=settings.max_failures),
+            worker_runtime_env={"env_vars": ONE_HEAP},
         ),
     )
     training: Future[Any] = Future()

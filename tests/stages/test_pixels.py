@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,21 @@ from PIL import Image
 
 from poisoncam_ray import artifact
 from poisoncam_ray.corpus import open_corpus
+from poisoncam_ray.decode import DecodeError
 from poisoncam_ray.errors import LedgerError
 from poisoncam_ray.folder import Folder
 from poisoncam_ray.method.crops import in_sample, own_part
 from poisoncam_ray.settings import load_config
+from poisoncam_ray.stages import pixels
 from poisoncam_ray.stages.index import index_slice
-from poisoncam_ray.stages.pixels import fetch_images, read_crops, read_slice, read_views
+from poisoncam_ray.stages.pixels import (
+    fetch_images,
+    read_crops,
+    read_crops_aside,
+    read_slice,
+    read_views,
+    seen_aspects,
+)
 
 SIDE, N = 16, 40
 
@@ -99,6 +109,13 @@ def test_a_long_image_is_seen_by_the_same_part_wherever_it_is_read(tmp_path):
         assert len(same) == 1 and np.array_equal(same[0], x_CHW)
 
 
+def test_the_aspect_of_what_is_seen_is_that_of_the_part_of_a_long_image(tmp_path):
+    images = [picture(w, h, 0) for w, h in ((32, 32), (48, 32), (192, 32), (20, 80))]
+    corpus, config, index, (slice_,) = indexed(tmp_path, images)
+    ids, _ = read_slice(corpus, config, index, slice_)
+    assert seen_aspects(corpus, config, ids) == [1, 1.5, 2, 0.5]
+
+
 def test_a_small_crop_has_the_resolution_of_the_stored_image(tmp_path):
     """Stripes of 8 of 256 px: grey in the encoder's square of 16 px, sharp in a crop of a few of them."""
     stripes = np.broadcast_to((np.arange(256) // 8 % 2 * 255).astype(np.uint8)[None, :, None], (256, 256, 3))
@@ -119,6 +136,26 @@ def test_broken_rows_have_no_crops_and_a_changed_corpus_is_told(tmp_path):
     changed = open_corpus(str(tmp_path / "corpus"))
     with pytest.raises(LedgerError):
         read_crops(changed, config, index, changed.slices()[0], 0)
+
+
+def test_crops_read_aside_are_the_same(tmp_path):
+    made = indexed(tmp_path, [picture(40, 24, i) for i in range(3)])
+    arguments = (*made[:3], made[3][0], 1, 1.0, np.array([0, 2]))
+    assert np.array_equal(read_crops_aside(*arguments), read_crops(*arguments))
+    pq.write_table(pa.table({"image": pa.array([b"other"], pa.binary())}), tmp_path / "corpus" / "a.parquet")
+    changed = open_corpus(str(tmp_path / "corpus"))
+    with pytest.raises(DecodeError):
+        read_crops_aside(changed, *made[1:3], changed.slices()[0], *arguments[4:])
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="no such priority")
+def test_reading_aside_has_the_lowest_priority_and_leaves_that_of_its_process(monkeypatch):
+    monkeypatch.setattr(pixels, "read_crops", lambda: os.sched_getscheduler(0))
+    assert read_crops_aside() == os.SCHED_IDLE
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
+    # Where it is forbidden, as in some sandboxes.
+    monkeypatch.setattr(os, "sched_setscheduler", lambda *_: (_ for _ in ()).throw(PermissionError))
+    assert read_crops_aside() == os.SCHED_OTHER
 
 
 @pytest.mark.parametrize("share", [1.0, 0.6])

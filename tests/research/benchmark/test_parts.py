@@ -17,7 +17,7 @@ from poisoncam_ray.research.benchmark.decode import Sizes
 from poisoncam_ray.research.benchmark.exponents import exponent
 from poisoncam_ray.research.benchmark.parts import NAMES, PARTS, Part, measure
 
-WITHOUT_RAY = ("cam", "pastes", "step", "decode", "exponents")
+WITHOUT_RAY = ("cam", "pastes", "share", "step", "decode", "exponents")
 ON_RAY = ("search", "embed", "judge", "epoch", "workers", "shards")
 APART = ("precision", "allocator", "memory")
 """In processes of their own. The memory of a run is measured in test_benchmark_memory.py."""
