@@ -174,6 +174,11 @@ class Search(Section):
     """Of the 25 shifted windows so many, the best when shown alone, are also scored hidden. On
     the runs that this was tried on, 13 found about as many triggers as 25, and 5 found fewer. Where tokens
     are dropped, a shown window costs a tenth of a hidden one."""
+    refine_shown: bool = True
+    """Whether the shifted windows are also scored shown alone. false: refine_hidden of them, spread evenly,
+    are scored hidden only. A ViT that sees a window's tokens alone tells its place worse."""
+    refine_passes: Annotated[int, Field(ge=1, le=5)] = 1
+    """How often the window is shifted to a better place, each time by at most two steps."""
     scales: tuple[Annotated[float, Field(gt=0, le=8)], ...] = (1.0,)
     """Sizes of the pasted window, as multiples of `window`. Each image keeps the best. More than one size
     finds triggers that are larger or smaller than the window; each costs race.first forwards a candidate."""
@@ -306,6 +311,11 @@ class Config(Section):
             raise ValueError(
                 "search.hiding=drop leaves no token where a window is as large as the image: use "
                 "search.hiding=paint, or lower search.window or search.scales"
+            )
+        if self.search.refine and not (self.search.refine_shown or self.search.refine_hidden):
+            raise ValueError(
+                "search.refine_hidden=0 with search.refine_shown=false leaves nothing to refine by: set "
+                "search.refine=false"
             )
         if (
             self.search.hiding == "drop"

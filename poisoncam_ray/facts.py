@@ -76,7 +76,7 @@ class Indexed(Facts):
         skipped = f", {self.shards_skipped:,} {shards} skipped" if self.shards_skipped else ""
         drawn = f": {self.told_sample}" if self.corpus_rows is not None else ""
         slices = "1 slice" if self.slices == 1 else f"{self.slices:,} slices"
-        copies = "" if self.copies_bytes is None else f", copies of {self.copies_bytes / 1e9:,.2f} GB"
+        copies = "" if self.copies_bytes is None else f", copies of {self.copies_bytes / 1e6:,.1f} MB"
         return f"{self.images:,} images in {slices}{broken}{without}{skipped}{copies}{drawn}"
 
     @property

@@ -93,6 +93,14 @@ def test_a_window_as_large_as_the_image_cannot_be_dropped(larger):
         load_config(overrides=["search.hiding=drop", larger])
 
 
+def test_a_refinement_by_nothing_is_refused():
+    nothing = ["search.refine_shown=false", "search.refine_hidden=0"]
+    load_config(overrides=[nothing[0], "search.refine_hidden=1"])
+    load_config(overrides=[*nothing, "search.refine=false"])
+    with pytest.raises(UserError, match=r"leaves nothing to refine by: set search\.refine=false"):
+        load_config(overrides=nothing)
+
+
 @pytest.mark.parametrize("cell", [0.51, 0.95, 1.0])
 def test_a_cell_that_hides_all_tokens_is_refused_at_once(cell):
     """Rounded to whole patches, a cell of 0.95 covers an image of 8 patches a side."""

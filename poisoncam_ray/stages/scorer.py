@@ -256,6 +256,6 @@ def find_windows(
     if settings.refine:
         box_N4 = refine_windows(
             encoder, x_NCHW, box_N4, own_N, c_KD, settings.score, fill_NC, settings.batch_size, hiding,
-            settings.refine_hidden,
+            settings.refine_hidden, settings.refine_shown, settings.refine_passes,
         )  # fmt: skip
     return own_N, box_N4

@@ -121,6 +121,8 @@ def way_of(config: Config, encoder: Encoder, candidates: int) -> Way:
         hiding,
         settings.refine,
         settings.refine_hidden,
+        settings.refine_shown,
+        settings.refine_passes,
         checks=2,
         flip_images=settings.flip_images,
         rules=race_rules(settings),

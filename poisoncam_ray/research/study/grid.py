@@ -17,7 +17,6 @@ Strategy = MaskStrategy | Literal["gradcam", "random_window"]
 Score = Literal["hard", "margin", "distance"]
 Factor = Annotated[float, Field(gt=0, le=100)]
 Hiding = Literal["paint", "drop"]
-Refined = Annotated[int, Field(ge=0, le=25)] | None
 
 GRIDS = Path(__file__).parent / "grids"
 REFERENCES = ("gradcam", "random_window")
@@ -31,6 +30,26 @@ class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+class Refine(_Strict):
+    """How a window is refined, by search.refine_hidden, refine_shown and refine_passes."""
+
+    hidden: Annotated[int, Field(ge=0, le=25)] = Search().refine_hidden
+    shown: bool = Search().refine_shown
+    passes: Annotated[int, Field(ge=1, le=5)] = Search().refine_passes
+
+    @property
+    def label(self) -> str:
+        """In a row of the study: "25 shown + 13 hidden", "13 hidden × 2"."""
+        parts = (["25 shown"] if self.shown else []) + ([f"{self.hidden} hidden"] if self.hidden else [])
+        return " + ".join(parts) + (f" × {self.passes}" if self.passes > 1 else "")
+
+    @model_validator(mode="after")
+    def _some(self) -> Refine:
+        if not (self.hidden or self.shown):
+            raise ValueError("refine needs shown or hidden shifts")
+        return self
+
+
 class Base(_Strict):
     """The setting around which plots and tables vary one value. The default is the defence's."""
 
@@ -39,7 +58,7 @@ class Base(_Strict):
     cell: Fraction = Search().cell
     window: Fraction = Search().window
     hiding: Hiding = "paint"
-    refine_hidden: Refined = None
+    refine: Refine | None = None
 
 
 class Grid(_Strict):
@@ -53,8 +72,7 @@ class Grid(_Strict):
         windows: sides of a window, as shares of the image side.
         k_factors: K / √N.
         hidings: how masks hide pixels: "paint", or "drop", for ViTs only.
-        refine_hidden: shifts of a refined window that are also scored hidden, as search.refine_hidden; null:
-            the window is not refined.
+        refines: how windows are refined; null: not at all.
         images: poisoned images of a run, at most.
         seed: seed of the images, masks and intervals.
         base: the values of the settings that a table or plot does not vary.
@@ -67,7 +85,7 @@ class Grid(_Strict):
     windows: tuple[Fraction, ...]
     k_factors: tuple[Factor, ...]
     hidings: tuple[Hiding, ...] = ("paint",)
-    refine_hidden: tuple[Refined, ...] = (None,)
+    refines: tuple[Refine | None, ...] = (None,)
     images: Count = 100
     seed: Seed = 0
     base: Base = Base()
@@ -75,7 +93,7 @@ class Grid(_Strict):
     @property
     def varies_hiding(self) -> bool:
         """Whether ways of hiding or of refining are compared."""
-        return len(self.hidings) > 1 or len(self.refine_hidden) > 1
+        return len(self.hidings) > 1 or len(self.refines) > 1
 
     @model_validator(mode="after")
     def _whole(self) -> Grid:
@@ -89,7 +107,7 @@ class Grid(_Strict):
                 "windows",
                 "k_factors",
                 "hidings",
-                "refine_hidden",
+                "refines",
             )
         }
         for name, values in axes.items():
@@ -97,7 +115,7 @@ class Grid(_Strict):
                 raise ValueError(f"{name} must hold at least one value and none twice")
         for name, axis in (
             ("masks", "masks"), ("cell", "cells"), ("window", "windows"), ("k_factor", "k_factors"),
-            ("hiding", "hidings"), ("refine_hidden", "refine_hidden"),
+            ("hiding", "hidings"), ("refine", "refines"),
         ):  # fmt: skip
             if getattr(self.base, name) not in axes[axis]:
                 raise ValueError(f"base.{name}={getattr(self.base, name)} is none of {axis}")

@@ -47,7 +47,7 @@ def around_base(grid: Grid, strategy: str, score: str | None, **changed: float) 
         "cell": base["cell"] if strategy in READS_CELL else None,
         "window": base["window"],
         "hiding": None if reference else base["hiding"],
-        "refine_hidden": None if reference else base["refine_hidden"],
+        "refine": None if reference or grid.base.refine is None else grid.base.refine.label,
     }
 
 

@@ -41,7 +41,7 @@ from poisoncam_ray.method.masks import cell_of_patches, keep_only, make_masks
 from poisoncam_ray.research.evaluate.joined import committed, mean
 from poisoncam_ray.research.evaluate.scored import HIT_IOU, of_best_patch
 from poisoncam_ray.research.study import flops
-from poisoncam_ray.research.study.grid import READS_WINDOW, REFERENCES, Grid
+from poisoncam_ray.research.study.grid import READS_WINDOW, REFERENCES, Grid, Refine
 from poisoncam_ray.research.study.images import StudyImages, read_images
 from poisoncam_ray.research.study.plan import SCHEMA, Pass, Way, pixels
 from poisoncam_ray.research.study.runs import StudyRun
@@ -92,10 +92,11 @@ def measure(todo: Pass, one: StudyRun, grid: Grid, folder: Folder) -> pa.Table:
             seconds[way] += spent.get(way, 0.0)
 
     @cache
-    def cost(masks: int, window: int, n_hidden: int | None) -> float:
+    def cost(masks: int, window: int, refine: Refine | None) -> float:
+        by = refine or Refine()
         how = flops.Way(
             cast(MaskStrategy, todo.strategy), masks, cell or 1, window, todo.hiding or "paint",
-            refine=n_hidden is not None, refine_hidden=n_hidden or 0, checks=0, flip_images=0,
+            refine is not None, by.hidden, by.shown, by.passes, checks=0, flip_images=0,
         )  # fmt: skip
         return flops.bill(encoder, how).total
 
@@ -104,7 +105,7 @@ def measure(todo: Pass, one: StudyRun, grid: Grid, folder: Folder) -> pa.Table:
         row = _row(todo, way, chosen, encoder.image_size, cell, torch.cat(parts))
         row["flops"] = chosen.flops_gradcam if todo.strategy == "gradcam" else 0.0
         if way.masks is not None:
-            row["flops"] = cost(way.masks, row["window_px"], way.refine_hidden)
+            row["flops"] = cost(way.masks, row["window_px"], way.refine)
         made.append(row | {"seconds": seconds[way] / len(chosen.image_id)})
     return pa.Table.from_pylist(made, SCHEMA)
 
@@ -192,15 +193,15 @@ def _by_masks(
     per_mask = (_now() - began) / len(m_BHW)
     boxes, spent = {}, {}
     for way, box_N4 in read_windows(todo, grid, f_NBD, m_BHW.to(x_NCHW), own, c_KD).items():
-        for n_hidden in grid.refine_hidden:
+        for by in grid.refines:
             began, refined_N4, forwards = _now(), box_N4, way.forwards
-            if n_hidden is not None:
-                forwards += refinement_forwards(n_hidden)
+            if by is not None:
+                forwards += refinement_forwards(by.hidden, by.shown, by.passes)
                 refined_N4 = refine_windows(
                     encoder, x_NCHW, box_N4, own[way.k_factor], c_KD[way.k_factor],
-                    cast(ScoreKind, way.score), fill_NC, batch, hiding, n_hidden,
+                    cast(ScoreKind, way.score), fill_NC, batch, hiding, by.hidden, by.shown, by.passes,
                 )  # fmt: skip
-            refined = replace(way, refine_hidden=n_hidden, forwards=forwards)
+            refined = replace(way, refine=by, forwards=forwards)
             boxes[refined] = refined_N4
             spent[refined] = per_mask * way.forwards + _now() - began
     return boxes, spent
@@ -264,7 +265,7 @@ def _row(
         "window": way.window,
         "window_px": pixels(way.window, image_size),
         "hiding": todo.hiding,
-        "refine_hidden": way.refine_hidden,
+        "refine": way.refine.label if way.refine else None,
         "forwards": way.forwards,
         "flops_forward": chosen.flops_forward,
         "found": "".join(str(int(hit)) for hit in iou_S >= HIT_IOU),

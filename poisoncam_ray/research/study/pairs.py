@@ -15,7 +15,7 @@ from poisoncam_ray.research.study.grid import Grid
 from poisoncam_ray.research.study.lines import around_base
 from poisoncam_ray.research.study.plan import SETTING
 
-VARIED = ("strategy", "masks", "cell", "hiding", "refine_hidden")
+VARIED = ("strategy", "masks", "cell", "hiding", "refine")
 """What may differ between the two ways of a pair."""
 NORMAL_95 = 1.96
 

@@ -16,6 +16,7 @@ from poisoncam_ray.research.study.grid import (
     REFERENCES,
     Grid,
     Hiding,
+    Refine,
     Score,
     Strategy,
 )
@@ -24,7 +25,7 @@ SCHEMA = pa.schema([
     ("run", pa.string()), ("poison_rate", pa.float64()), ("k_factor", pa.float64()), ("k", pa.int64()),
     ("strategy", pa.string()), ("score", pa.string()), ("masks", pa.int64()), ("cell", pa.float64()),
     ("cell_px", pa.int64()), ("window", pa.float64()), ("window_px", pa.int64()),
-    ("hiding", pa.string()), ("refine_hidden", pa.int64()),
+    ("hiding", pa.string()), ("refine", pa.string()),
     ("forwards", pa.int64()), ("flops", pa.float64()), ("flops_forward", pa.float64()),
     ("seconds", pa.float64()), ("n", pa.int64()), ("hits", pa.int64()), ("accuracy", pa.float64()),
     ("coverage", pa.float64()), ("mean_iou", pa.float64()), ("n_poison_clusters", pa.int64()),
@@ -33,11 +34,11 @@ SCHEMA = pa.schema([
     ("found", pa.string()),
 ])  # fmt: skip
 """forwards, flops (of the encoder) and seconds are of one candidate. score, masks, cell, hiding and
-refine_hidden are null where the strategy does not depend on them; refine_hidden also where the window is not
-refined. hits: windows with IoU ≥ 0.5; accuracy = hits / n; coverage: mean share of the trigger inside the
+refine are null where the strategy does not depend on them; refine (grid.Refine.label) also where windows are
+not refined. hits: windows with IoU ≥ 0.5; accuracy = hits / n; coverage: mean share of the trigger inside the
 window; found: for every image 1 where its window is a hit, else 0, in the order of the run's images.parquet,
 which is the same for all rows of a run."""
-SETTING = ("k_factor", "strategy", "score", "masks", "cell", "window", "hiding", "refine_hidden")
+SETTING = ("k_factor", "strategy", "score", "masks", "cell", "window", "hiding", "refine")
 """The columns of the setting; the others are the run and the results."""
 
 
@@ -62,7 +63,7 @@ class Way:
     masks: int | None
     window: float
     forwards: int
-    refine_hidden: int | None = None
+    refine: Refine | None = None
 
 
 def passes(grid: Grid, names: list[str]) -> list[Pass]:

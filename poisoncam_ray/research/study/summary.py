@@ -180,7 +180,7 @@ def summary_of(cube: Cube) -> pa.Table:
         columns[f"{name}_high"] = [_known(estimate.high) for estimate in estimates]
     types = {
         "score": pa.string(), "masks": pa.int64(), "cell": pa.float64(), "hiding": pa.string(),
-        "refine_hidden": pa.int64(),
+        "refine": pa.string(),
     }  # fmt: skip
     return pa.table({key: pa.array(value, types.get(key)) for key, value in columns.items()})
 

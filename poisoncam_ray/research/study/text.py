@@ -43,7 +43,7 @@ def _head(cube: Cube, grid: Grid) -> Iterator[str]:
     base = grid.base
     yield "# Study: masks, score, B, cell, window, K"
     yield ""
-    before = ", before refinement," if grid.refine_hidden == (None,) else ""
+    before = ", before refinement," if grid.refines == (None,) else ""
     yield (
         f"{len(cube.seed_names)} runs, {int(n.sum())} poisoned images in all (at most {grid.images} a run), "
         f"{len(cube.settings):,} settings. Accuracy: the share of images whose candidate window{before} has "
@@ -61,7 +61,7 @@ def _head(cube: Cube, grid: Grid) -> Iterator[str]:
     yield (
         f"A setting that a table does not name is at the base: K = {base.k_factor:g}·√N, B = {base.masks}, "
         f"cells {base.cell:g} and windows {base.window:g} of the image side"
-        f"{_hidden(base.model_dump()) if grid.varies_hiding else ''}."
+        f"{_hidden(base_way(grid)) if grid.varies_hiding else ''}."
     )
 
 
@@ -203,8 +203,7 @@ def _pairs(pairs: Sequence[Pair], grid: Grid) -> Iterator[str]:
 def _hidden(how: Mapping[str, Any]) -> str:
     """How pixels are hidden, and how a window is refined."""
     said = {"paint": ", painted", "drop": ", dropped"}[how["hiding"]]
-    n_hidden = how["refine_hidden"]
-    return said + ("" if n_hidden is None else f", refined with {n_hidden} hidden")
+    return said + ("" if how["refine"] is None else f", refined by {how['refine']}")
 
 
 def _rates(rates: Rates) -> Iterator[str]:

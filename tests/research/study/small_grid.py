@@ -33,9 +33,7 @@ def invented_rows(grid: Grid, runs: int, seed: int = 0) -> pa.Table:
         for masks in todo.masks or [None]:
             for score in [None] if reference else grid.scores:
                 for window in todo.windows:
-                    for factor, n_hidden in product(
-                        grid.k_factors, [None] if reference else grid.refine_hidden
-                    ):
+                    for factor, by in product(grid.k_factors, [None] if reference else grid.refines):
                         hits = int(rng.integers(0, 21))
                         forwards = masks or int(todo.strategy == "gradcam")
                         measures = {"accuracy": hits / 20, "coverage": 0.5, "mean_iou": 0.4}
@@ -44,7 +42,7 @@ def invented_rows(grid: Grid, runs: int, seed: int = 0) -> pa.Table:
                             | {"strategy": todo.strategy, "score": score, "masks": masks}
                             | {"cell": todo.cell, "cell_px": 8, "window": window, "window_px": 10}
                             | {"forwards": forwards, "flops": 12.345e6 * forwards, "flops_forward": 12.345e6}
-                            | {"hiding": todo.hiding, "refine_hidden": n_hidden}
+                            | {"hiding": todo.hiding, "refine": by.label if by else None}
                             | {"found": "".join(rng.permutation([*"1" * hits, *"0" * (20 - hits)]))}
                             | {"seconds": 0.1, "n": 20, "hits": hits, **measures}
                             | {"n_poison_clusters": 10, "hits_poison_clusters": hits // 2}

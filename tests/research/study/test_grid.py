@@ -37,7 +37,8 @@ def test_what_the_command_line_says_wins(tmp_path):
         ({"base": {"masks": 64}}, "base.masks=64 is none of masks"),
         ({"images": 0}, "images=0"),
         ({"hidings": ["hide"]}, "hidings.0='hide'"),
-        ({"refine_hidden": [26]}, "refine_hidden.0=26"),
+        ({"refines": [{"hidden": 26}]}, "refines.0.hidden=26"),
+        ({"refines": [None, {"hidden": 0, "shown": False}]}, "needs shown or hidden shifts"),
         ({"hidings": ["drop"]}, "base.hiding=paint is none of hidings"),
         ({"hidings": ["paint", "drop"], "windows": [0.3, 1]}, "a window is as large as the image"),
         ({"hidings": ["paint", "drop"], "cells": [0.25, 0.9]}, "a cell of full_coverage covers the image"),
@@ -60,7 +61,7 @@ def test_a_file_that_is_no_grid_is_told(tmp_path, content, told):
 
 
 def test_an_unknown_grid_names_those_there_are():
-    with pytest.raises(UserError, match=r"no grid 'huge'.*full, small"):
+    with pytest.raises(UserError, match=r"no grid 'huge'.*full, hiding, small"):
         load_grid("huge")
 
 

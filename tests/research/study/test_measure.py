@@ -162,22 +162,27 @@ def vit_run(tmp_path_factory):
     return StudyRun("a/run", fake.run, fake.truth)
 
 
+REFINES = [None, {"hidden": 25}, {"hidden": 0}, {"hidden": 3, "shown": False, "passes": 2}]
+
+
 def test_dropped_and_refined_windows_are_those_of_the_method(vit_run, tmp_path):
     grid = small_grid(
-        images=5, hidings=["paint", "drop"], refine_hidden=[None, 25, 0], masks=[8], windows=[0.4],
+        images=5, hidings=["paint", "drop"], refines=REFINES, masks=[8], windows=[0.4],
         k_factors=[1], scores=["distance"], base={"k_factor": 1, "masks": 8, "cell": 0.25, "window": 0.4},
     )  # fmt: skip
     folder = Folder(str(tmp_path))
     prepare(vit_run, grid, folder)
     todo = Pass("a/run", "mixed_binary", (8,), 0.3, (0.4,), "drop")
-    rows = {row["refine_hidden"]: row for row in measure(todo, vit_run, grid, folder).to_pylist()}
+    rows = {row["refine"]: row for row in measure(todo, vit_run, grid, folder).to_pylist()}
     painted = measure(replace(todo, hiding="paint"), vit_run, grid, folder).to_pylist()[0]
     # 0.3 of 32 px are 10 px; cells of whole patches have 8.
     assert (painted["cell_px"], rows[None]["cell_px"]) == (10, 8)
-    assert [rows[n]["forwards"] for n in (None, 0, 25)] == [8, 33, 58]
+    forwards = {None: 8, "25 shown": 33, "25 shown + 25 hidden": 58, "3 hidden × 2": 14}
+    assert {label: row["forwards"] for label, row in rows.items()} == forwards
     # The stem reads whole images, so a dropped token saves in the blocks alone.
     assert rows[None]["flops"] < painted["flops"] == 8 * painted["flops_forward"]
-    assert rows[None]["flops"] < rows[0]["flops"] < rows[25]["flops"]
+    by_flops = sorted(rows, key=lambda label: rows[label]["flops"])
+    assert by_flops == [None, "3 hidden × 2", "25 shown", "25 shown + 25 hidden"]
 
     chosen, encoder = (
         read_images(folder, grid),
@@ -190,11 +195,10 @@ def test_dropped_and_refined_windows_are_those_of_the_method(vit_run, tmp_path):
     box_N4, _ = candidate_windows(
         encoder, x_NCHW, own_N, c_KD, m_BHW, "distance", keep_only("mixed_binary", 8), 13, *about[3:]
     )
-    for n_hidden, row in rows.items():
-        if n_hidden is not None:
-            moved_N4 = refine_windows(encoder, x_NCHW, box_N4, *about, n_hidden)
-        else:
-            moved_N4 = box_N4
+    for by in grid.refines:
+        row, moved_N4 = rows[by and by.label], box_N4
+        if by is not None:
+            moved_N4 = refine_windows(encoder, x_NCHW, box_N4, *about, by.hidden, by.shown, by.passes)
         iou_S = of_best_patch(iou, moved_N4, chosen.true_ST4)
         assert row["mean_iou"] == pytest.approx(float(iou_S.mean()), abs=1e-6)
         assert row["found"] == "".join("01"[int(hit)] for hit in iou_S >= HIT_IOU)

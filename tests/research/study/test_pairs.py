@@ -9,8 +9,10 @@ from poisoncam_ray.research.study.plan import SCHEMA
 from poisoncam_ray.research.study.results import write_results
 from tests.research.study.small_grid import invented_rows, small_grid
 
+REFINED = {"hidden": 5, "passes": 2}
+LABEL = "25 shown + 5 hidden × 2"
 GRID = small_grid(
-    hidings=["paint", "drop"], refine_hidden=[None, 5], masks=[16], windows=[0.3], k_factors=[1]
+    hidings=["paint", "drop"], refines=[None, REFINED], masks=[16], windows=[0.3], k_factors=[1]
 )
 
 
@@ -18,20 +20,20 @@ def made(base: dict[str, str], ours: dict[str, str]) -> pa.Table:
     """Rows in which all ways find some images of a run, and the dropped, refined mixed masks others."""
     rows = invented_rows(GRID, len(base)).to_pylist()
     for row in rows:
-        way = (row["strategy"], row["hiding"], row["refine_hidden"])
-        row["found"] = (ours if way == ("mixed", "drop", 5) else base)[row["run"]]
+        way = (row["strategy"], row["hiding"], row["refine"])
+        row["found"] = (ours if way == ("mixed", "drop", LABEL) else base)[row["run"]]
     return pa.Table.from_pylist(rows, SCHEMA)
 
 
 def test_images_of_all_runs_are_counted_one_by_one():
     rows = made({"run-0": "1100", "run-1": "10"}, {"run-0": "0111", "run-1": "00"})
-    pairs = {(p.setting["strategy"], p.setting["hiding"], p.setting["refine_hidden"]): p
+    pairs = {(p.setting["strategy"], p.setting["hiding"], p.setting["refine"]): p
              for p in pairs_of(rows, GRID) if p.setting["strategy"] == "mixed"}  # fmt: skip
-    assert set(pairs) == {("mixed", "drop", None), ("mixed", "drop", 5), ("mixed", "paint", 5)}
-    pair = pairs["mixed", "drop", 5]
+    assert set(pairs) == {("mixed", "drop", None), ("mixed", "drop", LABEL), ("mixed", "paint", LABEL)}
+    pair = pairs["mixed", "drop", LABEL]
     assert (pair.n, pair.hits, pair.base_hits, pair.only, pair.only_base) == (6, 3, 3, 2, 2)
     assert pair.difference == 0 and pair.p == 1
-    same = pairs["mixed", "paint", 5]
+    same = pairs["mixed", "paint", LABEL]
     assert (same.only, same.only_base, same.interval) == (0, 0, (0, 0))
 
 
@@ -39,7 +41,7 @@ def test_a_run_without_the_base_is_left_out():
     rows = made({"run-0": "11", "run-1": "11"}, {"run-0": "10", "run-1": "00"}).to_pylist()
     rows = [r for r in rows if not (r["run"] == "run-1" and r["hiding"] == "paint")]
     pairs = pairs_of(pa.Table.from_pylist(rows, SCHEMA), GRID)
-    (pair,) = (p for p in pairs if (p.setting["strategy"], p.setting["refine_hidden"]) == ("mixed", 5)
+    (pair,) = (p for p in pairs if (p.setting["strategy"], p.setting["refine"]) == ("mixed", LABEL)
                and p.setting["hiding"] == "drop")  # fmt: skip
     assert (pair.n, pair.only, pair.only_base) == (2, 0, 1)
     alone = [r for r in rows if r["strategy"] != "mixed"]
@@ -69,7 +71,7 @@ def test_the_text_shows_pairs_only_where_hiding_varies(tmp_path):
     write_results(rows, GRID, Folder(str(tmp_path / "varied")))
     said = (tmp_path / "varied" / "study.md").read_text()
     assert "## Ways of hiding, image by image" in said and "windows 0.3 of the image side, painted." in said
-    (line,) = (s for s in said.splitlines() if s.startswith("| mixed, dropped, refined with 5 hidden | 16 |"))
+    (line,) = (s for s in said.splitlines() if s.startswith(f"| mixed, dropped, refined by {LABEL} | 16 |"))
     assert "| 20 | 0.800 | 0.800 | 4 | 4 | +0.000 [" in line and line.endswith("| 1 |")
     plain = small_grid()
     write_results(invented_rows(plain, runs=1), plain, Folder(str(tmp_path / "plain")))

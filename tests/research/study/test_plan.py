@@ -58,7 +58,7 @@ def test_the_invented_rows_are_as_many_as_the_settings():
 
 
 def test_each_way_of_hiding_is_a_pass_and_refinement_is_none():
-    varied = small_grid(hidings=["paint", "drop"], refine_hidden=[None, 5], windows=[0.3])
+    varied = small_grid(hidings=["paint", "drop"], refines=[None, {"hidden": 5}], windows=[0.3])
     hidden = Counter((todo.strategy, todo.hiding) for todo in passes(varied, ["a"]))
     assert hidden["mixed", "paint"] == hidden["mixed", "drop"] == 2
     assert hidden["gradcam", None] == 1
