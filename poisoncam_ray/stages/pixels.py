@@ -9,14 +9,10 @@ C channels   H = W encoder image side
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -148,25 +144,6 @@ def read_crops(
             if crop.mirrored:
                 x_R2CHW[r, view] = x_R2CHW[r, view, :, :, ::-1].copy()
     return x_R2CHW
-
-
-def read_crops_aside(*arguments: Any) -> Pixels:
-    """`read_crops`, on cores that nothing else wants at the moment.
-
-    Where a training computes on the cores that its readers use, each of its operations would wait for the
-    thread whose core a reader has taken. It does not starve for batches: when it has none left, the readers
-    have the cores to themselves.
-    """
-    # A thread of its own, because only the superuser may raise a priority again.
-    with ThreadPoolExecutor(1, initializer=_step_aside) as thread:
-        return thread.submit(read_crops, *arguments).result()
-
-
-def _step_aside() -> None:
-    """Give this thread the lowest priority, where the system has it."""
-    # A sandbox may forbid it.
-    with contextlib.suppress(AttributeError, OSError):
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 def _shape(config: Config) -> tuple[int, int, int]:
