@@ -369,7 +369,7 @@ def test_images_have_the_same_fate_with_and_without_copies(tmp_path):
         classifier, out = one.run / artifact.CLASSIFIER, one.run / artifact.SCORES
         classifier.write_tensors(artifact.model_name(1, 0), dict(model.state_dict()))
         classifier.write_json(artifact.VALIDATION, {"families": {"1": {**chosen, "erased": True}}})
-        pictures = {"family": [1], "picture": [to_png(crop_1Chw[0].float() / 255)]}
+        pictures = {"family": [1], "picture": [to_png(crop_1Chw[0].float() / 255)], "aspect": [1.0]}
         classifier.write_table(
             artifact.WHOLE_TRIGGERS, pa.table(pictures, schema=artifact.WHOLE_TRIGGER_SCHEMA)
         )
