@@ -349,11 +349,12 @@ class Config(Section):
                 f"corpus.shrink_to={copies} is less than twice encoder.image_size={side}, so the short side "
                 f"of a copy could be less than the encoder sees: use {2 * side} or more, or null"
             )
-        # Pretrain has two crops of each image.
-        if self.corpus.rows_per_slice * 6 * side**2 >= 2**31:
+        # Pretrain has two crops of each image. Judge has up to three further views of each: a part of a long
+        # image, and both as a viewer shows them.
+        if self.corpus.rows_per_slice * 9 * side**2 >= 2**31:
             raise ValueError(
                 f"corpus.rows_per_slice={self.corpus.rows_per_slice} images of {side} px are more than the "
-                f"2 GiB that travel at once: use at most {(2**31 - 1) // (6 * side**2)}"
+                f"2 GiB that travel at once: use at most {(2**31 - 1) // (9 * side**2)}"
             )
         if self.encoder.patch_size and side % self.encoder.patch_size:
             raise ValueError(
