@@ -92,8 +92,8 @@ class Pretrain(Section):
     init: str | None = None
     """URI of weights that training starts with: safetensors of timm or of a run, or a MoCo-v3 checkpoint.
     null: random weights."""
-    objective: Literal["moco_v3", "simclr", "byol"] = "moco_v3"
-    """BYOL does not use `temperature`, and SimCLR does not use `momentum`."""
+    objective: Literal["moco_v3", "simclr", "byol", "simsiam"] = "moco_v3"
+    """BYOL and SimSiam do not use `temperature`, SimCLR and SimSiam do not use `momentum`."""
     epochs: Count = 20
     batch_size: Annotated[int, Field(ge=2)] = 128
     lr: Annotated[float, Field(gt=0)] = 8e-3
