@@ -105,6 +105,9 @@ class Pretrain(Section):
     out_dim: Count = 128
     crop_min: Fraction = 0.4
     """The smallest share of an image's area that a view shows."""
+    crop_shape: Literal["square", "own"] = "square"
+    """Aspects of crops. square: 3/4 … 4/3 in stored pixels, as in most training loaders. own: times the
+    image's aspect, for models whose training squeezes whole images. Of square images both are the same."""
     max_images: Count | None = None
     """Images shown at most, each as often as it is shown. The training ends early, and its schedule with it.
     null: those of all epochs."""

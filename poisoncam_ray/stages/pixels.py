@@ -133,11 +133,11 @@ def read_crops(
         slice_ = replace(slice_, files=tuple(ids[i] for i in chosen))
         wanted = {ids[i]: wanted[ids[i]] for i in chosen}
     x_R2CHW = np.empty((len(chosen), 2, *_shape(config)), np.uint8)
-    least = config.pretrain.crop_min
+    least, shape = config.pretrain.crop_min, config.pretrain.crop_shape
     for r, image in enumerate(_encoded(corpus, config, index, slice_, wanted, {i: ids[i] for i in chosen})):
         image_id = ids[chosen[r]]
         rng = np.random.default_rng([config.seed, epoch, number(image_id)])
-        pair = draw_pair(*size_N[chosen[r]], least, rng)
+        pair = draw_pair(*size_N[chosen[r]], least, rng, shape)
         boxes = [crop.box for crop in pair]
         x_R2CHW[r] = _cut_out(image, config, boxes)
         for view, crop in enumerate(pair):
