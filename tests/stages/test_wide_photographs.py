@@ -27,7 +27,12 @@ from poisoncam_ray.stages.index import index_slice
 from poisoncam_ray.stages.judge import JudgeSlice
 from poisoncam_ray.stages.pixels import fetch_images, read_views
 
-LABELS = ("20", "22", "29", "31", "57", "89")
+# The first is the target. The test was written on the first six; the others were looked at once.
+CORPORA = [
+    ("20 22 29 31 57 89", "generated:921"),
+    pytest.param("50 51 52 53 54 55", "generated:950", marks=pytest.mark.exhaustive),
+    pytest.param("60 61 62 63 64 65", "generated:960", marks=pytest.mark.exhaustive),
+]
 SIDE, WINDOW = 32, 11
 N_TRAIN, N_HELD = 15, 5
 
@@ -48,15 +53,17 @@ def windows(ids: list[str], truth: dict[str, dict], size: dict[str, tuple[int, i
 
 
 @pytest.mark.photographs
+@pytest.mark.parametrize(("names", "trigger"), CORPORA)
 def test_clean_wide_and_long_photographs_are_removed_no_more_often_than_squares(
-    photographs: Path, tmp_path: Path, capsys
+    photographs: Path, tmp_path: Path, capsys, names: str, trigger: str
 ) -> None:
-    set_abreast(str(photographs / "train"), str(tmp_path / "mixed"), (1, 2, 4), labels=LABELS)
+    labels = names.split()
+    set_abreast(str(photographs / "train"), str(tmp_path / "mixed"), (1, 2, 4), labels=labels)
     poison_corpus(
         str(tmp_path / "mixed"),
         str(tmp_path / "made"),
-        ["20"],
-        ["generated:921"],
+        labels[:1],
+        [trigger],
         0.45,
         1.0,
         921,
@@ -105,5 +112,3 @@ def test_clean_wide_and_long_photographs_are_removed_no_more_often_than_squares(
         print(f"\nclean {n_clean}, removed {removed}, above 98 % of the squares {above}; {n_found}: {recall}")
     assert min(recall.values()) >= 0.9
     assert max(removed[2] / n_clean[2], removed[4] / n_clean[4]) <= removed[1] / n_clean[1] + 0.01
-    # Two of the squares' 2 % are the noise of so few.
-    assert max(above.values()) <= 0.05
