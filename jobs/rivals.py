@@ -21,6 +21,9 @@ def rivals(
     ] = None,
     sample: Annotated[int, typer.Option(help="images whose windows are compared with")] = 3000,
     seed: Annotated[int, typer.Option(help="seed of that sample")] = 0,
+    features_only: Annotated[
+        bool, typer.Option("--features-only", help="leave the recurring patches out, which take minutes")
+    ] = False,
 ) -> None:
     """Outliers, spectral signatures and activation clustering on a run's features, and recurring patches.
 
@@ -34,7 +37,8 @@ def rivals(
     from poisoncam_ray.research.rivals.on_run import rivals_of_run, run_name
     from poisoncam_ray.research.rivals.page import write_runs
 
-    out, look = Folder(absolute(output)), Look(tuple(side or SIDES_PX), sample, seed=seed)
+    out = Folder(absolute(output))
+    look = None if features_only else Look(tuple(side or SIDES_PX), sample, seed=seed)
     peers = peer or [None] * len(run)
     for uri, known, theirs in zip(run, truth, peers, strict=True):
         here = out / "runs" / run_name(absolute(uri))

@@ -28,7 +28,7 @@ from poisoncam_ray.stages.shrunk import Copies, Encoded
 # Of `fetch_images`: so many encoded images lie in memory beside the pixels.
 FETCHED_AT_ONCE = 256
 
-# Of `read_views`: so many bytes of parts of long images travel with a slice, at most.
+# Of `read_views`: so many bytes of parts of long images travel with a slice, or one part of each.
 PARTS_BYTES = 2**30
 
 Pixels = NDArray[np.uint8]
@@ -164,22 +164,21 @@ def parts_of(index: Folder, part: str, config: Config) -> list[list[Box]]:
     and the parts of a long image.
 
     The latter are fewer for each where a slice of many long images would exceed PARTS_BYTES, even if all of
-    them are judged as a viewer shows them, too: at last the `own_part` alone, as the search has seen it.
+    them are judged as a viewer shows them, too: at last the `own_part` alone, as the search has seen it. For
+    that the configuration leaves room in any case (`corpus.rows_per_slice`).
     """
     table = index.read_table(part, ["image_id", "width", "height"])
     sizes = list(zip(table["width"].to_pylist(), table["height"].to_pylist(), strict=True))
-    found: list[list[Box]] = [[] for _ in sizes]
-    for most in range(MOST_PARTS, 0, -1):
-        cut = [parts(width, height, max(2, most)) for width, height in sizes]
-        if most == 1:
-            ids = table["image_id"].to_pylist()
-            cut = [
-                [own_part(config.seed, one, *size)] if of else []
-                for one, size, of in zip(ids, sizes, cut, strict=True)
-            ]
-        if sum(map(len, cut)) * 2 * 3 * config.encoder.image_size**2 <= PARTS_BYTES:
-            found = cut
+    for most in range(MOST_PARTS, 1, -1):
+        found = [parts(width, height, most) for width, height in sizes]
+        if sum(map(len, found)) * 2 * 3 * config.encoder.image_size**2 <= PARTS_BYTES:
             break
+    else:
+        ids = table["image_id"].to_pylist()
+        found = [
+            [own_part(config.seed, one, *size)] if of else []
+            for one, size, of in zip(ids, sizes, found, strict=True)
+        ]
     return [[(0, 0, *size), *boxes] for size, boxes in zip(sizes, found, strict=True)]
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -22,6 +23,8 @@ from poisoncam_ray.errors import UserError
 from poisoncam_ray.method.augment import random_resized_crop
 from poisoncam_ray.research import corpora
 from poisoncam_ray.research.attacks.encoded import pixels
+
+Shape = Literal["own", "square"]
 
 
 @dataclass(frozen=True)
@@ -45,10 +48,16 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def crops(self, i_B: Tensor, side: int, least: float, generator: Generator, views: int = 1) -> Tensor:
+    def crops(
+        self,
+        i_B: Tensor,
+        side: int,
+        least: float,
+        generator: Generator,
+        views: int = 1,
+        shape: Shape = "own",
+    ) -> Tensor:
         """Cut random crops, mirror half of them, and resize them to squares.
-
-        A crop has the picture's own aspect times 3/4 … 4/3, like the crops of Pretrain.
 
         Args:
             i_B: which pictures.
@@ -56,6 +65,8 @@ class Pictures:
             least: the smallest share of a picture's area.
             generator: CPU generator.
             views: crops of a picture.
+            shape: own: a crop has the picture's own aspect times 3/4 … 4/3, like the crops of Pretrain.
+                square: 3/4 … 4/3, as in most training loaders (torchvision's RandomResizedCrop).
 
         Returns:
             x_BVChw, uint8.
@@ -66,7 +77,7 @@ class Pictures:
             if not len(b_A):
                 continue
             x_ACHW = x_NCHW[self.row_N[i_B[b_A]]].float()
-            aspect = x_ACHW.shape[-1] / x_ACHW.shape[-2]
+            aspect = x_ACHW.shape[-1] / x_ACHW.shape[-2] if shape == "own" else 1.0
             for view in range(views):
                 x_AChw = random_resized_crop(
                     x_ACHW, (least, 1.0), generator, side, ratio=(aspect * 3 / 4, aspect * 4 / 3)

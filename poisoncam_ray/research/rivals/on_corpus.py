@@ -83,8 +83,7 @@ class Scored:
         side_N: its side.
         n_unreadable: images that do not decode.
         thresholds: by side; None where no image can be flagged.
-        seconds: of all sides.
-        flops: multiplications and additions of all look-ups.
+        cost: seconds, cpu_seconds, and flops: multiplications and additions of all look-ups.
     """
 
     image_ids: list[str]
@@ -94,8 +93,7 @@ class Scored:
     side_N: np.ndarray
     n_unreadable: int
     thresholds: dict[int, int | None]
-    seconds: float
-    flops: float
+    cost: dict[str, float]
 
 
 class CorpusPictures:
@@ -137,15 +135,17 @@ def look_at(corpus_uri: str, out: Folder, look: Look) -> Scored:
         key=lambda n: chance(pictures.image_ids[n], look.seed, "recurring"),
     )
     sample = {number: place for place, number in enumerate(sorted(places))}
-    found, seconds = {}, 0.0
+    found = {}
     for side in look.sides:
         if not out.exists(f"side-{side}.json"):
-            began = time.monotonic()
+            began, cpu = time.monotonic(), time.process_time()
             made = recurring(pictures, len(pictures.image_ids), sample, Grid(side), look.seed)
-            _write(out, side, pictures.image_ids, made, time.monotonic() - began)
-        found[side], took = _read(out, side)
-        seconds += took
-    return _scored(pictures.image_ids, found, look, seconds)
+            took = {"seconds": time.monotonic() - began, "cpu_seconds": time.process_time() - cpu}
+            _write(out, side, pictures.image_ids, made, took | {"flops": made.flops})
+        found[side] = _read(out, side)
+    costs = [out.read_json(f"side-{side}.json") for side in look.sides]
+    cost = {name: sum(one[name] for one in costs) for name in costs[0]}
+    return _scored(pictures.image_ids, found, look, cost)
 
 
 def measure_corpus(
@@ -194,7 +194,7 @@ def row_of(scored: Scored, truth: Truth | None, carriers: bool = False) -> dict[
     if truth:
         row |= on_trigger(truth, dict(zip(scored.image_ids, scored.box_N4, strict=True)))
     row |= {"thresholds": {str(side): bar for side, bar in scored.thresholds.items()}}
-    return row | {"seconds": scored.seconds, "flops": scored.flops}
+    return row | scored.cost
 
 
 def _share(flagged_N: np.ndarray) -> float | None:
@@ -213,7 +213,7 @@ def _claim(corpus_uri: str, pictures: CorpusPictures, out: Folder, look: Look) -
         )
 
 
-def _write(out: Folder, side: int, image_ids: list[str], made: Recurring, seconds: float) -> None:
+def _write(out: Folder, side: int, image_ids: list[str], made: Recurring, cost: dict[str, float]) -> None:
     columns = {
         "image_id": pa.array(image_ids, pa.string()),
         "count": pa.array(made.count_N, pa.int32()),
@@ -221,17 +221,17 @@ def _write(out: Folder, side: int, image_ids: list[str], made: Recurring, second
     }
     columns |= {name: pa.array(made.box_N4[:, i], pa.int32()) for i, name in enumerate(SIDES)}
     out.write_table(f"side-{side}.parquet", pa.table(columns))
-    out.write_json(f"side-{side}.json", {"seconds": seconds, "flops": made.flops})
+    out.write_json(f"side-{side}.json", cost)
 
 
-def _read(out: Folder, side: int) -> tuple[Recurring, float]:
-    table, cost = out.read_table(f"side-{side}.parquet"), out.read_json(f"side-{side}.json")
+def _read(out: Folder, side: int) -> Recurring:
+    table = out.read_table(f"side-{side}.parquet")
     count_N, chance_N = (table[name].to_numpy().astype(np.int64) for name in ("count", "chance"))
     box_N4 = np.stack([table[name].to_numpy() for name in SIDES], axis=1).astype(np.int64)
-    return Recurring(count_N, chance_N, box_N4, cost["flops"]), cost["seconds"]
+    return Recurring(count_N, chance_N, box_N4, out.read_json(f"side-{side}.json")["flops"])
 
 
-def _scored(image_ids: list[str], found: dict[int, Recurring], look: Look, seconds: float) -> Scored:
+def _scored(image_ids: list[str], found: dict[int, Recurring], look: Look, cost: dict[str, float]) -> Scored:
     score_N, flagged_N, side_N = combine(found, look.false_share)
     box_N4 = np.stack([found[side].box_N4[n] for n, side in enumerate(side_N.tolist())])
     seen = np.flatnonzero(found[look.sides[0]].count_N >= 0)
@@ -243,6 +243,5 @@ def _scored(image_ids: list[str], found: dict[int, Recurring], look: Look, secon
         side_N[seen],
         len(image_ids) - len(seen),
         {side: threshold(scores(one), look.false_share) for side, one in found.items()},
-        seconds,
-        sum(one.flops for one in found.values()),
+        cost,
     )

@@ -65,7 +65,7 @@ class Images:
 
 
 def rivals_of_run(
-    run_uri: str, truth_uri: str, out: Folder, look: Look, peer_uri: str | None = None
+    run_uri: str, truth_uri: str, out: Folder, look: Look | None, peer_uri: str | None = None
 ) -> list[Row]:
     """One row for the defence, and one for each rival.
 
@@ -73,13 +73,13 @@ def rivals_of_run(
         run_uri: the finished run.
         truth_uri: the truth of its corpus.
         out: where the scores of the rival without a model are kept.
-        look: how that rival looks at the corpus.
+        look: how that rival looks at the corpus; None: it has no row.
         peer_uri: PatchSearch's run on the same encoder and corpus; None: it has no row.
 
     Returns:
         Rows of page.ON_RUN. The defence, PatchSearch and the rival without a model have recall and false
         positives of what they flag. `recall_at_its_rate` is the best that the scores can give at the
-        defence's false positive rate.
+        defence's false positive rate, `recall_at_1_percent` at 1 %.
 
     Raises:
         UserError: the run is not finished, or the truth belongs to another corpus.
@@ -92,18 +92,24 @@ def rivals_of_run(
     rows = [_flagging(run, own, DEFENCE) | _scored(images.p_N, images, rate)]
     if peer_uri:
         rows.append(_flagging(Folder(peer_uri), detection_metrics(peer_uri, truth_uri), PEER))
-    patches = look_at(run.read_json(artifact.RUN)["input"], out, look)
-    place = {image_id: n for n, image_id in enumerate(patches.image_ids)}
-    if missing := [image_id for image_id in images.image_ids if image_id not in place]:
-        raise UserError(f"The corpus of {run_uri} has no image {missing[0]} any more: give its own corpus.")
-    score_N = patches.score_N[[place[image_id] for image_id in images.image_ids]]
-    rows.append({"rival": PATCHES} | row_of(patches, truth) | _scored(score_N, images, rate))
+    if look:
+        rows.append(_patches(run, truth, images, out, look, rate))
     for name, scores, flops in _by_features(images):
-        began = time.monotonic()
+        began, cpu = time.monotonic(), time.process_time()
         score_N = scores().numpy()
-        cost = {"seconds": time.monotonic() - began, "flops": flops}
+        cost = {"seconds": time.monotonic() - began, "cpu_seconds": time.process_time() - cpu, "flops": flops}
         rows.append({"rival": name} | cost | _scored(score_N, images, rate))
     return [row | same for row in rows]
+
+
+def _patches(run: Folder, truth: Truth, images: Images, out: Folder, look: Look, rate: float) -> Row:
+    """The row of the rival without a model, which reads the run's corpus."""
+    found = look_at(run.read_json(artifact.RUN)["input"], out, look)
+    place = {image_id: n for n, image_id in enumerate(found.image_ids)}
+    if missing := [image_id for image_id in images.image_ids if image_id not in place]:
+        raise UserError(f"The corpus of {run.uri} has no image {missing[0]} any more: give its own corpus.")
+    score_N = found.score_N[[place[image_id] for image_id in images.image_ids]]
+    return {"rival": PATCHES} | row_of(found, truth) | _scored(score_N, images, rate)
 
 
 def shown(run_uri: str) -> str:
@@ -124,6 +130,8 @@ def _by_features(images: Images) -> Iterator[tuple[str, Callable[[], Tensor], fl
     f_ND, y_N = images.f_ND, images.y_N
     near = neighbour_flops(*f_ND.shape)
     yield "distance to 20 neighbours", partial(neighbour_distance, f_ND), near
+    # A trigger draws its images together: they are no outliers.
+    yield "nearness to 20 neighbours", lambda: -neighbour_distance(f_ND), near
     yield "local outlier factor", partial(local_outlier_factor, f_ND), near
     coarse_N = assign(f_ND, kmeans(f_ND, max(2, len(f_ND) // COARSE), ITERATIONS, seed=0))[0]
     for of, clusters_N in (("the run's clusters", y_N), (f"clusters of {COARSE}", coarse_N)):
@@ -142,7 +150,9 @@ def _flagging(run: Folder, found: dict[str, Any], name: str) -> Row:
 
 def _scored(score_N: np.ndarray, images: Images, rate: float) -> Row:
     score_M, poisoned_M = score_N[images.counts_N], images.poisoned_N[images.counts_N]
-    return {"recall_at_its_rate": recall_at(score_M, poisoned_M, rate), "auc": auc(score_M, poisoned_M)}
+    recalls = {"recall_at_its_rate": rate, "recall_at_1_percent": 0.01}
+    row: Row = {name: recall_at(score_M, poisoned_M, share) for name, share in recalls.items()}
+    return row | {"auc": auc(score_M, poisoned_M)}
 
 
 def _images(run: Folder, truth: Truth) -> Images:

@@ -16,10 +16,11 @@ ON_CORPUS = {
     "n_flagged_clean": "clean images flagged",
     "carriers_flagged": "images with the logo flagged",
     "decoys_flagged": "decoys flagged",
+    "recall_at_1_percent": "recall at 1 % false positives",
     "auc": "AUC",
     "on_trigger": "window on the trigger",
     "on_trigger_iou": "IoU ≥ 0.5",
-    "seconds": "seconds",
+    "cpu_seconds": "CPU seconds",
 }
 """Columns of the rival without a model, and their names."""
 ON_RUN = {
@@ -28,8 +29,10 @@ ON_RUN = {
     "recall": "recall",
     "false_positive_rate": "false positives",
     "recall_at_its_rate": "recall at the defence's false positives",
+    "recall_at_1_percent": "at 1 %",
     "auc": "AUC",
     "seconds": "seconds",
+    "cpu_seconds": "of a CPU",
     "flops": "FLOPs",
 }
 """Columns of all rivals on one run, and their names."""
@@ -71,7 +74,7 @@ def _cell(key: str, value: Any) -> str:
         return "–"
     if key == "flops":
         return f"{value:.1e}"
-    if key == "seconds":
+    if key.endswith("seconds"):
         return f"{value:.0f}" if value >= 10 else f"{value:.1f}"
     if key in ("false_positive_rate", "auc"):
         return f"{value:.4f}"

@@ -25,8 +25,7 @@ from poisoncam_ray.research.rivals.joined_windows import Joined, join
 from poisoncam_ray.research.rivals.windows import Grid, mirrored, windows
 
 SIDES_PX = (12, 16, 24)
-"""Sides of the windows on pictures with a shorter side of 64 px. A trigger that is wider than a window by the
-stride or more holds it at the same place in all images."""
+"""Sides of the windows on pictures with a shorter side of 64 px."""
 FALSE_SHARE = 0.1
 """Share of the flagged images that chance may have flagged, of each side."""
 TOGETHER = 64

@@ -28,13 +28,17 @@ class Grid:
 
     Attributes:
         side: of a window, in pixels of the picture.
-        stride: from window to window, in pixels.
         shorter: every picture is resized to this shorter side first, in pixels.
     """
 
     side: int
-    stride: int = 2
     shorter: int = 64
+
+    @property
+    def stride(self) -> int:
+        """From window to window, in pixels. A patch as wide as a window and a stride holds a window at the
+        same place in all images."""
+        return max(1, round(self.side / 6))
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ def made(tmp_path_factory) -> FakeRun:
 def test_every_rival_stands_beside_the_defence(made, tmp_path):
     rows = rivals_of_run(made.run, made.truth, Folder(str(tmp_path)), LOOK, peer_uri=made.run)
     of = {row["rival"]: row for row in rows}
-    assert list(of)[:3] == [DEFENCE, PEER, PATCHES] and len(of) == 9
+    assert list(of)[:3] == [DEFENCE, PEER, PATCHES] and len(of) == 10
     own = detection_metrics(made.run, made.truth)
     for key in ("recall", "false_positive_rate", "precision"):
         assert of[DEFENCE][key] == of[PEER][key] == own[key]
@@ -49,6 +49,7 @@ def test_every_rival_stands_beside_the_defence(made, tmp_path):
     assert of[DEFENCE]["seconds"] == sum(manifest.seconds for manifest in manifests if manifest)
     assert of["distance to 20 neighbours"]["auc"] > 0.99
     assert of["distance to 20 neighbours"]["recall_at_its_rate"] == 1
+    assert of["nearness to 20 neighbours"]["auc"] == pytest.approx(1 - of["distance to 20 neighbours"]["auc"])
     for row in rows:
         assert (row["n_images"], row["n_poisoned"]) == (120, 20) and row["seconds"] >= 0
         if row["rival"] != PEER:
@@ -59,7 +60,14 @@ def test_every_rival_stands_beside_the_defence(made, tmp_path):
 
 def test_the_job_adds_runs_and_measures_none_twice(made, tmp_path, monkeypatch):
     job = runpy.run_path(str(JOB))["rivals"]
-    common = {"truth": [made.truth], "peer": None, "side": [16], "sample": 100, "seed": 0}
+    common = {
+        "truth": [made.truth],
+        "peer": None,
+        "side": [16],
+        "sample": 100,
+        "seed": 0,
+        "features_only": False,
+    }
     job(output=str(tmp_path), run=[made.run], **common)
     first = (tmp_path / "rivals.jsonl").read_text()
     assert {row["rival"] for row in map(json.loads, first.splitlines())} >= {DEFENCE, PATCHES}
@@ -75,6 +83,12 @@ def test_the_job_adds_runs_and_measures_none_twice(made, tmp_path, monkeypatch):
     assert str(tmp_path.parent) not in page
     with pytest.raises(UserError, match="--truth for every run"):
         job(output=str(tmp_path), run=[made.run, made.run], **common)
+
+
+def test_without_the_patches_the_corpus_is_not_read(made, tmp_path, monkeypatch):
+    monkeypatch.setattr(on_run, "look_at", None)
+    rows = rivals_of_run(made.run, made.truth, Folder(str(tmp_path)), None)
+    assert [row["rival"] for row in rows][:2] == [DEFENCE, "distance to 20 neighbours"] and len(rows) == 8
 
 
 def test_a_truth_of_another_corpus_is_refused(made, tmp_path):

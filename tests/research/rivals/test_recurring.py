@@ -157,7 +157,7 @@ def test_a_sample_bounds_what_is_compared_with(corpora, tmp_path):
 
 def test_windows_are_means_of_cells_at_fractions_of_pixels():
     image = texture(4)
-    x_1D = windows(image, Grid(side=20, stride=44)).x_WD[:1]
+    x_1D = windows(image, Grid(side=20)).x_WD[:1]
     pixels_HLC = np.asarray(image, float).repeat(2, 0).repeat(2, 1)  # cells of 2.5 px are 5 half pixels
     cells = pixels_HLC[:40, :40].reshape(CELLS, 5, CELLS, 5, 3).mean(axis=(1, 3)).reshape(-1, 3)
     centred = (cells - cells.mean(axis=0)).ravel()
@@ -166,18 +166,21 @@ def test_windows_are_means_of_cells_at_fractions_of_pixels():
 
 def test_a_mirrored_picture_has_mirrored_windows():
     image, flipped = texture(4), texture(4).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    grid = Grid(side=20, stride=44)
+    grid = Grid(side=16)  # its stride of 3 px divides 64 - 16
     there, back = windows(image, grid), windows(flipped, grid)
-    assert there.box_W4.tolist() == [[0, 0, 20, 20], [44, 0, 64, 20], [0, 44, 20, 64], [44, 44, 64, 64]]
-    assert torch.allclose(mirrored(back.x_WD)[[1, 0, 3, 2]], there.x_WD, atol=1e-5)
+    side = (64 - 16) // grid.stride + 1
+    assert len(there.x_WD) == len(back.x_WD) == side**2
+    assert there.box_W4[1].tolist() == [3, 0, 19, 16] and there.box_W4[side].tolist() == [0, 3, 16, 19]
+    again_WD = mirrored(back.x_WD).view(side, side, DIM).flip(1).reshape(-1, DIM)
+    assert torch.allclose(again_WD, there.x_WD, atol=1e-5)
 
 
 def test_plain_ground_has_no_windows_and_boxes_are_in_stored_pixels():
     assert len(windows(Image.new("RGB", (64, 64), (200, 30, 90)), Grid(20)).x_WD) == 0
     wide = Image.new("RGB", (256, 128), (9, 9, 9))
-    wide.paste(generate_trigger(3, 40), (120, 44))
-    found = windows(wide, Grid(20))
-    assert [120, 44, 160, 84] in found.box_W4.tolist()  # 20 px of the 64 that 128 px become
+    wide.paste(generate_trigger(3, 36), (120, 48))
+    found = windows(wide, Grid(18))
+    assert [120, 48, 156, 84] in found.box_W4.tolist()  # 18 px of the 64 that 128 px become
     assert (found.box_W4[:, 2] <= 256).all() and (found.box_W4[:, 3] <= 128).all()
 
 
