@@ -120,7 +120,7 @@ def _unit(
             rng = np.random.default_rng(digest(row.image_id, f"{seed} mark"))
             if chosen:
                 try:
-                    new[row.image_id], _ = paint(data, lambda image, rng=rng: MARKS[mark](image, seed, rng))
+                    new[row.image_id], _ = paint(data, partial(MARKS[mark], shared=seed, rng=rng))
                 except DecodeError:
                     chosen = False
             rows.append(
