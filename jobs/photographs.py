@@ -45,6 +45,13 @@ def photographs(
     trainings: Annotated[
         int, typer.Option(help="trainings of a seed's never-poisoned encoder; figures are means over them")
     ] = 1,
+    encoder: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="a control: also defend with an encoder that is untrained or never-poisoned, beside the "
+            "poisoned one; repeat"
+        ),
+    ] = None,
     preset: str = "tiny-cnn",
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[section.key=value]…")] = None,
 ) -> None:
@@ -78,6 +85,7 @@ def photographs(
         peer=peer,
         clean=clean,
         trainings=trainings,
+        encoders=tuple(encoder or ()),
     )
     for uri in (train, validation):
         check_labelled(uri)

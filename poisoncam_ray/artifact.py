@@ -8,7 +8,8 @@
     report/               index.html, verdict.json, removed.csv; restored.csv after a review
     work/lease/           which driver works here
     work/1_index/         sources.parquet, slices.parquet; part-*.parquet: one row an image;
-                          no_image/part-*.parquet: rows without an image, which are kept
+                          no_image/part-*.parquet: rows without an image, which are kept;
+                          shrunk/part-*.parquet: smaller copies of the images, with corpus.shrink_to
     work/2_encoder/       model.safetensors, config.json, history.json, training.json, checkpoints/;
                           init/: the weights that training began with, where they are not random
     work/3_features/      part-*.parquet: one feature an image
@@ -111,6 +112,20 @@ NO_IMAGE = "no_image"
 """A folder in INDEX. It has a part for each slice with rows whose image is null: Clean keeps them, and no
 other stage sees them."""
 NO_IMAGE_SCHEMA = pa.schema([("image_id", pa.string()), ("source", pa.string()), ("row", pa.int64())])
+SHRUNK = "shrunk"
+"""A folder in INDEX. It has a part for each slice with indexed rows, if the run keeps smaller copies."""
+SHRUNK_SCHEMA = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("image", pa.binary()),
+        ("shown", pa.binary()),
+    ]
+)
+"""One row for each row of the index part, in its order. `width`, `height`: of the stored image; `image`: the
+copy, or the stored bytes of a small image; `shown`: the copy as a viewer shows the image, null where that is
+no other picture, or where `image` is the stored one."""
 DEAD_SCHEMA = pa.schema(
     [
         ("image_id", pa.string()),
@@ -194,7 +209,8 @@ TRIGGER_SCHEMA = pa.schema(
 VALIDATION = "validation.json"
 ROLES = "roles.parquet"
 WHOLE_TRIGGERS = "whole_triggers.parquet"
-WHOLE_TRIGGER_SCHEMA = pa.schema([("family", pa.int32()), ("picture", pa.binary())])
+# aspect: width over height, in stored pixels, of what the picture was cut from; null counts as 1.
+WHOLE_TRIGGER_SCHEMA = pa.schema([("family", pa.int32()), ("picture", pa.binary()), ("aspect", pa.float32())])
 
 # 8_scores
 SCORE_SCHEMA = pa.schema(

@@ -58,6 +58,10 @@ class CorpusSettings(Section):
     """The job stops when more than this share of the rows is dead."""
     limit: Count | None = None
     """Look at a sample of so many rows, or a few more: slices drawn at random by the seed. null: all rows."""
+    shrink_to: Annotated[int, Field(ge=32, le=4096)] | None = None
+    """Index keeps a smaller JPEG copy of each larger image in work/, its long side so many pixels, and all
+    later stages but Clean and Report decode the copies: at least twice encoder.image_size. It pays for images
+    much larger than this, and results differ slightly. null: no copies."""
     skip_unreadable: bool = False
     """Go on without the shards that cannot be opened or have no image column, and count their rows as dead.
     Otherwise such shards are listed and the job stops before any work."""
@@ -170,6 +174,11 @@ class Search(Section):
     """Of the 25 shifted windows so many, the best when shown alone, are also scored hidden. On
     the runs that this was tried on, 13 found about as many triggers as 25, and 5 found fewer. Where tokens
     are dropped, a shown window costs a tenth of a hidden one."""
+    refine_shown: bool = True
+    """Whether the shifted windows are also scored shown alone. false: refine_hidden of them, spread evenly,
+    are scored hidden only. A ViT that sees a window's tokens alone tells its place worse."""
+    refine_passes: Annotated[int, Field(ge=1, le=5)] = 1
+    """How often the window is shifted to a better place, each time by at most two steps."""
     scales: tuple[Annotated[float, Field(gt=0, le=8)], ...] = (1.0,)
     """Sizes of the pasted window, as multiples of `window`. Each image keeps the best. More than one size
     finds triggers that are larger or smaller than the window; each costs race.first forwards a candidate."""
@@ -303,6 +312,21 @@ class Config(Section):
                 "search.hiding=drop leaves no token where a window is as large as the image: use "
                 "search.hiding=paint, or lower search.window or search.scales"
             )
+        if self.search.refine and not (self.search.refine_shown or self.search.refine_hidden):
+            raise ValueError(
+                "search.refine_hidden=0 with search.refine_shown=false leaves nothing to refine by: set "
+                "search.refine=false"
+            )
+        if (
+            self.search.hiding == "drop"
+            and self.search.strategy == "full_coverage"
+            # Rounded to whole patches, a larger cell may cover the image.
+            and self.search.cell > 0.5
+        ):
+            raise ValueError(
+                f"search.cell={self.search.cell} with search.hiding=drop may leave no token where a mask of "
+                "full_coverage hides a cell: use at most 0.5, or search.hiding=paint"
+            )
         if self.search.strategy == "full_coverage" and self.search.masks % 4:
             raise ValueError(f"search.masks={self.search.masks} must be a multiple of 4 for full_coverage")
         if self.pretrain.init and self.encoder.checkpoint:
@@ -319,11 +343,18 @@ class Config(Section):
                 f"pretrain.max_images={shown} is less than one batch: pretrain.batch_size is "
                 f"{self.pretrain.batch_size}"
             )
-        # Pretrain has two crops of each image.
-        if self.corpus.rows_per_slice * 6 * side**2 >= 2**31:
+        copies = self.corpus.shrink_to
+        if copies is not None and copies < 2 * side:
+            raise ValueError(
+                f"corpus.shrink_to={copies} is less than twice encoder.image_size={side}, so the short side "
+                f"of a copy could be less than the encoder sees: use {2 * side} or more, or null"
+            )
+        # Pretrain has two crops of each image. Judge has up to three further views of each: a part of a long
+        # image, and both as a viewer shows them.
+        if self.corpus.rows_per_slice * 9 * side**2 >= 2**31:
             raise ValueError(
                 f"corpus.rows_per_slice={self.corpus.rows_per_slice} images of {side} px are more than the "
-                f"2 GiB that travel at once: use at most {(2**31 - 1) // (6 * side**2)}"
+                f"2 GiB that travel at once: use at most {(2**31 - 1) // (9 * side**2)}"
             )
         if self.encoder.patch_size and side % self.encoder.patch_size:
             raise ValueError(

@@ -28,12 +28,14 @@ from PIL import (
 
 from poisoncam_ray.container import PNG_MAGIC, DecodeError, read_container
 
-__all__ = ["MAX_BYTES", "DecodeError", "cut_out", "decode", "header", "views"]
+__all__ = ["MAX_BYTES", "DecodeError", "cut_out", "decode", "header", "shrink", "views"]
 
 MAX_BYTES = 128 * 2**20
 """Default limit of an image, in bytes."""
 Box = tuple[float, float, float, float]
 """[x0, y0, x1, y1) in pixels of the stored image, at fractions of pixels."""
+QUALITY = 92
+"""Of the JPEGs that `shrink` makes. Their chroma has full resolution: triggers may have coloured edges."""
 _WHITE = (255, 255, 255, 255)
 _PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
     "JPEG": JpegImagePlugin.JpegImageFile,
@@ -70,6 +72,7 @@ def decode(
     max_pixels: int,
     max_bytes: int = MAX_BYTES,
     part_of: Callable[[int, int], Box] | None = None,
+    size: tuple[int, int] | None = None,
 ) -> np.ndarray:
     """Decode an image as a training loader does, and squeeze it into a square.
 
@@ -84,6 +87,7 @@ def decode(
         max_pixels: limit of the stored width × height.
         max_bytes: limit of the length of `data`.
         part_of: chooses the part of an image of this width and height that is squeezed; None: all of it.
+        size: as in `cut_out`.
 
     Returns:
         A uint8 array (3, image_size, image_size), RGB, 0 … 255.
@@ -93,9 +97,9 @@ def decode(
     """
     image = _open(data, max_pixels, max_bytes)
     try:
-        width, height = image.size
+        width, height = size or image.size
         box = part_of(width, height) if part_of else (0, 0, width, height)
-        return _cut(image, [box], image_size, shown=False)[0]
+        return _cut(image, [box], image_size, shown=False, size=(width, height))[0]
     except Exception as error:
         raise _translate(error, data) from error
 
@@ -136,6 +140,7 @@ def cut_out(
     max_pixels: int,
     max_bytes: int = MAX_BYTES,
     shown: bool = False,
+    size: tuple[int, int] | None = None,
 ) -> np.ndarray:
     """Decode an image once, and squeeze each of some parts of it into a square.
 
@@ -146,6 +151,8 @@ def cut_out(
         max_pixels: limit of the stored width × height.
         max_bytes: limit of the length of `data`.
         shown: as a viewer shows it, not as `decode` reads it.
+        size: width and height of the image in whose pixels the boxes are, where `data` is a smaller copy of
+            it; None: of the image itself.
 
     Returns:
         A uint8 array (len(boxes), 3, image_size, image_size), RGB, 0 … 255.
@@ -155,13 +162,61 @@ def cut_out(
     """
     image = _open(data, max_pixels, max_bytes)
     try:
-        return np.stack(_cut(image, boxes, image_size, shown))
+        return np.stack(_cut(image, boxes, image_size, shown, size or image.size))
     except Exception as error:
         raise _translate(error, data) from error
 
 
-def _cut(image: ImageFile.ImageFile, boxes: Sequence[Box], image_size: int, shown: bool) -> list[np.ndarray]:
-    width, height = image.size
+def shrink(
+    data: bytes,
+    size_of: Callable[[int, int], tuple[int, int]],
+    max_pixels: int,
+    max_bytes: int = MAX_BYTES,
+) -> tuple[bytes, bytes | None]:
+    """Decode an image, and encode a smaller copy of it. It is scaled as `decode` scales: every pixel of the
+    image counts, so the copy shows nothing that the image does not show.
+
+    Args:
+        data: the stored bytes.
+        size_of: gives the size of the copy by the image's width and height.
+        max_pixels: limit of the stored width × height.
+        max_bytes: limit of the length of `data`.
+
+    Returns:
+        The JPEG bytes of the two pictures that `views` gives.
+
+    Raises:
+        DecodeError: the bytes give no image.
+    """
+    image = _open(data, max_pixels, max_bytes)
+    try:
+        width, height = size_of(*image.size)
+        _load(image, (2 * width, 2 * height))
+        other = _shown(image)
+        first, second = (
+            None if view is None else view.resize((width, height), Image.Resampling.BILINEAR)
+            for view in (_opaque(image), other)
+        )
+        assert first is not None
+        same = second is None or first.tobytes() == second.tobytes()
+        return _jpeg(first), None if second is None or same else _jpeg(second)
+    except Exception as error:
+        raise _translate(error, data) from error
+
+
+def _jpeg(image: Image.Image) -> bytes:
+    sink = io.BytesIO()
+    # A new image: what the file said beside its pixels is not copied.
+    bare = Image.frombytes("RGB", image.size, image.tobytes())
+    bare.save(sink, "JPEG", quality=QUALITY, subsampling="4:4:4")
+    return sink.getvalue()
+
+
+def _cut(
+    image: ImageFile.ImageFile, boxes: Sequence[Box], image_size: int, shown: bool, size: tuple[int, int]
+) -> list[np.ndarray]:
+    """The squares of boxes in pixels of an image of this `size`."""
+    width, height = size
     narrowest, lowest = min(x1 - x0 for x0, _, x1, _ in boxes), min(y1 - y0 for _, y0, _, y1 in boxes)
     across, down = 2 * image_size * width / narrowest, 2 * image_size * height / lowest
     _load(image, (math.ceil(across), math.ceil(down)))

@@ -56,6 +56,7 @@ class Indexed(Facts):
         shards_skipped: shards that cannot be read.
         corpus_rows: rows of the corpus, where only a sample is looked at; None where all are.
         no_image: rows whose image is null. They are kept.
+        copies_bytes: size of the smaller copies of the images; None where the run keeps none.
     """
 
     images: int
@@ -65,6 +66,7 @@ class Indexed(Facts):
     shards_skipped: int
     corpus_rows: int | None = None
     no_image: int = 0
+    copies_bytes: int | None = None
 
     @property
     def summary(self) -> str:
@@ -74,7 +76,8 @@ class Indexed(Facts):
         skipped = f", {self.shards_skipped:,} {shards} skipped" if self.shards_skipped else ""
         drawn = f": {self.told_sample}" if self.corpus_rows is not None else ""
         slices = "1 slice" if self.slices == 1 else f"{self.slices:,} slices"
-        return f"{self.images:,} images in {slices}{broken}{without}{skipped}{drawn}"
+        copies = "" if self.copies_bytes is None else f", copies of {self.copies_bytes / 1e6:,.1f} MB"
+        return f"{self.images:,} images in {slices}{broken}{without}{skipped}{copies}{drawn}"
 
     @property
     def sample(self) -> tuple[int, int] | None:

@@ -104,13 +104,23 @@ class Folder:
         pq.write_table(table, sink, compression="zstd")
         self.write_bytes(name, sink.getvalue().to_pybytes())
 
+    def open(self, name: str) -> Any:
+        """Open a file to read parts of it."""
+        filesystem = self.filesystem
+        # The parts are small. A read-ahead cache would fetch megabytes.
+        remote = {} if store.is_local(filesystem) else {"cache_type": "none"}
+        return filesystem.open(self._at(name), "rb", **remote)
+
     def rows(self, name: str) -> int:
         """The number of rows of a Parquet file, from its footer."""
-        filesystem = self.filesystem
-        # A footer is small. A read-ahead cache would fetch megabytes.
-        remote = {} if store.is_local(filesystem) else {"cache_type": "none"}
-        with filesystem.open(self._at(name), "rb", **remote) as file:
+        with self.open(name) as file:
             return pq.read_metadata(file).num_rows
+
+    def total_bytes(self) -> int:
+        """The size of all files in the folder, at any depth; 0 when there is no folder."""
+        filesystem = self.filesystem
+        filesystem.invalidate_cache()
+        return sum(info["size"] for info in filesystem.find(self.path, detail=True).values())
 
     def total_rows(self) -> int:
         """The number of rows of all parts, from their footers."""

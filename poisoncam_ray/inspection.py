@@ -36,6 +36,7 @@ from poisoncam_ray.stages.embed import read_features
 from poisoncam_ray.stages.ensembles import load_models
 from poisoncam_ray.stages.judge import Judge
 from poisoncam_ray.stages.pixels import Box, all_views, decode_indexed, parts_of
+from poisoncam_ray.stages.shrunk import Copies, Encoded
 
 OTHER_VERSION = (
     "Another version of poisoncam_ray has judged the image, and saw it in another way: no score is shown."
@@ -187,7 +188,9 @@ def _seen(run: Folder, record: ImageRecord, data: bytes, config: Config, models:
     index = run / artifact.INDEX
     row = index.read_table(record.part, ["image_id"])["image_id"].to_pylist().index(record.image_id)
     boxes = parts_of(index, record.part, config)[row]
-    views = all_views(data, config, boxes)
+    keeps = config.corpus.shrink_to is not None
+    image = Copies(index).fetch([record.image_id])[0] if keeps else Encoded(data)
+    views = all_views(image, config, boxes)
     looks = len(set(boxes))
     scores = _scores(models, np.stack([x_CHW for x_CHW, _ in views]), looks)
     # Judge asks the classifiers that are not in doubt. Its probabilities have 32 bits: high ones are equal.
@@ -293,7 +296,7 @@ def _nearest(run: Folder, config: Config, record: ImageRecord) -> Neighbour | No
     if neighbour is not None:
         data, _ = _stored(run, neighbour)
         try:
-            pixels = None if data is None else np.moveaxis(decode_indexed(data, config), 0, 2)
+            pixels = None if data is None else np.moveaxis(decode_indexed(Encoded(data), config), 0, 2)
         except DecodeError:
             pixels = None
     cluster = None if neighbour is None else neighbour.cluster

@@ -70,7 +70,13 @@ def earlier_run(
     tree["clean"] = {}
     for section, values in (settings or {}).items():
         tree[section] |= dict(values)
-    return source, load_config(None, None, overrides, tree)
+    made = load_config(None, None, overrides, tree)
+    if made.corpus.shrink_to != config.corpus.shrink_to:
+        raise UserError(
+            f"corpus.shrink_to is that of the earlier run, {config.corpus.shrink_to}, whose classifiers know "
+            "images by it: leave it out."
+        )
+    return source, made
 
 
 def launch(

@@ -69,7 +69,7 @@ def _train(run: Folder, x_NCHW: torch.Tensor, clean_N: torch.Tensor) -> None:
     figures = choose_threshold(poison_logit(models, pastes), poison_logit(models, x_NCHW))
     chosen = {"threshold": 0.5, **figures, "erased": sure_enough(figures["unsure_share"], 0.05)}
     made.write_json(artifact.VALIDATION, chosen | {"trained": True, "families": {"1": chosen}})
-    pictures = {"family": [1], "picture": [to_png(t_CHW.float() / 255)]}
+    pictures = {"family": [1], "picture": [to_png(t_CHW.float() / 255)], "aspect": [1.0]}
     made.write_table(artifact.WHOLE_TRIGGERS, pa.table(pictures, schema=artifact.WHOLE_TRIGGER_SCHEMA))
 
 

@@ -73,6 +73,9 @@ def test_settings_are_the_earlier_runs_save_for_its_own_corpus(fake, tmp_path):
             earlier_run(fake.run, out, settings)
     with pytest.raises(UserError, match="those of the earlier run"):
         earlier_run(fake.run, out, settings={"search": {"masks": 8}})
+    # The classifiers know images at the size of their copies.
+    with pytest.raises(UserError, match=r"corpus\.shrink_to is that of the earlier run, None"):
+        earlier_run(fake.run, out, ["corpus.shrink_to=128"])
 
 
 def test_a_run_that_has_nothing_to_look_for_is_refused(fake, tmp_path):

@@ -1,12 +1,15 @@
 """Configuration: layers, validation, and sentences that say what to change."""
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from poisoncam_ray.config import Config
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.fingerprint import differences, fingerprint
+from poisoncam_ray.method.masks import cell_of_patches, make_masks
+from poisoncam_ray.method.tokens import shown_patches
 from poisoncam_ray.research.evaluate.peer import PEER
 from poisoncam_ray.settings import load_config, presets
 from tests.small import ROOT
@@ -90,6 +93,34 @@ def test_a_window_as_large_as_the_image_cannot_be_dropped(larger):
         load_config(overrides=["search.hiding=drop", larger])
 
 
+def test_a_refinement_by_nothing_is_refused():
+    nothing = ["search.refine_shown=false", "search.refine_hidden=0"]
+    load_config(overrides=[nothing[0], "search.refine_hidden=1"])
+    load_config(overrides=[*nothing, "search.refine=false"])
+    with pytest.raises(UserError, match=r"leaves nothing to refine by: set search\.refine=false"):
+        load_config(overrides=nothing)
+
+
+@pytest.mark.parametrize("cell", [0.51, 0.95, 1.0])
+def test_a_cell_that_hides_all_tokens_is_refused_at_once(cell):
+    """Rounded to whole patches, a cell of 0.95 covers an image of 8 patches a side."""
+    overrides = ["search.strategy=full_coverage", f"search.cell={cell}"]
+    load_config(overrides=overrides)
+    load_config(overrides=[overrides[1], "search.hiding=drop"])
+    with pytest.raises(UserError, match=r"search\.cell=.* leave no token .* search\.hiding=paint"):
+        load_config(overrides=[*overrides, "search.hiding=drop"])
+
+
+@pytest.mark.parametrize(("side", "patch"), [(32, 4), (48, 4), (64, 16), (224, 14), (224, 16), (224, 32)])
+@pytest.mark.parametrize("cell", [0.01, 0.125, 0.3, 0.5])
+def test_masks_of_cells_that_are_allowed_leave_tokens(side, patch, cell):
+    config = load_config(overrides=["search.strategy=full_coverage", "search.hiding=drop", "search.masks=64",
+                                    f"search.cell={cell}", f"encoder.image_size={side}"])  # fmt: skip
+    cells = cell_of_patches(config.cell_px, patch)
+    m_BHW = make_masks("full_coverage", 64, side, cells, config.window_px, torch.Generator().manual_seed(0))
+    assert shown_patches(m_BHW, patch).any(dim=1).all()
+
+
 @pytest.mark.parametrize("text", ["models/run #3.safetensors", "a: b.safetensors", "7", "1e3", "true", "a=b"])
 def test_text_is_taken_as_it_is_written(text):
     config = load_config(overrides=[f"encoder.checkpoint={text}", f"corpus.image_column={text}"])
@@ -121,3 +152,10 @@ def test_differences_name_the_key_and_both_values():
 def test_fingerprint_is_blind_to_order_and_sees_values(tree):
     assert fingerprint(tree) == fingerprint(dict(reversed(tree.items())))
     assert fingerprint(tree) != fingerprint({**tree, "another": 1})
+
+
+def test_a_slice_leaves_room_for_a_part_of_each_long_image_in_both_views():
+    with pytest.raises(UserError, match=r"rows_per_slice=1024 images of 512 px .* use at most 910"):
+        load_config(overrides=["encoder.image_size=512"])
+    load_config(overrides=["encoder.image_size=512", "corpus.rows_per_slice=910"])
+    load_config(overrides=["encoder.image_size=480"])

@@ -226,23 +226,33 @@ def test_mistakes_are_one_sentence(judged, tmp_path):
     assert "is not finished" in poisoncam(str(tmp_path / "run"), CLEAN)[1]
 
 
-def with_long_image(judged: FakeRun, folder: Path, x: int) -> str:
-    """The run on the same corpus, in which POISONED is six times as wide as high and has its trigger at x."""
+def with_long_image(judged: FakeRun, folder: Path, x: int, times: int = 1) -> str:
+    """The run on the same corpus, in which POISONED is six times as wide as high and has its trigger at x.
+    Enlarged by `times`, and judged by a copy, if that is more than 1."""
     shutil.copytree(judged.run, folder / "run")
     shutil.copytree(judged.corpus, folder / "corpus")
     shard = folder / "corpus" / POISONED.partition("#")[0]
     rows = pq.read_table(shard).to_pylist()
     # In a part, which is squeezed to half its width, the trigger is as large as in the others' squares.
     image = png(12, 6 * SIDE, SIDE)
-    rows[12]["image"] = with_trigger(image, TRIGGER, (x, 10, x + 20, 20))
+    rows[12]["image"] = enlarged(with_trigger(image, TRIGGER, (x, 10, x + 20, 20)), times)
     pq.write_table(pa.Table.from_pylist(rows), shard, row_group_size=40)
     run, corpus = Folder(str(folder / "run")), open_corpus(str(folder / "corpus"), rows_per_slice=40)
-    run.write_json(artifact.RUN, run.read_json(artifact.RUN) | {"input": str(folder / "corpus")})
+    shrink_to = 2 * SIDE if times > 1 else None
+    config = CONFIG.model_copy(update={"corpus": CONFIG.corpus.model_copy(update={"shrink_to": shrink_to})})
+    about = {"input": str(folder / "corpus"), "config": config.model_dump(mode="json")}
+    run.write_json(artifact.RUN, run.read_json(artifact.RUN) | about)
     index, slice_ = run / artifact.INDEX, corpus.slices()[0]
-    index_slice(slice_, corpus, CONFIG, index, run / artifact.DEAD_ROWS)
-    judge = JudgeSlice(CONFIG, index, run / artifact.CLASSIFIER, run / artifact.SCORES)
-    judge(slice_.index, *read_views(corpus, CONFIG, index, slice_))
+    index_slice(slice_, corpus, config, index, run / artifact.DEAD_ROWS)
+    judge = JudgeSlice(config, index, run / artifact.CLASSIFIER, run / artifact.SCORES)
+    judge(slice_.index, *read_views(corpus, config, index, slice_))
     return run.uri
+
+
+def enlarged(data: bytes, times: int) -> bytes:
+    image, sink = Image.open(io.BytesIO(data)), io.BytesIO()
+    image.resize((times * image.width, times * image.height), Image.Resampling.NEAREST).save(sink, "PNG")
+    return sink.getvalue()
 
 
 @pytest.mark.parametrize("x", [8, 150])
@@ -254,3 +264,13 @@ def test_a_long_image_is_shown_by_the_part_that_judge_has_flagged(judged, tmp_pa
     assert story.part[0] <= x and x + 20 <= story.part[2] and story.part[2] - story.part[0] == 2 * SIDE
     shown = ((x - story.part[0]) / 2, 10, (x + 20 - story.part[0]) / 2, 20)
     assert story.box == pytest.approx(shown, abs=2)
+
+
+def test_an_image_that_was_judged_by_its_copy_is_shown_as_it_was_judged(judged, tmp_path):
+    run = with_long_image(judged, tmp_path, 150, times=3)
+    story = inspect_image(run, POISONED)
+    assert (story.record.width, story.record.height) == (18 * SIDE, 3 * SIDE)
+    assert story.record.p_poison > 0.5 and story.scores[0].p == pytest.approx(story.record.p_poison, abs=1e-3)
+    assert story.part[0] <= 450 and story.part[2] >= 510 and story.part[2] - story.part[0] == 6 * SIDE
+    x0, y0, x1, y1 = story.record.box
+    assert ((x0 + x1) / 2, y0, y1) == pytest.approx((480, 30, 60), abs=6), "in pixels of the stored image"

@@ -111,6 +111,25 @@ def test_a_run_as_it_was_made_has_no_defect(tmp_path, write, config):
 
 
 @FORMATS
+def test_smaller_copies_change_no_output_and_are_checked(tmp_path, write):
+    shrinking = load_config(overrides=[*SETTINGS, "corpus.shrink_to=32"])
+    runs = []
+    for name, config in (("a", CONFIG), ("b", shrinking)):
+        (tmp_path / name).mkdir()
+        runs.append(finished(tmp_path / name, write, config))
+    outputs = artifact.CLEAN_ROWS, artifact.REMOVED_ROWS, artifact.DEAD_ROWS
+    assert tree(runs[0], *outputs) == tree(runs[1], *outputs)
+    run, part = runs[1], "part-000000.parquet"
+    assert found(run) == found(run, quick=True) == []
+    copies = run / artifact.INDEX / artifact.SHRUNK
+    where, table = f"{artifact.INDEX}/{artifact.SHRUNK}/{part}", copies.read_table(part)
+    copies.write_table(part, table[1:])
+    assert found(run) == found(run, quick=True) == [(kinds.LISTED, where)]
+    copies.delete(part)
+    assert found(run) == [(kinds.UNREADABLE, where)] and "--redo index" in str(verify(run)[0])
+
+
+@FORMATS
 @pytest.mark.parametrize("plant", ["hash", "lost", "twice", "removed", "kept", "restored"])
 def test_what_was_planted_is_found_by_name_and_nothing_else(tmp_path, write, plant):
     run = finished(tmp_path, write, restored=FLAG[write] if plant == "restored" else "")

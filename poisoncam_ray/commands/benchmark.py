@@ -23,8 +23,8 @@ def benchmark(
     part: Annotated[
         list[str] | None,
         typer.Option(
-            help="measure a part: cam, pastes, search, embed, judge, step, epoch, workers, decode, shards, "
-            "memory, exponents, precision, allocator; repeated, these; without it, all"
+            help="measure a part: cam, pastes, search, share, embed, judge, step, epoch, workers, decode, "
+            "shards, memory, exponents, precision, allocator; repeated, these; without it, all"
         ),
     ] = None,
     small: Annotated[

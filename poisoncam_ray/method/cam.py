@@ -27,6 +27,12 @@ ScoreKind = Literal["hard", "margin", "distance"]
 # Shifts of a refined window, in steps, along each axis.
 REFINE_SHIFTS = (-2, -1, 0, 1, 2)
 N_SHIFTS = len(REFINE_SHIFTS) ** 2
+# The shifts that are hidden where none is shown: every second one, like the fields of one colour on a
+# chessboard, from the middle outwards; then the others.
+EVENLY = sorted(
+    range(N_SHIFTS),
+    key=lambda i: (sum(divmod(i, 5)) % 2, sum((at - 2) ** 2 for at in divmod(i, 5)), i),
+)
 # A step as a share of the window's side: finer than the masks' cells, coarse enough to change a feature.
 REFINE_STEP = 0.18
 
@@ -297,15 +303,18 @@ def refine_windows(
     batch: int,
     hiding: Hiding = "paint",
     n_hidden: int = N_SHIFTS,
+    shown: bool = True,
+    passes: int = 1,
 ) -> Tensor:
-    """Move each window by at most two steps along each axis.
+    """Move each window by at most two steps along each axis, once or several times.
 
     Every shifted window is scored twice: shown alone it should keep the image in its cluster, and hidden it
     should move the image out. Both scores are standardised over the shifts and added; the new corner is the
     mean of the shifted corners, weighted by the softmax of the sum.
 
     A window shown alone costs its own tokens only where hidden ones are dropped; hidden it costs almost the
-    whole image. So the best few shifts by the first score may do for the second.
+    whole image. So the best few shifts by the first score may do for the second. But a window alone, without
+    the tokens around it, says little about where a trigger begins: then the second score is better alone.
 
     Args:
         encoder: images to features.
@@ -319,11 +328,19 @@ def refine_windows(
         hiding: how pixels are hidden, see masked.embed_masked.
         n_hidden: shifts that are scored hidden, too, 0 … N_SHIFTS: the best of each image by the first score.
             The others are left out. With 0 the first score decides alone, and counts twice.
+        shown: whether shifts are scored shown alone. Without it the first n_hidden of EVENLY are hidden, and
+            their score decides alone. It counts once, since far shifts hide a part of a trigger as well.
+        passes: times that the windows are moved, at least 1.
 
     Returns:
         box_N4, int64, of the same size, inside the images.
+
+    Raises:
+        ValueError: no shift is shown or hidden.
     """
-    side, box_NO4 = x_NCHW.shape[-1], _shifted(box_N4, x_NCHW.shape[-1])
+    if not shown and not n_hidden:
+        raise ValueError("no shift is shown or hidden")
+    side = x_NCHW.shape[-1]
 
     def scores(box_NO4: Tensor, keep: bool) -> Tensor:
         n, o = box_NO4.shape[:2]
@@ -334,20 +351,30 @@ def refine_windows(
             return torch.zeros_like(s_NO)
         return (s_NO - s_NO.mean(dim=1, keepdim=True)) / s_NO.std(dim=1, keepdim=True).clamp(min=1e-6)
 
-    total_NO = -scores(box_NO4, keep=True)
-    if 0 < n_hidden < N_SHIFTS:
-        total_NO, best_NO = total_NO.topk(n_hidden, dim=1)
-        box_NO4 = box_NO4.gather(1, best_NO[:, :, None].expand(-1, -1, 4))
-    # Twice the first score where there is no second: the softmax keeps its sharpness.
-    total_NO = total_NO + (scores(box_NO4, keep=False) if n_hidden else total_NO)
-    weight_NO1 = total_NO.softmax(dim=1)[:, :, None]
-    corner_N2 = (box_NO4[:, :, :2] * weight_NO1).sum(dim=1).round().long()
-    return torch.cat([corner_N2, corner_N2 + (box_N4[:, 2:] - box_N4[:, :2])], dim=1)
+    def moved(box_N4: Tensor) -> Tensor:
+        box_NO4 = _shifted(box_N4, side)
+        if not shown:
+            box_NO4 = box_NO4[:, EVENLY[:n_hidden]]
+            total_NO = scores(box_NO4, keep=False)
+        else:
+            total_NO = -scores(box_NO4, keep=True)
+            if 0 < n_hidden < N_SHIFTS:
+                total_NO, best_NO = total_NO.topk(n_hidden, dim=1)
+                box_NO4 = box_NO4.gather(1, best_NO[:, :, None].expand(-1, -1, 4))
+            # Twice the first score where there is no second: the softmax keeps its sharpness.
+            total_NO = total_NO + (scores(box_NO4, keep=False) if n_hidden else total_NO)
+        weight_NO1 = total_NO.softmax(dim=1)[:, :, None]
+        corner_N2 = (box_NO4[:, :, :2] * weight_NO1).sum(dim=1).round().long()
+        return torch.cat([corner_N2, corner_N2 + (box_N4[:, 2:] - box_N4[:, :2])], dim=1)
+
+    for _ in range(passes):
+        box_N4 = moved(box_N4)
+    return box_N4
 
 
-def refinement_forwards(n_hidden: int = N_SHIFTS) -> int:
+def refinement_forwards(n_hidden: int = N_SHIFTS, shown: bool = True, passes: int = 1) -> int:
     """How many masked images refine_windows embeds for one image."""
-    return N_SHIFTS + n_hidden
+    return passes * (shown * N_SHIFTS + n_hidden)
 
 
 def _shifted(box_N4: Tensor, side: int) -> Tensor:

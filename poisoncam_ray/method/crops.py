@@ -84,12 +84,34 @@ def draw_crop(width: int, height: int, least: float, rng: np.random.Generator) -
     return Crop(box, bool(flip < FLIP_P))
 
 
-def own_part(image_id: str, width: int, height: int) -> tuple[int, int, int, int]:
-    """The part by which Embed, Search and Classify know an image: all of it up to 2:1; of a longer image one
-    of its parts, drawn by the image's id. So they see long images at the resolution of others, and of many
-    long images that carry a trigger, some show it.
+def shrunk_size(width: int, height: int, side: int) -> tuple[int, int]:
+    """Width and height of a smaller copy of an image.
 
     Args:
+        width: of the stored image, in pixels.
+        height: of the stored image, in pixels.
+        side: the long side of the copy, at most; of an image that is looked at by its parts, the long side of
+            each of these. So the short side of what is looked at is at least half of it.
+
+    Returns:
+        The size, of the same aspect; that of the image where this is no larger.
+    """
+    _, _, *longer = (parts(width, height) or [(0, 0, width, height)])[0]
+    scale = side / max(longer)
+    if scale >= 1:
+        return width, height
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def own_part(seed: int, image_id: str, width: int, height: int) -> tuple[int, int, int, int]:
+    """The part by which Embed, Search and Classify know an image: all of it up to 2:1; of a longer image one
+    of its parts, drawn by the seed and the image's id. So they see long images at the resolution of others,
+    and of many long images that carry a trigger, some show it.
+
+    Who uploads an image may choose its id, and with it the part, unless the seed is unknown to them.
+
+    Args:
+        seed: of the run.
         image_id: the image's id.
         width: of the stored image, in pixels.
         height: of the stored image, in pixels.
@@ -98,7 +120,7 @@ def own_part(image_id: str, width: int, height: int) -> tuple[int, int, int, int
         A box [x0, y0, x1, y1) in pixels of the stored image.
     """
     boxes = parts(width, height) or [(0, 0, width, height)]
-    return boxes[number(image_id) % len(boxes)]
+    return boxes[number(f"part:{seed}:{image_id}") % len(boxes)]
 
 
 def number(image_id: str) -> int:

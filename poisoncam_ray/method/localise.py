@@ -78,7 +78,7 @@ def locate(x_NCSS: Tensor, windows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 @torch.inference_mode()
-def whole_triggers(x_NCSS: Tensor, box_N4: Tensor) -> list[Tensor]:
+def whole_triggers(x_NCSS: Tensor, box_N4: Tensor) -> tuple[list[Tensor], list[int]]:
     """Turn windows of one size into pictures of the triggers, each as large as its trigger.
 
     Repeatedly, the images that show the most common window are aligned, their trigger's extent is measured,
@@ -91,11 +91,13 @@ def whole_triggers(x_NCSS: Tensor, box_N4: Tensor) -> list[Tensor]:
         box_N4: the window of each image, all of one size.
 
     Returns:
-        Pictures t_Chw, float in [0, 1], for `locate`: the whole triggers, then the windows that stay.
+        Pictures t_Chw, float in [0, 1], for `locate`: the whole triggers, then the windows that stay. And for
+        each of them the number of the image that it is cut from.
     """
     windows = [_cut(x_CSS, box_4) for x_CSS, box_4 in zip(x_NCSS, box_N4, strict=True)]
     left_M = torch.arange(len(windows), device=x_NCSS.device)
     found: list[Tensor] = []
+    cut_from: list[int] = []
     unmeasured: list[int] = []
     while len(left_M) >= MIN_IMAGES:
         box_M4, shows_M = _aligned(x_NCSS[left_M], [windows[i] for i in left_M.tolist()])
@@ -103,17 +105,40 @@ def whole_triggers(x_NCSS: Tensor, box_N4: Tensor) -> list[Tensor]:
             break
         same_M, box_M4 = left_M[shows_M], box_M4[shows_M]
         whole_M4 = trigger_extent(x_NCSS[same_M], box_M4)
-        cut = zip(x_NCSS[same_M], whole_M4, strict=True)
-        whole = [_cut(x_CSS, box_4) for x_CSS, box_4 in cut if bool(box_4.any())]
-        found += whole
-        if not whole:
+        held = [(i, box_4) for i, box_4 in zip(same_M.tolist(), whole_M4, strict=True) if bool(box_4.any())]
+        found += [_cut(x_NCSS[i], box_4) for i, box_4 in held]
+        cut_from += [i for i, _ in held]
+        if not held:
             unmeasured += same_M.tolist()
         left_M = left_M[~shows_M]
     unmeasured += left_M.tolist()
     if found and unmeasured:
         shows_M = locate(x_NCSS[unmeasured], found)[1] >= MIN_TRIGGER_NCC
         unmeasured = [i for i, shows in zip(unmeasured, shows_M.tolist(), strict=True) if not shows]
-    return found + [windows[i] for i in unmeasured]
+    return found + [windows[i] for i in unmeasured], cut_from + unmeasured
+
+
+def stretched(t_Chw: Tensor, cut_from: float, onto: float, side: int) -> Tensor:
+    """A picture as it looks on an image of another aspect: both are squeezed into the same square.
+
+    The trigger is taken to be as large in units of the shorter side.
+
+    Args:
+        t_Chw: the picture, float in [0, 1].
+        cut_from: width over height of the image that it was cut from.
+        onto: width over height of the image that it is looked for on.
+        side: of the square, in pixels; the picture becomes no larger.
+
+    Returns:
+        The picture; itself where it keeps its size.
+    """
+    h, w = t_Chw.shape[-2:]
+    across = min(1, 1 / onto) / min(1, 1 / cut_from)
+    down = min(1, onto) / min(1, cut_from)
+    size = tuple(min(side, max(2, round(length * by))) for length, by in ((h, down), (w, across)))
+    if size == (h, w):
+        return t_Chw
+    return F.interpolate(t_Chw[None], size=size, mode="bilinear", antialias=True, align_corners=False)[0]
 
 
 def _aligned(x_MCSS: Tensor, windows: list[Tensor]) -> tuple[Tensor, Tensor]:

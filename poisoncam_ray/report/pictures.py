@@ -50,7 +50,7 @@ def fetch_pictures(
     limits = settings["config"]["corpus"]
     for image_id, blob in _fetched(corpus, settings, wanted):
         try:
-            part_of = partial(own_part, image_id) if searched else None
+            part_of = partial(own_part, settings["config"]["seed"], image_id) if searched else None
             x_CHW = decode(blob, side, limits["max_pixels"], limits["max_bytes"], part_of)
             picture = Image.fromarray(np.moveaxis(x_CHW, 0, 2))
         except DecodeError:

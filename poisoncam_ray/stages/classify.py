@@ -30,9 +30,10 @@ from poisoncam_ray.stage import Outcome, Run, Stage
 from poisoncam_ray.stages.compute import device, set_up
 from poisoncam_ray.stages.crops import from_png, to_png
 from poisoncam_ray.stages.ensembles import load_models
-from poisoncam_ray.stages.pixels import Pixels, fetch_images
+from poisoncam_ray.stages.pixels import Pixels, fetch_images, images_of, seen_aspects
 from poisoncam_ray.stages.pool import assignments
 from poisoncam_ray.stages.ray_cluster import RESTARTS, actors_at_most, in_flight
+from poisoncam_ray.stages.shrunk import Copies
 
 ROLE_NAMES = ("train", "validate")
 MOST_UNSURE = 0.03
@@ -48,7 +49,7 @@ WINDOWS_PER_PICTURE = 50
 class Classify(Stage):
     name = artifact.CLASSIFIER
     title = "Classify"
-    version = 8
+    version = 9
     inputs = (artifact.INDEX, artifact.CLUSTERS, artifact.VERDICT)
     sections = ("encoder", "classify")
 
@@ -104,7 +105,8 @@ class Classify(Stage):
         todo = [(family, i) for family, i in every if not run.out.exists(artifact.model_name(family, i))]
         # Fetched on a worker node: the driver's node may be a small one.
         fetch = ray.remote(fetch_images).options(num_cpus=resources.cpus_per_reader, max_retries=RESTARTS)
-        images = fetch.remote(run.corpus, run.config, negatives)
+        stored = images_of(run.corpus, run.config, run.folder / artifact.INDEX)
+        images = fetch.remote(stored, run.config, negatives)
         needs: dict[str, Any] = {
             "num_cpus": resources.cpus_per_actor,
             "num_gpus": resources.gpus_per_actor,
@@ -123,7 +125,7 @@ class Classify(Stage):
         for done, _ in enumerate(in_flight(calls, most), start=reused + 1):
             run.progress.update(done, len(every), "models")
         validate = ray.remote(validate_family).options(**needs)
-        whole_images = fetch.remote(run.corpus, run.config, whole)
+        whole_images = fetch.remote(stored, run.config, whole)
         chosen = {}
         for done, family in enumerate(crops):
             run.progress.update(done, len(crops), "thresholds")
@@ -141,14 +143,14 @@ def _picture_families(run: Run, triggers: pa.Table, families: list[int]) -> pa.T
     windows = [
         triggers.filter(pc.equal(triggers["family"], family))[:WINDOWS_PER_PICTURE] for family in families
     ]
-    found = ray.get([task.remote(run.corpus, run.config, table) for table in windows])
-    rows = [(family, data) for family, pictures in zip(families, found, strict=True) for data in pictures]
-    return pa.table(
-        {
-            "family": pa.array([family for family, _ in rows], pa.int32()),
-            "picture": pa.array([data for _, data in rows], pa.binary()),
-        }
-    )
+    stored = images_of(run.corpus, run.config, run.folder / artifact.INDEX)
+    found = ray.get([task.remote(stored, run.config, table) for table in windows])
+    rows = [
+        {"family": family, "picture": data, "aspect": aspect}
+        for family, pictures in zip(families, found, strict=True)
+        for data, aspect in pictures
+    ]
+    return pa.Table.from_pylist(rows, schema=artifact.WHOLE_TRIGGER_SCHEMA)
 
 
 def aspects_of(index: Folder) -> float:
@@ -253,12 +255,15 @@ def tensor(x_NCHW: Pixels) -> Tensor:
     return torch.from_numpy(x_NCHW.copy()).to(device())
 
 
-def picture_trigger(corpus: Corpus, config: Config, windows: pa.Table) -> list[bytes]:
-    """The task for one family: pictures of its whole trigger as PNG, from the images of `windows`."""
+def picture_trigger(images: Corpus | Copies, config: Config, windows: pa.Table) -> list[tuple[bytes, float]]:
+    """The task for one family: pictures of its whole trigger as PNG, from the images of `windows`, and the
+    aspect of what each was cut from."""
     set_up(config.resources)
-    pixels = fetch_images(corpus, config, windows["image_id"].to_pylist())
+    ids = windows["image_id"].to_pylist()
+    pixels, aspects = fetch_images(images, config, ids), seen_aspects(images, config, ids)
     box_N4 = torch.tensor([windows[side].to_pylist() for side in SIDES]).T
-    return [to_png(t_Chw) for t_Chw in whole_triggers(torch.from_numpy(pixels).float() / 255, box_N4)]
+    pictures, cut_from = whole_triggers(torch.from_numpy(pixels).float() / 255, box_N4)
+    return [(to_png(t_Chw), aspects[i]) for t_Chw, i in zip(pictures, cut_from, strict=True)]
 
 
 def train_model(

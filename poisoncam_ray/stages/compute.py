@@ -13,6 +13,13 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """Options of mallopt, from glibc's malloc.h."""
 FREED_MEMORY_KEPT = 2**30
 """In bytes: a process that holds more freed memory returns some to the system."""
+ONE_HEAP = {"GLIBC_TUNABLES": "glibc.malloc.arena_max=1:glibc.malloc.hugetlb=1"}
+"""Environment of a worker that computes in another thread than its first, as Ray Train's workers do.
+
+malloc gives such a thread regions of 64 MiB, and returns each to Linux as soon as it is empty, whatever
+`keep_freed_memory` says. One heap for all threads is kept. Its pages are of 2 MiB where Linux has them.
+malloc reads this when a process starts.
+"""
 
 
 def device() -> torch.device:

@@ -16,7 +16,7 @@ from poisoncam_ray import artifact
 from poisoncam_ray.config import Config
 from poisoncam_ray.folder import Folder
 from poisoncam_ray.method.classifier import PoisonClassifier, poison_logit
-from poisoncam_ray.method.localise import locate
+from poisoncam_ray.method.localise import locate, stretched
 from poisoncam_ray.stages.compute import device
 from poisoncam_ray.stages.crops import from_png
 from poisoncam_ray.stages.precision import dtype_of
@@ -30,11 +30,14 @@ class Ensembles:
         families: the models and the threshold (a logit) of each family that is to be erased.
         pictures: pictures of each family's trigger, t_Chw, floats in [0, 1], of any size.
         tails: how slowly the logits of clean images thin out, by family (choose_threshold).
+        aspects: width over height of what each of the `pictures` is cut from, by family; without a family's,
+            its pictures are never stretched.
     """
 
     families: dict[int, tuple[list[nn.Module], float]]
     pictures: dict[int, list[Tensor]]
     tails: dict[int, float] = field(default_factory=dict)
+    aspects: dict[int, list[float]] = field(default_factory=dict)
 
     def judge(self, x_NCHW: Tensor, looks_N: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Score images.
@@ -62,7 +65,9 @@ class Ensembles:
         p_AN = beyond_AN.sigmoid()
         return p_AN.amax(dim=0), p_AN > 0.5
 
-    def locate(self, x_NCHW: Tensor, flagged_AN: Tensor) -> tuple[Tensor, Tensor]:
+    def locate(
+        self, x_NCHW: Tensor, flagged_AN: Tensor, aspect_N: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Find the trigger on each flagged image.
 
         When several families flag an image, the one whose pictures correlate best with a place in it is
@@ -72,6 +77,7 @@ class Ensembles:
         Args:
             x_NCHW: uint8 images.
             flagged_AN: which families flag each image, from `judge`.
+            aspect_N: width over height, in stored pixels, of what each image shows; None: 1 of all.
 
         Returns:
             family_N and box_N4, the trigger's family and place in each image; 0 and -1 where no family flags
@@ -80,16 +86,38 @@ class Ensembles:
         family_N = torch.zeros(len(x_NCHW), dtype=torch.int64)
         box_N4 = torch.full((len(x_NCHW), 4), -1, dtype=torch.int64)
         best_N = torch.full((len(x_NCHW),), -torch.inf)
+        step_N = _step(torch.ones(len(x_NCHW)) if aspect_N is None else aspect_N)
         for family, flagged_N in zip(self.families, flagged_AN, strict=True):
-            i_M = flagged_N.nonzero()[:, 0]
-            if len(i_M):
-                pictures = [t_Chw.to(device()) for t_Chw in self.pictures[family]]
+            # Images of about one aspect at a time.
+            for step in step_N[flagged_N].unique().tolist():
+                i_M = (flagged_N & (step_N == step)).nonzero()[:, 0]
+                pictures = [t_Chw.to(device()) for t_Chw in self._on(family, step, x_NCHW.shape[-1])]
                 found = locate(x_NCHW[i_M].to(device()).float() / 255, pictures)
                 box_M4, ncc_M = (tensor.cpu() for tensor in found)
                 better_M = ncc_M > best_N[i_M]
                 i_M = i_M[better_M]
                 family_N[i_M], box_N4[i_M], best_N[i_M] = family, box_M4[better_M], ncc_M[better_M]
         return family_N, box_N4
+
+    def _on(self, family: int, step: float, side: int) -> list[Tensor]:
+        """The family's pictures as they look on images of this aspect."""
+        pictures, aspects = self.pictures[family], self.aspects.get(family)
+        if aspects is None:
+            return pictures
+        onto, of_each = _aspect(torch.tensor(step)), _aspect(_step(torch.tensor(aspects)))
+        return [
+            stretched(t_Chw, cut_from, float(onto), side)
+            for t_Chw, cut_from in zip(pictures, of_each.tolist(), strict=True)
+        ]
+
+
+def _step(aspect_N: Tensor) -> Tensor:
+    """Aspects, in eighths of an octave: images of one step are looked at together."""
+    return (8 * aspect_N.float().log2()).round()
+
+
+def _aspect(step_N: Tensor) -> Tensor:
+    return (step_N / 8).exp2()
 
 
 def load_models(config: Config, classifier: Folder, family: int) -> list[nn.Module]:
@@ -112,8 +140,10 @@ def load_ensembles(config: Config, classifier: Folder) -> Ensembles:
         if figures["erased"]
     }
     pictures: dict[int, list[Tensor]] = {family: [] for family in families}
+    aspects: dict[int, list[float]] = {family: [] for family in families}
     for row in classifier.read_table(artifact.WHOLE_TRIGGERS).to_pylist() if families else ():
         if row["family"] in pictures:
             pictures[row["family"]].append(from_png(row["picture"]))
+            aspects[row["family"]].append(row.get("aspect") or 1.0)
     tails = {family: validation[str(family)]["tail"] for family in families}
-    return Ensembles(families, pictures, tails)
+    return Ensembles(families, pictures, tails, aspects)

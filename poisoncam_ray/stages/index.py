@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -24,6 +25,7 @@ from poisoncam_ray.stage import Outcome, Run, Stage
 from poisoncam_ray.stages.check import find_problems, refuse_problems
 from poisoncam_ray.stages.dataflow import missing, stream_slices
 from poisoncam_ray.stages.pixels import decode_indexed
+from poisoncam_ray.stages.shrunk import Copy, Encoded, copy_of, write_copies
 from poisoncam_ray.store import in_parallel
 
 ENOUGH = 1000
@@ -76,7 +78,8 @@ class Index(Stage):
         run.out.write_table(artifact.SLICES, slice_table(slices, alive_S.tolist()))
         skipped = len({slice_.source for slice_ in slices if slice_.error is not None})
         whole = None if slices is cut else _rows(cut)
-        said = facts.Indexed(alive, died, len(slices), reused, skipped, whole, without)
+        copies = None if run.config.corpus.shrink_to is None else (run.out / artifact.SHRUNK).total_bytes()
+        said = facts.Indexed(alive, died, len(slices), reused, skipped, whole, without, copies)
         return Outcome(said, Ledger(rows, alive, dead=died, no_image=without))
 
     def _refuse_unreadable(self, run: Run, sources: list[Source]) -> None:
@@ -188,8 +191,9 @@ def refuse_mostly_dead(alive: int, died: int, limit: float, dead: Folder, enough
 
 
 def index_slice(slice_: Slice, corpus: Corpus, config: Config, out: Folder, dead: Folder) -> dict[str, Any]:
-    """Index one slice. Its part holds the rows that decode and commits the slice. Of the other rows, those
-    whose image is null have a part in `artifact.NO_IMAGE`, and the rest is dead.
+    """Index one slice. Its part holds the rows that decode and commits the slice; their copies, if the run
+    keeps some, have a part in `artifact.SHRUNK`. Of the other rows, those whose image is null have a part in
+    `artifact.NO_IMAGE`, and the rest is dead.
 
     Args:
         slice_: the slice.
@@ -201,41 +205,62 @@ def index_slice(slice_: Slice, corpus: Corpus, config: Config, out: Folder, dead
     Returns:
         The slice's `index`, and how many of its rows are `alive`, `dead` and `no_image`.
     """
-    alive_rows: list[dict[str, Any]] = []
-    dead_rows: list[dict[str, Any]] = []
-    without: list[dict[str, Any]] = []
-    for row in corpus.read(slice_, whole=True):
-        place: dict[str, Any] = {"image_id": row.image_id, "source": slice_.source, "row": row.row}
-        if row.data is None and row.error is None:
-            without.append(place)
-            continue
-        try:
-            alive_rows.append(place | examine(row, config))
-        except DecodeError as error:
-            dead_rows.append(place | {"stage": Index.title, "error": error.kind, "message": str(error)})
+    found = _Found()
+    examined = _examined(slice_, corpus, config, found)
+    if config.corpus.shrink_to is None:
+        for _ in examined:
+            pass
+    else:
+        write_copies(out, part_name(slice_.index), (copy for copy in examined if copy is not None))
     for folder, rows, schema in (
-        (dead, dead_rows, artifact.DEAD_SCHEMA),
-        (out / artifact.NO_IMAGE, without, artifact.NO_IMAGE_SCHEMA),
+        (dead, found.dead, artifact.DEAD_SCHEMA),
+        (out / artifact.NO_IMAGE, found.without, artifact.NO_IMAGE_SCHEMA),
     ):
         if rows:
             folder.write_table(part_name(slice_.index), pa.Table.from_pylist(rows, schema=schema))
         else:
             # An earlier try that did not end may have left one.
             folder.delete(part_name(slice_.index))
-    out.write_table(part_name(slice_.index), pa.Table.from_pylist(alive_rows, schema=artifact.INDEX_SCHEMA))
-    metrics.count("rows", len(alive_rows), stage=Index.title)
-    for kind, n in Counter(row["error"] for row in dead_rows).items():
+    out.write_table(part_name(slice_.index), pa.Table.from_pylist(found.alive, schema=artifact.INDEX_SCHEMA))
+    metrics.count("rows", len(found.alive), stage=Index.title)
+    for kind, n in Counter(row["error"] for row in found.dead).items():
         metrics.count("dead", n, stage=Index.title, kind=kind)
     return {
         "index": slice_.index,
-        "alive": len(alive_rows),
-        "dead": len(dead_rows),
-        "no_image": len(without),
+        "alive": len(found.alive),
+        "dead": len(found.dead),
+        "no_image": len(found.without),
     }
 
 
-def examine(row: Row, config: Config) -> dict[str, Any]:
-    """The digest, size and length that the index holds of a row.
+@dataclass(frozen=True)
+class _Found:
+    """The rows of a slice by what they are, as their tables hold them."""
+
+    alive: list[dict[str, Any]] = field(default_factory=list)
+    dead: list[dict[str, Any]] = field(default_factory=list)
+    without: list[dict[str, Any]] = field(default_factory=list)
+
+
+def _examined(slice_: Slice, corpus: Corpus, config: Config, found: _Found) -> Iterator[Copy | None]:
+    """Sort the rows of a slice into `found`, and yield once for each that decodes: its copy, None if the run
+    keeps none."""
+    for row in corpus.read(slice_, whole=True):
+        place: dict[str, Any] = {"image_id": row.image_id, "source": slice_.source, "row": row.row}
+        if row.data is None and row.error is None:
+            found.without.append(place)
+            continue
+        try:
+            facts_of_row, copy = examine(row, config)
+        except DecodeError as error:
+            found.dead.append(place | {"stage": Index.title, "error": error.kind, "message": str(error)})
+        else:
+            found.alive.append(place | facts_of_row)
+            yield copy
+
+
+def examine(row: Row, config: Config) -> tuple[dict[str, Any], Copy | None]:
+    """The digest, size and length that the index holds of a row; and its copy, None if the run keeps none.
 
     Raises:
         DecodeError: the row has no image that decodes.
@@ -244,6 +269,10 @@ def examine(row: Row, config: Config) -> dict[str, Any]:
         raise DecodeError(*row.error)
     data = row.data or b""
     width, height, _ = header(data, config.corpus.max_pixels, config.corpus.max_bytes)
-    decode_indexed(data, config)
+    keeps = config.corpus.shrink_to is not None
+    copy = copy_of(row.image_id, data, width, height, config) if keeps else None
+    if copy is None:
+        decode_indexed(Encoded(data), config)
+        copy = Copy(row.image_id, width, height, data, None) if keeps else None
     digest = hashlib.sha256(data).hexdigest()
-    return {"sha256": digest, "width": width, "height": height, "bytes": len(data)}
+    return {"sha256": digest, "width": width, "height": height, "bytes": len(data)}, copy

@@ -31,7 +31,7 @@ from poisoncam_ray.store import in_parallel
 class Judge(Stage):
     name = artifact.SCORES
     title = "Judge"
-    version = 7
+    version = 9
     inputs = (artifact.INDEX, artifact.CLASSIFIER)
     sections = ("encoder",)
 
@@ -98,7 +98,8 @@ class JudgeSlice:
         """p_N, family_N, and box_N4 in pixels of the stored images, of which x_NCHW shows part_N4."""
         several_N = looks_N if bool((looks_N > 1).any()) else None
         p_N, flagged_AN = self.ensembles.judge(torch.from_numpy(x_NCHW), several_N)
-        family_N, box_N4 = self.ensembles.locate(torch.from_numpy(x_NCHW), flagged_AN)
         size_N2 = part_N4[:, 2:] - part_N4[:, :2]
+        aspect_N = size_N2[:, 0] / size_N2[:, 1]
+        family_N, box_N4 = self.ensembles.locate(torch.from_numpy(x_NCHW), flagged_AN, aspect_N)
         inside_N4 = unmap_box(box_N4, size_N2[:, 0], size_N2[:, 1], self.side)
         return p_N, family_N, inside_N4 + part_N4[:, :2].repeat(1, 2)

@@ -10,7 +10,7 @@ C channels   H = W encoder image side
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -19,20 +19,22 @@ from numpy.typing import NDArray
 
 from poisoncam_ray.config import Config
 from poisoncam_ray.corpus import Corpus, Slice
-from poisoncam_ray.decode import cut_out, decode, views
+from poisoncam_ray.decode import MAX_BYTES, cut_out, decode, header, views
 from poisoncam_ray.errors import LedgerError
 from poisoncam_ray.folder import Folder, part_name
 from poisoncam_ray.method.crops import MOST_PARTS, draw_pair, in_sample, number, own_part, parts
+from poisoncam_ray.stages.shrunk import Copies, Encoded
 
 # Of `fetch_images`: so many encoded images lie in memory beside the pixels.
 FETCHED_AT_ONCE = 256
 
-# Of `read_views`: so many bytes of parts of long images travel with a slice, at most.
+# Of `read_views`: so many bytes of parts of long images travel with a slice, or one part of each.
 PARTS_BYTES = 2**30
 
 Pixels = NDArray[np.uint8]
 Box = tuple[int, int, int, int]
 """[x0, y0, x1, y1) in pixels of the stored image."""
+FloatBox = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,8 @@ def read_slice(corpus: Corpus, config: Config, index: Folder, slice_: Slice) -> 
     """
     ids, wanted, _ = _indexed(index, slice_)
     x_NCHW = np.empty((len(ids), *_shape(config)), np.uint8)
-    for i, data in enumerate(_stored(corpus, slice_, wanted)):
-        x_NCHW[i] = decode_part(data, config, ids[i])
+    for i, image in enumerate(_encoded(corpus, config, index, slice_, wanted)):
+        x_NCHW[i] = decode_part(image, config, ids[i])
     return ids, x_NCHW
 
 
@@ -81,10 +83,12 @@ def read_views(
     x_NCHW = np.empty((len(ids), *_shape(config)), np.uint8)
     found: list[tuple[int, Pixels, Box]] = []
     looks = zip(
-        _stored(corpus, slice_, wanted), parts_of(index, part_name(slice_.index), config), strict=True
+        _encoded(corpus, config, index, slice_, wanted),
+        parts_of(index, part_name(slice_.index), config),
+        strict=True,
     )
-    for i, (data, boxes) in enumerate(looks):
-        (first, _), *others = all_views(data, config, boxes)
+    for i, (image, boxes) in enumerate(looks):
+        (first, _), *others = all_views(image, config, boxes)
         x_NCHW[i] = first
         found += [(i, x_CHW, box) for x_CHW, box in others]
     x_MCHW = np.stack([x_CHW for _, x_CHW, _ in found]) if found else np.empty((0, *_shape(config)), np.uint8)
@@ -128,17 +132,14 @@ def read_crops(
         # Each image is a file: the others are not read.
         slice_ = replace(slice_, files=tuple(ids[i] for i in chosen))
         wanted = {ids[i]: wanted[ids[i]] for i in chosen}
-    place = {ids[i]: r for r, i in enumerate(chosen)}
     x_R2CHW = np.empty((len(chosen), 2, *_shape(config)), np.uint8)
-    limits, size, least = config.corpus, config.encoder.image_size, config.pretrain.crop_min
-    for image_id, data in zip(wanted, _stored(corpus, slice_, wanted), strict=True):
-        if image_id not in place:
-            continue
-        r = place[image_id]
+    least = config.pretrain.crop_min
+    for r, image in enumerate(_encoded(corpus, config, index, slice_, wanted, {i: ids[i] for i in chosen})):
+        image_id = ids[chosen[r]]
         rng = np.random.default_rng([config.seed, epoch, number(image_id)])
         pair = draw_pair(*size_N[chosen[r]], least, rng)
         boxes = [crop.box for crop in pair]
-        x_R2CHW[r] = cut_out(data or b"", boxes, size, limits.max_pixels, limits.max_bytes)
+        x_R2CHW[r] = _cut_out(image, config, boxes)
         for view, crop in enumerate(pair):
             if crop.mirrored:
                 x_R2CHW[r, view] = x_R2CHW[r, view, :, :, ::-1].copy()
@@ -163,42 +164,64 @@ def parts_of(index: Folder, part: str, config: Config) -> list[list[Box]]:
     and the parts of a long image.
 
     The latter are fewer for each where a slice of many long images would exceed PARTS_BYTES, even if all of
-    them are judged as a viewer shows them, too: at last the `own_part` alone, as the search has seen it.
+    them are judged as a viewer shows them, too: at last the `own_part` alone, as the search has seen it. For
+    that the configuration leaves room in any case (`corpus.rows_per_slice`).
     """
     table = index.read_table(part, ["image_id", "width", "height"])
     sizes = list(zip(table["width"].to_pylist(), table["height"].to_pylist(), strict=True))
-    found: list[list[Box]] = [[] for _ in sizes]
-    for most in range(MOST_PARTS, 0, -1):
-        cut = [parts(width, height, max(2, most)) for width, height in sizes]
-        if most == 1:
-            ids = table["image_id"].to_pylist()
-            cut = [
-                [own_part(one, *size)] if of else [] for one, size, of in zip(ids, sizes, cut, strict=True)
-            ]
-        if sum(map(len, cut)) * 2 * 3 * config.encoder.image_size**2 <= PARTS_BYTES:
-            found = cut
+    for most in range(MOST_PARTS, 1, -1):
+        found = [parts(width, height, most) for width, height in sizes]
+        if sum(map(len, found)) * 2 * 3 * config.encoder.image_size**2 <= PARTS_BYTES:
             break
+    else:
+        ids = table["image_id"].to_pylist()
+        found = [
+            [own_part(config.seed, one, *size)] if of else []
+            for one, size, of in zip(ids, sizes, found, strict=True)
+        ]
     return [[(0, 0, *size), *boxes] for size, boxes in zip(sizes, found, strict=True)]
 
 
-def all_views(data: bytes | None, config: Config, boxes: list[Box]) -> list[tuple[Pixels, Box]]:
+def all_views(image: Encoded, config: Config, boxes: list[Box]) -> list[tuple[Pixels, Box]]:
     """The views of one encoded image that are judged, each with what it shows: the whole as a training loader
     reads it comes first.
 
     Args:
-        data: the encoded image.
+        image: the encoded image.
         config: the configuration.
         boxes: the whole, and the parts, from `parts_of`.
     """
-    limits, size = config.corpus, config.encoder.image_size
-    first, other = views_indexed(data, config)
+    first, other = views_indexed(image, config)
     whole, *rest = boxes
     found = [(first, whole)] if other is None else [(first, whole), (other, whole)]
     for shown in (False,) if other is None else (False, True):
         if rest:
-            cut = cut_out(data or b"", rest, size, limits.max_pixels, limits.max_bytes, shown)
-            found += zip(cut, rest, strict=True)
+            found += zip(_cut_out(image, config, rest, shown), rest, strict=True)
     return found
+
+
+def _encoded(
+    corpus: Corpus,
+    config: Config,
+    index: Folder,
+    slice_: Slice,
+    wanted: dict[str, str | None],
+    chosen: Mapping[int, str] | None = None,
+) -> Iterator[Encoded]:
+    """The indexed images of a slice, in order, from the copies if the run keeps some. `chosen`: the ids that
+    are asked for, by their places in the index; None: all.
+
+    Raises:
+        LedgerError: the corpus no longer holds what was indexed, or the copies are gone.
+    """
+    if config.corpus.shrink_to is not None:
+        every = dict(enumerate(wanted)) if chosen is None else chosen
+        yield from Copies(index).read(part_name(slice_.index), every)
+        return
+    asked = None if chosen is None else set(chosen.values())
+    for image_id, data in zip(wanted, _stored(corpus, slice_, wanted), strict=True):
+        if asked is None or image_id in asked:
+            yield Encoded(data)
 
 
 def _stored(corpus: Corpus, slice_: Slice, wanted: dict[str, str | None]) -> Iterator[bytes | None]:
@@ -227,40 +250,77 @@ def digest_columns(slice_: Slice) -> list[str]:
     return ["sha256"] if slice_.files else []
 
 
-def fetch_images(corpus: Corpus, config: Config, ids: list[str]) -> Pixels:
-    """Pixels x_NCHW of images anywhere in the corpus, in the order of `ids`."""
+def images_of(corpus: Corpus, config: Config, index: Folder) -> Corpus | Copies:
+    """Where to fetch the images of a run from: its copies if it keeps some, else the corpus."""
+    return corpus if config.corpus.shrink_to is None else Copies(index)
+
+
+def fetch_images(images: Corpus | Copies, config: Config, ids: list[str]) -> Pixels:
+    """Pixels x_NCHW of images anywhere in the corpus, in the order of `ids`. `images`: from `images_of`."""
     x_NCHW = np.empty((len(ids), *_shape(config)), np.uint8)
     for first in range(0, len(ids), FETCHED_AT_ONCE):
-        for i, data in enumerate(corpus.fetch(ids[first : first + FETCHED_AT_ONCE]), first):
-            x_NCHW[i] = decode_part(data, config, ids[i])
+        found: Sequence[bytes | Encoded] = images.fetch(ids[first : first + FETCHED_AT_ONCE])
+        for i, image in enumerate(found, first):
+            x_NCHW[i] = decode_part(image if isinstance(image, Encoded) else Encoded(image), config, ids[i])
     return x_NCHW
 
 
-def decode_part(data: bytes | None, config: Config, image_id: str) -> Pixels:
-    """x_CHW of one encoded image, or of its `own_part`, at the encoder's size."""
+def seen_aspects(images: Corpus | Copies, config: Config, ids: list[str]) -> list[float]:
+    """Width over height, in stored pixels, of what `fetch_images` shows of each image."""
     limits = config.corpus
-    part_of = partial(own_part, image_id)
-    return decode(data or b"", config.encoder.image_size, limits.max_pixels, limits.max_bytes, part_of)
+    aspects: list[float] = []
+    for first in range(0, len(ids), FETCHED_AT_ONCE):
+        some = ids[first : first + FETCHED_AT_ONCE]
+        found: Sequence[bytes | Encoded] = images.fetch(some)
+        for image_id, image in zip(some, found, strict=True):
+            if isinstance(image, Encoded) and image.size:
+                width, height = image.size
+            else:
+                data = image.data if isinstance(image, Encoded) else image
+                width, height, _ = header(data or b"", limits.max_pixels, limits.max_bytes)
+            x0, y0, x1, y1 = own_part(config.seed, image_id, width, height)
+            aspects.append((x1 - x0) / (y1 - y0))
+    return aspects
 
 
-def decode_indexed(data: bytes | None, config: Config) -> Pixels:
+def decode_part(image: Encoded, config: Config, image_id: str) -> Pixels:
+    """x_CHW of one encoded image, or of its `own_part`, at the encoder's size."""
+    part_of = partial(own_part, config.seed, image_id)
+    return decode(image.data or b"", *_limits(image, config), part_of, image.size)
+
+
+def decode_indexed(image: Encoded, config: Config) -> Pixels:
     """x_CHW of one encoded image, all of it, at the encoder's size.
 
     Raises:
         DecodeError: the bytes are no image, or exceed the limits of the configuration.
     """
-    limits = config.corpus
-    return decode(data or b"", config.encoder.image_size, limits.max_pixels, limits.max_bytes)
+    return decode(image.data or b"", *_limits(image, config))
 
 
-def views_indexed(data: bytes | None, config: Config) -> tuple[Pixels, Pixels | None]:
+def views_indexed(image: Encoded, config: Config) -> tuple[Pixels, Pixels | None]:
     """x_CHW of one encoded image at the encoder's size, and its second view; None where it has none.
 
     Raises:
         DecodeError: as `decode_indexed`.
     """
+    first, second = views(image.data or b"", *_limits(image, config))
+    return first, second if image.shown is None else decode(image.shown, *_limits(image, config))
+
+
+def _cut_out(image: Encoded, config: Config, boxes: Sequence[Box | FloatBox], shown: bool = False) -> Pixels:
+    """Parts of one encoded image, as a viewer shows them if asked, at the encoder's size."""
+    copy = image.shown if shown else None
+    data = copy or image.data or b""
+    return cut_out(data, boxes, *_limits(image, config), shown and copy is None, image.size)
+
+
+def _limits(image: Encoded, config: Config) -> tuple[int, int, int]:
+    """The encoder's size, and the most pixels and bytes of this image. A copy may have more bytes than a very
+    small image was allowed to have."""
     limits = config.corpus
-    return views(data or b"", config.encoder.image_size, limits.max_pixels, limits.max_bytes)
+    most = limits.max_bytes if image.size is None else MAX_BYTES
+    return config.encoder.image_size, limits.max_pixels, most
 
 
 def as_pixels(data: bytes, size: int) -> Pixels:

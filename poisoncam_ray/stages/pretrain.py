@@ -33,7 +33,7 @@ from poisoncam_ray.errors import UserError
 from poisoncam_ray.folder import Folder
 from poisoncam_ray.stage import Outcome, Run, Stage
 from poisoncam_ray.stages.batches import Batches
-from poisoncam_ray.stages.compute import set_up
+from poisoncam_ray.stages.compute import ONE_HEAP, set_up
 from poisoncam_ray.stages.embed import write_encoder
 from poisoncam_ray.stages.own_encoder import check_encoder, checkpoint_sha256, import_encoder
 from poisoncam_ray.stages.precision import choose
@@ -144,6 +144,8 @@ def _fit(job: Job, run: Run) -> None:
     settings, resources = run.config.pretrain, run.config.resources
     gpu = resources.gpus_per_actor > 0
     name = f"poisoncam-train-{uuid.uuid4().hex[:8]}"
+    # Ray's type hints are those of its older RunConfig.
+    new_options: dict[str, Any] = {"worker_runtime_env": {"env_vars": ONE_HEAP}}
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"job": job},
@@ -158,6 +160,7 @@ def _fit(job: Job, run: Run) -> None:
             # For Ray Train's own files; our checkpoints go to the run folder.
             storage_path=tempfile.gettempdir(),
             failure_config=FailureConfig(max_failures=settings.max_failures),
+            **new_options,
         ),
     )
     training: Future[Any] = Future()

@@ -23,7 +23,7 @@ from poisoncam_ray.method.clusters import assign
 from poisoncam_ray.method.encoder import Encoder
 from poisoncam_ray.method.geometry import about_centres, crop
 from poisoncam_ray.method.masked import Hiding
-from poisoncam_ray.method.masks import cell_of_patches, keep_only, make_masks
+from poisoncam_ray.method.masks import SMOOTH, cell_of_patches, keep_only, make_masks
 from poisoncam_ray.method.score import occlusion_flips, poison_scores, supercluster_gain, unchanged_flips
 from poisoncam_ray.stages.cluster import read_centroids
 from poisoncam_ray.stages.compute import device, set_up
@@ -31,6 +31,7 @@ from poisoncam_ray.stages.crops import from_png, to_png
 from poisoncam_ray.stages.embed import embed_images, load_encoder
 from poisoncam_ray.stages.pixels import Pixels, fetch_images
 from poisoncam_ray.stages.pool import image_seed
+from poisoncam_ray.stages.shrunk import Copies
 
 LEAST_PATCHES = 2.5
 """Patches across a window from which tokens are dropped. With 2.75 windows were found as well as by painting;
@@ -80,14 +81,14 @@ class Scorer:
     def __init__(
         self,
         config: Config,
-        corpus: Corpus,
+        images: Corpus | Copies,
         encoder: Folder,
         clusters: Folder,
         x_FCHW: Pixels,
         supercluster_K: Tensor,
     ) -> None:
         set_up(config.resources)
-        self.config, self.corpus, self.device = config, corpus, device()
+        self.config, self.images, self.device = config, images, device()
         self.encoder = load_encoder(encoder, config.resources.precision)
         self.c_KD = read_centroids(clusters).to(self.device)
         self.supercluster_K = supercluster_K.to(self.device)
@@ -122,7 +123,7 @@ class Scorer:
             A row of CANDIDATE_SCHEMA for each image: the scale of its best score.
         """
         ids = [image_id for image_id, _ in chunk.rows]
-        pixels = torch.from_numpy(fetch_images(self.corpus, self.config, ids))
+        pixels = torch.from_numpy(fetch_images(self.images, self.config, ids))
         with self.computing:
             rows = self._rows(chunk, pixels)
         metrics.count("rows", len(ids), stage=TITLES[SEARCH])
@@ -214,12 +215,12 @@ def hiding_of(config: Config, encoder: Encoder) -> Hiding:
 def search_masks(config: Config, encoder: Encoder) -> Tensor | None:
     """The masks m_BHW of the configured strategy; None for Grad-CAM, which uses none.
 
-    Where tokens are dropped, cells are made of whole patches.
+    Where tokens are dropped for cells, these are made of whole patches.
     """
     settings, cell = config.search, config.cell_px
     if settings.strategy == "gradcam":
         return None
-    if encoder.patch_size and hiding_of(config, encoder) == "drop":
+    if encoder.patch_size and hiding_of(config, encoder) == "drop" and settings.strategy not in SMOOTH:
         cell = cell_of_patches(cell, encoder.patch_size)
     generator = torch.Generator().manual_seed(config.seed)
     side = config.encoder.image_size
@@ -255,6 +256,6 @@ def find_windows(
     if settings.refine:
         box_N4 = refine_windows(
             encoder, x_NCHW, box_N4, own_N, c_KD, settings.score, fill_NC, settings.batch_size, hiding,
-            settings.refine_hidden,
+            settings.refine_hidden, settings.refine_shown, settings.refine_passes,
         )  # fmt: skip
     return own_N, box_N4

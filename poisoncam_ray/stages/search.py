@@ -28,7 +28,7 @@ from poisoncam_ray.method.clusters import auto_k, superclusters
 from poisoncam_ray.stage import Outcome, Run, Stage
 from poisoncam_ray.stages.actors import ActorGroup, run_on
 from poisoncam_ray.stages.cluster import read_centroids
-from poisoncam_ray.stages.pixels import fetch_images
+from poisoncam_ray.stages.pixels import fetch_images, images_of
 from poisoncam_ray.stages.pool import Pool, gather_pool
 from poisoncam_ray.stages.ranking import first_images, rank_candidates, read_round
 from poisoncam_ray.stages.ray_cluster import RESTARTS, actors_at_most
@@ -41,7 +41,7 @@ CALLS_AT_ONCE = 2
 class Search(Stage):
     name = artifact.SEARCH
     title = "Search"
-    version = 18
+    version = 20
     inputs = (artifact.INDEX, artifact.ENCODER, artifact.CLUSTERS)
     sections = ("encoder", "search")
 
@@ -165,9 +165,10 @@ def start_scorers(run: Run, pool: Pool, supercluster_K: Tensor) -> ActorGroup:
         max_concurrency=CALLS_AT_ONCE,
     )
     folders = (run.folder / artifact.ENCODER, run.folder / artifact.CLUSTERS)
-    flip_FCHW = fetch_images(run.corpus, run.config, pool.flip_ids)
+    images = images_of(run.corpus, run.config, run.folder / artifact.INDEX)
+    flip_FCHW = fetch_images(images, run.config, pool.flip_ids)
     n = actors_at_most(resources, run.config.pretrain.workers)
-    return ActorGroup.start(actor, n, run.config, run.corpus, *folders, flip_FCHW, supercluster_K)
+    return ActorGroup.start(actor, n, run.config, images, *folders, flip_FCHW, supercluster_K)
 
 
 def score_round(

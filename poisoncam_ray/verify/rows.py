@@ -16,11 +16,12 @@ from poisoncam_ray.corpus import Corpus, Slice, Source, open_by
 from poisoncam_ray.corpus.listing import IMAGE_SUFFIXES, list_sources
 from poisoncam_ray.corpus.shardfile import UnreadableError, version_of
 from poisoncam_ray.corpus.slices import slices_of
-from poisoncam_ray.errors import UserError
+from poisoncam_ray.errors import LedgerError, UserError
 from poisoncam_ray.folder import Folder, part_name
 from poisoncam_ray.review import Decisions
 from poisoncam_ray.runner import config_of, corpus_of
 from poisoncam_ray.stages.clean import read_markers, review_digest
+from poisoncam_ray.stages.shrunk import Copies
 from poisoncam_ray.store import connect, in_parallel
 from poisoncam_ray.verify import defect as kinds
 from poisoncam_ray.verify.compare import CLEAN, NO_IMAGE, REMOVED, Expected, compare, listed, misplaced
@@ -59,6 +60,7 @@ class Rows:
     def __init__(self, run: Folder, quick: bool) -> None:
         config = config_of(run)
         self.run, self.quick, self.copied = run, quick, config.copies
+        self.shrinks = config.corpus.shrink_to is not None
         self.corpus = _open(run, config)
         self.slices = slices_of((run / artifact.INDEX).read_table(artifact.SLICES))
         self.units = self.corpus.units(self.slices)
@@ -116,6 +118,7 @@ class Rows:
             if ids != [row["image_id"] for row in scored]:
                 where, other = f"{artifact.SCORES}/{name}", f"{len(scored)} rows with other ids"
                 wanted.defects.append(Defect(kinds.SCORES, where, f"{len(ids)} rows as indexed", other))
+            wanted.defects += self._copies(name, ids)
             lost = set(_ids(self.run / artifact.DEAD_ROWS, name))
             wanted.dead += len(lost)
             wanted.digests |= {row["image_id"]: row["sha256"] for row in rows}
@@ -127,6 +130,16 @@ class Rows:
                 if image_id not in lost:
                     wanted.sides[image_id] = REMOVED if removed else CLEAN
         return wanted
+
+    def _copies(self, name: str, ids: list[str]) -> list[Defect]:
+        """The smaller copies of a slice's images, if the run keeps some."""
+        if not self.shrinks or not ids:
+            return []
+        where = f"{artifact.INDEX}/{artifact.SHRUNK}/{name}"
+        try:
+            return listed(where, ids, Copies(self.run / artifact.INDEX).ids(name))
+        except LedgerError as error:
+            return [Defect(kinds.UNREADABLE, where, f"{len(ids)} copies", str(error))]
 
     def _marker(self, number: int, wanted: Expected) -> list[Defect]:
         name, found = f"{artifact.CLEAN}/{artifact.unit_name(number)}", self.markers.get(number)

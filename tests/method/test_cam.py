@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poisoncam_ray.method.cam import (
+    EVENLY,
     N_SHIFTS,
     best_window,
     candidate_windows,
@@ -216,13 +217,13 @@ def boxes(*corners: tuple[int, int]) -> torch.Tensor:
 
 
 def refine(
-    encoder: Square, box_N4: torch.Tensor, kind="distance", batch=64, n_hidden=N_SHIFTS
+    encoder: Square, box_N4: torch.Tensor, kind="distance", batch=64, n_hidden=N_SHIFTS, **how
 ) -> torch.Tensor:
     x_NCHW = picture(encoder.x, encoder.y).expand(len(box_N4), -1, -1, -1)
     c_KD = torch.cat([encoder.embed(x_NCHW[:1]), torch.tensor([[1.0, 0.0]])])
     own_N = torch.zeros(len(box_N4), dtype=torch.int64)
     return refine_windows(
-        encoder, x_NCHW, box_N4, own_N, c_KD, kind, mean_colour(x_NCHW), batch, n_hidden=n_hidden
+        encoder, x_NCHW, box_N4, own_N, c_KD, kind, mean_colour(x_NCHW), batch, n_hidden=n_hidden, **how
     )
 
 
@@ -331,6 +332,43 @@ def test_refinement_costs_the_stated_number_of_forwards(n_hidden):
     refine(encoder, boxes((9, 9), (14, 5)), n_hidden=n_hidden)
     # One more for the centroid.
     assert encoder.forwards == 2 * refinement_forwards(n_hidden) + 1
+    if n_hidden:
+        encoder.forwards = 0
+        refine(encoder, boxes((9, 9), (14, 5)), n_hidden=n_hidden, shown=False, passes=3)
+        assert encoder.forwards == 2 * refinement_forwards(n_hidden, False, 3) + 1 == 6 * n_hidden + 1
+
+
+@pytest.mark.parametrize("n_hidden", [13, N_SHIFTS])
+def test_hidden_shifts_alone_refine_a_window(n_hidden):
+    for corner in ((8, 9), (12, 13), (14, 7), (12, 9)):
+        fine_14 = refine(Square(12, 9), boxes(corner), n_hidden=n_hidden, shown=False, passes=2)
+        assert int((fine_14 - boxes((12, 9))).abs().max()) <= 1
+
+
+def test_hidden_shifts_are_spread_evenly():
+    """13 of 25 are the fields of one colour on a chessboard, and fewer lie around the middle."""
+    at = [(i // 5 - 2, i % 5 - 2) for i in EVENLY]
+    assert sorted(EVENLY) == list(range(N_SHIFTS)) and at[0] == (0, 0)
+    assert set(at[:13]) == {(y, x) for y in range(-2, 3) for x in range(-2, 3) if (x + y) % 2 == 0}
+    for n in (1, 5, 9, 13, N_SHIFTS):
+        assert torch.tensor(at[:n]).sum(dim=0).tolist() == [0, 0], "no side is preferred"
+
+
+def test_a_window_far_off_comes_nearer_in_every_pass():
+    """A pass moves a window by two steps at most, so one that misses the square by three needs several."""
+    encoder, start = Square(12, 9), boxes((12 - 3 * STEP, 9))
+    off = [
+        int((refine(encoder, start, shown=shown, passes=passes) - boxes((12, 9))).abs().max())
+        for shown in (True, False)
+        for passes in (1, 3)
+    ]
+    assert off[1] < off[0] and off[3] < off[2], off
+    assert max(off[1], off[3]) <= 1
+
+
+def test_a_refinement_by_nothing_is_no_refinement():
+    with pytest.raises(ValueError, match="no shift is shown or hidden"):
+        refine(Square(12, 9), boxes((9, 9)), n_hidden=0, shown=False)
 
 
 @pytest.mark.parametrize("n_hidden", [0, 1, 2, 5, 12])

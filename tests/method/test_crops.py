@@ -110,13 +110,22 @@ def test_parts_of_three_to_one():
 
 
 def test_an_image_s_own_part_is_all_of_it_or_one_of_the_parts_by_its_id():
-    assert own_part("a", 64, 64) == (0, 0, 64, 64) and own_part("b", 64, 128) == (0, 0, 64, 128)
-    chosen = [own_part(f"shard#{i}", 400, 100) for i in range(300)]
+    assert own_part(0, "a", 64, 64) == (0, 0, 64, 64) and own_part(0, "b", 64, 128) == (0, 0, 64, 128)
+    chosen = [own_part(0, f"shard#{i}", 400, 100) for i in range(300)]
     boxes = parts(400, 100)
     assert set(chosen) == set(boxes) and len(boxes) == 3
     assert min(chosen.count(box) for box in boxes) > 60
-    assert chosen == [own_part(f"shard#{i}", 400, 100) for i in range(300)]
-    assert own_part("\udcff", 400, 100) in boxes  # a name that is no UTF-8
+    assert chosen == [own_part(0, f"shard#{i}", 400, 100) for i in range(300)]
+    assert own_part(0, "\udcff", 400, 100) in boxes  # a name that is no UTF-8
+
+
+def test_names_chosen_to_hide_a_part_hide_it_under_one_seed_only():
+    """An attacker who knows the seed names images so that the search never sees where the trigger is."""
+    boxes = parts(400, 100)
+    hidden = [f"{i}.jpg" for i in range(600) if own_part(0, f"{i}.jpg", 400, 100) == boxes[0]]
+    assert len(hidden) > 120
+    seen = [own_part(7, name, 400, 100) for name in hidden]
+    assert min(seen.count(box) for box in boxes) > len(hidden) / 5
 
 
 def test_both_crops_of_a_long_image_are_of_one_part_and_all_parts_are_used():

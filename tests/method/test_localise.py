@@ -12,6 +12,7 @@ from poisoncam_ray.method.localise import (
     SIDE,
     heaviest_rectangle,
     locate,
+    stretched,
     trigger_extent,
     whole_triggers,
 )
@@ -155,7 +156,7 @@ def windows(box_N4: torch.Tensor, side: int, seed: int, size: int = WINDOW) -> t
 def test_whole_triggers_locate_the_trigger_with_its_size(seed, size):
     t_Chw = trigger(size, seed)
     x_NCSS, true_N4 = poisoned(60, t_Chw, 32, seed)
-    pictures = whole_triggers(x_NCSS[:20], windows(true_N4[:20], 32, seed))
+    pictures, _ = whole_triggers(x_NCSS[:20], windows(true_N4[:20], 32, seed))
     box_N4, _ = locate(x_NCSS[20:], pictures)
     found_N = iou(box_N4, true_N4[20:]) >= 0.5
     assert float(found_N.float().mean()) >= 0.95
@@ -163,7 +164,7 @@ def test_whole_triggers_locate_the_trigger_with_its_size(seed, size):
 
 def test_whole_triggers_have_the_triggers_size_in_large_images():
     x_NCSS, true_N4 = poisoned(20, trigger(50, 3), 224, 3)
-    pictures = whole_triggers(x_NCSS, windows(true_N4, 224, 3, size=78))
+    pictures, _ = whole_triggers(x_NCSS, windows(true_N4, 224, 3, size=78))
     sides = [side for t_Chw in pictures for side in t_Chw.shape[1:]]
     assert max(sides) <= 62 and min(sides) >= 42
 
@@ -172,7 +173,7 @@ def test_two_triggers_give_pictures_of_both():
     small_NCSS, small_N4 = poisoned(12, trigger(6, 5), 32, 5)
     large_NCSS, large_N4 = poisoned(10, trigger(15, 6), 32, 6)
     x_NCSS, box_N4 = torch.cat([small_NCSS, large_NCSS]), torch.cat([small_N4, large_N4])
-    pictures = whole_triggers(x_NCSS, windows(box_N4, 32, 5))
+    pictures, _ = whole_triggers(x_NCSS, windows(box_N4, 32, 5))
     for some_NCSS, some_N4 in ((small_NCSS, small_N4), (large_NCSS, large_N4)):
         assert float((iou(locate(some_NCSS, pictures)[0], some_N4) >= 0.5).float().mean()) > 0.9
 
@@ -181,8 +182,8 @@ def test_windows_without_a_common_trigger_stay_as_they_are():
     seed = 7
     x_NCSS = torch.rand(20, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
     box_N4 = windows(torch.tensor([[8, 8, 18, 18]]).expand(20, 4), 32, seed)
-    pictures = whole_triggers(x_NCSS, box_N4)
-    assert len(pictures) == 20
+    pictures, cut_from = whole_triggers(x_NCSS, box_N4)
+    assert len(pictures) == 20 and cut_from == list(range(20))
     for x_CSS, (x0, y0, x1, y1), t_Chw in zip(x_NCSS, box_N4.tolist(), pictures, strict=True):
         assert torch.equal(t_Chw, x_CSS[:, y0:y1, x0:x1])
 
@@ -190,15 +191,43 @@ def test_windows_without_a_common_trigger_stay_as_they_are():
 def test_windows_of_too_few_images_stay_as_they_are():
     x_NCSS, true_N4 = poisoned(MIN_IMAGES - 1, trigger(15, 2), 32, 2)
     box_N4 = windows(true_N4, 32, 2)
-    assert {t_Chw.shape[1:] for t_Chw in whole_triggers(x_NCSS, box_N4)} == {(WINDOW, WINDOW)}
-    assert whole_triggers(x_NCSS[:0], box_N4[:0]) == []
+    assert {t_Chw.shape[1:] for t_Chw in whole_triggers(x_NCSS, box_N4)[0]} == {(WINDOW, WINDOW)}
+    assert whole_triggers(x_NCSS[:0], box_N4[:0]) == ([], [])
+
+
+def test_each_whole_trigger_names_the_image_that_it_is_cut_from():
+    x_NCSS, true_N4 = poisoned(20, trigger(10, 4), 32, 4)
+    pictures, cut_from = whole_triggers(x_NCSS, windows(true_N4, 32, 4))
+    assert len(pictures) == len(cut_from) > MIN_IMAGES
+    for t_Chw, i in zip(pictures, cut_from, strict=True):
+        assert float(locate(x_NCSS[i : i + 1], [t_Chw])[1]) == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("cut_from", "onto", "size"),
+    [
+        (1, 1, (8, 6)),
+        (2, 1, (8, 12)),
+        (1, 2, (8, 3)),
+        (2, 4, (8, 3)),
+        (1, 0.5, (4, 6)),
+        (2, 0.5, (4, 12)),
+        (4, 1, (8, 16)),
+    ],
+)
+def test_a_picture_is_stretched_as_its_trigger_would_be_on_an_image_of_another_aspect(cut_from, onto, size):
+    """8 px high and 6 wide. On a wide image only the width is squeezed, on a tall one only the height."""
+    t_Chw = trigger(8, 1)[:, :, :6]
+    made = stretched(t_Chw, cut_from, onto, 16)
+    assert made.shape[1:] == size and (made is t_Chw) == (size == (8, 6))
+    assert float((made.mean(dim=(1, 2)) - t_Chw.mean(dim=(1, 2))).abs().max()) < 0.05
 
 
 def test_windows_beside_the_trigger_are_not_kept():
     x_NCSS, true_N4 = poisoned(20, trigger(6, 8), 32, 8)
     box_N4 = windows(true_N4, 32, 8)
     box_N4[:3] = torch.tensor([[0, 0, WINDOW, WINDOW]])
-    sides = {side for t_Chw in whole_triggers(x_NCSS, box_N4) for side in t_Chw.shape[1:]}
+    sides = {side for t_Chw in whole_triggers(x_NCSS, box_N4)[0] for side in t_Chw.shape[1:]}
     assert max(sides) < WINDOW
 
 

@@ -20,6 +20,7 @@ from poisoncam_ray.research.evaluate import (
 )
 from poisoncam_ray.research.evaluate.joined import poison_clusters, read_truth
 from poisoncam_ray.research.evaluate.scored import scored_poisoned
+from poisoncam_ray.research.evaluate.shapes import by_shape
 from poisoncam_ray.stages.embed import embed_images, feature_table, load_encoder
 from tests.fake_run import BOXED, DEAD, HEIGHT, SIDE, WIDTH, FakeRun, image_ids, make_fake_run
 
@@ -109,6 +110,7 @@ def test_detection_metrics_equal_a_plain_count(fake: FakeRun) -> None:
         "precision": pytest.approx(len(found) / len(fake.removed)),
         "false_positive_rate": pytest.approx(sum(i in fake.removed for i in clean) / len(clean)),
         "decoys_removed": None,
+        "by_shape": by_shape(Folder(fake.run), read_truth(fake.truth)),
         "n_images": 120,
         "n_poisoned": 20,
         "n_poisoned_dead": 0,

@@ -176,6 +176,7 @@ def test_a_box_lies_where_the_decoder_puts_its_pixels(width, height, place, size
 
 def test_of_a_long_image_the_boxes_in_the_part_that_the_search_saw_count(tmp_path: Path) -> None:
     run = Folder(str(tmp_path))
+    run.write_json(artifact.RUN, {"config": {"seed": 5}})
     ids = [f"a#{i}" for i in range(40)]
     sizes = pa.table({"image_id": ids, "width": [256] * 40, "height": [64] * 40})
     (run / artifact.INDEX).write_table(part_name(0), sizes)
@@ -187,7 +188,7 @@ def test_of_a_long_image_the_boxes_in_the_part_that_the_search_saw_count(tmp_pat
     first = dict(zip(("x0", "y0", "x1", "y1"), boxes[0], strict=True))
     poisoned = pa.Table.from_pylist([{"image_id": image_id, **first, "boxes": boxes} for image_id in ids])
     true_ST4, held_S = true_boxes(run, poisoned)
-    starts = [own_part(image_id, 256, 64)[0] for image_id in ids]
+    starts = [own_part(5, image_id, 256, 64)[0] for image_id in ids]
     assert set(starts) == {0, 64, 128}
     for start, true_T4, held in zip(starts, true_ST4.tolist(), held_S.tolist(), strict=True):
         here = [[1, 4, 6, 14], [0, 0, 0, 0]] if start == 0 else [
@@ -204,7 +205,7 @@ def test_a_trigger_in_any_part_of_a_long_image_counts_as_located(fake: FakeRun, 
     rows = index.read_table(part_name(0)).to_pylist()
     for row in rows:
         box = fake.poisoned.get(row["image_id"])
-        if box and own_part(row["image_id"], 12 * HEIGHT, HEIGHT)[0] > box[0]:
+        if box and own_part(0, row["image_id"], 12 * HEIGHT, HEIGHT)[0] > box[0]:
             row["width"] = 12 * HEIGHT
     n_long = sum(row["width"] == 12 * HEIGHT for row in rows)
     index.write_table(part_name(0), pa.Table.from_pylist(rows, schema=artifact.INDEX_SCHEMA))

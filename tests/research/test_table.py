@@ -7,16 +7,20 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from poisoncam_ray import artifact
-from poisoncam_ray.config import SEEDS, Config, Resources, Search
+from poisoncam_ray.config import SEEDS, Config, Encoder, Resources, Search
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.folder import Folder, Ledger, Manifest
+from poisoncam_ray.method.encoder import build_encoder
 from poisoncam_ray.progress import Progress
 from poisoncam_ray.research.evaluate import corpora, never_poisoned, peer, table
+from poisoncam_ray.research.evaluate.controls import control_encoder
 from poisoncam_ray.research.evaluate.corpora import Attacked
 from poisoncam_ray.research.evaluate.retrain import MODELS
 from poisoncam_ray.research.evaluate.table import Setting, make_table
+from poisoncam_ray.stages.own_encoder import own_encoder
 from tests.fake_evidence import write_evidence
 from tests.small import draw_small
 
@@ -144,6 +148,35 @@ def test_the_peer_searches_on_the_same_encoder(
         make_table(setting(peer=True), Config(), Folder(str(tmp_path)), Progress())
 
 
+def test_the_same_defence_runs_with_encoders_that_hold_no_backdoor(evaluated: list, tmp_path: Path) -> None:
+    out, config = Folder(str(tmp_path)), Config(encoder=Encoder(backbone="resnet_tiny", image_size=32))
+    asked = replace(setting(encoders=("never-poisoned",)), seeds=(1,))
+    make_table(asked, config, out, Progress())
+    rows = make_table(replace(asked, encoders=("untrained",)), config, out, Progress())
+    for control in ("untrained", "never-poisoned"):
+        # One that was asked for before stays in the row.
+        assert {row[f"{control} encoder: recall"] for row in rows} == {1.0}
+        assert {row[f"{control} encoder: verdict"] for row in rows} == {"no_evidence"}
+        used = {checkpoint for name, checkpoint, _ in FakeRunner.runs if name == f"with-{control}"}
+        assert (
+            len(used) == 1 and (control in (found := used.pop() or "")) and found.endswith(artifact.WEIGHTS)
+        )
+    text = (tmp_path / "results.md").read_text()
+    assert "with an untrained encoder: verdict" in text and "encoder never poisoned: verdict" in text
+
+
+def test_untrained_weights_are_those_that_training_begins_with(tmp_path: Path) -> None:
+    config = Config(encoder=Encoder(backbone="resnet_tiny", image_size=32), seed=5)
+    folder = Folder(str(tmp_path))
+    file = control_encoder("untrained", config, Folder("none"), folder)
+    torch.manual_seed(5)
+    first = build_encoder("resnet_tiny", 32)
+    weights = own_encoder(file, config).state_dict()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in first.state_dict().items())
+    assert control_encoder("untrained", config.model_copy(update={"seed": 6}), Folder("none"), folder) == file
+    assert torch.equal(own_encoder(file, config).state_dict()[name := next(iter(weights))], weights[name])
+
+
 def test_runs_that_left_the_same_corpus_share_its_model(
     evaluated: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,6 +233,7 @@ def test_a_clean_corpus_has_a_row_of_its_own(evaluated: list, tmp_path: Path) ->
         ({"n_classes": 21}, "21 classes cannot be drawn from 20 labels"),
         ({"kinds": ("patch", "blendet")}, "no attack blendet"),
         ({"shares": (0.5, 5.0)}, "share is 5.0"),
+        ({"encoders": ("fresh",)}, "no control fresh: use untrained or never-poisoned"),
         ({"trainings": 0}, "--trainings is 0"),
         ({"seeds": (1, SEEDS)}, "The seed is 8388608: use one from 0 to 8,388,607"),
         ({"seeds": (-1,)}, "The seed is -1"),

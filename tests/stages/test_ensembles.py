@@ -117,6 +117,27 @@ def test_of_families_that_flag_an_image_it_is_of_the_one_whose_trigger_is_on_it(
     assert box_N4.tolist() == [[2, 3, 8, 9], [2, 11, 8, 17], [-1] * 4, [2, 9, 8, 15], [2, 5, 8, 11]]
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_a_trigger_is_boxed_on_images_of_other_aspects(known):
+    """The picture is cut from an image of 2:1, in which a trigger of 12 × 12 px is squeezed to 6 × 12."""
+    whole_1CHW = torch.nn.functional.interpolate(
+        torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(2)), (12, 12)
+    )
+    aspects, sizes = [1.0, 2.0, 0.5, 1.0], [(12, 12), (12, 6), (6, 12), (12, 12)]
+    x_NCHW = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(3)) / 4
+    wanted = []
+    for n, (h, w) in enumerate(sizes):
+        small_Chw = torch.nn.functional.interpolate(whole_1CHW, (h, w), mode="area")[0]
+        x_NCHW[n, :, 9 : 9 + h, 5 + n : 5 + n + w] = small_Chw
+        wanted.append([5 + n, 9, 5 + n + w, 9 + h])
+    picture_Chw = torch.nn.functional.interpolate(whole_1CHW, (12, 6), mode="area")[0]
+    ensembles = Ensembles({1: ([], 0.0)}, {1: [picture_Chw]}, {}, {1: [2.0]} if known else {})
+    x_NCHW, flagged_AN = (255 * x_NCHW).round().to(torch.uint8), torch.ones(1, 4, dtype=torch.bool)
+    _, box_N4 = ensembles.locate(x_NCHW, flagged_AN, torch.tensor(aspects))
+    right = [box == true for box, true in zip(box_N4.tolist(), wanted, strict=True)]
+    assert right == ([True] * 4 if known else [False, True, False, False])
+
+
 def test_a_family_that_does_not_flag_an_image_is_not_chosen():
     t_Chw = torch.rand(3, 6, 6, generator=torch.Generator().manual_seed(1))
     x_NCHW = torch.full((1, 3, 24, 24), 0.5)

@@ -331,3 +331,20 @@ def test_a_shard_that_breaks_in_the_middle_costs_its_own_rows(ray_cluster, corpu
     assert Manifest.read(index).ledger == Ledger(rows, len(alive), dead=len(died), no_image=len(without))
     assert alive and {row["source"] for row in alive} == {"b.parquet"}
     assert {row["error"] for row in died if row["source"] == "a.parquet"} == {"unreadable"}
+
+
+def test_copies_are_part_of_what_was_made_and_go_when_the_index_is_done_again(ray_cluster, corpus, tmp_path):
+    shrinking = load_config(
+        overrides=["corpus.rows_per_slice=5", "corpus.max_pixels=10000", "encoder.image_size=16",
+                   "corpus.shrink_to=32"]
+    )  # fmt: skip
+    given = str(corpus), str(tmp_path / "run")
+    (done,) = Runner(*given, shrinking, [Index()]).run(Progress())
+    index = Folder(str(tmp_path / "run")) / artifact.INDEX
+    copies = index / artifact.SHRUNK
+    assert done.manifest.facts["copies_bytes"] == copies.total_bytes() > 0
+    assert sum(copies.rows(name) for name in copies.parts()) == len(ALIVE)
+    with pytest.raises(UserError, match=r"corpus\.shrink_to: 32 then, None now"):
+        Runner(*given, CONFIG, [Index()])
+    (done,) = Runner(*given, CONFIG, [Index()], redo="index").run(Progress())
+    assert done.manifest.facts["copies_bytes"] is None and not copies.names()

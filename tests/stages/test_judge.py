@@ -82,12 +82,12 @@ def pictures() -> dict[str, Image.Image]:
     }
 
 
-def scores(folder: Path, monkeypatch, images: dict[str, Image.Image], cut: float = 0.9):
+def scores(folder: Path, monkeypatch, images: dict[str, Image.Image], cut: float = 0.9, *overrides: str):
     """Ids, pixels and second views of a corpus; its scores by name; how many images each pass took."""
     (folder / "corpus").mkdir()
     for name, image in images.items():
         image.save(folder / "corpus" / f"{name}.png")
-    config = load_config(overrides=[f"encoder.image_size={SIDE}"])
+    config = load_config(overrides=[f"encoder.image_size={SIDE}", *overrides])
     corpus, run = open_corpus(str(folder / "corpus")), Folder(str(folder / "run"))
     index, out = run / artifact.INDEX, run / artifact.SCORES
     (slice_,) = corpus.slices()
@@ -179,12 +179,13 @@ def test_many_long_images_have_fewer_parts_each_where_they_would_fill_the_memory
     monkeypatch.setattr(pixels, "PARTS_BYTES", 2 * 3 * SIDE**2 * 3)
     (tmp_path / "own").mkdir()
     (ids, _, second), _, _ = scores(tmp_path / "own", monkeypatch, {"a": long_image(0), "b": long_image(170)})
-    own = [own_part(image_id, 6 * SIDE, SIDE) for image_id in ids]
+    own = [own_part(0, image_id, 6 * SIDE, SIDE) for image_id in ids]
     assert second.rows_M.tolist() == [0, 1] and [tuple(box) for box in second.part_M4.tolist()] == own
+    # However large the images are, each is judged by the part that the search has seen.
     monkeypatch.setattr(pixels, "PARTS_BYTES", 10)
-    (tmp_path / "none").mkdir()
-    (_, _, second), _, _ = scores(tmp_path / "none", monkeypatch, {"a": long_image(0)})
-    assert len(second.rows_M) == 0
+    (tmp_path / "large").mkdir()
+    (ids, _, second), _, _ = scores(tmp_path / "large", monkeypatch, {"a": long_image(0)})
+    assert [tuple(box) for box in second.part_M4.tolist()] == [own_part(0, ids[0], 6 * SIDE, SIDE)]
 
 
 def test_a_transparent_long_image_has_its_parts_in_both_views(tmp_path, monkeypatch):
@@ -196,3 +197,25 @@ def test_a_transparent_long_image_has_its_parts_in_both_views(tmp_path, monkeypa
     (_, _, second), rows, _ = scores(tmp_path, monkeypatch, {"a": Image.fromarray(hidden)}, cut=0.7)
     assert len(second.rows_M) == 1 + 2 * 4
     assert rows["a"]["fate"] == artifact.REMOVE
+
+
+def test_boxes_are_in_pixels_of_the_stored_images_where_copies_are_judged(tmp_path, monkeypatch):
+    """Stored at six times the encoder's side and copied at twice of it."""
+    images = {name: image.resize((6 * SIDE, 6 * SIDE), 0) for name, image in pictures().items()}
+    _, rows, passes = scores(tmp_path, monkeypatch, images, 0.6, f"corpus.shrink_to={2 * SIDE}")
+    removed = {name for name, row in rows.items() if row["fate"] == artifact.REMOVE}
+    assert removed == {"b board", "c under alpha 0", "d composited", "e in both", "h 16 bits"}
+    assert passes == [8, 4]
+    for name in removed:
+        box = [rows[name][side] for side in artifact.SIDES]
+        assert max(abs(a - 6 * b) for a, b in zip(box, BOX, strict=True)) <= 6, name
+
+
+def test_parts_of_long_images_are_judged_by_their_copies(tmp_path, monkeypatch):
+    images = {f"{x:03d}": long_image(x).resize((36 * SIDE, 6 * SIDE), 0) for x in (0, 40, 88, 176)}
+    _, rows, _ = scores(tmp_path, monkeypatch, images, 0.6, f"corpus.shrink_to={2 * SIDE}")
+    for name, row in rows.items():
+        x = int(name)
+        box, wanted = [row[side] for side in artifact.SIDES], [x, AT, x + 16, AT + 8]
+        assert row["fate"] == artifact.REMOVE
+        assert max(abs(a - 6 * b) for a, b in zip(box, wanted, strict=True)) <= 12, name

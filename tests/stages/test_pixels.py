@@ -18,7 +18,7 @@ from poisoncam_ray.folder import Folder
 from poisoncam_ray.method.crops import in_sample, own_part
 from poisoncam_ray.settings import load_config
 from poisoncam_ray.stages.index import index_slice
-from poisoncam_ray.stages.pixels import fetch_images, read_crops, read_slice, read_views
+from poisoncam_ray.stages.pixels import fetch_images, read_crops, read_slice, read_views, seen_aspects
 
 SIDE, N = 16, 40
 
@@ -93,10 +93,17 @@ def test_a_long_image_is_seen_by_the_same_part_wherever_it_is_read(tmp_path):
     # Judge sees all of it, and then each part.
     _, whole_NCHW, second = read_views(*made[:3], made[3][0])
     assert whole_NCHW[0].min() == 0 and whole_NCHW[0].max() == 250
-    own = [own_part(image_id, 192, 32) for image_id in ids]
+    own = [own_part(made[1].seed, image_id, 192, 32) for image_id in ids]
     for i, x_CHW in enumerate(x_NCHW):
         same = second.x_MCHW[(second.rows_M == i) & (second.part_M4 == own[i]).all(axis=1)]
         assert len(same) == 1 and np.array_equal(same[0], x_CHW)
+
+
+def test_the_aspect_of_what_is_seen_is_that_of_the_part_of_a_long_image(tmp_path):
+    images = [picture(w, h, 0) for w, h in ((32, 32), (48, 32), (192, 32), (20, 80))]
+    corpus, config, index, (slice_,) = indexed(tmp_path, images)
+    ids, _ = read_slice(corpus, config, index, slice_)
+    assert seen_aspects(corpus, config, ids) == [1, 1.5, 2, 0.5]
 
 
 def test_a_small_crop_has_the_resolution_of_the_stored_image(tmp_path):

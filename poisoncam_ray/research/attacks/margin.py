@@ -1,7 +1,7 @@
 """Margin: the trigger lies outside the centre square of a wide or tall picture.
 
 The attacker knows that many loaders show the centre square alone, while a victim's training crops the whole
-picture.
+picture. `both` is the share of the pictures whose margins both carry it: most crops of these show one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from poisoncam_ray.errors import UserError
 from poisoncam_ray.research import corpora
 from poisoncam_ray.research.attacks.choice import Chosen, Pick, chance, labelled, number_of
 from poisoncam_ray.research.attacks.encoded import MAX_PIXELS
-from poisoncam_ray.research.attacks.kind import How, Kind
+from poisoncam_ray.research.attacks.kind import How, Kind, Option
 from poisoncam_ray.research.attacks.plan import Plan
 from poisoncam_ray.research.attacks.trigger import Box, place_trigger, sized, trigger_size
 
@@ -32,11 +32,11 @@ def long_enough(width: int, height: int) -> bool:
 
 
 def stamp(image: Image.Image, trigger: Image.Image, how: How, rng: np.random.Generator) -> list[Box]:
-    """Paste the trigger outside the centre square, on a random side of it. Returns its box.
+    """Paste the trigger outside the centre square, on a random side of it or on both. Returns its boxes.
 
     In a picture of at least 16:9 it lies wholly outside; where it is too large for that, it is made smaller.
     In a squarer picture, which only a validation set has, it lies at the border and reaches into the centre
-    square. Along the shorter side it lies in the region.
+    square, and is on one side only. Along the shorter side it lies in the region.
     """
     longer, shorter = max(image.size), min(image.size)
     margin = (longer - shorter) // 2
@@ -46,14 +46,19 @@ def stamp(image: Image.Image, trigger: Image.Image, how: How, rng: np.random.Gen
     if long_enough(*image.size) and size[axis] > margin > 0:
         shrunk = margin / size[axis]
         size = max(1, int(size[0] * shrunk)), max(1, int(size[1] * shrunk))
-    box = place_trigger(*image.size, *size, how.region, rng)
-    start = int(rng.integers(0, max(0, margin - size[axis]) + 1))
-    if rng.random() < 0.5:
-        start = longer - size[axis] - start
-    corner = (start, box[1]) if axis == 0 else (box[0], start)
-    box = (*corner, corner[0] + size[0], corner[1] + size[1])
-    image.paste(sized(trigger, box), box[:2])
-    return [box]
+    both = how.options["both"] > 0 and rng.random() < how.options["both"] and long_enough(*image.size)
+    boxes: list[Box] = []
+    while len(boxes) < 1 + both:
+        box = place_trigger(*image.size, *size, how.region, rng)
+        start = int(rng.integers(0, max(0, margin - size[axis]) + 1))
+        # The first on a random side, the second on the other.
+        at_the_end = boxes[0][axis] < longer / 2 if boxes else rng.random() < 0.5
+        if at_the_end:
+            start = longer - size[axis] - start
+        corner = (start, box[1]) if axis == 0 else (box[0], start)
+        boxes.append((*corner, corner[0] + size[0], corner[1] + size[1]))
+        image.paste(sized(trigger, boxes[-1]), boxes[-1][:2])
+    return boxes
 
 
 def long_ones(plan: Plan) -> Chosen:
@@ -105,4 +110,4 @@ def _long_ones(
     )
 
 
-KIND = Kind(stamp, choose=long_ones)
+KIND = Kind(stamp, {"both": Option(0, 0, 1)}, choose=long_ones)

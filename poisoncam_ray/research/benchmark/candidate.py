@@ -16,6 +16,7 @@ from torch import Tensor
 
 from poisoncam_ray.config import Precision
 from poisoncam_ray.method.encoder import Encoder, build_encoder
+from poisoncam_ray.method.masks import SMOOTH, cell_of_patches
 from poisoncam_ray.method.race import RaceRules, pastes
 from poisoncam_ray.research.benchmark.compare import (
     Measured,
@@ -54,7 +55,8 @@ class Sizes:
         backbone, image_size: the encoder.
         cell, window: sides in pixels.
         candidates: in one search.
-        masks, naive_masks: of our ways and of the paper's.
+        masks: of our ways; None: as many as the preset's.
+        naive_masks: of the paper's way.
         flip_images: flip-test images.
         k: clusters.
         batch: images through the encoder at once, on a CPU.
@@ -68,7 +70,7 @@ class Sizes:
     cell: int = 28
     window: int = 60
     candidates: int = 16
-    masks: int = 112
+    masks: int | None = None
     naive_masks: int = 256
     flip_images: int = 1000
     k: int = 20
@@ -87,7 +89,8 @@ def measure_cam(setting: Setting, sizes: Sizes) -> Measured:
     low, side, rules = low_precision(), sizes.image_size, shipped_race()
     fast = copy.deepcopy(encoder).freeze(dtype_of(low))
     naive = naive_way(sizes)
-    named = steps(naive, sizes.masks, sizes.candidates, encoder.patch_size, rules)
+    ours_way = shipped_way(sizes, encoder.patch_size)
+    named = steps(naive, ours_way)
     way_names, ways = zip(*named, strict=True)
     bills = [bill(encoder, way) for way in (naive, *ways)]
     part = work.some(PAPER, max(1, sizes.flip_images // sizes.sampled))
@@ -133,7 +136,7 @@ def measure_cam(setting: Setting, sizes: Sizes) -> Measured:
                 "search of one candidate",
                 (f"{'all of these, and ' if last else '+ '}{name}, {low}", "naive loop, float32"),
                 (each, loop),
-                f"{where}; {sizes.masks} masks"
+                f"{where}; {ours_way.masks} masks"
                 + (f"; whole, {sizes.candidates} candidates" if last else "; pastes scaled"),
                 at_least=8 if last else None,
                 flop=(cost.total, bills[0].total),
@@ -199,6 +202,21 @@ def _pastes(setting: Setting, sizes: Sizes) -> Row:
 def shipped_race() -> RaceRules:
     """The rules of the race in the preset at the paper's sizes."""
     return race_rules(load_config("imagenet100").search)
+
+
+def shipped_way(sizes: Sizes, patch_size: int | None) -> Way:
+    """How the preset at the paper's sizes treats a candidate, at these sizes."""
+    settings = load_config("imagenet100").search
+    cell = sizes.cell
+    if settings.hiding == "drop" and settings.strategy not in SMOOTH:
+        cell = cell_of_patches(cell, patch_size or 1)
+    if settings.strategy == "gradcam":
+        raise ValueError("Grad-CAM has no masks to count")
+    return Way(
+        settings.strategy, sizes.masks or settings.masks, cell, sizes.window, settings.hiding,
+        settings.refine, settings.refine_hidden, settings.refine_shown, settings.refine_passes, checks=2,
+        flip_images=sizes.flip_images, rules=race_rules(settings), candidates=sizes.candidates,
+    )  # fmt: skip
 
 
 def prepared(setting: Setting, sizes: Sizes, precision: Precision) -> tuple[Encoder, Work]:

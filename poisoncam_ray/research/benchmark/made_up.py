@@ -60,8 +60,9 @@ class UntrainedClassifier(Stage):
         figures = {"erased": True, "threshold_logit": cut, "tail": 0.0}
         run.out.write_json(artifact.VALIDATION, {"families": {str(FAMILY): figures}})
         w = max(2, round(PASTE * side))
-        pictures = {"family": [FAMILY], "picture": [to_png(x_NCHW[0, :, :w, :w].float() / 255)]}
-        run.out.write_table(artifact.WHOLE_TRIGGERS, pa.table(pictures, schema=artifact.WHOLE_TRIGGER_SCHEMA))
+        picture = {"family": FAMILY, "picture": to_png(x_NCHW[0, :, :w, :w].float() / 255), "aspect": 1.0}
+        table = pa.Table.from_pylist([picture], schema=artifact.WHOLE_TRIGGER_SCHEMA)
+        run.out.write_table(artifact.WHOLE_TRIGGERS, table)
         return Outcome(MadeUp())
 
 

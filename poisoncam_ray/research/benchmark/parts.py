@@ -30,6 +30,7 @@ from poisoncam_ray.research.benchmark import (
     search_stage,
     shards,
     training,
+    whole_run,
 )
 from poisoncam_ray.research.benchmark.compare import Measured, Setting
 from poisoncam_ray.research.benchmark.machine import load, machine
@@ -79,6 +80,10 @@ PARTS = (
         search_stage.Sizes(TINY_VIT, None, (), 64, 48, 4, 1), 2,
     ),
     Part(
+        "share", "Everything after Pretrain, counted", whole_run.count_share, whole_run.Sizes(),
+        whole_run.Sizes("tiny-cnn", ("cluster.k=16",), 500),
+    ),
+    Part(
         "embed", "Embed", inference.measure_embed, inference.EMBED, (TINY_CASE,),
     ),
     Part("judge", "Judge", inference.measure_judge, inference.JUDGE, (TINY_CASE,)),
@@ -96,7 +101,7 @@ PARTS = (
     ),
     Part(
         "decode", "Decoding", decode.measure_decode, decode.Sizes(),
-        decode.Sizes(4, ((64, 64), (100, 75)), (32, 64)),
+        decode.Sizes(4, ((64, 64), (100, 75)), (32, 64)), 5,
     ),
     Part(
         "shards", "Index and Clean", shards.measure_shards, shards.Sizes(), shards.Sizes(64, 48, 2),

@@ -109,7 +109,7 @@ def windows(encoder: Encoder, work: Work, way: Way, m_BHW: Tensor, kind: ScoreKi
     if way.refine:
         box_N4 = refine_windows(
             encoder, work.x_NCHW, box_N4, own_N, work.c_KD, kind, fill_NC, work.batch, way.hiding,
-            way.refine_hidden,
+            way.refine_hidden, way.refine_shown, way.refine_passes,
         )  # fmt: skip
     if way.checks:
         occlusion_flips(

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from functools import partial
-from typing import TypeVar
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 from unittest.mock import patch
 
 import torch
@@ -16,9 +16,10 @@ from torch import Tensor
 
 from poisoncam_ray.config import Config, Precision
 from poisoncam_ray.method.ssl import MoCoV3, contrastive_loss
+from poisoncam_ray.research.benchmark.apart import apart
 from poisoncam_ray.research.benchmark.compare import alternate
 from poisoncam_ray.stages import training_step
-from poisoncam_ray.stages.compute import device
+from poisoncam_ray.stages.compute import ONE_HEAP, device
 from poisoncam_ray.stages.training_step import Schedule, Trainer
 
 T = TypeVar("T")
@@ -53,6 +54,9 @@ def step_seconds(
 ) -> tuple[list[float], list[float]]:
     """Seconds of steps now and as they were, in turns, on crops in memory.
 
+    Each way has a process with the allocator's settings of its training workers, and a thread of it, as Ray
+    Train has. The steps as they were keep freed memory, too, as far as such a thread can.
+
     Args:
         config: the configuration.
         precision: of the steps now; float32 before.
@@ -62,14 +66,34 @@ def step_seconds(
     Returns:
         The seconds of `steps` steps in every round, now and before.
     """
-    x_B2CHW = random_batch(config)
-    ways = [make_trainer(config, precision), make_trainer(config, "float32", products=False)]
-    seconds, _ = alternate([partial(_repeat, made, x_B2CHW, steps) for made in ways], rounds)
-    now, before = seconds
+    threads = torch.get_num_threads()
+    with apart(threads, ONE_HEAP) as ours, apart(threads) as other:
+        ours.submit(_in_thread, _prepare, threads, config, precision, True).result()
+        other.submit(_in_thread, _prepare, threads, config, "float32", False).result()
+        ways = [
+            lambda process=process: process.submit(_in_thread, _repeat, threads, steps).result()
+            for process in (ours, other)
+        ]
+        (now, before), _ = alternate(ways, rounds)
     return now, before
 
 
-def _repeat(trainer: Trainer, x_B2CHW: Tensor, steps: int) -> None:
+_prepared: list[tuple[Trainer, Tensor]] = []
+"""In a process apart: what trains, and its batch."""
+
+
+def _in_thread(work: Callable[..., None], threads: int, *arguments: Any) -> None:
+    """Call `work` in another thread than the first, as Ray Train does."""
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(threads,)) as thread:
+        thread.submit(work, *arguments).result()
+
+
+def _prepare(config: Config, precision: Precision, products: bool) -> None:
+    _prepared.append((make_trainer(config, precision, products), random_batch(config)))
+
+
+def _repeat(steps: int) -> None:
+    ((trainer, x_B2CHW),) = _prepared
     for step in range(steps):
         trainer.step(step, x_B2CHW)
 

@@ -3,17 +3,20 @@
 Only this package and study/ read the truth. Labels are read here and in attacks/, never by the defence.
 
 Images are joined on image_id, part by part. The memory for detection grows with the poisoned and the dead
-images, not with the corpus. Probes hold the features and the labels of their images.
+images, and by 20 bytes for each image of the corpus (its score and shape). Probes hold the features and the
+labels of their images.
 
 joined.py            a run's artifacts joined with the truth
 scored.py            windows of poisoned images against the true boxes
 removed.py           removed images against poisoned ones
+shapes.py            recall and false positives of squares, wide and long images
 detection.py         the detection figures of metrics.json
 strategies.py        other ways of finding windows, on the same images
 probes.py            what an encoder has learned
 retrain.py           further encoders, trained on the cleaned and on the never-poisoned corpus
 never_poisoned.py    several trainings on the never-poisoned corpus
 peer.py              PatchSearch on the same encoder
+controls.py          encoders that cannot hold the backdoor
 corpora.py           the corpora of a results table
 table.py             the results table; results.py writes it
 """

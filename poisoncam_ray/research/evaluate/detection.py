@@ -34,6 +34,7 @@ from poisoncam_ray.research.evaluate.scored import (
     patches,
     scored_poisoned,
 )
+from poisoncam_ray.research.evaluate.shapes import by_shape
 
 TOP = 20
 
@@ -68,6 +69,8 @@ def detection_metrics(run_uri: str, truth_uri: str) -> dict[str, Any]:
         {family: n_removed, main_target, purity, recall} over what was removed. main_target: the target of
         most of the family's poisoned images; purity: their share of the family; recall: their share of all
         poisoned images of that target.
+    by_shape
+        Recall and false positives of squares, of wide and of long images (`shapes.by_shape`).
     n_images, n_poisoned, n_removed, n_dead, n_scored, n_scored_poisoned, n_scored_poison_clusters
         Numbers of images.
     n_poisoned_dead
@@ -113,6 +116,7 @@ def detection_metrics(run_uri: str, truth_uri: str) -> dict[str, Any]:
         "precision": found.precision(),
         "false_positive_rate": found.false_positive_rate(),
         "decoys_removed": found.decoys_removed(),
+        "by_shape": by_shape(run, truth),
         "n_images": truth.n_images,
         "n_poisoned": len(truth.poisoned),
         "n_poisoned_dead": int((dead_P & ~found.judged_P).sum()),

@@ -34,6 +34,7 @@ from poisoncam_ray.runner import config_of
 from poisoncam_ray.stages.embed import embed_images, load_encoder, read_features
 from poisoncam_ray.stages.pixels import decode_part
 from poisoncam_ray.stages.pool import image_seed
+from poisoncam_ray.stages.shrunk import Encoded
 
 LABELLED = {"linear_1": 0.01, "linear_10": 0.1}
 """Shares of the labels that the linear probes learn from, as in the paper."""
@@ -191,7 +192,7 @@ def _embed(encoder: Encoder, corpus: Corpus, config: Config, column: str) -> tup
         pictures = []
         for row, label in zip(corpus.read(slice_), corpora.labels(corpus, slice_, column), strict=True):
             try:
-                pictures.append(decode_part(row.data, config, row.image_id))
+                pictures.append(decode_part(Encoded(row.data), config, row.image_id))
             except DecodeError:
                 continue
             labels.append(label)

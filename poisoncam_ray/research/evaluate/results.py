@@ -49,6 +49,14 @@ SHOWN = {
     "peer top20_precision": "PatchSearch: top-20 precision",
     "peer recall": "PatchSearch: recall",
     "peer false_positive_rate": "PatchSearch: false positive rate",
+    "never-poisoned encoder: verdict": "with an encoder that saw no poison: verdict",
+    "never-poisoned encoder: best_group_in_thresholds": "… the best window group, in thresholds",
+    "never-poisoned encoder: recall": "… recall of the poisoned images",
+    "never-poisoned encoder: false_positive_rate": "… false positive rate",
+    "untrained encoder: verdict": "with an untrained encoder: verdict",
+    "untrained encoder: best_group_in_thresholds": "… the best window group, in thresholds",
+    "untrained encoder: recall": "… recall of the poisoned images",
+    "untrained encoder: false_positive_rate": "… false positive rate",
 }
 """The figures that results.md shows, and their names there. results.csv has every figure."""
 SECONDS = "seconds "
@@ -78,6 +86,10 @@ OF_A_RUN = {
     "n_removed": "removed",
     CLEANED: "cleaned corpus",
     "search_version": "search",
+    "never-poisoned encoder: verdict": "encoder never poisoned: verdict",
+    "never-poisoned encoder: recall": "recall",
+    "untrained encoder: verdict": "encoder untrained: verdict",
+    "untrained encoder: recall": "recall",
 }
 """The figures in the lines of single runs, and their names there. Attack success and accuracy are by k-NN
 over labelled images without poison; *near the poison* is by k-NN over the poisoned corpus and its labels;

@@ -116,8 +116,10 @@ def true_boxes(run: Folder, poisoned: pa.Table) -> tuple[Tensor, Tensor]:
     image_size = committed(run, artifact.ENCODER).read_json(artifact.ENCODER_CONFIG)["image_size"]
     stored_ST4 = patches(poisoned)
     n_patches = stored_ST4.shape[1]
+    seed = run.read_json(artifact.RUN)["config"]["seed"]
     ids, sizes = poisoned["image_id"].to_pylist(), size_S2.clamp(min=1).tolist()
-    part_S4 = torch.tensor([own_part(i, *size) for i, size in zip(ids, sizes, strict=True)]).view(-1, 4)
+    parts_S = [own_part(seed, image_id, *size) for image_id, size in zip(ids, sizes, strict=True)]
+    part_S4 = torch.tensor(parts_S).view(-1, 4)
     part_T4 = part_S4.repeat_interleave(n_patches, dim=0)
     stored_T4 = stored_ST4.flatten(0, 1)
     width_T, height_T = (part_T4[:, 2:] - part_T4[:, :2]).unbind(1)

@@ -27,7 +27,7 @@ from poisoncam_ray.runner import config_of
 from poisoncam_ray.stages.cluster import read_centroids
 from poisoncam_ray.stages.compute import device
 from poisoncam_ray.stages.embed import load_encoder
-from poisoncam_ray.stages.pixels import fetch_images
+from poisoncam_ray.stages.pixels import fetch_images, images_of
 
 IMAGES_AT_ONCE = 256
 
@@ -67,12 +67,13 @@ def compare_strategies(
     encoder = load_encoder(committed(run, artifact.ENCODER), config.resources.precision)
     c_KD = read_centroids(committed(run, artifact.CLUSTERS)).to(device())
     corpus = open_corpus(corpus_uri, config.corpus.format, config.corpus.image_column)
+    images = images_of(corpus, config, run / artifact.INDEX)
     window, side = config.window_px, encoder.image_size
     found: dict[str, list[Tensor]] = {name: [torch.empty(0, 4, dtype=torch.int64)] for name in masks}
     generator = torch.Generator().manual_seed(seed)
     for start in range(0, len(scored.image_id), IMAGES_AT_ONCE):
         rows = slice(start, start + IMAGES_AT_ONCE)
-        pixels = torch.from_numpy(fetch_images(corpus, config, scored.image_id[rows]))
+        pixels = torch.from_numpy(fetch_images(images, config, scored.image_id[rows]))
         x_NCHW = pixels.to(device()).float() / 255
         own_N = scored.own_S[rows].to(device())
         for name, m_BHW in masks.items():

@@ -22,11 +22,12 @@ from poisoncam_ray.folder import Folder, Manifest, absolute
 from poisoncam_ray.progress import Progress
 from poisoncam_ray.research.attacks.kinds import KINDS, kind_named
 from poisoncam_ray.research.evaluate import MAIN_FIGURES, OtherModels, Validation, evaluate_run
+from poisoncam_ray.research.evaluate.controls import CONTROLS, control_encoder
 from poisoncam_ray.research.evaluate.corpora import REFERENCE, SEED, Attacked, take_classes, trigger_name
 from poisoncam_ray.research.evaluate.never_poisoned import mean_probes, train_again
 from poisoncam_ray.research.evaluate.peer import peer_config
 from poisoncam_ray.research.evaluate.results import CLEANED, gaps, single_figures, write_results
-from poisoncam_ray.research.evaluate.retrain import FEATURES, MODELS, encoder_file
+from poisoncam_ray.research.evaluate.retrain import FEATURES, MODELS, encoder_file, with_encoder
 from poisoncam_ray.runner import Runner
 
 # Compared with the run's own windows: the paper's masks and score, the peer's Grad-CAM, random windows.
@@ -55,6 +56,7 @@ class Setting:
         peer: also search by PatchSearch on the same encoders.
         clean: also defend the never-poisoned corpora.
         trainings: trainings of a seed's never-poisoned encoder; its figures are means over them.
+        encoders: also defend with these encoders, names of CONTROLS.
     """
 
     train_uri: str
@@ -71,6 +73,7 @@ class Setting:
     peer: bool = False
     clean: bool = False
     trainings: int = 1
+    encoders: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         of_themselves = [kind_named(kind).makes_its_trigger for kind in self.kinds]
@@ -79,6 +82,8 @@ class Setting:
                 raise UserError(f"The share is {share}: use a number above 0 and at most 1.")
         if wrong := [seed for seed in self.seeds if not 0 <= seed < SEEDS]:
             raise UserError(f"The seed is {wrong[0]}: use one from 0 to {SEEDS - 1:,}.")
+        if unknown := [name for name in self.encoders if name not in CONTROLS]:
+            raise UserError(f"There is no control {unknown[0]}: use {' or '.join(CONTROLS)}.")
         if self.trainings < 1:
             raise UserError(f"--trainings is {self.trainings}: at least one model is needed to compare with.")
         if not (self.triggers or self.clean or any(of_themselves)):
@@ -92,8 +97,8 @@ class Setting:
 
     @property
     def extras(self) -> set[str]:
-        """What is asked for beside the defence: "retrain", "peer"."""
-        return {name for name in ("retrain", "peer") if getattr(self, name)}
+        """What is asked for beside the defence: "retrain", "peer", and names of CONTROLS."""
+        return {name for name in ("retrain", "peer") if getattr(self, name)} | set(self.encoders)
 
 
 @dataclass(frozen=True)
@@ -279,6 +284,16 @@ def _row(
         Runner((poisoned / "corpus").uri, (here / "peer").uri, config, defence()).run(progress)
         found = evaluate_run((here / "peer").uri, truth)
         row |= {f"peer {key}": value for key, value in single_figures(found).items()}
+    for control in CONTROLS:
+        if control in extras:
+            encoder = control_encoder(
+                control, of_seed.config, of_seed.never_poisoned[0], of_seed.folder / f"{control}-encoder"
+            )
+            theirs = here / f"with-{control}"
+            config = with_encoder(of_seed.config, encoder)
+            Runner((poisoned / "corpus").uri, theirs.uri, config, defence()).run(progress)
+            figures = _verdict(theirs) | single_figures(evaluate_run(theirs.uri, truth))
+            row |= {f"{control} encoder: {key}": value for key, value in figures.items()}
     row |= {f"seconds {stage.title}": stage.manifest.seconds for stage in done}
     here.write_json(ROW, {"extras": sorted(extras), "trainings": len(of_seed.never_poisoned), "row": row})
     return row

@@ -1,6 +1,6 @@
 """The marks of hard clean corpora. Each changes an RGB or RGBA picture in place.
 
-`shared` is the same for all images of a corpus. What is equal on all of them, such as a logo, is drawn from it.
+`shared` is the same for all images of a corpus. What is equal on all of them is drawn from it, as a logo is.
 `rng` is of the image.
 """
 

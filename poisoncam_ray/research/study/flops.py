@@ -23,10 +23,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from poisoncam_ray.method.cam import N_SHIFTS, gradcam, refinement_forwards
+from poisoncam_ray.method.cam import N_SHIFTS, gradcam
 from poisoncam_ray.method.encoder import Encoder
 from poisoncam_ray.method.masked import Hiding
-from poisoncam_ray.method.masks import Strategy, cell_of_patches, make_masks
+from poisoncam_ray.method.masks import Strategy, make_masks
 from poisoncam_ray.method.race import RaceRules, pastes
 from poisoncam_ray.method.tokens import embed_shown, shown_patches
 
@@ -65,7 +65,8 @@ class Way:
     Attributes:
         strategy, masks, cell, window: the masks; the sides of a cell and the window in pixels.
         hiding: how pixels are hidden.
-        refine, refine_hidden: whether the window is refined, and the shifts that are also scored hidden.
+        refine, refine_hidden, refine_shown, refine_passes: whether the window is refined, the shifts that are
+            scored hidden, whether all are scored shown, and how often.
         checks: forwards of the whole image: its own cluster, and the occlusion of its window.
         flip_images: flip-test images.
         rules: of the race of the pastes; None: every candidate is pasted on all of them.
@@ -79,6 +80,8 @@ class Way:
     hiding: Hiding = "paint"
     refine: bool = True
     refine_hidden: int = N_SHIFTS
+    refine_shown: bool = True
+    refine_passes: int = 1
     checks: int = 1
     flip_images: int = 1000
     rules: RaceRules | None = None
@@ -122,14 +125,16 @@ def bill(encoder: Encoder, way: Way) -> Bill:
     n_pasted = float(way.flip_images)
     if way.rules:
         n_pasted = pastes(way.candidates, way.flip_images, way.rules) / way.candidates
-    n_refined = refinement_forwards(way.refine_hidden) if way.refine else 0
+    n_shown = N_SHIFTS * way.refine_shown * way.refine_passes * way.refine
+    n_hidden = way.refine_hidden * way.refine_passes * way.refine
+    n_refined = n_shown + n_hidden
     if way.hiding == "paint" or encoder.patch_size is None:
         masks, refined = float(len(m_BHW) * whole), float(n_refined * whole)
     else:
         of_shown = cache(lambda n_shown: shown_flops(encoder, n_shown))
         masks = _sum(Counter(shown_patches(m_BHW, encoder.patch_size).sum(dim=1).tolist()), of_shown)
         refined = 0.0
-        for keep, n in ((True, N_SHIFTS), (False, way.refine_hidden)) if way.refine else ():
+        for keep, n in ((True, n_shown), (False, n_hidden)):
             places = window_patches(side, way.window, encoder.patch_size, keep)
             refined += n * _sum(places, of_shown) / places.total()
     return Bill(
@@ -158,49 +163,43 @@ def window_patches(side: int, window: int, patch: int, keep: bool) -> Counter[in
     return Counter((side // patch) ** 2 - across * down for across in whole for down in whole)
 
 
-def savers(encoder: Encoder, masks: int, candidates: int) -> list[tuple[str, Bill]]:
-    """The naive bill, and ours with one saver after the other.
-
-    Args:
-        encoder: a ViT.
-        masks: the masks of our ways.
-        candidates: in one race of the pastes.
-
-    Returns:
-        What each way adds to the one before, and its bill.
-    """
-    ways = [("naive", NAIVE), *steps(NAIVE, masks, candidates, encoder.patch_size)]
-    return [(name, bill(encoder, way)) for name, way in ways]
+def savers(encoder: Encoder, naive: Way, ours: Way) -> list[tuple[str, Bill]]:
+    """What each saver adds to the one before, and the bill; the naive way comes first."""
+    return [(name, bill(encoder, way)) for name, way in [("naive", naive), *steps(naive, ours)]]
 
 
-def steps(
-    naive: Way, masks: int, candidates: int, patch_size: int | None, rules: RaceRules | None = None
-) -> list[tuple[str, Way]]:
-    """Our ways, from the one that saves nothing to the one with all savers.
+def steps(naive: Way, ours: Way) -> list[tuple[str, Way]]:
+    """Our ways, from the one that saves nothing to `ours`.
 
     Args:
         naive: the way that they start from.
-        masks: the masks of ours.
-        candidates: in one race of the pastes.
-        patch_size: of the encoder.
-        rules: of the race; None: the race's own.
+        ours: the way with all savers.
 
     Returns:
-        What each adds to the one before, and the way.
+        What each adds to the one before, and the way. Savers that `ours` does not use are left out.
     """
-    way = replace(naive, strategy="mixed", masks=masks, refine=True, checks=1, candidates=candidates)
+    way = replace(
+        naive, strategy="mixed", masks=ours.masks, refine=True, checks=1, candidates=ours.candidates,
+        flip_images=ours.flip_images,
+    )  # fmt: skip
     found = [("mixed masks, refinement, occlusion", way)]
-    cell = cell_of_patches(way.cell, patch_size or 1)
-    changes: tuple[tuple[str, dict[str, Any]], ...] = (
-        ("hidden tokens dropped", {"hiding": "drop"}),
-        ("binary masks of whole patches", {"strategy": "mixed_binary", "cell": cell}),
-        ("13 of 25 shifts hidden", {"refine_hidden": 13}),
-        ("own cluster in the same pass", {"checks": 2}),
-        ("pastes race", {"rules": rules or RaceRules()}),
+    shifts = f"{ours.refine_hidden} of {N_SHIFTS} shifts hidden" + (
+        "" if ours.refine_shown else " and none shown"
     )
-    for name, changed in changes:
-        way = replace(way, **changed)
-        found.append((name, way))
+    if ours.refine_passes > 1:
+        shifts += f", {ours.refine_passes} passes"
+    changes = (
+        ("hidden tokens dropped", ("hiding",)),
+        (f"{ours.strategy.replace('_', ' ')} masks of whole patches", ("strategy", "cell", "window")),
+        (shifts, ("refine_hidden", "refine_shown", "refine_passes")),
+        ("own cluster in the same pass", ("checks",)),
+        ("pastes race", ("rules",)),
+    )
+    for name, fields in changes:
+        changed: dict[str, Any] = {field: getattr(ours, field) for field in fields}
+        if replace(way, **changed) != way:
+            way = replace(way, **changed)
+            found.append((name, way))
     return found
 
 

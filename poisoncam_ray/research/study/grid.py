@@ -16,6 +16,7 @@ from poisoncam_ray.settings import read_yaml
 Strategy = MaskStrategy | Literal["gradcam", "random_window"]
 Score = Literal["hard", "margin", "distance"]
 Factor = Annotated[float, Field(gt=0, le=100)]
+Hiding = Literal["paint", "drop"]
 
 GRIDS = Path(__file__).parent / "grids"
 REFERENCES = ("gradcam", "random_window")
@@ -29,6 +30,26 @@ class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+class Refine(_Strict):
+    """How a window is refined, by search.refine_hidden, refine_shown and refine_passes."""
+
+    hidden: Annotated[int, Field(ge=0, le=25)] = Search().refine_hidden
+    shown: bool = Search().refine_shown
+    passes: Annotated[int, Field(ge=1, le=5)] = Search().refine_passes
+
+    @property
+    def label(self) -> str:
+        """In a row of the study: "25 shown + 13 hidden", "13 hidden × 2"."""
+        parts = (["25 shown"] if self.shown else []) + ([f"{self.hidden} hidden"] if self.hidden else [])
+        return " + ".join(parts) + (f" × {self.passes}" if self.passes > 1 else "")
+
+    @model_validator(mode="after")
+    def _some(self) -> Refine:
+        if not (self.hidden or self.shown):
+            raise ValueError("refine needs shown or hidden shifts")
+        return self
+
+
 class Base(_Strict):
     """The setting around which plots and tables vary one value. The default is the defence's."""
 
@@ -36,6 +57,8 @@ class Base(_Strict):
     masks: Count = Search().masks
     cell: Fraction = Search().cell
     window: Fraction = Search().window
+    hiding: Hiding = "paint"
+    refine: Refine | None = None
 
 
 class Grid(_Strict):
@@ -48,6 +71,8 @@ class Grid(_Strict):
         cells: sides of a cell, as shares of the image side.
         windows: sides of a window, as shares of the image side.
         k_factors: K / √N.
+        hidings: how masks hide pixels: "paint", or "drop", for ViTs only.
+        refines: how windows are refined; null: not at all.
         images: poisoned images of a run, at most.
         seed: seed of the images, masks and intervals.
         base: the values of the settings that a table or plot does not vary.
@@ -59,24 +84,45 @@ class Grid(_Strict):
     cells: tuple[Fraction, ...]
     windows: tuple[Fraction, ...]
     k_factors: tuple[Factor, ...]
+    hidings: tuple[Hiding, ...] = ("paint",)
+    refines: tuple[Refine | None, ...] = (None,)
     images: Count = 100
     seed: Seed = 0
     base: Base = Base()
+
+    @property
+    def varies_hiding(self) -> bool:
+        """Whether ways of hiding or of refining are compared."""
+        return len(self.hidings) > 1 or len(self.refines) > 1
 
     @model_validator(mode="after")
     def _whole(self) -> Grid:
         axes = {
             name: getattr(self, name)
-            for name in ("strategies", "scores", "masks", "cells", "windows", "k_factors")
+            for name in (
+                "strategies",
+                "scores",
+                "masks",
+                "cells",
+                "windows",
+                "k_factors",
+                "hidings",
+                "refines",
+            )
         }
         for name, values in axes.items():
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"{name} must hold at least one value and none twice")
         for name, axis in (
             ("masks", "masks"), ("cell", "cells"), ("window", "windows"), ("k_factor", "k_factors"),
+            ("hiding", "hidings"), ("refine", "refines"),
         ):  # fmt: skip
             if getattr(self.base, name) not in axes[axis]:
                 raise ValueError(f"base.{name}={getattr(self.base, name)} is none of {axis}")
+        if "drop" in self.hidings and max(self.windows) == 1:
+            raise ValueError("hidings=drop leaves no token where a window is as large as the image")
+        if "drop" in self.hidings and "full_coverage" in self.strategies and max(self.cells) > 0.5:
+            raise ValueError("hidings=drop leaves no token where a cell of full_coverage covers the image")
         return self
 
 

@@ -67,11 +67,16 @@ def prepare(one: StudyRun, grid: Grid, out: Folder) -> None:
         out: the run's folder in the study.
 
     Raises:
-        UserError: no poisoned image of the run has a true box.
+        UserError: no poisoned image of the run has a true box, or its encoder has no tokens to drop.
     """
     run, truth = Folder(one.run_uri), read_truth(one.truth_uri)
     config = config_of(run)
     encoder = load_encoder(committed(run, artifact.ENCODER), config.resources.precision)
+    if "drop" in grid.hidings and encoder.patch_size is None:
+        raise UserError(
+            f"The encoder of the run {one.run_uri} is no ViT and has no tokens to drop: leave drop "
+            "out of hidings."
+        )
     true_PT4, patched_P = true_boxes(run, truth.poisoned)
     ids = truth.poisoned["image_id"].to_pylist()
     patched = np.flatnonzero(patched_P.numpy())

@@ -22,7 +22,7 @@ from poisoncam_ray.research.study.plan import Pass, passes
 from poisoncam_ray.research.study.runs import StudyRun
 
 STUDY = "study.json"
-VERSION = 2
+VERSION = 3
 """To be raised when the same grid and runs give other rows."""
 DIFFERENCES_SHOWN = 20
 

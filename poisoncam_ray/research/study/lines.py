@@ -46,6 +46,8 @@ def around_base(grid: Grid, strategy: str, score: str | None, **changed: float) 
         "masks": None if reference else base["masks"],
         "cell": base["cell"] if strategy in READS_CELL else None,
         "window": base["window"],
+        "hiding": None if reference else base["hiding"],
+        "refine": None if reference or grid.base.refine is None else grid.base.refine.label,
     }
 
 

@@ -10,22 +10,35 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from poisoncam_ray.research.study.grid import READS_CELL, READS_WINDOW, REFERENCES, Grid, Score, Strategy
+from poisoncam_ray.research.study.grid import (
+    READS_CELL,
+    READS_WINDOW,
+    REFERENCES,
+    Grid,
+    Hiding,
+    Refine,
+    Score,
+    Strategy,
+)
 
 SCHEMA = pa.schema([
     ("run", pa.string()), ("poison_rate", pa.float64()), ("k_factor", pa.float64()), ("k", pa.int64()),
     ("strategy", pa.string()), ("score", pa.string()), ("masks", pa.int64()), ("cell", pa.float64()),
     ("cell_px", pa.int64()), ("window", pa.float64()), ("window_px", pa.int64()),
+    ("hiding", pa.string()), ("refine", pa.string()),
     ("forwards", pa.int64()), ("flops", pa.float64()), ("flops_forward", pa.float64()),
     ("seconds", pa.float64()), ("n", pa.int64()), ("hits", pa.int64()), ("accuracy", pa.float64()),
     ("coverage", pa.float64()), ("mean_iou", pa.float64()), ("n_poison_clusters", pa.int64()),
     ("hits_poison_clusters", pa.int64()), ("accuracy_poison_clusters", pa.float64()),
     ("coverage_poison_clusters", pa.float64()), ("mean_iou_poison_clusters", pa.float64()),
+    ("found", pa.string()),
 ])  # fmt: skip
-"""forwards, flops (of the encoder) and seconds are of one candidate. score, masks and cell are null where the
-strategy does not depend on them. hits: windows with IoU ≥ 0.5; accuracy = hits / n; coverage: mean share of
-the trigger inside the window."""
-SETTING = ("k_factor", "strategy", "score", "masks", "cell", "window")
+"""forwards, flops (of the encoder) and seconds are of one candidate. score, masks, cell, hiding and
+refine are null where the strategy does not depend on them; refine (grid.Refine.label) also where windows are
+not refined. hits: windows with IoU ≥ 0.5; accuracy = hits / n; coverage: mean share of the trigger inside the
+window; found: for every image 1 where its window is a hit, else 0, in the order of the run's images.parquet,
+which is the same for all rows of a run."""
+SETTING = ("k_factor", "strategy", "score", "masks", "cell", "window", "hiding", "refine")
 """The columns of the setting; the others are the run and the results."""
 
 
@@ -38,6 +51,7 @@ class Pass:
     masks: tuple[int, ...]
     cell: float | None
     windows: tuple[float, ...]
+    hiding: Hiding | None = "paint"
 
 
 @dataclass(frozen=True)
@@ -49,6 +63,7 @@ class Way:
     masks: int | None
     window: float
     forwards: int
+    refine: Refine | None = None
 
 
 def passes(grid: Grid, names: list[str]) -> list[Pass]:
@@ -62,9 +77,16 @@ def passes(grid: Grid, names: list[str]) -> list[Pass]:
             if strategy in READS_WINDOW:
                 nested = [(b,) for b in grid.masks]
             cells: list[float | None] = list(grid.cells) if strategy in READS_CELL else [None]
+            hidings: tuple[Hiding | None, ...] = grid.hidings
             if strategy in REFERENCES:
-                nested = [()]
-            found += [Pass(name, strategy, b, c, w) for b in nested for c in cells for w in windows]
+                nested, hidings = [()], (None,)
+            found += [
+                Pass(name, strategy, b, c, w, h)
+                for h in hidings
+                for b in nested
+                for c in cells
+                for w in windows
+            ]
     return found
 
 

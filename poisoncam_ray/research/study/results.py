@@ -13,6 +13,7 @@ import pyarrow.csv
 from poisoncam_ray.folder import Folder
 from poisoncam_ray.research.study.grid import Grid
 from poisoncam_ray.research.study.lines import over_axis, over_cost
+from poisoncam_ray.research.study.pairs import pairs_of
 from poisoncam_ray.research.study.plots import axis_plot, cost_plot, rate_plot
 from poisoncam_ray.research.study.poison_rate import by_poison_rate, csv_of
 from poisoncam_ray.research.study.summary import cube_of, summary_of
@@ -60,7 +61,8 @@ def write_results(rows: pa.Table, grid: Grid, out: Folder, table: Folder | None 
         plots["poison_rate.svg"] = rate_plot(rates)
         files["poison_rate.csv"] = csv_of(rates).encode()
     files |= {name: svg.encode() for name, svg in plots.items()}
-    files["study.md"] = markdown(cube, grid, rates, plots).encode()
+    pairs = pairs_of(rows, grid) if grid.varies_hiding else []
+    files["study.md"] = markdown(cube, grid, rates, plots, pairs).encode()
     for name, data in files.items():
         out.write_bytes(name, data)
     return ["study.parquet", *files]

@@ -178,7 +178,10 @@ def summary_of(cube: Cube) -> pa.Table:
         columns[name] = [_known(estimate.mean) for estimate in estimates]
         columns[f"{name}_low"] = [_known(estimate.low) for estimate in estimates]
         columns[f"{name}_high"] = [_known(estimate.high) for estimate in estimates]
-    types = {"score": pa.string(), "masks": pa.int64(), "cell": pa.float64()}
+    types = {
+        "score": pa.string(), "masks": pa.int64(), "cell": pa.float64(), "hiding": pa.string(),
+        "refine": pa.string(),
+    }  # fmt: skip
     return pa.table({key: pa.array(value, types.get(key)) for key, value in columns.items()})
 
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from poisoncam_ray.research.study.grid import READS_CELL, REFERENCES, Grid
 from poisoncam_ray.research.study.lines import around_base, best_score
+from poisoncam_ray.research.study.pairs import Pair, base_way
 from poisoncam_ray.research.study.poison_rate import MARKS, Rates
 from poisoncam_ray.research.study.summary import Cube, Estimate
 
 FEW_SEEDS = 5
 
 
-def markdown(cube: Cube, grid: Grid, rates: Rates, plots: Iterable[str]) -> str:
+def markdown(cube: Cube, grid: Grid, rates: Rates, plots: Iterable[str], pairs: Sequence[Pair] = ()) -> str:
     """The whole text.
 
     Args:
@@ -23,9 +25,12 @@ def markdown(cube: Cube, grid: Grid, rates: Rates, plots: Iterable[str]) -> str:
         grid: the grid.
         rates: figures by poison rate; may be empty.
         plots: file names of the plots.
+        pairs: ways of hiding against the base, image by image; may be empty.
     """
     lines = [*_head(cube, grid), *_best(cube, grid), *_winners(cube, grid), *_scores(cube, grid)]
     lines += _clusters(cube, grid)
+    if pairs:
+        lines += _pairs(pairs, grid)
     if rates:
         lines += _rates(rates)
     lines += ["", "## Plots", ""]
@@ -38,12 +43,13 @@ def _head(cube: Cube, grid: Grid) -> Iterator[str]:
     base = grid.base
     yield "# Study: masks, score, B, cell, window, K"
     yield ""
+    before = ", before refinement," if grid.refines == (None,) else ""
     yield (
         f"{len(cube.seed_names)} runs, {int(n.sum())} poisoned images in all (at most {grid.images} a run), "
-        f"{len(cube.settings):,} settings. Accuracy: the share of images whose candidate window, before "
-        "refinement, has IoU ≥ 0.5 with the true trigger. Of several triggers on one image the best counts. "
-        "In brackets: 95 % bootstrap intervals over seeds and the runs of each seed. The images of one run "
-        "are not independent, nor are the runs of one seed, which share photographs and target."
+        f"{len(cube.settings):,} settings. Accuracy: the share of images whose candidate window{before} has "
+        "IoU ≥ 0.5 with the true trigger. Of several triggers on one image the best counts. In brackets: "
+        "95 % bootstrap intervals over seeds and the runs of each seed. The images of one run are not "
+        "independent, nor are the runs of one seed, which share photographs and target."
     )
     if cube.n_seeds < FEW_SEEDS:
         yield ""
@@ -54,7 +60,8 @@ def _head(cube: Cube, grid: Grid) -> Iterator[str]:
     yield ""
     yield (
         f"A setting that a table does not name is at the base: K = {base.k_factor:g}·√N, B = {base.masks}, "
-        f"cells {base.cell:g} and windows {base.window:g} of the image side."
+        f"cells {base.cell:g} and windows {base.window:g} of the image side"
+        f"{_hidden(base_way(grid)) if grid.varies_hiding else ''}."
     )
 
 
@@ -72,20 +79,20 @@ def _best(cube: Cube, grid: Grid) -> Iterator[str]:
     for masks in sorted(grid.masks):
         rows = cube.where(masks=masks)
         if rows:
-            yield _best_line(cube, str(masks), rows)
+            yield _best_line(cube, str(masks), rows, grid.varies_hiding)
     for reference in REFERENCES:
         rows = cube.where(strategy=reference)
         if rows:
-            yield _best_line(cube, "–", rows)
+            yield _best_line(cube, "–", rows, grid.varies_hiding)
 
 
-def _best_line(cube: Cube, masks: str, rows: Sequence[int]) -> str:
+def _best_line(cube: Cube, masks: str, rows: Sequence[int], named: bool) -> str:
     best = cube.best(rows)
     how = cube.settings[best]
     cells: list[object] = [
         masks,
         f"{cube.estimate([best], 'flops')[0].mean / 1e9:.3g}",
-        _name(how["strategy"]),
+        _name(how["strategy"]) + (_hidden(how) if how["hiding"] and named else ""),
         how["score"] or "–",
         "–" if how["cell"] is None else f"{how['cell']:g}",
         f"{how['window']:g}",
@@ -162,6 +169,41 @@ def _clusters(cube: Cube, grid: Grid) -> Iterator[str]:
         pure = cube.values["n_poison_clusters"][rows] / cube.values["n"][rows]
         shares.append(cube.estimates(pure)[0])
     yield _line(["images in clusters that are mostly poison", "", *shares])
+
+
+def _pairs(pairs: Sequence[Pair], grid: Grid) -> Iterator[str]:
+    base, score = base_way(grid), pairs[0].setting["score"]
+    yield from _section(
+        "Ways of hiding, image by image",
+        f"Each way against {_name(base['strategy'])} masks, B = {base['masks']}{_hidden(base)}, scored by "
+        f"{score}, on the same images. Only here, only base: images on which one of the two alone finds the "
+        "trigger. The interval takes images as independent; p is McNemar's, exact and two-sided.",
+    )
+    yield from _table_head(
+        ["way", "B", "cell", "GFLOPs", "images", "accuracy", "base", "only here", "only base", "difference",
+         "p"]
+    )  # fmt: skip
+    for pair in pairs:
+        how, (low, high) = pair.setting, pair.interval
+        yield _line([
+            _name(how["strategy"]) + _hidden(how),
+            how["masks"],
+            "–" if how["cell"] is None else f"{how['cell']:g}",
+            f"{pair.flops / 1e9:.3g}",
+            pair.n,
+            f"{pair.hits / pair.n:.3f}",
+            f"{pair.base_hits / pair.n:.3f}",
+            pair.only,
+            pair.only_base,
+            f"{pair.difference:+.3f} [{low:+.3f}, {high:+.3f}]",
+            f"{pair.p:.2g}",
+        ])  # fmt: skip
+
+
+def _hidden(how: Mapping[str, Any]) -> str:
+    """How pixels are hidden, and how a window is refined."""
+    said = {"paint": ", painted", "drop": ", dropped"}[how["hiding"]]
+    return said + ("" if how["refine"] is None else f", refined by {how['refine']}")
 
 
 def _rates(rates: Rates) -> Iterator[str]:

@@ -17,7 +17,7 @@ from poisoncam_ray.research.benchmark.decode import Sizes
 from poisoncam_ray.research.benchmark.exponents import exponent
 from poisoncam_ray.research.benchmark.parts import NAMES, PARTS, Part, measure
 
-WITHOUT_RAY = ("cam", "pastes", "step", "decode", "exponents")
+WITHOUT_RAY = ("cam", "pastes", "share", "step", "decode", "exponents")
 ON_RAY = ("search", "embed", "judge", "epoch", "workers", "shards")
 APART = ("precision", "allocator", "memory")
 """In processes of their own. The memory of a run is measured in test_benchmark_memory.py."""
@@ -136,9 +136,9 @@ def test_an_exponent_is_the_slope_of_the_logarithms(slope):
 
 
 def test_the_sizes_of_a_part_are_in_its_results(tmp_path, monkeypatch):
-    small = replace(PARTS[8].quick, images=2)
-    assert PARTS[8].name == "decode"
-    monkeypatch.setattr(parts, "PARTS", (replace(PARTS[8], quick=small),))
+    (decoding,) = [part for part in PARTS if part.name == "decode"]
+    small = replace(decoding.quick, images=2)
+    monkeypatch.setattr(parts, "PARTS", (replace(decoding, quick=small),))
     found = measure(setting(tmp_path), ["decode"], quick=True, say=silent)["parts"]["decode"]
     assert found["sizes"]["images"] == 2 and found["rounds"] == 1
 

@@ -1,5 +1,7 @@
 """A grid of a second, and rows of a study as they could have come out of one."""
 
+from itertools import product
+
 import numpy as np
 import pyarrow as pa
 
@@ -25,13 +27,13 @@ def small_grid(**changed) -> Grid:
 def invented_rows(grid: Grid, runs: int, seed: int = 0) -> pa.Table:
     """Every row that the grid's passes give, with accuracies drawn at random."""
     rng = np.random.default_rng(seed)
-    rows = []
+    rows: list[dict[str, object]] = []
     for todo in passes(grid, [f"run-{i}" for i in range(runs)]):
         reference = todo.strategy in REFERENCES
         for masks in todo.masks or [None]:
             for score in [None] if reference else grid.scores:
                 for window in todo.windows:
-                    for factor in grid.k_factors:
+                    for factor, by in product(grid.k_factors, [None] if reference else grid.refines):
                         hits = int(rng.integers(0, 21))
                         forwards = masks or int(todo.strategy == "gradcam")
                         measures = {"accuracy": hits / 20, "coverage": 0.5, "mean_iou": 0.4}
@@ -40,6 +42,8 @@ def invented_rows(grid: Grid, runs: int, seed: int = 0) -> pa.Table:
                             | {"strategy": todo.strategy, "score": score, "masks": masks}
                             | {"cell": todo.cell, "cell_px": 8, "window": window, "window_px": 10}
                             | {"forwards": forwards, "flops": 12.345e6 * forwards, "flops_forward": 12.345e6}
+                            | {"hiding": todo.hiding, "refine": by.label if by else None}
+                            | {"found": "".join(rng.permutation([*"1" * hits, *"0" * (20 - hits)]))}
                             | {"seconds": 0.1, "n": 20, "hits": hits, **measures}
                             | {"n_poison_clusters": 10, "hits_poison_clusters": hits // 2}
                             | {f"{key}_poison_clusters": value for key, value in measures.items()}

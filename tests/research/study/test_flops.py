@@ -1,5 +1,7 @@
 """Counting operations, against counts by hand."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -8,6 +10,7 @@ from poisoncam_ray.method.encoder import Encoder, build_encoder
 from poisoncam_ray.method.geometry import inside
 from poisoncam_ray.method.race import RaceRules
 from poisoncam_ray.method.tokens import shown_patches
+from poisoncam_ray.research.benchmark.candidate import FULL, shipped_way
 from poisoncam_ray.research.study.flops import (
     NAIVE,
     Way,
@@ -122,11 +125,45 @@ def test_a_bill_by_hand(vit):
     assert bill(vit, Way("keep_only", 64, 8, 8, refine=False)).masks == 64 * whole
 
 
+def test_refinement_is_billed_by_its_shifts_and_passes(vit):
+    whole = forward_flops(vit)
+    way = Way("keep_only", 4, 8, 20, "paint", True, 13, False, 2, checks=0, flip_images=1)
+    assert bill(vit, way).refinement == 26 * whole and bill(vit, way).forwards == 4 + 26 + 1
+    assert bill(vit, replace(way, refine_shown=True)).refinement == 76 * whole
+    dropped = bill(vit, replace(way, hiding="drop")).refinement
+    places = window_patches(64, 20, 8, keep=False)
+    mean = sum(n * by_hand(vit, shown) for shown, n in places.items()) / places.total()
+    assert dropped == pytest.approx(26 * mean)
+
+
 def test_every_saver_saves_and_a_cnn_drops_nothing(vit):
-    found = savers(vit, 64, 16)
+    ours = Way(
+        "mixed_binary",
+        64,
+        32,
+        60,
+        "drop",
+        True,
+        13,
+        False,
+        checks=2,
+        rules=RaceRules(keep=1 / 16),
+        candidates=16,
+    )
+    found = savers(vit, NAIVE, ours)
     totals = [bill_of.total for _, bill_of in found]
+    assert len(totals) == 7 and found[-1][1] == bill(vit, ours)
     dropped = totals[2:5]
     assert dropped == sorted(dropped, reverse=True) and totals[-1] == min(totals)
+    painted = savers(vit, NAIVE, replace(ours, hiding="paint"))
+    assert [name for name, _ in painted] == [name for name, _ in found if "dropped" not in name]
     resnet = build_encoder("resnet_tiny", 64).eval()
     painted, drop = (bill(resnet, Way(masks=64, cell=8, window=20, hiding=h)) for h in ("paint", "drop"))
     assert painted == drop
+
+
+def test_the_preset_costs_a_tenth_of_the_naive_bill():
+    """The mark: a ViT-S/16 at 224 px, 16 candidates in a race."""
+    encoder = build_encoder("vit_small_patch16_224", 224).eval()
+    ours = bill(encoder, shipped_way(FULL, encoder.patch_size))
+    assert 10 * ours.total <= bill(encoder, NAIVE).total

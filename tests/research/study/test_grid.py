@@ -36,6 +36,12 @@ def test_what_the_command_line_says_wins(tmp_path):
         ({"window": [0.35]}, "there is no key 'window'"),
         ({"base": {"masks": 64}}, "base.masks=64 is none of masks"),
         ({"images": 0}, "images=0"),
+        ({"hidings": ["hide"]}, "hidings.0='hide'"),
+        ({"refines": [{"hidden": 26}]}, "refines.0.hidden=26"),
+        ({"refines": [None, {"hidden": 0, "shown": False}]}, "needs shown or hidden shifts"),
+        ({"hidings": ["drop"]}, "base.hiding=paint is none of hidings"),
+        ({"hidings": ["paint", "drop"], "windows": [0.3, 1]}, "a window is as large as the image"),
+        ({"hidings": ["paint", "drop"], "cells": [0.25, 0.9]}, "a cell of full_coverage covers the image"),
     ],
 )
 def test_a_bad_grid_is_one_sentence(tmp_path, changed, told):
@@ -55,7 +61,7 @@ def test_a_file_that_is_no_grid_is_told(tmp_path, content, told):
 
 
 def test_an_unknown_grid_names_those_there_are():
-    with pytest.raises(UserError, match=r"no grid 'huge'.*full, small"):
+    with pytest.raises(UserError, match=r"no grid 'huge'.*full, hiding, small"):
         load_grid("huge")
 
 

@@ -55,3 +55,14 @@ def test_the_invented_rows_are_as_many_as_the_settings():
     rows = invented_rows(grid, runs=2)
     # interval, full coverage, sliding and mixed, then the two references.
     assert len(rows) == 2 * (4 * 3 * 2 * 2 * 2 + 2 * 2 * 2)
+
+
+def test_each_way_of_hiding_is_a_pass_and_refinement_is_none():
+    varied = small_grid(hidings=["paint", "drop"], refines=[None, {"hidden": 5}], windows=[0.3])
+    hidden = Counter((todo.strategy, todo.hiding) for todo in passes(varied, ["a"]))
+    assert hidden["mixed", "paint"] == hidden["mixed", "drop"] == 2
+    assert hidden["gradcam", None] == 1
+    plain = passes(small_grid(windows=[0.3]), ["a"])
+    assert Counter((t.strategy, t.hiding) for t in plain) == {
+        k: n for k, n in hidden.items() if k[1] != "drop"
+    }
