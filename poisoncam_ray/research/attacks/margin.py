@@ -46,7 +46,8 @@ def stamp(image: Image.Image, trigger: Image.Image, how: How, rng: np.random.Gen
     if long_enough(*image.size) and size[axis] > margin > 0:
         shrunk = margin / size[axis]
         size = max(1, int(size[0] * shrunk)), max(1, int(size[1] * shrunk))
-    both = how.options["both"] > 0 and rng.random() < how.options["both"] and long_enough(*image.size)
+    share = how.options["both"]
+    both = long_enough(*image.size) and (share == 1 or (share > 0 and rng.random() < share))
     boxes: list[Box] = []
     while len(boxes) < 1 + both:
         box = place_trigger(*image.size, *size, how.region, rng)
