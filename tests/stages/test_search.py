@@ -103,7 +103,9 @@ def test_tokens_are_dropped_where_there_are_any_and_windows_hold_some(
         assert sum(n for _, n in seen) == 2 * (9 + 25 + refine_hidden)
 
 
-@pytest.mark.parametrize(("strategy", "cell"), [("interval", 5), ("mixed", 5), ("random", 4), ("mixed_binary", 4)])
+@pytest.mark.parametrize(
+    ("strategy", "cell"), [("interval", 5), ("mixed", 5), ("random", 4), ("mixed_binary", 4)]
+)
 def test_only_cells_that_hide_tokens_are_made_of_whole_patches(strategy, cell):
     encoder = build_encoder("vit_tiny_patch16_224", 32, 4).eval()
     config = load_config(
