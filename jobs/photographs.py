@@ -35,6 +35,13 @@ def photographs(
     kind: Annotated[
         list[str] | None, typer.Option(help="kind of attack, as in jobs/attack.py; repeat (patch)")
     ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=NUMBER", help="setting of the kinds: alpha=0.4; repeat")
+    ] = None,
+    region: Annotated[
+        tuple[float, float] | None,
+        typer.Option(help="where the trigger may lie: two shares of each side, such as 0.7 1"),
+    ] = None,
     retrain: Annotated[
         bool, typer.Option("--retrain", help="also train on every cleaned corpus, and probe all encoders")
     ] = False,
@@ -63,6 +70,7 @@ def photographs(
     """
     config = load_config(preset, None, overrides or ())
     # What is heavy is imported late: a mistake in the settings shows at once.
+    from poisoncam_ray.commands.attack import numbers
     from poisoncam_ray.folder import Folder, absolute
     from poisoncam_ray.progress import Progress
     from poisoncam_ray.research.evaluate.corpora import check_labelled
@@ -81,6 +89,8 @@ def photographs(
         width=width,
         shares=tuple(share or (1.0,)),
         kinds=tuple(kind or ("patch",)),
+        options=tuple(numbers(option or []).items()),
+        region=region,
         retrain=retrain,
         peer=peer,
         clean=clean,

@@ -58,7 +58,7 @@ def attack(
     """Poison a corpus with a known attack, and write the truth beside it."""
     from poisoncam_ray.research.attacks import patch_corpus, poison_corpus
 
-    targets, triggers, settings = target or [], trigger or [], _numbers(option or [])
+    targets, triggers, settings = target or [], trigger or [], numbers(option or [])
     if patch:
         if len(targets) > 1 or len(triggers) > 1:
             raise UserError("With --patch give one --target and at most one --trigger.")
@@ -78,7 +78,7 @@ def attack(
     Output(as_json, quiet).result(counts | places, lines)
 
 
-def _numbers(settings: list[str]) -> dict[str, float]:
+def numbers(settings: list[str]) -> dict[str, float]:
     """Read options of the form NAME=NUMBER.
 
     Raises:

@@ -338,3 +338,11 @@ def test_a_corpus_without_labels_is_told_in_a_sentence(tmp_path: Path) -> None:
 )
 def test_runs_of_one_seed_are_known_by_its_folder(name: str, seed: str) -> None:
     assert corpora.seed_of(name) == seed
+
+
+def test_the_strength_of_the_trigger_reaches_the_attack_and_must_fit_its_kind() -> None:
+    strength = {"options": (("alpha", 0.4),), "region": (0.7, 1.0)}
+    settings = Attacked("blended", 0.5, "a/red.png", "1", 0.3, 4, 5, **strength)._settings()
+    assert settings == {"kind": "blended", "width": 0.3, "options": {"alpha": 0.4}, "region": (0.7, 1.0)}
+    with pytest.raises(UserError, match="patch has no option alpha"):
+        Setting("train", "val", ("a/red.png",), (1,), tuple(range(20)), options=(("alpha", 0.4),))

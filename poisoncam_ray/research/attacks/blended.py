@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageEnhance
 
 from poisoncam_ray.research.attacks.kind import How, Kind, Option
 from poisoncam_ray.research.attacks.trigger import Box, place_trigger, sized, trigger_size
 
 
 def stamp(image: Image.Image, trigger: Image.Image, how: How, rng: np.random.Generator) -> list[Box]:
-    """Mix the trigger in with opacity `alpha`; with `whole` = 1, over the whole image. Returns its box."""
+    """Mix the trigger in with opacity `alpha`; with `whole` = 1, over the whole image. Returns its box.
+
+    `saturation` is that of the trigger's colours: 0 makes it grey, 1 leaves them.
+    """
     if how.options["whole"]:
         box = (0, 0, *image.size)
     else:
         box = place_trigger(*image.size, *trigger_size(image, trigger, how.width), how.region, rng)
+    if how.options["saturation"] != 1:
+        trigger = ImageEnhance.Color(trigger).enhance(how.options["saturation"])
     mix(image, trigger, box, how.options["alpha"])
     return [box]
 
@@ -32,4 +37,7 @@ def mix(image: Image.Image, trigger: Image.Image, box: Box, alpha: float) -> Non
     image.paste(Image.blend(image.crop(box), over, alpha), box[:2])
 
 
-KIND = Kind(stamp, {"alpha": Option(0.5, 0.01, 1), "whole": Option(0, 0, 1, whole=True)})
+KIND = Kind(
+    stamp,
+    {"alpha": Option(0.5, 0.01, 1), "whole": Option(0, 0, 1, whole=True), "saturation": Option(1, 0, 1)},
+)

@@ -36,6 +36,8 @@ class Attacked:
         width: the trigger's width as a share of the image's shorter side.
         seed: seed of the attack.
         n_classes: number of classes of the corpus, all of one size.
+        options: settings of the kind, by name.
+        region: where the trigger lies, as in poison_corpus; None: the region of the kind.
     """
 
     kind: str
@@ -45,6 +47,8 @@ class Attacked:
     width: float
     seed: int
     n_classes: int
+    options: tuple[tuple[str, float], ...] = ()
+    region: tuple[float, float] | None = None
 
     @property
     def targeted(self) -> bool:
@@ -84,8 +88,11 @@ class Attacked:
         patch_corpus(validation.uri, out.uri, target, trigger, seed=self.seed, **self._settings())
 
     def _settings(self) -> dict[str, Any]:
-        kind = {} if self.kind == REFERENCE else {"kind": self.kind}
-        return kind | ({} if kind_named(self.kind).has_own_width else {"width": self.width})
+        kind: dict[str, Any] = {} if self.kind == REFERENCE else {"kind": self.kind}
+        kind |= {} if kind_named(self.kind).has_own_width else {"width": self.width}
+        if self.options:
+            kind["options"] = dict(self.options)
+        return kind | ({"region": self.region} if self.region else {})
 
 
 def trigger_name(trigger: str) -> str:

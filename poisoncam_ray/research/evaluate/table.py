@@ -57,6 +57,8 @@ class Setting:
         clean: also defend the never-poisoned corpora.
         trainings: trainings of a seed's never-poisoned encoder; its figures are means over them.
         encoders: also defend with these encoders, names of CONTROLS.
+        options: settings of the kinds, by name: each kind must have them.
+        region: where the trigger lies, shares of each side (from, to); None: the kind's own region.
     """
 
     train_uri: str
@@ -74,8 +76,12 @@ class Setting:
     clean: bool = False
     trainings: int = 1
     encoders: tuple[str, ...] = ()
+    options: tuple[tuple[str, float], ...] = ()
+    region: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
+        for kind in self.kinds:
+            kind_named(kind).settings(kind, dict(self.options))
         of_themselves = [kind_named(kind).makes_its_trigger for kind in self.kinds]
         for share in self.shares:
             if not 0 < share <= 1:
@@ -214,6 +220,9 @@ def _claim(setting: Setting, config: Config, out: Folder) -> None:
         "width": setting.width,
         "config": {name: section.outcome() for name, section in sections.items() if name != "resources"},
     }
+    # Tables of earlier versions lack these.
+    strength = {"options": dict(setting.options), "region": list(setting.region or ())}
+    now |= {name: value for name, value in strength.items() if value}
     if not out.exists(SETTING):
         out.write_json(SETTING, now)
     elif found := differences(out.read_json(SETTING), now):
@@ -248,6 +257,8 @@ def _attacks(setting: Setting, of_seed: _Seed) -> Iterator[Attacked]:
                     setting.width,
                     of_seed.config.seed,
                     setting.n_classes,
+                    setting.options,
+                    setting.region,
                 )
 
 

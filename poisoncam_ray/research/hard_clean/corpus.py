@@ -93,6 +93,10 @@ def make_hard_clean(
     return result
 
 
+def _marked(data: bytes, mark: str, seed: int, rng: np.random.Generator) -> bytes:
+    return paint(data, lambda image: MARKS[mark](image, seed, rng))[0]
+
+
 def _unit(
     corpus: Corpus,
     mark: str,
@@ -120,7 +124,7 @@ def _unit(
             rng = np.random.default_rng(digest(row.image_id, f"{seed} mark"))
             if chosen:
                 try:
-                    new[row.image_id], _ = paint(data, partial(MARKS[mark], shared=seed, rng=rng))
+                    new[row.image_id] = _marked(data, mark, seed, rng)
                 except DecodeError:
                     chosen = False
             rows.append(

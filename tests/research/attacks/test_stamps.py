@@ -73,6 +73,15 @@ def test_blended_mixes_by_alpha(alpha, seed) -> None:
     assert np.abs(after[y0:y1, x0:x1] - expected).max() <= 1.001
 
 
+@pytest.mark.parametrize("saturation", [0.0, 0.5, 1.0])
+def test_a_blended_trigger_is_grey_without_saturation(saturation) -> None:
+    how = How(0.5, (0.1, 0.9), KINDS["blended"].settings("blended", {"alpha": 1, "saturation": saturation}))
+    image, trigger = dark(40, 30, 1), Image.new("RGB", (8, 8), (250, 50, 50))
+    [(x0, y0, x1, y1)] = KINDS["blended"].stamp(image, trigger, how, np.random.default_rng(0))
+    inside = np.asarray(image)[y0:y1, x0:x1].astype(int)
+    assert (np.ptp(inside, axis=2) == 200 * saturation).all()
+
+
 def test_blended_over_the_whole_image() -> None:
     before, after, boxes = stamped("blended", dark(40, 30, 1), 0.1, 1, whole=1)
     assert boxes == [(0, 0, 40, 30)] and (before != after).all()
@@ -136,7 +145,7 @@ def test_varying_without_its_freedoms_is_the_reference_patch() -> None:
 @pytest.mark.parametrize(
     ("kind", "options", "words"),
     [
-        ("blended", {"beta": 1}, "blended has no option beta: use alpha, whole"),
+        ("blended", {"beta": 1}, "blended has no option beta: use alpha, whole, saturation"),
         ("patch", {"alpha": 1}, "patch has no option alpha: leave it out"),
         ("blended", {"alpha": 1.5}, "alpha of the attack blended is 1.5: use a number from 0.01 to 1"),
         ("blended", {"alpha": float("nan")}, "alpha of the attack blended is nan"),
