@@ -69,7 +69,8 @@ def recurring(
         typer.echo("\n".join(table([row], ON_CORPUS)[-1:]))
 
     if input:
-        finish(measure_corpus(absolute(input), truth, out / "rows" / name, look, {"attack": name}))
+        said = {"setting": name, "attack": name}
+        finish(measure_corpus(absolute(input), truth, out / "rows" / name, look, said))
     if train:
         source = attacked.Source(
             absolute(train), tuple(range(first_label, last_label + 1)), classes, per_class, trigger, seed

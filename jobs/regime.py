@@ -4,7 +4,6 @@ from typing import Annotated
 
 import typer
 
-from poisoncam_ray.errors import UserError
 from poisoncam_ray.program import run_program
 from poisoncam_ray.settings import load_config
 
@@ -18,7 +17,6 @@ def regime(
     output: Annotated[str, typer.Option(help="folder for curve.json and encoder.safetensors")],
     images: Annotated[int, typer.Option(help="images shown in all")] = 500_000,
     points: Annotated[int, typer.Option(help="probes on the way")] = 20,
-    crops: Annotated[str, typer.Option(help="shape of the crops: own, the picture's; or square")] = "own",
     label_column: Annotated[str, typer.Option(help="column of the corpora that holds the labels")] = "label",
     preset: str = "tiny-cnn",
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[section.key=value]…")] = None,
@@ -28,12 +26,10 @@ def regime(
     A cut training goes on from its last probe.
     """
     config = load_config(preset, None, overrides or ())
-    if crops not in ("own", "square"):
-        raise UserError(f"--crops {crops}: use own or square.")
     from poisoncam_ray.research.regime.curve import Corpora, train, words
 
     corpora = Corpora(attacked, clean, validation, patched, target, label_column)
-    report = train(corpora, output, config, images, points, shape=crops, tell=typer.echo)
+    report = train(corpora, output, config, images, points, tell=typer.echo)
     typer.echo(f"mean over the last tenth: {words(report['last'])}")
 
 

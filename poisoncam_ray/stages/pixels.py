@@ -9,14 +9,10 @@ C channels   H = W encoder image side
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -137,36 +133,17 @@ def read_crops(
         slice_ = replace(slice_, files=tuple(ids[i] for i in chosen))
         wanted = {ids[i]: wanted[ids[i]] for i in chosen}
     x_R2CHW = np.empty((len(chosen), 2, *_shape(config)), np.uint8)
-    least = config.pretrain.crop_min
+    least, shape = config.pretrain.crop_min, config.pretrain.crop_shape
     for r, image in enumerate(_encoded(corpus, config, index, slice_, wanted, {i: ids[i] for i in chosen})):
         image_id = ids[chosen[r]]
         rng = np.random.default_rng([config.seed, epoch, number(image_id)])
-        pair = draw_pair(*size_N[chosen[r]], least, rng)
+        pair = draw_pair(*size_N[chosen[r]], least, rng, shape)
         boxes = [crop.box for crop in pair]
         x_R2CHW[r] = _cut_out(image, config, boxes)
         for view, crop in enumerate(pair):
             if crop.mirrored:
                 x_R2CHW[r, view] = x_R2CHW[r, view, :, :, ::-1].copy()
     return x_R2CHW
-
-
-def read_crops_aside(*arguments: Any) -> Pixels:
-    """`read_crops`, on cores that nothing else wants at the moment.
-
-    Where a training computes on the cores that its readers use, each of its operations would wait for the
-    thread whose core a reader has taken. It does not starve for batches: when it has none left, the readers
-    have the cores to themselves.
-    """
-    # A thread of its own, because only the superuser may raise a priority again.
-    with ThreadPoolExecutor(1, initializer=_step_aside) as thread:
-        return thread.submit(read_crops, *arguments).result()
-
-
-def _step_aside() -> None:
-    """Give this thread the lowest priority, where the system has it."""
-    # A sandbox may forbid it.
-    with contextlib.suppress(AttributeError, OSError):
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 def _shape(config: Config) -> tuple[int, int, int]:

@@ -1,4 +1,4 @@
-"""Pretrain: train the threat model (MoCo-v3, SimCLR or BYOL) on the suspicious corpus, with Ray Train.
+"""Pretrain: train the threat model (MoCo-v3, SimCLR, BYOL or SimSiam) on the suspicious corpus, on Ray Train.
 
 Every random draw depends only on (seed, step). So a checkpoint needs no state but tensors and the step, and a
 resumed training equals one that was not interrupted. Checkpoints are safetensors and JSON: nothing that

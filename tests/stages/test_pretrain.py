@@ -75,6 +75,7 @@ def train(trainer: Trainer, steps: range) -> list[float]:
         ("resnet_tiny_s2", "moco_v3"),
         ("resnet_tiny_s2", "simclr"),
         ("resnet_tiny_s2", "byol"),
+        ("resnet_tiny_s2", "simsiam"),
     ],
 )
 def test_a_resumed_training_is_the_undisturbed_one_to_the_bit(tmp_path, backbone, objective, precision):

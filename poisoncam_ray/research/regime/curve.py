@@ -27,7 +27,7 @@ from poisoncam_ray.folder import Folder
 from poisoncam_ray.method.encoder import Encoder
 from poisoncam_ray.method.probes import accuracy, attack_success, choose_labelled, knn_predict, linear_predict
 from poisoncam_ray.research.evaluate.joined import read_truth
-from poisoncam_ray.research.regime.pictures import Pictures, Shape, batches, hold
+from poisoncam_ray.research.regime.pictures import Pictures, batches, hold
 from poisoncam_ray.stages.own_encoder import own_encoder
 from poisoncam_ray.stages.precision import choose, dtype_of
 from poisoncam_ray.stages.training_step import Schedule, Trainer
@@ -116,7 +116,6 @@ def train(
     images: int,
     points: int = 20,
     held: int = 3,
-    shape: Shape = "own",
     tell: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Train on the attacked corpus and probe on the way.
@@ -130,7 +129,6 @@ def train(
         images: shown in all.
         points: probes on the way, evenly spread.
         held: the shorter side of a picture in memory, at most, in sides of the encoder's image.
-        shape: of the crops, see `Pictures.crops`.
         tell: gets a line a point.
 
     Returns:
@@ -141,7 +139,7 @@ def train(
         UserError: the folder holds a training with other settings, the corpora do not fit each other, or the
             training has fewer steps than points.
     """
-    out, settings = Folder(output_uri), _settings(corpora, config, images, points, held, shape)
+    out, settings = Folder(output_uri), _settings(corpora, config, images, points, held)
     report = _begun(out, settings)
     if "last" in report:
         return report
@@ -163,7 +161,9 @@ def train(
         if step == total:
             break
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-        loss += float(trainer.step(step, trained.crops(i_B, side, least, generator, 2, shape)))
+        loss += float(
+            trainer.step(step, trained.crops(i_B, side, least, generator, 2, config.pretrain.crop_shape))
+        )
         if step + 1 not in probed:
             continue
         encoder = copy.deepcopy(trainer.model.encoder).freeze(dtype_of(precision))
@@ -233,14 +233,12 @@ def _embed(encoder: Encoder, x_NCHW: Tensor, batch: int) -> Tensor:
     return torch.cat([encoder.embed(x_BCHW.float() / 255) for x_BCHW in x_NCHW.split(batch)])
 
 
-def _settings(
-    corpora: Corpora, config: Config, images: int, points: int, held: int, shape: Shape
-) -> dict[str, Any]:
+def _settings(corpora: Corpora, config: Config, images: int, points: int, held: int) -> dict[str, Any]:
     unused = {"epochs", "max_images", "sample", "workers", "shuffle_rows", "checkpoint_every", "max_failures"}
     return {
         "corpora": vars(corpora), "encoder": config.encoder.model_dump(), "seed": config.seed,
         "pretrain": config.pretrain.model_dump(exclude=unused), "images": images, "points": points,
-        "held": held, "crops": shape,
+        "held": held,
     }  # fmt: skip
 
 

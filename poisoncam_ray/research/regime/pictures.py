@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -21,10 +20,9 @@ from poisoncam_ray.corpus import open_corpus
 from poisoncam_ray.decode import DecodeError
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.method.augment import random_resized_crop
+from poisoncam_ray.method.crops import CropShape
 from poisoncam_ray.research import corpora
 from poisoncam_ray.research.attacks.encoded import pixels
-
-Shape = Literal["own", "square"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ class Pictures:
         least: float,
         generator: Generator,
         views: int = 1,
-        shape: Shape = "own",
+        shape: CropShape = "square",
     ) -> Tensor:
         """Cut random crops, mirror half of them, and resize them to squares.
 
@@ -65,8 +63,7 @@ class Pictures:
             least: the smallest share of a picture's area.
             generator: CPU generator.
             views: crops of a picture.
-            shape: own: a crop has the picture's own aspect times 3/4 … 4/3, like the crops of Pretrain.
-                square: 3/4 … 4/3, as in most training loaders (torchvision's RandomResizedCrop).
+            shape: as in method/crops.draw_crop.
 
         Returns:
             x_BVChw, uint8.

@@ -133,4 +133,5 @@ def attacked(spec: Spec, source: Source, target: str, clean: Folder, out: Folder
 def about(spec: Spec, source: Source, target: str) -> dict[str, Any]:
     """What a row says beside its figures."""
     said = {"attack": spec.text, "kind": spec.kind, "share": spec.share, "seed": source.seed}
+    said["setting"] = f"{source.n_classes} classes × {source.per_class}, seed {source.seed}"
     return said | {"target": target, "trigger": source.trigger, "carriers": spec.kind == LOGO}

@@ -61,6 +61,7 @@ def figures(score_N: np.ndarray, flagged_N: np.ndarray, poisoned_N: np.ndarray) 
         "n_poisoned": int(poisoned_N.sum()),
         "n_clean": int(clean_N.sum()),
         "n_flagged_clean": int(flagged_N[clean_N].sum()),
+        "recall_at_1_percent": recall_at(score_N, poisoned_N, 0.01),
         "auc": auc(score_N, poisoned_N),
     }
 

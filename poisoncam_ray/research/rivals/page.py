@@ -16,6 +16,7 @@ ON_CORPUS = {
     "n_flagged_clean": "clean images flagged",
     "carriers_flagged": "images with the logo flagged",
     "decoys_flagged": "decoys flagged",
+    "recall_at_1_percent": "recall at 1 % false positives",
     "auc": "AUC",
     "on_trigger": "window on the trigger",
     "on_trigger_iou": "IoU ≥ 0.5",
