@@ -128,6 +128,10 @@ class Copies:
 
     index: Folder
 
+    def __reduce__(self) -> tuple[type[Copies], tuple[Folder]]:
+        """Without the slices, which each process reads itself."""
+        return Copies, (self.index,)
+
     def read(self, part: str, wanted: Mapping[int, str]) -> Iterator[Encoded]:
         """Read copies of one slice, a row group in memory.
 

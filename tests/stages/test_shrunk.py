@@ -7,6 +7,7 @@ N images   V pastes   C channels   H = W image side
 from __future__ import annotations
 
 import io
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -170,6 +171,10 @@ def test_images_are_fetched_by_id_from_wherever_they_lie(tmp_path):
     assert np.array_equal(made.fetch(asked), np.stack([every[one] for one in asked]))
     with pytest.raises(LedgerError, match="no copy of"):
         made.fetch(["a.parquet#80"])
+    # As it travels to the actors: without what it has read.
+    copies = Copies(made.index)
+    found, before = copies.fetch(asked), len(pickle.dumps(Copies(made.index)))
+    assert len(pickle.dumps(copies)) == before and pickle.loads(pickle.dumps(copies)).fetch(asked) == found
 
 
 def test_images_of_a_folder_are_fetched_by_their_paths(tmp_path):
