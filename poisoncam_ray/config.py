@@ -179,7 +179,8 @@ class Search(Section):
     are dropped, a shown window costs a tenth of a hidden one."""
     refine_shown: bool = True
     """Whether the shifted windows are also scored shown alone. false: refine_hidden of them, spread evenly,
-    are scored hidden only. A ViT that sees a window's tokens alone tells its place worse."""
+    are scored hidden only. On small ViTs whose tokens are dropped one of two
+    found the place better by hidden windows alone, the other by shown ones."""
     refine_passes: Annotated[int, Field(ge=1, le=5)] = 1
     """How often the window is shifted to a better place, each time by at most two steps."""
     scales: tuple[Annotated[float, Field(gt=0, le=8)], ...] = (1.0,)

@@ -313,8 +313,9 @@ def refine_windows(
     mean of the shifted corners, weighted by the softmax of the sum.
 
     A window shown alone costs its own tokens only where hidden ones are dropped; hidden it costs almost the
-    whole image. So the best few shifts by the first score may do for the second. But a window alone, without
-    the tokens around it, says little about where a trigger begins: then the second score is better alone.
+    whole image. So the best few shifts by the first score may do for the second. Or the second score
+    decides alone, on shifts that are spread evenly: which of the two tells the place better depends on the
+    encoder.
 
     Args:
         encoder: images to features.
