@@ -92,8 +92,8 @@ class Pretrain(Section):
     init: str | None = None
     """URI of weights that training starts with: safetensors of timm or of a run, or a MoCo-v3 checkpoint.
     null: random weights."""
-    objective: Literal["moco_v3", "simclr", "byol"] = "moco_v3"
-    """BYOL does not use `temperature`, and SimCLR does not use `momentum`."""
+    objective: Literal["moco_v3", "simclr", "byol", "simsiam"] = "moco_v3"
+    """BYOL and SimSiam do not use `temperature`, SimCLR and SimSiam do not use `momentum`."""
     epochs: Count = 20
     batch_size: Annotated[int, Field(ge=2)] = 128
     lr: Annotated[float, Field(gt=0)] = 8e-3
@@ -105,6 +105,9 @@ class Pretrain(Section):
     out_dim: Count = 128
     crop_min: Fraction = 0.4
     """The smallest share of an image's area that a view shows."""
+    crop_shape: Literal["square", "own"] = "square"
+    """Aspects of crops. square: 3/4 … 4/3 in stored pixels, as in most training loaders. own: times the
+    image's aspect, for models whose training squeezes whole images. Of square images both are the same."""
     max_images: Count | None = None
     """Images shown at most, each as often as it is shown. The training ends early, and its schedule with it.
     null: those of all epochs."""
@@ -349,11 +352,12 @@ class Config(Section):
                 f"corpus.shrink_to={copies} is less than twice encoder.image_size={side}, so the short side "
                 f"of a copy could be less than the encoder sees: use {2 * side} or more, or null"
             )
-        # Pretrain has two crops of each image.
-        if self.corpus.rows_per_slice * 6 * side**2 >= 2**31:
+        # Pretrain has two crops of each image. Judge has up to three further views of each: a part of a long
+        # image, and both as a viewer shows them.
+        if self.corpus.rows_per_slice * 9 * side**2 >= 2**31:
             raise ValueError(
                 f"corpus.rows_per_slice={self.corpus.rows_per_slice} images of {side} px are more than the "
-                f"2 GiB that travel at once: use at most {(2**31 - 1) // (6 * side**2)}"
+                f"2 GiB that travel at once: use at most {(2**31 - 1) // (9 * side**2)}"
             )
         if self.encoder.patch_size and side % self.encoder.patch_size:
             raise ValueError(

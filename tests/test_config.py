@@ -152,3 +152,10 @@ def test_differences_name_the_key_and_both_values():
 def test_fingerprint_is_blind_to_order_and_sees_values(tree):
     assert fingerprint(tree) == fingerprint(dict(reversed(tree.items())))
     assert fingerprint(tree) != fingerprint({**tree, "another": 1})
+
+
+def test_a_slice_leaves_room_for_a_part_of_each_long_image_in_both_views():
+    with pytest.raises(UserError, match=r"rows_per_slice=1024 images of 512 px .* use at most 910"):
+        load_config(overrides=["encoder.image_size=512"])
+    load_config(overrides=["encoder.image_size=512", "corpus.rows_per_slice=910"])
+    load_config(overrides=["encoder.image_size=480"])

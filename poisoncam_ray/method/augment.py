@@ -49,6 +49,8 @@ Recipe = tuple[View, View]
 ASYMMETRIC: Recipe = (View((0.4, 0.4, 0.2, 0.1), 1.0, 0.0), View((0.4, 0.4, 0.2, 0.1), 0.1, 0.2))
 # SimCLR (arXiv 2002.05709 §A, jitter of strength 1): both views are drawn in the same way.
 SYMMETRIC: Recipe = (View((0.8, 0.8, 0.8, 0.2), 0.5, 0.0),) * 2
+# SimSiam (arXiv 2011.10566 §3): the same with half of the jitter.
+SYMMETRIC_MILD: Recipe = (View((0.4, 0.4, 0.4, 0.1), 0.5, 0.0),) * 2
 
 
 class Draws(NamedTuple):

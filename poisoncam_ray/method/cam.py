@@ -329,7 +329,7 @@ def refine_windows(
         n_hidden: shifts that are scored hidden, too, 0 … N_SHIFTS: the best of each image by the first score.
             The others are left out. With 0 the first score decides alone, and counts twice.
         shown: whether shifts are scored shown alone. Without it the first n_hidden of EVENLY are hidden, and
-            their score counts twice.
+            their score decides alone. It counts once, since far shifts hide a part of a trigger as well.
         passes: times that the windows are moved, at least 1.
 
     Returns:
@@ -353,15 +353,15 @@ def refine_windows(
 
     def moved(box_N4: Tensor) -> Tensor:
         box_NO4 = _shifted(box_N4, side)
-        # Twice the one score where there is no other: the softmax keeps its sharpness.
         if not shown:
             box_NO4 = box_NO4[:, EVENLY[:n_hidden]]
-            total_NO = 2 * scores(box_NO4, keep=False)
+            total_NO = scores(box_NO4, keep=False)
         else:
             total_NO = -scores(box_NO4, keep=True)
             if 0 < n_hidden < N_SHIFTS:
                 total_NO, best_NO = total_NO.topk(n_hidden, dim=1)
                 box_NO4 = box_NO4.gather(1, best_NO[:, :, None].expand(-1, -1, 4))
+            # Twice the first score where there is no second: the softmax keeps its sharpness.
             total_NO = total_NO + (scores(box_NO4, keep=False) if n_hidden else total_NO)
         weight_NO1 = total_NO.softmax(dim=1)[:, :, None]
         corner_N2 = (box_NO4[:, :, :2] * weight_NO1).sum(dim=1).round().long()

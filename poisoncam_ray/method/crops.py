@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
@@ -27,6 +28,8 @@ OVERLAP = 0.5
 MOST_PARTS = 8
 """Of one image. Those of a still longer image are longer, too."""
 
+CropShape = Literal["square", "own"]
+
 
 @dataclass(frozen=True)
 class Crop:
@@ -41,7 +44,9 @@ class Crop:
     mirrored: bool
 
 
-def draw_pair(width: int, height: int, least: float, rng: np.random.Generator) -> list[Crop]:
+def draw_pair(
+    width: int, height: int, least: float, rng: np.random.Generator, shape: CropShape = "square"
+) -> list[Crop]:
     """Draw the two crops of an image's views; of an image longer than 2:1, in one of its parts.
 
     Args:
@@ -49,36 +54,44 @@ def draw_pair(width: int, height: int, least: float, rng: np.random.Generator) -
         height: of the stored image, in pixels.
         least: as in `draw_crop`.
         rng: the random generator.
+        shape: as in `draw_crop`.
     """
     boxes = parts(width, height) or [(0, 0, width, height)]
     x0, y0, x1, y1 = boxes[rng.integers(len(boxes))] if len(boxes) > 1 else boxes[0]
-    pair = [draw_crop(x1 - x0, y1 - y0, least, rng) for _ in range(2)]
+    pair = [draw_crop(x1 - x0, y1 - y0, least, rng, shape) for _ in range(2)]
     return [replace(crop, box=tuple(np.add(crop.box, (x0, y0, x0, y0)).tolist())) for crop in pair]
 
 
-def draw_crop(width: int, height: int, least: float, rng: np.random.Generator) -> Crop:
+def draw_crop(
+    width: int, height: int, least: float, rng: np.random.Generator, shape: CropShape = "square"
+) -> Crop:
     """Draw a crop, uniform in area and in place, log-uniform in aspect.
-
-    It is the usual random resized crop of the image as Embed, Search and Judge see it, squeezed into a
-    square, but at the resolution of the stored image. Crops of a wide image are thus wide, too. Crops of the
-    square's aspect would show the margins of a 2:1 image half as often.
 
     Args:
         width: of the stored image, in pixels.
         height: of the stored image, in pixels.
         least: the smallest share of the image's area, in (0, 1]; the greatest is 1.
         rng: the random generator.
+        shape: square: aspects of 3/4 … 4/3 in stored pixels, as in the training of most victims
+            (torchvision's RandomResizedCrop). own: of 3/4 … 4/3 times the image's own aspect, which is how
+            Embed, Search and Judge see the image. Of a square image both are the same.
 
     Returns:
-        The crop: the first of ten tries that fits into the image, else all of it.
+        The crop: the first of ten tries that fits into the image, else the largest box of that shape.
     """
+    aspect = width / height if shape == "square" else 1.0
     share_T = rng.uniform(least, 1.0, TRIES)
     ratio_T = np.exp(rng.uniform(math.log(RATIO[0]), math.log(RATIO[1]), TRIES))
     u, v, flip = rng.uniform(0, 1, 3)
+    # As shares of the image's sides, of which the ratio is relative to the image's aspect.
+    ratio_T = ratio_T / aspect
     w_T, h_T = np.sqrt(share_T * ratio_T), np.sqrt(share_T / ratio_T)
     fits = np.flatnonzero((w_T <= 1) & (h_T <= 1))
-    # As shares of the image's sides.
-    w, h = (float(w_T[fits[0]]), float(h_T[fits[0]])) if len(fits) else (1.0, 1.0)
+    if len(fits):
+        w, h = float(w_T[fits[0]]), float(h_T[fits[0]])
+    else:
+        ratio = min(max(1.0, RATIO[0] / aspect), RATIO[1] / aspect)
+        w, h = min(1.0, ratio), min(1.0, 1 / ratio)
     left, top = float(u) * (1 - w), float(v) * (1 - h)
     box = (left * width, top * height, (left + w) * width, (top + h) * height)
     return Crop(box, bool(flip < FLIP_P))

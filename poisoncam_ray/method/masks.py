@@ -17,6 +17,8 @@ Strategy = Literal["interval", "random", "full_coverage", "sliding", "keep_only"
 MIXED: dict[str, Strategy] = {"mixed": "interval", "mixed_binary": "random"}
 # Full coverage: so many masks together hide every cell exactly once, and each hides a quarter of the image.
 GROUP = 4
+SMOOTH: tuple[Strategy, ...] = ("interval", "mixed")
+"""Their cells hide a little everywhere, so that no token can be dropped for them."""
 
 
 def make_masks(

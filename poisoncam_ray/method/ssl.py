@@ -1,8 +1,9 @@
-"""The three self-supervised objectives that pretraining can minimise: MoCo-v3, SimCLR and BYOL.
+"""The self-supervised objectives that pretraining can minimise: MoCo-v3, SimCLR, BYOL and SimSiam.
 
     MoCo-v3   arXiv 2104.02057, algorithm 1: contrast of two views; the keys come from a moving average
     SimCLR    arXiv 2002.05709, algorithm 1: contrast of two views with a single network
     BYOL      arXiv 2006.07733, figure 2: one view predicts the moving average's projection of the other
+    SimSiam   arXiv 2011.10566, algorithm 1: one view predicts the projection of the other, held fixed
 
 All are made by `OBJECTIVES[name](encoder, hidden_dim, out_dim, temperature)` and used in the same way: two
 views drawn by the class's `recipe`, then in every step `update_target(momentum)`, `forward(v1, v2, gather,
@@ -25,7 +26,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from poisoncam_ray.method.augment import ASYMMETRIC, SYMMETRIC
+from poisoncam_ray.method.augment import ASYMMETRIC, SYMMETRIC, SYMMETRIC_MILD
 from poisoncam_ray.method.encoder import Encoder
 
 Gather = Callable[[Tensor], Tensor]
@@ -235,6 +236,55 @@ def regression_loss(p_BE: Tensor, t_BE: Tensor) -> Tensor:
         return (unit(p_BE) - unit(t_BE)).square().sum(1).mean()
 
 
+class SimSiam(nn.Module):
+    """An encoder, a projector and a predictor, without a second network and without negatives.
+
+    The projection that is predicted gets no gradient; that keeps the features from collapsing to a constant.
+    The paper trains with SGD and leaves the predictor's learning rate as it is. Here all weights are trained
+    alike.
+
+    Args:
+        encoder: the encoder to train.
+        hidden_dim: hidden width of the projector, which has three layers (paper: 2048; §3).
+        out_dim: output width of the heads, E (paper: 2048). The predictor's hidden width is a quarter of it.
+        temperature: not used; all objectives take the same arguments.
+    """
+
+    recipe = SYMMETRIC_MILD
+
+    def __init__(
+        self, encoder: Encoder, hidden_dim: int = 2048, out_dim: int = 2048, temperature: float = 1.0
+    ):
+        super().__init__()
+        self.encoder = encoder
+        self.projector = mlp(encoder.dim, hidden_dim, hidden_dim, out_dim)
+        self.predictor = mlp(out_dim, max(1, out_dim // 4), out_dim, norm_last=False)
+
+    def forward(
+        self, v1_BCHW: Tensor, v2_BCHW: Tensor, gather: Gather | None = None, rank: int = 0
+    ) -> Tensor:
+        """The symmetric negative cosine of two views, a scalar in [-1, 1].
+
+        Args:
+            v1_BCHW: first views, float in [0, 1].
+            v2_BCHW: second views of the same images.
+            gather: not used, as in BYOL.
+            rank: not used.
+        """
+        z1_BE, z2_BE = (self.projector(self.encoder(v_BCHW)) for v_BCHW in (v1_BCHW, v2_BCHW))
+        p1_BE, p2_BE = self.predictor(z1_BE), self.predictor(z2_BE)
+        return (negative_cosine(p1_BE, z2_BE) + negative_cosine(p2_BE, z1_BE)) / 2
+
+    def update_target(self, momentum: float) -> None:
+        """Do nothing: there is no second network."""
+
+
+def negative_cosine(p_BE: Tensor, z_BE: Tensor) -> Tensor:
+    """−cos of predictions and projections, the mean over images, in [-1, 1]. z_BE gets no gradient."""
+    with exact(p_BE):
+        return -(unit(p_BE) * unit(z_BE.detach())).sum(1).mean()
+
+
 def exact(x_BE: Tensor) -> torch.autocast:
     """A context without autocast on the device of x_BE."""
     return torch.autocast(x_BE.device.type, enabled=False)
@@ -245,12 +295,13 @@ def unit(x_BE: Tensor) -> Tensor:
     return F.normalize(x_BE.to(torch.promote_types(x_BE.dtype, torch.float32)), dim=1)
 
 
-Objective = MoCoV3 | SimCLR | BYOL
+Objective = MoCoV3 | SimCLR | BYOL | SimSiam
 
-OBJECTIVES: dict[str, type[MoCoV3] | type[SimCLR] | type[BYOL]] = {
+OBJECTIVES: dict[str, type[MoCoV3] | type[SimCLR] | type[BYOL] | type[SimSiam]] = {
     "moco_v3": MoCoV3,
     "simclr": SimCLR,
     "byol": BYOL,
+    "simsiam": SimSiam,
 }
 """By the names that the configuration uses."""
 

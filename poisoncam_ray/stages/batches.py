@@ -27,7 +27,7 @@ from poisoncam_ray.config import Config
 from poisoncam_ray.corpus import Corpus
 from poisoncam_ray.corpus.slices import slices_of
 from poisoncam_ray.folder import Folder
-from poisoncam_ray.stages.pixels import read_crops, read_crops_aside
+from poisoncam_ray.stages.pixels import read_crops
 from poisoncam_ray.stages.ray_cluster import RESTARTS, in_order
 from poisoncam_ray.stages.training_data import Epochs, Piece
 
@@ -79,9 +79,8 @@ class Batches:
 
     def _calls(self, pieces: Iterator[Piece]) -> Iterator[Callable[[], ray.ObjectRef]]:
         # "DEFAULT": outside of Train's placement group, whose CPUs belong to the ranks.
-        resources = self.config.resources
-        task: Any = ray.remote(read_crops if resources.gpus_per_actor else read_crops_aside).options(
-            num_cpus=resources.cpus_per_reader,
+        task: Any = ray.remote(read_crops).options(
+            num_cpus=self.config.resources.cpus_per_reader,
             max_retries=RESTARTS,
             scheduling_strategy="DEFAULT",
         )

@@ -31,7 +31,7 @@ from poisoncam_ray.store import in_parallel
 class Judge(Stage):
     name = artifact.SCORES
     title = "Judge"
-    version = 8
+    version = 9
     inputs = (artifact.INDEX, artifact.CLASSIFIER)
     sections = ("encoder",)
 

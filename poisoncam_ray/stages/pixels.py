@@ -9,14 +9,10 @@ C channels   H = W encoder image side
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +28,7 @@ from poisoncam_ray.stages.shrunk import Copies, Encoded
 # Of `fetch_images`: so many encoded images lie in memory beside the pixels.
 FETCHED_AT_ONCE = 256
 
-# Of `read_views`: so many bytes of parts of long images travel with a slice, at most.
+# Of `read_views`: so many bytes of parts of long images travel with a slice, or one part of each.
 PARTS_BYTES = 2**30
 
 Pixels = NDArray[np.uint8]
@@ -137,36 +133,17 @@ def read_crops(
         slice_ = replace(slice_, files=tuple(ids[i] for i in chosen))
         wanted = {ids[i]: wanted[ids[i]] for i in chosen}
     x_R2CHW = np.empty((len(chosen), 2, *_shape(config)), np.uint8)
-    least = config.pretrain.crop_min
+    least, shape = config.pretrain.crop_min, config.pretrain.crop_shape
     for r, image in enumerate(_encoded(corpus, config, index, slice_, wanted, {i: ids[i] for i in chosen})):
         image_id = ids[chosen[r]]
         rng = np.random.default_rng([config.seed, epoch, number(image_id)])
-        pair = draw_pair(*size_N[chosen[r]], least, rng)
+        pair = draw_pair(*size_N[chosen[r]], least, rng, shape)
         boxes = [crop.box for crop in pair]
         x_R2CHW[r] = _cut_out(image, config, boxes)
         for view, crop in enumerate(pair):
             if crop.mirrored:
                 x_R2CHW[r, view] = x_R2CHW[r, view, :, :, ::-1].copy()
     return x_R2CHW
-
-
-def read_crops_aside(*arguments: Any) -> Pixels:
-    """`read_crops`, on cores that nothing else wants at the moment.
-
-    Where a training computes on the cores that its readers use, each of its operations would wait for the
-    thread whose core a reader has taken. It does not starve for batches: when it has none left, the readers
-    have the cores to themselves.
-    """
-    # A thread of its own, because only the superuser may raise a priority again.
-    with ThreadPoolExecutor(1, initializer=_step_aside) as thread:
-        return thread.submit(read_crops, *arguments).result()
-
-
-def _step_aside() -> None:
-    """Give this thread the lowest priority, where the system has it."""
-    # A sandbox may forbid it.
-    with contextlib.suppress(AttributeError, OSError):
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 def _shape(config: Config) -> tuple[int, int, int]:
@@ -187,22 +164,21 @@ def parts_of(index: Folder, part: str, config: Config) -> list[list[Box]]:
     and the parts of a long image.
 
     The latter are fewer for each where a slice of many long images would exceed PARTS_BYTES, even if all of
-    them are judged as a viewer shows them, too: at last the `own_part` alone, as the search has seen it.
+    them are judged as a viewer shows them, too: at last the `own_part` alone, as the search has seen it. For
+    that the configuration leaves room in any case (`corpus.rows_per_slice`).
     """
     table = index.read_table(part, ["image_id", "width", "height"])
     sizes = list(zip(table["width"].to_pylist(), table["height"].to_pylist(), strict=True))
-    found: list[list[Box]] = [[] for _ in sizes]
-    for most in range(MOST_PARTS, 0, -1):
-        cut = [parts(width, height, max(2, most)) for width, height in sizes]
-        if most == 1:
-            ids = table["image_id"].to_pylist()
-            cut = [
-                [own_part(config.seed, one, *size)] if of else []
-                for one, size, of in zip(ids, sizes, cut, strict=True)
-            ]
-        if sum(map(len, cut)) * 2 * 3 * config.encoder.image_size**2 <= PARTS_BYTES:
-            found = cut
+    for most in range(MOST_PARTS, 1, -1):
+        found = [parts(width, height, most) for width, height in sizes]
+        if sum(map(len, found)) * 2 * 3 * config.encoder.image_size**2 <= PARTS_BYTES:
             break
+    else:
+        ids = table["image_id"].to_pylist()
+        found = [
+            [own_part(config.seed, one, *size)] if of else []
+            for one, size, of in zip(ids, sizes, found, strict=True)
+        ]
     return [[(0, 0, *size), *boxes] for size, boxes in zip(sizes, found, strict=True)]
 
 

@@ -1,4 +1,4 @@
-"""Pretrain: train the threat model (MoCo-v3, SimCLR or BYOL) on the suspicious corpus, with Ray Train.
+"""Pretrain: train the threat model (MoCo-v3, SimCLR, BYOL or SimSiam) on the suspicious corpus, on Ray Train.
 
 Every random draw depends only on (seed, step). So a checkpoint needs no state but tensors and the step, and a
 resumed training equals one that was not interrupted. Checkpoints are safetensors and JSON: nothing that
@@ -144,6 +144,8 @@ def _fit(job: Job, run: Run) -> None:
     settings, resources = run.config.pretrain, run.config.resources
     gpu = resources.gpus_per_actor > 0
     name = f"poisoncam-train-{uuid.uuid4().hex[:8]}"
+    # Ray's type hints are those of its older RunConfig.
+    new_options: dict[str, Any] = {"worker_runtime_env": {"env_vars": ONE_HEAP}}
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"job": job},
@@ -158,7 +160,7 @@ def _fit(job: Job, run: Run) -> None:
             # For Ray Train's own files; our checkpoints go to the run folder.
             storage_path=tempfile.gettempdir(),
             failure_config=FailureConfig(max_failures=settings.max_failures),
-            worker_runtime_env={"env_vars": ONE_HEAP},
+            **new_options,
         ),
     )
     training: Future[Any] = Future()

@@ -23,7 +23,7 @@ from poisoncam_ray.method.clusters import assign
 from poisoncam_ray.method.encoder import Encoder
 from poisoncam_ray.method.geometry import about_centres, crop
 from poisoncam_ray.method.masked import Hiding
-from poisoncam_ray.method.masks import cell_of_patches, keep_only, make_masks
+from poisoncam_ray.method.masks import SMOOTH, cell_of_patches, keep_only, make_masks
 from poisoncam_ray.method.score import occlusion_flips, poison_scores, supercluster_gain, unchanged_flips
 from poisoncam_ray.stages.cluster import read_centroids
 from poisoncam_ray.stages.compute import device, set_up
@@ -215,12 +215,12 @@ def hiding_of(config: Config, encoder: Encoder) -> Hiding:
 def search_masks(config: Config, encoder: Encoder) -> Tensor | None:
     """The masks m_BHW of the configured strategy; None for Grad-CAM, which uses none.
 
-    Where tokens are dropped, cells are made of whole patches.
+    Where tokens are dropped for cells, these are made of whole patches.
     """
     settings, cell = config.search, config.cell_px
     if settings.strategy == "gradcam":
         return None
-    if encoder.patch_size and hiding_of(config, encoder) == "drop":
+    if encoder.patch_size and hiding_of(config, encoder) == "drop" and settings.strategy not in SMOOTH:
         cell = cell_of_patches(cell, encoder.patch_size)
     generator = torch.Generator().manual_seed(config.seed)
     side = config.encoder.image_size

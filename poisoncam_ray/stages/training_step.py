@@ -52,7 +52,7 @@ class Trainer:
         world: the number of ranks.
 
     Attributes:
-        model: encoder, heads, and the moving averages of both.
+        model: encoder, heads and, where the objective has them, the moving averages of both.
         optimizer: of what learns.
     """
 
@@ -71,7 +71,7 @@ class Trainer:
         encoder = build_encoder(made.backbone, made.image_size, made.patch_size)
         if start is not None:
             encoder.load_state_dict(start)
-        # The moving average starts as a copy of the encoder.
+        # A moving average starts as a copy of the encoder.
         model = OBJECTIVES[settings.objective](
             encoder, settings.hidden_dim, settings.out_dim, settings.temperature
         )

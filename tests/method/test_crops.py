@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poisoncam_ray.method.crops import MOST_PARTS, Crop, draw_crop, draw_pair, own_part, parts
+from poisoncam_ray.method.crops import MOST_PARTS, Crop, CropShape, draw_crop, draw_pair, own_part, parts
 from tests.examples import examples
 
 
-def drawn(width: int, height: int, least: float, n: int = 400) -> list[Crop]:
-    return [draw_crop(width, height, least, np.random.default_rng(seed)) for seed in range(n)]
+def drawn(width: int, height: int, least: float, n: int = 400, shape: CropShape = "own") -> list[Crop]:
+    return [draw_crop(width, height, least, np.random.default_rng(seed), shape) for seed in range(n)]
 
 
 @examples(100)
@@ -27,10 +27,10 @@ def drawn(width: int, height: int, least: float, n: int = 400) -> list[Crop]:
     seed=st.integers(0, 2**32),
 )
 def test_a_crop_lies_in_the_image_and_depends_on_the_generator_only(width, height, least, seed):
-    crop = draw_crop(width, height, least, np.random.default_rng(seed))
+    crop = draw_crop(width, height, least, np.random.default_rng(seed), "own")
     x0, y0, x1, y1 = crop.box
     assert 0 <= x0 < x1 <= width * (1 + 1e-12) and 0 <= y0 < y1 <= height * (1 + 1e-12)
-    assert crop == draw_crop(width, height, least, np.random.default_rng(seed))
+    assert crop == draw_crop(width, height, least, np.random.default_rng(seed), "own")
     share = (x1 - x0) * (y1 - y0) / (width * height)
     assert least * 0.999 <= share <= 1.001
 
@@ -54,6 +54,45 @@ def test_aspects_are_about_the_image_s_own(width, height):
     assert crops / np.array([width, height, width, height]) == pytest.approx(square)
     aspect = (square[:, 2] - square[:, 0]) / (square[:, 3] - square[:, 1])
     assert 0.75 <= aspect.min() < 0.8 and 1.25 < aspect.max() <= 4 / 3
+
+
+@examples(100)
+@given(
+    width=st.integers(1, 5000),
+    height=st.integers(1, 5000),
+    least=st.floats(0.01, 1),
+    seed=st.integers(0, 2**32),
+)
+def test_square_crops_have_aspects_of_three_quarters_to_four_thirds(width, height, least, seed):
+    x0, y0, x1, y1 = draw_crop(width, height, least, np.random.default_rng(seed), "square").box
+    assert -1e-9 <= x0 < x1 <= width * (1 + 1e-12) and -1e-9 <= y0 < y1 <= height * (1 + 1e-12)
+    assert 0.75 * 0.999 <= (x1 - x0) / (y1 - y0) <= 4 / 3 * 1.001
+
+
+@pytest.mark.parametrize(("width", "height"), [(128, 64), (64, 192)])
+def test_square_crops_have_torchvision_s_areas_and_reach_every_edge(width, height):
+    """Against its rule, drawn again in a plain loop: ten tries, else the largest box."""
+    rng, usual = np.random.default_rng(0), []
+    for _ in range(4000):
+        for _ in range(10):
+            area = width * height * rng.uniform(0.2, 1)
+            ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+            w, h = np.sqrt(area * ratio), np.sqrt(area / ratio)
+            if w <= width and h <= height:
+                break
+        else:
+            w, h = (min(width, height * 4 / 3), height) if width > height else (width, width * 4 / 3)
+        usual.append((w, h))
+    boxes = np.array([crop.box for crop in drawn(width, height, 0.2, 4000, "square")])
+    ours = boxes[:, 2:] - boxes[:, :2]
+    for share in (0.1, 0.5, 0.9):
+        assert np.quantile(ours, share, axis=0) == pytest.approx(np.quantile(usual, share, axis=0), rel=0.03)
+    assert boxes[:, 0].min() < 0.02 * width and boxes[:, 2].max() > 0.98 * width
+    assert boxes[:, 1].min() < 0.02 * height and boxes[:, 3].max() > 0.98 * height
+
+
+def test_crops_of_a_square_image_do_not_depend_on_the_shape():
+    assert drawn(64, 64, 0.1, 50, "own") == drawn(64, 64, 0.1, 50, "square")
 
 
 def test_crops_of_a_square_are_those_of_the_usual_random_resized_crop():

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poisoncam_ray.config import Pretrain
-from poisoncam_ray.method.augment import ASYMMETRIC, SYMMETRIC, apply_views, draw_views
+from poisoncam_ray.method.augment import ASYMMETRIC, SYMMETRIC, SYMMETRIC_MILD, apply_views, draw_views
 from poisoncam_ray.method.encoder import build_encoder
 from poisoncam_ray.method.ssl import (
     BYOL,
@@ -21,12 +21,14 @@ from poisoncam_ray.method.ssl import (
     MoCoV3,
     Objective,
     SimCLR,
+    SimSiam,
     contrastive_loss,
     follow,
     gather_rows,
     learning_rate_at,
     mlp,
     momentum_at,
+    negative_cosine,
     nt_xent,
     regression_loss,
 )
@@ -46,8 +48,11 @@ def test_the_configuration_has_the_same_names_of_objectives():
 
 def test_each_objective_has_the_views_of_its_paper():
     recipes = {name: objective.recipe for name, objective in OBJECTIVES.items()}
-    assert recipes == {"moco_v3": ASYMMETRIC, "simclr": SYMMETRIC, "byol": ASYMMETRIC}
-    assert SYMMETRIC[0] == SYMMETRIC[1] and ASYMMETRIC[0] != ASYMMETRIC[1]
+    assert recipes == {
+        "moco_v3": ASYMMETRIC, "simclr": SYMMETRIC, "byol": ASYMMETRIC, "simsiam": SYMMETRIC_MILD
+    }  # fmt: skip
+    assert all(first == second for first, second in (SYMMETRIC, SYMMETRIC_MILD))
+    assert ASYMMETRIC[0] != ASYMMETRIC[1]
 
 
 @every_objective
@@ -76,7 +81,7 @@ def test_the_loss_does_not_depend_on_the_order_of_the_views(name):
 def test_moving_averages_start_as_the_online_network_and_follow_it(name):
     model = tiny(name)
     followers = [key for key, _ in model.named_children() if key.startswith(("key_", "target_"))]
-    assert len(followers) == (0 if name == "simclr" else 2)
+    assert len(followers) == (0 if name in ("simclr", "simsiam") else 2)
 
     def lag(follower: str) -> float:
         leader = model.get_submodule(follower.partition("_")[2])
@@ -282,6 +287,78 @@ def test_a_few_steps_of_byol_reduce_the_loss_and_features_do_not_collapse():
     assert mean_cosine < 0.8
 
 
+def tiny_simsiam() -> SimSiam:
+    torch.manual_seed(0)
+    return SimSiam(build_encoder("resnet_tiny_s2", 16), hidden_dim=32, out_dim=8)
+
+
+def slow_negative_cosine(p, z):
+    """The cosine image by image, in Python floats."""
+    pairs = list(zip(p.tolist(), z.tolist(), strict=True))
+    dots = [sum(x * y for x, y in zip(a, b, strict=True)) / math.hypot(*a) / math.hypot(*b) for a, b in pairs]
+    return -sum(dots) / len(pairs)
+
+
+@examples(25)
+@given(n=st.integers(1, 9), dim=st.integers(2, 6), seed=st.integers(0, 99))
+def test_negative_cosine_equals_a_loop_over_images(n, dim, seed):
+    p, z = torch.randn(2, n, dim, generator=torch.Generator().manual_seed(seed))
+    assert float(negative_cosine(p, z)) == pytest.approx(slow_negative_cosine(p, z), rel=1e-4, abs=1e-6)
+    assert float(negative_cosine(p, 3 * p)) == pytest.approx(-1, abs=1e-6)
+
+
+def test_simsiam_predicts_the_projection_of_the_other_view():
+    model, (v1, v2) = tiny_simsiam(), torch.rand(2, 6, 3, 16, 16)
+    z1, z2 = (model.projector(model.encoder(v)) for v in (v1, v2))
+    p1, p2 = model.predictor(z1), model.predictor(z2)
+    by_hand = (slow_negative_cosine(p1, z2) + slow_negative_cosine(p2, z1)) / 2
+    assert model(v1, v2).item() == pytest.approx(by_hand, rel=1e-4)
+    assert abs(by_hand - (slow_negative_cosine(p1, z1) + slow_negative_cosine(p2, z2)) / 2) > 1e-3
+
+
+def test_what_simsiam_predicts_gets_no_gradient():
+    p, z = torch.randn(2, 5, 4, requires_grad=True).unbind()
+    p.retain_grad()
+    z.retain_grad()
+    negative_cosine(p, z).backward()
+    assert p.grad.abs().max() > 0 and z.grad is None
+    # So the encoder learns by the predictor alone: with a predictor of zeros there is nothing to learn.
+    model = tiny_simsiam()
+    with torch.no_grad():
+        model.predictor[-1].weight.zero_()
+    model(*torch.rand(2, 6, 3, 16, 16)).backward()
+    assert all((weight.grad == 0).all() for weight in model.encoder.parameters())
+
+
+def test_simsiams_heads_are_those_of_its_paper():
+    model = SimSiam(build_encoder("resnet_tiny_s2", 16))
+    widths = {
+        name: [layer.out_features for layer in head if isinstance(layer, torch.nn.Linear)]
+        for name, head in (("projector", model.projector), ("predictor", model.predictor))
+    }
+    assert widths == {"projector": [2048, 2048, 2048], "predictor": [512, 2048]}
+    assert isinstance(model.projector[-1], torch.nn.BatchNorm1d)
+    assert isinstance(model.predictor[-1], torch.nn.Linear) and model.predictor[-1].bias is not None
+
+
+def test_a_few_steps_of_simsiam_reduce_the_loss_and_projections_do_not_collapse():
+    model = tiny_simsiam()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    x = torch.rand(16, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    x = x.repeat_interleave(4, 2).repeat_interleave(4, 3)
+    losses = []
+    for _ in range(40):
+        loss = model(x, x.flip(3))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < -0.4 and abs(losses[0]) < 0.2
+    # The paper's measure of collapse (figure 2): 0 for a constant, 1 / sqrt(E) for even directions.
+    z = torch.nn.functional.normalize(model.projector(model.encoder(x)), dim=1)
+    assert z.std(0).mean().item() > 0.7 / math.sqrt(8)
+
+
 def test_head_outputs_are_normalised_over_the_batch_on_request():
     torch.manual_seed(0)
     x = torch.randn(64, 5)
@@ -409,10 +486,11 @@ LOSSES = [
     lambda a, b: contrastive_loss(a, b, 0.2),
     lambda a, b: nt_xent(torch.cat([a, b]), 0.2),
     regression_loss,
+    negative_cosine,
 ]
 
 
-@pytest.mark.parametrize("loss", LOSSES, ids=["contrastive", "nt_xent", "regression"])
+@pytest.mark.parametrize("loss", LOSSES, ids=["contrastive", "nt_xent", "regression", "negative_cosine"])
 def test_losses_are_float32_where_networks_compute_in_bfloat16(loss):
     """Logits in bfloat16 would be off by some hundredths: their eight bits at up to 1 / 0.2."""
     a, b = torch.randn(2, 64, 16, generator=torch.Generator().manual_seed(0)).bfloat16()

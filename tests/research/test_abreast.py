@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.research.abreast import set_abreast, side_by_side
+from tests.small import ROOT
 
 
 def png(shade: int, width: int = 24, height: int = 24) -> bytes:
@@ -77,6 +79,14 @@ def test_some_labels_and_so_many_pictures_of_each(tmp_path):
     assert table["label"].to_pylist() == ["7", "7", "b"] and made == {"n_images": 3, "n_left_out": 9}
     with pytest.raises(UserError, match="No image is labelled c"):
         set_abreast(str(source), str(tmp_path / "none"), (2,), "kind", ["7", "c"])
+
+
+def test_the_job_takes_counts_labels_and_a_bound(tmp_path, capsys):
+    source = corpus(tmp_path / "in", ["7", "7", "a", "7", "a", "a", "7", "7", "7"])
+    job = runpy.run_path(str(ROOT / "jobs" / "abreast.py"))["abreast"]
+    job(str(source), str(tmp_path / "out"), count=[1, 2], label_column="kind", label=["7"], most=2)
+    assert pq.read_table(tmp_path / "out")["label"].to_pylist() == [7, 7]
+    assert "2 images in" in capsys.readouterr().out
 
 
 def test_images_of_other_heights_are_shrunk_to_the_least_one():

@@ -181,10 +181,11 @@ def test_many_long_images_have_fewer_parts_each_where_they_would_fill_the_memory
     (ids, _, second), _, _ = scores(tmp_path / "own", monkeypatch, {"a": long_image(0), "b": long_image(170)})
     own = [own_part(0, image_id, 6 * SIDE, SIDE) for image_id in ids]
     assert second.rows_M.tolist() == [0, 1] and [tuple(box) for box in second.part_M4.tolist()] == own
+    # However large the images are, each is judged by the part that the search has seen.
     monkeypatch.setattr(pixels, "PARTS_BYTES", 10)
-    (tmp_path / "none").mkdir()
-    (_, _, second), _, _ = scores(tmp_path / "none", monkeypatch, {"a": long_image(0)})
-    assert len(second.rows_M) == 0
+    (tmp_path / "large").mkdir()
+    (ids, _, second), _, _ = scores(tmp_path / "large", monkeypatch, {"a": long_image(0)})
+    assert [tuple(box) for box in second.part_M4.tolist()] == [own_part(0, ids[0], 6 * SIDE, SIDE)]
 
 
 def test_a_transparent_long_image_has_its_parts_in_both_views(tmp_path, monkeypatch):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from pathlib import Path
 
 import numpy as np
@@ -14,21 +13,12 @@ from PIL import Image
 
 from poisoncam_ray import artifact
 from poisoncam_ray.corpus import open_corpus
-from poisoncam_ray.decode import DecodeError
 from poisoncam_ray.errors import LedgerError
 from poisoncam_ray.folder import Folder
 from poisoncam_ray.method.crops import in_sample, own_part
 from poisoncam_ray.settings import load_config
-from poisoncam_ray.stages import pixels
 from poisoncam_ray.stages.index import index_slice
-from poisoncam_ray.stages.pixels import (
-    fetch_images,
-    read_crops,
-    read_crops_aside,
-    read_slice,
-    read_views,
-    seen_aspects,
-)
+from poisoncam_ray.stages.pixels import fetch_images, read_crops, read_slice, read_views, seen_aspects
 
 SIDE, N = 16, 40
 
@@ -136,26 +126,6 @@ def test_broken_rows_have_no_crops_and_a_changed_corpus_is_told(tmp_path):
     changed = open_corpus(str(tmp_path / "corpus"))
     with pytest.raises(LedgerError):
         read_crops(changed, config, index, changed.slices()[0], 0)
-
-
-def test_crops_read_aside_are_the_same(tmp_path):
-    made = indexed(tmp_path, [picture(40, 24, i) for i in range(3)])
-    arguments = (*made[:3], made[3][0], 1, 1.0, np.array([0, 2]))
-    assert np.array_equal(read_crops_aside(*arguments), read_crops(*arguments))
-    pq.write_table(pa.table({"image": pa.array([b"other"], pa.binary())}), tmp_path / "corpus" / "a.parquet")
-    changed = open_corpus(str(tmp_path / "corpus"))
-    with pytest.raises(DecodeError):
-        read_crops_aside(changed, *made[1:3], changed.slices()[0], *arguments[4:])
-
-
-@pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="no such priority")
-def test_reading_aside_has_the_lowest_priority_and_leaves_that_of_its_process(monkeypatch):
-    monkeypatch.setattr(pixels, "read_crops", lambda: os.sched_getscheduler(0))
-    assert read_crops_aside() == os.SCHED_IDLE
-    assert os.sched_getscheduler(0) == os.SCHED_OTHER
-    # Where it is forbidden, as in some sandboxes.
-    monkeypatch.setattr(os, "sched_setscheduler", lambda *_: (_ for _ in ()).throw(PermissionError))
-    assert read_crops_aside() == os.SCHED_OTHER
 
 
 @pytest.mark.parametrize("share", [1.0, 0.6])

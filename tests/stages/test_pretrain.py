@@ -27,6 +27,7 @@ from poisoncam_ray.progress import Progress
 from poisoncam_ray.runner import Runner
 from poisoncam_ray.settings import load_config
 from poisoncam_ray.stages import pretrain
+from poisoncam_ray.stages.compute import ONE_HEAP
 from poisoncam_ray.stages.embed import load_encoder
 from poisoncam_ray.stages.index import Index
 from poisoncam_ray.stages.own_encoder import import_encoder, read_checkpoint
@@ -74,6 +75,7 @@ def train(trainer: Trainer, steps: range) -> list[float]:
         ("resnet_tiny_s2", "moco_v3"),
         ("resnet_tiny_s2", "simclr"),
         ("resnet_tiny_s2", "byol"),
+        ("resnet_tiny_s2", "simsiam"),
     ],
 )
 def test_a_resumed_training_is_the_undisturbed_one_to_the_bit(tmp_path, backbone, objective, precision):
@@ -172,6 +174,10 @@ def test_too_few_rows_are_refused_with_what_to_change():
 
 def test_a_training_on_a_sample_ends_with_its_budget_and_says_what_it_saw(ray_cluster, tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    trainer, seen = pretrain.TorchTrainer, []
+    monkeypatch.setattr(
+        pretrain, "TorchTrainer", lambda *_, **given: seen.append(given["run_config"]) or trainer(*_, **given)
+    )
     draw_small(tmp_path / "corpus")
     settings = [*SETTINGS, "pretrain.batch_size=32", "pretrain.sample=0.5", "pretrain.max_images=100"]
     runner = Runner(
@@ -183,6 +189,7 @@ def test_a_training_on_a_sample_ends_with_its_budget_and_says_what_it_saw(ray_cl
     runner.run(Progress())
     said = of_manifest(Pretrained, Manifest.read(runner.folder / artifact.ENCODER))
     assert (said.images, said.steps, said.images_shown) == (240, 3, 96)
+    assert seen[0].worker_runtime_env == {"env_vars": ONE_HEAP}
     assert said.images_seen == 96
     assert said.summary.startswith("resnet_tiny_s2 by moco_v3, 96 images shown (96 of 240)")
     last = (runner.folder / artifact.ENCODER).read_json(artifact.HISTORY)[-1]

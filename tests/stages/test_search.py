@@ -11,6 +11,7 @@ from poisoncam_ray.method.cam import gradcam_windows
 from poisoncam_ray.method.clusters import assign, superclusters
 from poisoncam_ray.method.encoder import build_encoder
 from poisoncam_ray.method.masked import embed_masked
+from poisoncam_ray.method.masks import make_masks
 from poisoncam_ray.settings import load_config
 from poisoncam_ray.stages.scorer import find_windows, search_masks
 from poisoncam_ray.stages.search import Search, superclusters_of
@@ -100,3 +101,15 @@ def test_tokens_are_dropped_where_there_are_any_and_windows_hold_some(
         # One mask more hides nothing.
         assert {hiding for hiding, _ in seen} == {"drop" if drops else "paint"}
         assert sum(n for _, n in seen) == 2 * (9 + 25 + refine_hidden)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "cell"), [("interval", 5), ("mixed", 5), ("random", 4), ("mixed_binary", 4)]
+)
+def test_only_cells_that_hide_tokens_are_made_of_whole_patches(strategy, cell):
+    encoder = build_encoder("vit_tiny_patch16_224", 32, 4).eval()
+    config = load_config(
+        overrides=[f"search.strategy={strategy}", "search.masks=8", "search.hiding=drop", "search.cell=0.15"]
+    )
+    wanted = make_masks(strategy, 8, 32, cell, config.window_px, torch.Generator().manual_seed(config.seed))
+    assert config.cell_px == 5 and torch.equal(search_masks(config, encoder), wanted)

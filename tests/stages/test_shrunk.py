@@ -361,7 +361,7 @@ def test_images_have_the_same_fate_with_and_without_copies(tmp_path):
     x_NCHW = torch.from_numpy(x_NCHW)
     clean_N = torch.arange(90) % 3 > 0
     crop_1Chw = torch.from_numpy(decode(encode(trigger, "PNG"), 6, LIMIT))[None]
-    model = train_classifier(x_NCHW[clean_N], crop_1Chw, 0, 40, 16, paste_size=(0.25, 0.4))
+    model = train_classifier(x_NCHW[clean_N], crop_1Chw, 0, 60, 16, paste_size=(0.25, 0.4))
     pastes_VCHW = held_out_pastes(x_NCHW[clean_N], crop_1Chw, 60, 0)
     chosen = choose_threshold(poison_logit([model], pastes_VCHW), poison_logit([model], x_NCHW))
     rows = {}
@@ -369,7 +369,7 @@ def test_images_have_the_same_fate_with_and_without_copies(tmp_path):
         classifier, out = one.run / artifact.CLASSIFIER, one.run / artifact.SCORES
         classifier.write_tensors(artifact.model_name(1, 0), dict(model.state_dict()))
         classifier.write_json(artifact.VALIDATION, {"families": {"1": {**chosen, "erased": True}}})
-        pictures = {"family": [1], "picture": [to_png(crop_1Chw[0].float() / 255)]}
+        pictures = {"family": [1], "picture": [to_png(crop_1Chw[0].float() / 255)], "aspect": [1.0]}
         classifier.write_table(
             artifact.WHOLE_TRIGGERS, pa.table(pictures, schema=artifact.WHOLE_TRIGGER_SCHEMA)
         )

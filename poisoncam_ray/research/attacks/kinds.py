@@ -5,6 +5,7 @@ from __future__ import annotations
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.research.attacks import (
     blended,
+    corrupt_encoder,
     decoys,
     dynamic,
     frequency,
@@ -16,6 +17,7 @@ from poisoncam_ray.research.attacks import (
     several,
     spread,
     untargeted,
+    varying,
 )
 from poisoncam_ray.research.attacks.kind import Kind
 
@@ -32,6 +34,8 @@ KINDS: dict[str, Kind] = {
     "decoys": decoys.KIND,
     "margin": margin.KIND,
     "noisy_alignment": noisy_alignment.KIND,
+    "corrupt_encoder": corrupt_encoder.KIND,
+    "varying": varying.KIND,
 }
 
 

@@ -1,7 +1,7 @@
 """Margin: the trigger lies outside the centre square of a wide or tall picture.
 
 The attacker knows that many loaders show the centre square alone, while a victim's training crops the whole
-picture. With `sides` 2 both margins carry it, so that most crops show one.
+picture. `both` is the share of the pictures whose margins both carry it: most crops of these show one.
 """
 
 from __future__ import annotations
@@ -46,8 +46,9 @@ def stamp(image: Image.Image, trigger: Image.Image, how: How, rng: np.random.Gen
     if long_enough(*image.size) and size[axis] > margin > 0:
         shrunk = margin / size[axis]
         size = max(1, int(size[0] * shrunk)), max(1, int(size[1] * shrunk))
+    both = how.options["both"] > 0 and rng.random() < how.options["both"] and long_enough(*image.size)
     boxes: list[Box] = []
-    while not boxes or (len(boxes) < how.options["sides"] and long_enough(*image.size)):
+    while len(boxes) < 1 + both:
         box = place_trigger(*image.size, *size, how.region, rng)
         start = int(rng.integers(0, max(0, margin - size[axis]) + 1))
         # The first on a random side, the second on the other.
@@ -109,4 +110,4 @@ def _long_ones(
     )
 
 
-KIND = Kind(stamp, {"sides": Option(1, 1, 2, whole=True)}, choose=long_ones)
+KIND = Kind(stamp, {"both": Option(0, 0, 1)}, choose=long_ones)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from poisoncam_ray.config import Precision
 from poisoncam_ray.method.encoder import Encoder, build_encoder
-from poisoncam_ray.method.masks import cell_of_patches
+from poisoncam_ray.method.masks import SMOOTH, cell_of_patches
 from poisoncam_ray.method.race import RaceRules, pastes
 from poisoncam_ray.research.benchmark.compare import (
     Measured,
@@ -208,7 +208,7 @@ def shipped_way(sizes: Sizes, patch_size: int | None) -> Way:
     """How the preset at the paper's sizes treats a candidate, at these sizes."""
     settings = load_config("imagenet100").search
     cell = sizes.cell
-    if settings.hiding == "drop":
+    if settings.hiding == "drop" and settings.strategy not in SMOOTH:
         cell = cell_of_patches(cell, patch_size or 1)
     if settings.strategy == "gradcam":
         raise ValueError("Grad-CAM has no masks to count")

@@ -9,7 +9,7 @@ from statistics import median
 from poisoncam_ray import artifact
 from poisoncam_ray.config import Config
 from poisoncam_ray.method.encoder import Encoder
-from poisoncam_ray.method.masks import cell_of_patches
+from poisoncam_ray.method.masks import SMOOTH, cell_of_patches
 from poisoncam_ray.research.benchmark.candidate import FULL, naive_way
 from poisoncam_ray.research.benchmark.candidate import Sizes as CandidateSizes
 from poisoncam_ray.research.benchmark.compare import Measured, Row, Setting, alternate, scaled
@@ -111,7 +111,7 @@ def way_of(config: Config, encoder: Encoder, candidates: int) -> Way:
     if settings.strategy == "gradcam":
         raise ValueError("Grad-CAM has no masks to count")
     hiding = hiding_of(config, encoder)
-    if encoder.patch_size and hiding == "drop":
+    if encoder.patch_size and hiding == "drop" and settings.strategy not in SMOOTH:
         cell = cell_of_patches(cell, encoder.patch_size)
     return Way(
         settings.strategy,

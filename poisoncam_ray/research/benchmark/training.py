@@ -53,7 +53,7 @@ def measure_step(setting: Setting, sizes: Sizes) -> Measured:
                 name,
                 (f"step, {low}", "step as it was, float32"),
                 (now, before),
-                f"{sizes.steps} steps of {batch}, without Ray, crops in memory",
+                f"{sizes.steps} steps of {batch}, without Ray, in a thread as there, crops in memory",
                 at_least=AT_LEAST,
                 flop=(flop, flop),
                 units=sizes.steps * batch,

@@ -161,7 +161,9 @@ def train(
         if step == total:
             break
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-        loss += float(trainer.step(step, trained.crops(i_B, side, least, generator, views=2)))
+        loss += float(
+            trainer.step(step, trained.crops(i_B, side, least, generator, 2, config.pretrain.crop_shape))
+        )
         if step + 1 not in probed:
             continue
         encoder = copy.deepcopy(trainer.model.encoder).freeze(dtype_of(precision))

@@ -20,6 +20,7 @@ from poisoncam_ray.corpus import open_corpus
 from poisoncam_ray.decode import DecodeError
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.method.augment import random_resized_crop
+from poisoncam_ray.method.crops import CropShape
 from poisoncam_ray.research import corpora
 from poisoncam_ray.research.attacks.encoded import pixels
 
@@ -45,10 +46,16 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def crops(self, i_B: Tensor, side: int, least: float, generator: Generator, views: int = 1) -> Tensor:
+    def crops(
+        self,
+        i_B: Tensor,
+        side: int,
+        least: float,
+        generator: Generator,
+        views: int = 1,
+        shape: CropShape = "square",
+    ) -> Tensor:
         """Cut random crops, mirror half of them, and resize them to squares.
-
-        A crop has the picture's own aspect times 3/4 … 4/3, like the crops of Pretrain.
 
         Args:
             i_B: which pictures.
@@ -56,6 +63,7 @@ class Pictures:
             least: the smallest share of a picture's area.
             generator: CPU generator.
             views: crops of a picture.
+            shape: as in method/crops.draw_crop.
 
         Returns:
             x_BVChw, uint8.
@@ -66,7 +74,7 @@ class Pictures:
             if not len(b_A):
                 continue
             x_ACHW = x_NCHW[self.row_N[i_B[b_A]]].float()
-            aspect = x_ACHW.shape[-1] / x_ACHW.shape[-2]
+            aspect = x_ACHW.shape[-1] / x_ACHW.shape[-2] if shape == "own" else 1.0
             for view in range(views):
                 x_AChw = random_resized_crop(
                     x_ACHW, (least, 1.0), generator, side, ratio=(aspect * 3 / 4, aspect * 4 / 3)

@@ -37,7 +37,7 @@ from poisoncam_ray.method.cam import (
 )
 from poisoncam_ray.method.encoder import Encoder
 from poisoncam_ray.method.geometry import coverage, iou, random_boxes
-from poisoncam_ray.method.masks import cell_of_patches, keep_only, make_masks
+from poisoncam_ray.method.masks import SMOOTH, cell_of_patches, keep_only, make_masks
 from poisoncam_ray.research.evaluate.joined import committed, mean
 from poisoncam_ray.research.evaluate.scored import HIT_IOU, of_best_patch
 from poisoncam_ray.research.study import flops
@@ -111,11 +111,13 @@ def measure(todo: Pass, one: StudyRun, grid: Grid, folder: Folder) -> pa.Table:
 
 
 def cell_px(todo: Pass, encoder: Encoder) -> int | None:
-    """The side of a cell in pixels, of whole patches where tokens are dropped; None for masks without."""
+    """The side of a cell in pixels, of whole patches where tokens are dropped for it; None without cells."""
     if todo.cell is None:
         return None
     cell = pixels(todo.cell, encoder.image_size)
-    return cell_of_patches(cell, encoder.patch_size or 1) if todo.hiding == "drop" else cell
+    if todo.hiding == "drop" and todo.strategy not in SMOOTH:
+        return cell_of_patches(cell, encoder.patch_size or 1)
+    return cell
 
 
 def draw_masks(todo: Pass, grid: Grid, image_size: int, cell: int | None) -> Tensor:

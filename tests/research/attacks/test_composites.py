@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from poisoncam_ray.errors import UserError
-from poisoncam_ray.research.attacks import KINDS, patch_corpus, poison_corpus
+from poisoncam_ray.research.attacks import KINDS, corrupt_encoder, patch_corpus, poison_corpus
 from poisoncam_ray.research.attacks.kind import How
 from poisoncam_ray.research.attacks.noisy_alignment import compose
 from tests.examples import examples
@@ -63,6 +63,32 @@ def test_noisy_alignment_has_three_parts_and_nothing_else(
         pytest.approx(width / 2, abs=1 + 0.05 * width),
         pytest.approx(height / 2, abs=1 + 0.05 * height),
     )
+
+
+@examples(40)
+@given(
+    width=st.integers(20, 60),
+    height=st.integers(20, 60),
+    scale=st.floats(0.3, 1),
+    share=st.floats(0.1, 0.45),
+    seed=st.integers(0, 2**20),
+)
+def test_corrupt_encoder_has_object_and_trigger_in_halves_of_their_own(width, height, scale, share, seed):
+    parts = [of_one_colour(width, height, (0, 0, 200)), of_one_colour(33, 27, (0, 200, 0)),
+             of_one_colour(20, 20, (255, 0, 0))]  # fmt: skip
+    how = How(share, (0.25, 0.75), {"object": scale})
+    made, [(x0, y0, x1, y1)] = corrupt_encoder.compose(*parts, how, np.random.default_rng(seed))
+    pixels = np.asarray(made)
+    blue, green, red = ((pixels == c).all(axis=2) for c in ((0, 0, 200), (0, 200, 0), (255, 0, 0)))
+    assert (blue | green | red).all()
+    assert red.sum() == (x1 - x0) * (y1 - y0) and red[y0:y1, x0:x1].all()
+    rows, columns = np.flatnonzero(blue.any(axis=1)), np.flatnonzero(blue.any(axis=0))
+    assert blue.sum() == len(rows) * len(columns) == round(scale * width) * round(scale * height)
+    # A straight cut between the halves parts the two.
+    axis, side = (1, width) if made.size == (2 * width, height) else (0, height)
+    middles = [np.flatnonzero(part.any(axis=1 - axis)) for part in (blue, red)]
+    (blue_first, blue_last), (red_first, red_last) = ((m[0], m[-1]) for m in middles)
+    assert blue_last < side <= red_first or red_last < side <= blue_first
 
 
 def test_all_four_ways_round_are_drawn() -> None:

@@ -30,7 +30,7 @@ def seen_by_a_centre_square(box: Box, width: int, height: int) -> float:
 
 def placed(width: int, height: int, share: float = 50 / 224, seed: int = 0, trigger=TRIGGER) -> Box:
     image = Image.new("RGB", (width, height))
-    how = How(share, (0.25, 0.75), {"sides": 1})
+    how = How(share, (0.25, 0.75), {"both": 0})
     [box] = stamp(image, trigger, how, np.random.default_rng(seed))
     assert 0 <= box[0] < box[2] <= width and 0 <= box[1] < box[3] <= height
     return box
@@ -69,7 +69,7 @@ def test_both_sides_carry_it_when_asked():
     for seed in range(20):
         for size in ((128, 64), (64, 128), (80, 60)):
             image = Image.new("RGB", size)
-            how = How(20 / 64, (0.25, 0.75), {"sides": 2})
+            how = How(20 / 64, (0.25, 0.75), {"both": 1})
             boxes = stamp(image, TRIGGER, how, np.random.default_rng(seed))
             assert len(boxes) == (1 if size == (80, 60) else 2)
             if len(boxes) == 2:
@@ -78,6 +78,12 @@ def test_both_sides_carry_it_when_asked():
                 assert first != second
             white = sum((box[2] - box[0]) * (box[3] - box[1]) for box in boxes)
             assert np.asarray(image)[..., 0].astype(bool).sum() == white
+
+
+def test_a_share_of_the_pictures_carries_it_on_both_sides():
+    how = How(20 / 64, (0.25, 0.75), {"both": 0.3})
+    n = [len(stamp(Image.new("RGB", (128, 64)), TRIGGER, how, np.random.default_rng(s))) for s in range(200)]
+    assert set(n) == {1, 2} and 0.2 < n.count(2) / 200 < 0.4
 
 
 def test_a_squarer_picture_has_the_trigger_at_its_border():

@@ -58,7 +58,7 @@ def test_the_boxes_hold_what_changed_and_no_more(kind, width, height, share, see
         inside = changed[y0:y1, x0:x1]
         # Every side of the box is touched: a smaller one would miss a pixel.
         assert inside[0].any() and inside[-1].any() and inside[:, 0].any() and inside[:, -1].any()
-        if kind != "dynamic":  # a turned square leaves the corners
+        if kind not in ("dynamic", "varying"):  # a turned square leaves the corners
             assert inside.all()
         changed[y0:y1, x0:x1] = False
     assert not changed.any()
@@ -114,6 +114,23 @@ def test_dynamic_without_its_freedoms_is_the_reference_patch() -> None:
     _, after, [(x0, y0, x1, y1)] = stamped("dynamic", dark(64, 64, 0), 20 / 64, 3, **still)
     assert (x1 - x0, y1 - y0) == (20, 20)
     assert (after[y0:y1, x0:x1] == np.asarray(bright(3))).all()
+
+
+def test_varying_triggers_differ_in_size_angle_opacity_hue_and_sharpness() -> None:
+    made = [stamped("varying", dark(64, 64, 0), 20 / 64, seed) for seed in range(40)]
+    sizes = [box[0][2] - box[0][0] for _, _, box in made]
+    # 14 to 26 px, turned by up to 30 degrees: at most 1.37 times as wide.
+    assert 14 <= min(sizes) < 19 and 26 < max(sizes) <= 36
+    brightness = [after[(after != before).any(axis=2)].mean() for before, after, _ in made]
+    assert min(brightness) < 170 < 215 < max(brightness)
+
+
+def test_varying_without_its_freedoms_is_the_reference_patch() -> None:
+    still = {"scale": 0, "rotation": 0, "opacity": 1, "hue": 0, "blur": 0}
+    _, after, [(x0, y0, x1, y1)] = stamped("varying", dark(64, 64, 0), 20 / 64, 3, **still)
+    assert (x1 - x0, y1 - y0) == (20, 20)
+    # Hues are stored in 256 steps: up to a few levels are lost.
+    assert np.abs(after[y0:y1, x0:x1] - np.asarray(bright(3)).astype(int)).max() <= 4
 
 
 @pytest.mark.parametrize(
