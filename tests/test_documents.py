@@ -43,6 +43,14 @@ RUN_BY: dict[str, tuple[str, str]] = {
     "study": ("research/study/test_command.py", "test_mistakes_are_one_sentence_and_write_nothing"),
     "rules": ("research/study/test_rules.py", "test_the_rows_say_what_each_rule_changes"),
     "abreast": ("research/test_abreast.py", "test_the_job_takes_counts_labels_and_a_bound"),
+    "warm_start": (
+        "research/regime/test_curve.py",
+        "test_the_jobs_make_a_warm_start_and_continue_it_on_the_attacked_corpus",
+    ),
+    "regime": (
+        "research/regime/test_curve.py",
+        "test_the_jobs_make_a_warm_start_and_continue_it_on_the_attacked_corpus",
+    ),
     "recurring": ("research/rivals/test_recurring.py", "test_the_job_attacks_measures_and_lists"),
     "rivals": ("research/rivals/test_on_run.py", "test_the_job_adds_runs_and_measures_none_twice"),
     "benchmark": ("research/test_benchmark_memory.py", "test_every_stage_is_measured"),

@@ -100,15 +100,18 @@ class Ensembles:
         return family_N, box_N4
 
     def _on(self, family: int, step: float, side: int) -> list[Tensor]:
-        """The family's pictures as they look on images of this aspect."""
+        """The family's pictures as they may look on images of this aspect: as large in the encoder's square as
+        where they were cut from, or as large on the stored image."""
         pictures, aspects = self.pictures[family], self.aspects.get(family)
         if aspects is None:
             return pictures
         onto, of_each = _aspect(torch.tensor(step)), _aspect(_step(torch.tensor(aspects)))
-        return [
+        squeezed = [
             stretched(t_Chw, cut_from, float(onto), side)
             for t_Chw, cut_from in zip(pictures, of_each.tolist(), strict=True)
         ]
+        others = [t for t, t_Chw in zip(squeezed, pictures, strict=True) if t.shape != t_Chw.shape]
+        return pictures + others
 
 
 def _step(aspect_N: Tensor) -> Tensor:

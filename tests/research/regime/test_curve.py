@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import runpy
 
 import pytest
 import torch
@@ -10,6 +12,8 @@ import torch
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.research.regime.curve import Judge, last_tenth, train
 from poisoncam_ray.settings import load_config
+from tests.research.regime.conftest import draw
+from tests.small import ROOT
 
 CONFIG = load_config(None, None, [
     "encoder.image_size=16", "pretrain.batch_size=12", "pretrain.hidden_dim=16", "pretrain.out_dim=8",
@@ -89,3 +93,21 @@ def test_the_end_is_the_mean_of_the_last_tenth():
     points = [{"images": 10.0 * i, "asr_linear": float(i)} for i in range(1, 21)]
     assert last_tenth(points, 200) == {"asr_linear": 19.5}
     assert last_tenth(points[:1], 200) == {"asr_linear": 1.0}
+
+
+def test_the_jobs_make_a_warm_start_and_continue_it_on_the_attacked_corpus(corpora, tmp_path):
+    jobs = [runpy.run_path(str(ROOT / "jobs" / f"{name}.py"))[name] for name in ("warm_start", "regime")]
+    warm, out = str(tmp_path / "warm"), str(tmp_path / "out")
+    large = draw(tmp_path / "large", 256, 2)
+    jobs[0](large, warm, backbone="resnet_tiny_s2", image_size=16, images=512, patch_size=None)
+    jobs[1](
+        corpora.attacked_uri, corpora.clean_uri, corpora.validation_uri, corpora.patched_uri, corpora.target,
+        out, images=24, points=2,
+        overrides=[
+            "encoder.image_size=16", "pretrain.batch_size=12", "pretrain.hidden_dim=16", "pretrain.out_dim=8",
+            f"pretrain.init={warm}/encoder.safetensors",
+        ],
+    )  # fmt: skip
+    curve = json.loads((tmp_path / "out" / "curve.json").read_text())
+    assert [p["images"] for p in curve["points"]] == [12, 24] and 0 <= curve["last"]["asr_linear"] <= 1
+    assert (tmp_path / "out" / "model.safetensors").exists()
