@@ -100,8 +100,8 @@ class Ensembles:
         return family_N, box_N4
 
     def _on(self, family: int, step: float, side: int) -> list[Tensor]:
-        """The family's pictures as they may look on images of this aspect: as large in the encoder's square as
-        where they were cut from, or as large on the stored image."""
+        """The family's pictures as they may look on images of this aspect: as large in the encoder's
+        square as where they were cut from, or as large on the stored image."""
         pictures, aspects = self.pictures[family], self.aspects.get(family)
         if aspects is None:
             return pictures
