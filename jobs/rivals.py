@@ -42,11 +42,16 @@ def rivals(
     peers = peer or [None] * len(run)
     for uri, known, theirs in zip(run, truth, peers, strict=True):
         here = out / "runs" / run_name(absolute(uri))
-        if not here.exists("rows.json"):
-            rows = rivals_of_run(absolute(uri), absolute(known), here, look, theirs and absolute(theirs))
-            here.write_json("rows.json", rows)
+        asked = {
+            "truth": absolute(known),
+            "peer": theirs and absolute(theirs),
+            "look": look and {**vars(look), "sides": list(look.sides)},
+        }
+        if not here.exists("rows.json") or here.read_json("rows.json")["asked"] != asked:
+            rows = rivals_of_run(absolute(uri), absolute(known), here, look, asked["peer"])
+            here.write_json("rows.json", {"asked": asked, "rows": rows})
         finished = [out / "runs" / name for name in (out / "runs").names()]
-        written = [folder.read_json("rows.json") for folder in finished if folder.exists("rows.json")]
+        written = [folder.read_json("rows.json")["rows"] for folder in finished if folder.exists("rows.json")]
         write_runs(out, "rivals", [row for rows in written for row in rows])
         typer.echo(f"rivals  {output}/rivals.md")
 

@@ -32,7 +32,7 @@ MARK = 0.006
 VIEWS = 2
 BACKWARD = 2
 """A backward pass costs so many forward passes."""
-KEY_PASSES = {"moco_v3": 1, "byol": 1, "simclr": 0}
+KEY_PASSES = {"moco_v3": 1, "byol": 1, "simclr": 0, "simsiam": 0}
 """Forward passes of a view through the momentum network."""
 
 

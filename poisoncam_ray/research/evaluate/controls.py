@@ -13,6 +13,7 @@ from poisoncam_ray.folder import Folder
 from poisoncam_ray.method.encoder import build_encoder
 from poisoncam_ray.research.evaluate.retrain import encoder_file
 from poisoncam_ray.stages.embed import write_encoder
+from poisoncam_ray.stages.own_encoder import own_encoder
 
 UNTRAINED, NEVER_POISONED = "untrained", "never-poisoned"
 CONTROLS = (UNTRAINED, NEVER_POISONED)
@@ -34,8 +35,9 @@ def control_encoder(control: str, config: Config, never_poisoned: Folder, folder
     if control == NEVER_POISONED:
         return encoder_file(never_poisoned)
     if not folder.exists(artifact.ENCODER_CONFIG):
-        made = config.encoder
+        made, init = config.encoder, config.pretrain.init
         # As a training rank does.
         torch.manual_seed(config.seed)
-        write_encoder(config, build_encoder(made.backbone, made.image_size, made.patch_size), folder)
+        random = build_encoder(made.backbone, made.image_size, made.patch_size)
+        write_encoder(config, own_encoder(init, config) if init else random, folder)
     return f"{folder.uri}/{artifact.WEIGHTS}"

@@ -90,6 +90,9 @@ class Setting:
             raise UserError(f"The seed is {wrong[0]}: use one from 0 to {SEEDS - 1:,}.")
         if unknown := [name for name in self.encoders if name not in CONTROLS]:
             raise UserError(f"There is no control {unknown[0]}: use {' or '.join(CONTROLS)}.")
+        if self.region and not 0 <= self.region[0] < self.region[1] <= 1:
+            start, stop = self.region
+            raise UserError(f"The region is {start} to {stop}: use two rising numbers from 0 to 1.")
         if self.trainings < 1:
             raise UserError(f"--trainings is {self.trainings}: at least one model is needed to compare with.")
         if not (self.triggers or self.clean or any(of_themselves)):

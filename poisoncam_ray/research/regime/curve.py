@@ -1,8 +1,9 @@
 """Attack success as a training goes on: what an attack needs until it works.
 
-One process trains on a poisoned corpus that is held in memory, with the objective, the views and the
-optimiser of Pretrain. Every so many images the encoder is probed as a victim would use it: classifiers are
-trained on clean labelled images, and the trigger is put on validation images.
+One process trains on a poisoned corpus that is held in memory, with the objective, the colours and the
+optimiser of Pretrain. Its crops are almost those of Pretrain (`Pictures.crops`). Every so many images the
+encoder is probed as a victim would use it: classifiers are trained on clean labelled images, and the trigger
+is put on validation images.
 
 N labelled images   M validation images   P images of the poisoned corpus   D feature dimensions
 f features   y labels   q features of validation images
@@ -124,7 +125,7 @@ def train(
 
     Args:
         corpora: the attacked corpus and what it is judged by.
-        output_uri: the folder for `curve.json` and the weights `encoder.safetensors` at the end.
+        output_uri: the folder for `curve.json` and the weights `model.safetensors` at the end.
         config: its sections encoder and pretrain, and its seed. `epochs` and `max_images` are not used.
         images: shown in all.
         points: probes on the way, evenly spread.

@@ -100,7 +100,7 @@ def warm_start(
     )
     a_epoch = max(1, len(train) // batch)
     total = max(1, images // batch)
-    done = _resume(out, history, model, optimizer)
+    done = _resume(out, history, model, optimizer, batch)
     dtype, began = dtype_of(choose("auto", gpu=False)), time.monotonic()
     losses: list[float] = []
     for step, i_B in batches(len(train), batch, seed, done):
@@ -109,7 +109,9 @@ def warm_start(
         for group in optimizer.param_groups:
             group["lr"] = lr * rate_at(step, total)
         model.train()
-        x_BCHW = train.crops(i_B, image_size, crop_min, torch.Generator().manual_seed(step))[:, 0]
+        x_BCHW = train.crops(
+            i_B, image_size, crop_min, torch.Generator().manual_seed(seed * 1_000_003 + step)
+        )[:, 0]
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
             logit_BC = model(x_BCHW.float() / 255)
         loss = cross_entropy(logit_BC.float(), y_N[i_B])
@@ -188,12 +190,15 @@ def _save(
     for i, p in enumerate(model.parameters()):
         state[f"momentum.{i}"] = optimizer.state[p]["momentum_buffer"].contiguous()
     state["step"] = torch.tensor(step)
-    out.write_tensors(STATE, state)
+    # The settings first: weights without them could be continued with others.
     out.write_json(PROGRESS, {"settings": settings, "history": history})
+    out.write_tensors(STATE, state)
 
 
-def _resume(out: Folder, history: list[dict[str, Any]], model: nn.Module, optimizer: torch.optim.SGD) -> int:
-    """Read the last epoch's state. Returns the steps done; history that is older or newer is cut or left."""
+def _resume(
+    out: Folder, history: list[dict[str, Any]], model: nn.Module, optimizer: torch.optim.SGD, batch: int
+) -> int:
+    """Read the last epoch's state. Returns the steps done; later epochs are left out of the history."""
     if not out.exists(STATE):
         history.clear()
         return 0
@@ -201,4 +206,6 @@ def _resume(out: Folder, history: list[dict[str, Any]], model: nn.Module, optimi
     model.load_state_dict({k.removeprefix("model."): t for k, t in state.items() if k.startswith("model.")})
     for i, p in enumerate(model.parameters()):
         optimizer.state[p]["momentum_buffer"] = state[f"momentum.{i}"]
-    return int(state["step"])
+    step = int(state["step"])
+    history[:] = [at for at in history if at["images"] <= step * batch]
+    return step

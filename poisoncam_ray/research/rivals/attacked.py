@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from poisoncam_ray.errors import UserError
+from poisoncam_ray.fingerprint import differences
 from poisoncam_ray.folder import Folder
 from poisoncam_ray.research.attacks import poison_corpus
 from poisoncam_ray.research.attacks.kinds import kind_named
 from poisoncam_ray.research.evaluate.corpora import take_classes
 
 CLEAN, LOGO = "clean", "logo"
-MADE = "attack.json"
+MADE, SOURCE = "attack.json", "source.json"
 SHARDS = 3
 WIDTH = 20 / 64
 _SPEC = re.compile(r"(?P<kind>[a-z_]+)(@(?P<share>[0-9.]+))?(:(?P<options>.+))?")
@@ -88,7 +89,18 @@ def parse(text: str) -> Spec:
 
 
 def take(source: Source, out: Folder) -> list[str]:
-    """Write the photographs to out/clean, once. Returns their labels, the target first."""
+    """Write the photographs to out/clean, once. Returns their labels, the target first.
+
+    Raises:
+        UserError: there are too few labels, or the folder holds attacks on something else.
+    """
+    now = asdict(source) | {"labels": list(source.labels)}
+    if not out.exists(SOURCE):
+        out.write_json(SOURCE, now)
+    elif found := differences(out.read_json(SOURCE), now):
+        raise UserError(
+            f"{out.uri} holds attacks on something else ({'; '.join(found)}): give a new --output."
+        )
     if len(source.labels) < source.n_classes:
         raise UserError(f"{source.n_classes} classes cannot be drawn from {len(source.labels)} labels.")
     classes = np.random.default_rng(source.seed).choice(source.labels, source.n_classes, replace=False)
@@ -132,6 +144,13 @@ def attacked(spec: Spec, source: Source, target: str, clean: Folder, out: Folder
 
 def about(spec: Spec, source: Source, target: str) -> dict[str, Any]:
     """What a row says beside its figures."""
-    said = {"attack": spec.text, "kind": spec.kind, "share": spec.share, "seed": source.seed}
+    said: dict[str, Any] = {"attack": spec.text, "kind": spec.kind, "share": spec.share, "seed": source.seed}
     said["setting"] = f"{source.n_classes} classes × {source.per_class}, seed {source.seed}"
-    return said | {"target": target, "trigger": source.trigger, "carriers": spec.kind == LOGO}
+    of_kind = None if spec.kind in (CLEAN, LOGO) else kind_named(spec.kind)
+    given = of_kind is None or not of_kind.makes_its_trigger
+    aimed = of_kind is None or of_kind.targets[1] > 0
+    return said | {
+        "target": target if aimed else None,
+        "trigger": source.trigger if given else None,
+        "carriers": spec.kind == LOGO,
+    }

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from poisoncam_ray.errors import UserError
-from poisoncam_ray.research.regime.curve import Judge, last_tenth, train
+from poisoncam_ray.research.regime.curve import Judge, _read, last_tenth, train
 from poisoncam_ray.settings import load_config
 from tests.research.regime.conftest import draw
 from tests.small import ROOT
@@ -61,6 +61,8 @@ def test_a_clean_corpus_has_no_poison_near(corpora, tmp_path):
     never = dataclasses.replace(corpora, attacked_uri=corpora.clean_uri)
     points = train(never, str(tmp_path / "out"), CONFIG, 24, points=1, tell=quiet)["points"]
     assert points[0]["near_poison"] == 0
+    # Half of the 24 images of the target are poisoned, and known by their ids.
+    assert int(_read(corpora, CONFIG, 3)[1].poisoned_P.sum()) == 12
 
 
 class ByColour:
