@@ -209,7 +209,7 @@ TRIGGER_SCHEMA = pa.schema(
 VALIDATION = "validation.json"
 ROLES = "roles.parquet"
 WHOLE_TRIGGERS = "whole_triggers.parquet"
-# aspect: width over height, in stored pixels, of what the picture was cut from; null counts as 1.
+# aspect: width over height, in stored pixels, of what the picture was cut from.
 WHOLE_TRIGGER_SCHEMA = pa.schema([("family", pa.int32()), ("picture", pa.binary()), ("aspect", pa.float32())])
 
 # 8_scores

@@ -61,7 +61,8 @@ class CorpusSettings(Section):
     shrink_to: Annotated[int, Field(ge=32, le=4096)] | None = None
     """Index keeps a smaller JPEG copy of each larger image in work/, its long side so many pixels, and all
     later stages but Clean and Report decode the copies: at least twice encoder.image_size. It pays for images
-    much larger than this, and results differ slightly. null: no copies."""
+    much larger than this, and results differ slightly. A corpus that changes during the run is noticed by
+    Clean only. null: no copies."""
     skip_unreadable: bool = False
     """Go on without the shards that cannot be opened or have no image column, and count their rows as dead.
     Otherwise such shards are listed and the job stops before any work."""
@@ -172,15 +173,16 @@ class Search(Section):
     patches, which costs less. A convolutional network paints in any case, and so does a ViT whose window is
     narrower than 2.5 patches."""
     refine: bool = True
-    """Shift the window by small steps and keep the best place. Costs 50 more masks an image."""
+    """Shift the window by small steps and keep the best place. Each pass costs 25 shown and
+    refine_hidden hidden masks an image."""
     refine_hidden: Annotated[int, Field(ge=0, le=25)] = 25
     """Of the 25 shifted windows so many, the best when shown alone, are also scored hidden. On
     the runs that this was tried on, 13 found about as many triggers as 25, and 5 found fewer. Where tokens
     are dropped, a shown window costs a tenth of a hidden one."""
     refine_shown: bool = True
     """Whether the shifted windows are also scored shown alone. false: refine_hidden of them, spread evenly,
-    are scored hidden only. On small ViTs whose tokens are dropped one of two
-    found the place better by hidden windows alone, the other by shown ones."""
+    are scored hidden only. Of two small ViTs whose tokens are dropped, one found the place better by hidden
+    windows alone, the other by shown ones."""
     refine_passes: Annotated[int, Field(ge=1, le=5)] = 1
     """How often the window is shifted to a better place, each time by at most two steps."""
     scales: tuple[Annotated[float, Field(gt=0, le=8)], ...] = (1.0,)
@@ -353,12 +355,11 @@ class Config(Section):
                 f"corpus.shrink_to={copies} is less than twice encoder.image_size={side}, so the short side "
                 f"of a copy could be less than the encoder sees: use {2 * side} or more, or null"
             )
-        # Pretrain has two crops of each image. Judge has up to three further views of each: a part of a long
-        # image, and both as a viewer shows them.
-        if self.corpus.rows_per_slice * 9 * side**2 >= 2**31:
+        # Pretrain has two crops of each image.
+        if self.corpus.rows_per_slice * 6 * side**2 >= 2**31:
             raise ValueError(
                 f"corpus.rows_per_slice={self.corpus.rows_per_slice} images of {side} px are more than the "
-                f"2 GiB that travel at once: use at most {(2**31 - 1) // (9 * side**2)}"
+                f"2 GiB that travel at once: use at most {(2**31 - 1) // (6 * side**2)}"
             )
         if self.encoder.patch_size and side % self.encoder.patch_size:
             raise ValueError(

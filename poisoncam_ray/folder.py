@@ -120,7 +120,11 @@ class Folder:
         """The size of all files in the folder, at any depth; 0 when there is no folder."""
         filesystem = self.filesystem
         filesystem.invalidate_cache()
-        return sum(info["size"] for info in filesystem.find(self.path, detail=True).values())
+        found = filesystem.find(self.path, detail=True)
+        # Unfinished files of a killed process start with a dot.
+        return sum(
+            info["size"] for path, info in found.items() if not posixpath.basename(path).startswith(".")
+        )
 
     def total_rows(self) -> int:
         """The number of rows of all parts, from their footers."""

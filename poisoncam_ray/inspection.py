@@ -22,7 +22,7 @@ from poisoncam_ray import artifact
 from poisoncam_ray.artifact import Verdict
 from poisoncam_ray.config import Config
 from poisoncam_ray.decode import DecodeError
-from poisoncam_ray.errors import StoreAwayError, UserError
+from poisoncam_ray.errors import LedgerError, StoreAwayError, UserError
 from poisoncam_ray.folder import Folder, Manifest
 from poisoncam_ray.method.classifier import poison_logit
 from poisoncam_ray.method.occlusion import occlusion_map
@@ -189,7 +189,10 @@ def _seen(run: Folder, record: ImageRecord, data: bytes, config: Config, models:
     row = index.read_table(record.part, ["image_id"])["image_id"].to_pylist().index(record.image_id)
     boxes = parts_of(index, record.part, config)[row]
     keeps = config.corpus.shrink_to is not None
-    image = Copies(index).fetch([record.image_id])[0] if keeps else Encoded(data)
+    try:
+        image = Copies(index).fetch([record.image_id])[0] if keeps else Encoded(data)
+    except LedgerError:
+        return Seen(said=["The smaller copy by which the image was judged is gone: no score is shown."])
     views = all_views(image, config, boxes)
     looks = len(set(boxes))
     scores = _scores(models, np.stack([x_CHW for x_CHW, _ in views]), looks)

@@ -3,6 +3,7 @@ Python interface both start here."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -73,8 +74,8 @@ def earlier_run(
     made = load_config(None, None, overrides, tree)
     if made.corpus.shrink_to != config.corpus.shrink_to:
         raise UserError(
-            f"corpus.shrink_to is that of the earlier run, {config.corpus.shrink_to}, whose classifiers know "
-            "images by it: leave it out."
+            f"corpus.shrink_to is that of the earlier run, {json.dumps(config.corpus.shrink_to)}, whose "
+            "classifiers know images by it: leave it out."
         )
     return source, made
 

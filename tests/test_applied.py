@@ -74,7 +74,7 @@ def test_settings_are_the_earlier_runs_save_for_its_own_corpus(fake, tmp_path):
     with pytest.raises(UserError, match="those of the earlier run"):
         earlier_run(fake.run, out, settings={"search": {"masks": 8}})
     # The classifiers know images at the size of their copies.
-    with pytest.raises(UserError, match=r"corpus\.shrink_to is that of the earlier run, None"):
+    with pytest.raises(UserError, match=r"corpus\.shrink_to is that of the earlier run, null"):
         earlier_run(fake.run, out, ["corpus.shrink_to=128"])
 
 

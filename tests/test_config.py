@@ -12,6 +12,7 @@ from poisoncam_ray.method.masks import cell_of_patches, make_masks
 from poisoncam_ray.method.tokens import shown_patches
 from poisoncam_ray.research.evaluate.peer import PEER
 from poisoncam_ray.settings import load_config, presets
+from poisoncam_ray.stages.judge import Judge
 from tests.small import ROOT
 
 README = ROOT / "README.md"
@@ -155,7 +156,9 @@ def test_fingerprint_is_blind_to_order_and_sees_values(tree):
 
 
 def test_a_slice_leaves_room_for_a_part_of_each_long_image_in_both_views():
-    with pytest.raises(UserError, match=r"rows_per_slice=1024 images of 512 px .* use at most 910"):
-        load_config(overrides=["encoder.image_size=512"])
-    load_config(overrides=["encoder.image_size=512", "corpus.rows_per_slice=910"])
-    load_config(overrides=["encoder.image_size=480"])
+    # Not when settings are read: those of an earlier run stay readable.
+    large = load_config(overrides=["encoder.image_size=512"])
+    with pytest.raises(UserError, match=r"rows_per_slice=1024 images of 512 px.* use at most 910"):
+        Judge().check(large, None)
+    Judge().check(load_config(overrides=["encoder.image_size=512", "corpus.rows_per_slice=910"]), None)
+    Judge().check(load_config(overrides=["encoder.image_size=480"]), None)

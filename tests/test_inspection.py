@@ -274,3 +274,7 @@ def test_an_image_that_was_judged_by_its_copy_is_shown_as_it_was_judged(judged, 
     assert story.part[0] <= 450 and story.part[2] >= 510 and story.part[2] - story.part[0] == 6 * SIDE
     x0, y0, x1, y1 = story.record.box
     assert ((x0 + x1) / 2, y0, y1) == pytest.approx((480, 30, 60), abs=6), "in pixels of the stored image"
+    shutil.rmtree(Path(run) / artifact.INDEX / artifact.SHRUNK)
+    story = inspect_image(run, POISONED)
+    assert story.record.p_poison > 0.5 and not story.scores
+    assert any("smaller copy by which the image was judged is gone" in line for line in story.why)

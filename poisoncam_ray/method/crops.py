@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 
 RATIO = (3 / 4, 4 / 3)
-"""Least and greatest width over height of a crop, in units of the image's own."""
+"""Least and greatest width over height of a crop: in stored pixels, or times the image's own aspect."""
 TRIES = 10
 FLIP_P = 0.5
 
@@ -104,7 +104,8 @@ def shrunk_size(width: int, height: int, side: int) -> tuple[int, int]:
         width: of the stored image, in pixels.
         height: of the stored image, in pixels.
         side: the long side of the copy, at most; of an image that is looked at by its parts, the long side of
-            each of these. So the short side of what is looked at is at least half of it.
+            each of these. So the short side of what is looked at is at least half of it for images up to
+            13:1; still longer ones are seen more coarsely.
 
     Returns:
         The size, of the same aspect; that of the image where this is no larger.

@@ -147,6 +147,6 @@ def load_ensembles(config: Config, classifier: Folder) -> Ensembles:
     for row in classifier.read_table(artifact.WHOLE_TRIGGERS).to_pylist() if families else ():
         if row["family"] in pictures:
             pictures[row["family"]].append(from_png(row["picture"]))
-            aspects[row["family"]].append(row.get("aspect") or 1.0)
+            aspects[row["family"]].append(row["aspect"])
     tails = {family: validation[str(family)]["tail"] for family in families}
     return Ensembles(families, pictures, tails, aspects)

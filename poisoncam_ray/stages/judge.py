@@ -18,6 +18,7 @@ from torch import Tensor
 
 from poisoncam_ray import artifact, facts, metrics
 from poisoncam_ray.config import Config
+from poisoncam_ray.errors import UserError
 from poisoncam_ray.folder import Folder, Ledger, part_name
 from poisoncam_ray.method.geometry import unmap_box
 from poisoncam_ray.stage import Outcome, Run, Stage
@@ -34,6 +35,15 @@ class Judge(Stage):
     version = 9
     inputs = (artifact.INDEX, artifact.CLASSIFIER)
     sections = ("encoder",)
+
+    def check(self, config: Config, rows: int | None) -> None:
+        # Up to three views of each image: all of it, a part of a long one, and both as a viewer shows them.
+        side, most = config.encoder.image_size, config.corpus.rows_per_slice
+        if most * 9 * side**2 >= 2**31:
+            raise UserError(
+                f"corpus.rows_per_slice={most} images of {side} px, in up to three views each, are more than "
+                f"the 2 GiB that travel at once: use at most {(2**31 - 1) // (9 * side**2)}."
+            )
 
     def depends_on(self, config: Config) -> dict[str, Any]:
         return {"resources.precision": config.resources.precision}

@@ -316,8 +316,8 @@ def _cut_out(image: Encoded, config: Config, boxes: Sequence[Box | FloatBox], sh
 
 
 def _limits(image: Encoded, config: Config) -> tuple[int, int, int]:
-    """The encoder's size, and the most pixels and bytes of this image. A copy may have more bytes than a very
-    small image was allowed to have."""
+    """The encoder's size, and the most pixels and bytes of this image. The copy of a small
+    image may exceed `corpus.max_bytes`."""
     limits = config.corpus
     most = limits.max_bytes if image.size is None else MAX_BYTES
     return config.encoder.image_size, limits.max_pixels, most

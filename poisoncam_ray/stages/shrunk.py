@@ -26,7 +26,7 @@ from poisoncam_ray.decode import MAX_BYTES, shrink
 from poisoncam_ray.errors import LedgerError, StoreAwayError
 from poisoncam_ray.folder import Folder, part_name
 from poisoncam_ray.method.crops import shrunk_size
-from poisoncam_ray.store import whole_file
+from poisoncam_ray.store import in_parallel, whole_file
 
 GROUP_ROWS = 32
 """Rows of a row group: so many are in memory, and are read for one of them."""
@@ -180,11 +180,15 @@ class Copies:
         by_part: dict[str, set[str]] = {}
         for image_id in image_ids:
             by_part.setdefault(part_name(self._slices.holder(image_id)), set()).add(image_id)
-        found: dict[str, Encoded] = {}
-        for part, ids in by_part.items():
+
+        def of_part(part: str) -> dict[str, Encoded]:
             indexed = self.index.read_table(part, ["image_id"])["image_id"].to_pylist()
-            wanted = {place: one for place, one in enumerate(indexed) if one in ids}
-            found |= zip(wanted.values(), self.read(part, wanted), strict=True)
+            wanted = {place: one for place, one in enumerate(indexed) if one in by_part[part]}
+            return dict(zip(wanted.values(), self.read(part, wanted), strict=True))
+
+        found: dict[str, Encoded] = {}
+        for some in in_parallel(of_part, list(by_part)):
+            found |= some
         if lost := [image_id for image_id in image_ids if image_id not in found]:
             raise LedgerError(f"There is no copy of {lost[0]} in {self.index.uri}")
         return [found[image_id] for image_id in image_ids]

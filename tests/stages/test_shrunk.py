@@ -339,6 +339,10 @@ def test_the_disk_that_copies_take_is_said(tmp_path):
     size = (made.index / artifact.SHRUNK).total_bytes()
     assert size == sum(len(data) for name, data in made.files().items() if artifact.SHRUNK in name) > 0
     assert (made.index / "nothing").total_bytes() == 0
+    (Path(made.index.uri) / artifact.SHRUNK / ".part-00000.parquet.writing-1").write_bytes(
+        b"of a killed process"
+    )
+    assert (made.index / artifact.SHRUNK).total_bytes() == size
     assert "copies of 2,500.0 MB" in Indexed(1, 0, 1, 0, 0, copies_bytes=2_500_000_000).summary
     assert "copies" not in Indexed(1, 0, 1, 0, 0).summary
 
