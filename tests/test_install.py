@@ -87,7 +87,7 @@ print(json.dumps([poisoncam_ray.__file__, {name: load_config(name).encoder.image
     assert set(sizes) == {path.stem for path in (ROOT / "jobs" / "configs").glob("*.yaml")}
     assert sizes["imagenet100"] == 224
     assert {"page.html.j2", "evidence.html.j2"} < set(templates) and style > 1000
-    assert grids == ["full.yaml", "small.yaml"]
+    assert grids == ["full.yaml", "hiding.yaml", "small.yaml"]
 
 
 def test_the_citation_is_a_citation():
