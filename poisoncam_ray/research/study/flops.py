@@ -190,7 +190,7 @@ def steps(naive: Way, ours: Way) -> list[tuple[str, Way]]:
         shifts += f", {ours.refine_passes} passes"
     changes = (
         ("hidden tokens dropped", ("hiding",)),
-        (f"{ours.strategy.replace('_', ' ')} masks of whole patches", ("strategy", "cell", "window")),
+        (f"{ours.strategy.replace('_', ' ')} masks", ("strategy", "cell", "window")),
         (shifts, ("refine_hidden", "refine_shown", "refine_passes")),
         ("own cluster in the same pass", ("checks",)),
         ("pastes race", ("rules",)),
