@@ -1,4 +1,4 @@
-"""Attack success as a training on a poisoned corpus goes on: the training in which an attack works."""
+"""Attack success by clean labels as a training on a poisoned corpus goes on."""
 
 from typing import Annotated
 

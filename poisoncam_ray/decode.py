@@ -169,7 +169,7 @@ def cut_out(
 
 def shrink(
     data: bytes,
-    size_of: Callable[[int, int], tuple[int, int]],
+    size: tuple[int, int],
     max_pixels: int,
     max_bytes: int = MAX_BYTES,
 ) -> tuple[bytes, bytes | None]:
@@ -178,7 +178,7 @@ def shrink(
 
     Args:
         data: the stored bytes.
-        size_of: gives the size of the copy by the image's width and height.
+        size: width and height of the copy.
         max_pixels: limit of the stored width × height.
         max_bytes: limit of the length of `data`.
 
@@ -190,11 +190,11 @@ def shrink(
     """
     image = _open(data, max_pixels, max_bytes)
     try:
-        width, height = size_of(*image.size)
+        width, height = size
         _load(image, (2 * width, 2 * height))
         other = _shown(image)
         first, second = (
-            None if view is None else view.resize((width, height), Image.Resampling.BILINEAR)
+            None if view is None else view.resize(size, Image.Resampling.BILINEAR)
             for view in (_opaque(image), other)
         )
         assert first is not None

@@ -30,7 +30,7 @@ from poisoncam_ray.stage import Outcome, Run, Stage
 from poisoncam_ray.stages.compute import device, set_up
 from poisoncam_ray.stages.crops import from_png, to_png
 from poisoncam_ray.stages.ensembles import load_models
-from poisoncam_ray.stages.pixels import Pixels, fetch_images, images_of, seen_aspects
+from poisoncam_ray.stages.pixels import Pixels, fetch_images, fetch_with_aspects, images_of
 from poisoncam_ray.stages.pool import assignments
 from poisoncam_ray.stages.ray_cluster import RESTARTS, actors_at_most, in_flight
 from poisoncam_ray.stages.shrunk import Copies
@@ -260,7 +260,7 @@ def picture_trigger(images: Corpus | Copies, config: Config, windows: pa.Table) 
     aspect of what each was cut from."""
     set_up(config.resources)
     ids = windows["image_id"].to_pylist()
-    pixels, aspects = fetch_images(images, config, ids), seen_aspects(images, config, ids)
+    pixels, aspects = fetch_with_aspects(images, config, ids)
     box_N4 = torch.tensor([windows[side].to_pylist() for side in SIDES]).T
     pictures, cut_from = whole_triggers(torch.from_numpy(pixels).float() / 255, box_N4)
     return [(to_png(t_Chw), aspects[i]) for t_Chw, i in zip(pictures, cut_from, strict=True)]

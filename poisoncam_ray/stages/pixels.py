@@ -258,29 +258,28 @@ def images_of(corpus: Corpus, config: Config, index: Folder) -> Corpus | Copies:
 def fetch_images(images: Corpus | Copies, config: Config, ids: list[str]) -> Pixels:
     """Pixels x_NCHW of images anywhere in the corpus, in the order of `ids`. `images`: from `images_of`."""
     x_NCHW = np.empty((len(ids), *_shape(config)), np.uint8)
-    for first in range(0, len(ids), FETCHED_AT_ONCE):
-        found: Sequence[bytes | Encoded] = images.fetch(ids[first : first + FETCHED_AT_ONCE])
-        for i, image in enumerate(found, first):
-            x_NCHW[i] = decode_part(image if isinstance(image, Encoded) else Encoded(image), config, ids[i])
+    for i, image in enumerate(_fetched(images, ids)):
+        x_NCHW[i] = decode_part(image, config, ids[i])
     return x_NCHW
 
 
-def seen_aspects(images: Corpus | Copies, config: Config, ids: list[str]) -> list[float]:
-    """Width over height, in stored pixels, of what `fetch_images` shows of each image."""
+def fetch_with_aspects(images: Corpus | Copies, config: Config, ids: list[str]) -> tuple[Pixels, list[float]]:
+    """As `fetch_images`; and width over height, in stored pixels, of what it shows of each image."""
     limits = config.corpus
-    aspects: list[float] = []
+    x_NCHW, aspects = np.empty((len(ids), *_shape(config)), np.uint8), []
+    for i, image in enumerate(_fetched(images, ids)):
+        x_NCHW[i] = decode_part(image, config, ids[i])
+        width, height = image.size or header(image.data or b"", limits.max_pixels, limits.max_bytes)[:2]
+        x0, y0, x1, y1 = own_part(config.seed, ids[i], width, height)
+        aspects.append((x1 - x0) / (y1 - y0))
+    return x_NCHW, aspects
+
+
+def _fetched(images: Corpus | Copies, ids: list[str]) -> Iterator[Encoded]:
+    """The encoded images in the order of `ids`, a bounded number at once."""
     for first in range(0, len(ids), FETCHED_AT_ONCE):
-        some = ids[first : first + FETCHED_AT_ONCE]
-        found: Sequence[bytes | Encoded] = images.fetch(some)
-        for image_id, image in zip(some, found, strict=True):
-            if isinstance(image, Encoded) and image.size:
-                width, height = image.size
-            else:
-                data = image.data if isinstance(image, Encoded) else image
-                width, height, _ = header(data or b"", limits.max_pixels, limits.max_bytes)
-            x0, y0, x1, y1 = own_part(config.seed, image_id, width, height)
-            aspects.append((x1 - x0) / (y1 - y0))
-    return aspects
+        found: Sequence[bytes | Encoded] = images.fetch(ids[first : first + FETCHED_AT_ONCE])
+        yield from (image if isinstance(image, Encoded) else Encoded(image) for image in found)
 
 
 def decode_part(image: Encoded, config: Config, image_id: str) -> Pixels:

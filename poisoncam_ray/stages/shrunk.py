@@ -81,7 +81,7 @@ def copy_of(image_id: str, data: bytes, width: int, height: int, config: Config)
     size = shrunk_size(width, height, limits.shrink_to)
     if size == (width, height) and len(data) <= min(MAX_BYTES, BYTES_A_PIXEL * width * height + BYTES_FREE):
         return None
-    image, shown = shrink(data, lambda *_: size, limits.max_pixels, limits.max_bytes)
+    image, shown = shrink(data, size, limits.max_pixels, limits.max_bytes)
     return Copy(image_id, width, height, image, shown)
 
 

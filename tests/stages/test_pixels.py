@@ -18,7 +18,7 @@ from poisoncam_ray.folder import Folder
 from poisoncam_ray.method.crops import in_sample, own_part
 from poisoncam_ray.settings import load_config
 from poisoncam_ray.stages.index import index_slice
-from poisoncam_ray.stages.pixels import fetch_images, read_crops, read_slice, read_views, seen_aspects
+from poisoncam_ray.stages.pixels import fetch_images, fetch_with_aspects, read_crops, read_slice, read_views
 
 SIDE, N = 16, 40
 
@@ -102,8 +102,9 @@ def test_a_long_image_is_seen_by_the_same_part_wherever_it_is_read(tmp_path):
 def test_the_aspect_of_what_is_seen_is_that_of_the_part_of_a_long_image(tmp_path):
     images = [picture(w, h, 0) for w, h in ((32, 32), (48, 32), (192, 32), (20, 80))]
     corpus, config, index, (slice_,) = indexed(tmp_path, images)
-    ids, _ = read_slice(corpus, config, index, slice_)
-    assert seen_aspects(corpus, config, ids) == [1, 1.5, 2, 0.5]
+    ids, x_NCHW = read_slice(corpus, config, index, slice_)
+    fetched_NCHW, aspects = fetch_with_aspects(corpus, config, ids)
+    assert aspects == [1, 1.5, 2, 0.5] and np.array_equal(fetched_NCHW, x_NCHW)
 
 
 def test_a_small_crop_has_the_resolution_of_the_stored_image(tmp_path):

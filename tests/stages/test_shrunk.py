@@ -302,7 +302,7 @@ def test_what_only_a_coarse_scaling_shows_is_not_in_a_copy():
     x_HWC[::8, ::8] = 255
     data = encode(x_HWC, "PNG")
     assert np.asarray(Image.open(io.BytesIO(data)))[::8, ::8].min() == 255
-    copy, _ = shrink(data, lambda *_: (64, 64), LIMIT)
+    copy, _ = shrink(data, (64, 64), LIMIT)
     assert np.asarray(Image.open(io.BytesIO(copy))).max() < 110
     assert apart(decode(copy, 32, LIMIT), decode(data, 32, LIMIT)) < 2
 
@@ -311,9 +311,9 @@ def test_a_copy_holds_no_metadata_and_two_makings_are_equal():
     exif = Image.Exif()
     exif[0x010E] = "where I live"
     data = encode(scene(200, 100, 1), "JPEG", exif=exif.tobytes(), comment=b"where I live")
-    copy, shown = shrink(data, lambda *_: (64, 32), LIMIT)
+    copy, shown = shrink(data, (64, 32), LIMIT)
     assert b"where I live" not in copy and shown is None and Image.open(io.BytesIO(copy)).size == (64, 32)
-    assert copy == shrink(data, lambda *_: (64, 32), LIMIT)[0]
+    assert copy == shrink(data, (64, 32), LIMIT)[0]
 
 
 def test_a_small_image_with_many_bytes_is_encoded_anew(tmp_path):

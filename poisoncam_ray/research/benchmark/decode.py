@@ -118,11 +118,11 @@ def _measure_copies(
         The row for two crops, and a line of the table without its first cell.
     """
     small, n = shrunk_size(*size, 2 * target), len(stored)
-    copies = [shrink(data, lambda *_: small, MAX_PIXELS)[0] for data in stored]
+    copies = [shrink(data, small, MAX_PIXELS)[0] for data in stored]
     whole = partial(decode, image_size=target, max_pixels=MAX_PIXELS)
     ways: list[Callable[[], object]] = [
         partial(_each, stored, whole),
-        partial(_each, stored, lambda data: shrink(data, lambda *_: small, MAX_PIXELS)),
+        partial(_each, stored, lambda data: shrink(data, small, MAX_PIXELS)),
         partial(_crops, stored, *size, target),
         partial(_crops, copies, *size, target),
         partial(_each, copies, whole),

@@ -1,1 +1,1 @@
-"""In which training an attack works: encoders trained without Ray, and attack success as it grows."""
+"""How well an attack works as a training goes on: encoders trained in one process, without Ray."""

@@ -23,17 +23,20 @@ from torch import Tensor
 from poisoncam_ray import artifact
 from poisoncam_ray.config import Config
 from poisoncam_ray.errors import UserError
-from poisoncam_ray.fingerprint import differences
 from poisoncam_ray.folder import Folder
 from poisoncam_ray.method.encoder import Encoder
 from poisoncam_ray.method.probes import accuracy, attack_success, choose_labelled, knn_predict, linear_predict
+from poisoncam_ray.research.claim import claim
 from poisoncam_ray.research.evaluate.joined import read_truth
 from poisoncam_ray.research.regime.pictures import Pictures, batches, hold
+from poisoncam_ray.stages.compute import device
+from poisoncam_ray.stages.embed import embed_images
 from poisoncam_ray.stages.own_encoder import own_encoder
 from poisoncam_ray.stages.precision import choose, dtype_of
+from poisoncam_ray.stages.pretrain import restore, save
 from poisoncam_ray.stages.training_step import Schedule, Trainer
 
-CURVE, STATE = "curve.json", "state.safetensors"
+CURVE, SETTINGS = "curve.json", "settings.json"
 LABELLED = 0.1
 """Share of the clean labels that the linear classifier learns from."""
 LAST = 0.1
@@ -89,7 +92,7 @@ class Judge:
             similar training image is poisoned; near_poison_unpatched: without trigger.
         """
         f_ND, q_MD, t_MD = (
-            _embed(encoder, x, batch) for x in (self.bank_NCHW, self.clean_MCHW, self.patched_MCHW)
+            embed_images(encoder, x, batch) for x in (self.bank_NCHW, self.clean_MCHW, self.patched_MCHW)
         )
         n_classes = int(self.y_N.max()) + 1
         both_MD = torch.cat([q_MD, t_MD])
@@ -103,7 +106,7 @@ class Judge:
             found[f"unpatched_{name}"] = attack_success(clean_M, self.y_M, self.target)
             found[f"acc_{name}"] = accuracy(clean_M, self.y_M)
         other_M = self.y_M != self.target
-        f_PD = _embed(encoder, self.trained_PCHW, batch)
+        f_PD = embed_images(encoder, self.trained_PCHW, batch)
         for name, of_MD in (("near_poison", t_MD), ("near_poison_unpatched", q_MD)):
             nearest_m = (of_MD[other_M] @ f_PD.T).argmax(1)
             found[name] = float(self.poisoned_P[nearest_m].float().mean())
@@ -141,9 +144,9 @@ def train(
             training has fewer steps than points.
     """
     out, settings = Folder(output_uri), _settings(corpora, config, images, points, held)
-    report = _begun(out, settings)
-    if "last" in report:
-        return report
+    claim(out, SETTINGS, settings, "another training")
+    if out.exists(artifact.WEIGHTS):
+        return out.read_json(CURVE)
     trained, judge = _read(corpora, config, held)
     batch = config.pretrain.batch_size
     total, warm = images // batch, round(config.pretrain.warmup_epochs * len(trained) / batch)
@@ -154,7 +157,9 @@ def train(
     precision = choose(config.pretrain.precision, gpu=False)
     start = own_encoder(config.pretrain.init, config).state_dict() if config.pretrain.init else None
     trainer = Trainer(config, Schedule(total, min(warm, total - 1)), torch.device("cpu"), precision, start)
-    done, began = _resume(out, report, trainer), time.monotonic()
+    done, points_done = restore(out, trainer.model, trainer.optimizer)
+    report: dict[str, Any] = {"settings": settings, "points": points_done}
+    began = time.monotonic()
     probed = {round(total * (i + 1) / points) for i in range(points)}
     side, least = config.encoder.image_size, config.pretrain.crop_min
     loss = 0.0
@@ -167,16 +172,18 @@ def train(
         )
         if step + 1 not in probed:
             continue
-        encoder = copy.deepcopy(trainer.model.encoder).freeze(dtype_of(precision))
+        encoder = copy.deepcopy(trainer.model.encoder).freeze(dtype_of(precision)).to(device())
         figures = judge.figures(encoder)
         shown = (step + 1) * batch
         report["points"].append({"images": shown, "loss": loss / (step + 1 - done), **figures})
         done, loss = step + 1, 0.0
         tell(f"{shown:,} images: {words(figures)}, {time.monotonic() - began:.0f} s")
-        _save(out, report, trainer, step + 1)
-    out.write_tensors(artifact.WEIGHTS, trainer.model.encoder.state_dict())
+        out.write_json(CURVE, report)
+        save(out, step + 1, trainer.model, trainer.optimizer, report["points"])
     report["last"] = last_tenth(report["points"], images)
     out.write_json(CURVE, report)
+    # The weights come last: a folder that has them is finished.
+    out.write_tensors(artifact.WEIGHTS, trainer.model.encoder.state_dict())
     return report
 
 
@@ -229,11 +236,6 @@ def _read(corpora: Corpora, config: Config, held: int) -> tuple[Pictures, Judge]
     )  # fmt: skip
 
 
-@torch.inference_mode()
-def _embed(encoder: Encoder, x_NCHW: Tensor, batch: int) -> Tensor:
-    return torch.cat([encoder.embed(x_BCHW.float() / 255) for x_BCHW in x_NCHW.split(batch)])
-
-
 def _settings(corpora: Corpora, config: Config, images: int, points: int, held: int) -> dict[str, Any]:
     unused = {"epochs", "max_images", "sample", "workers", "shuffle_rows", "checkpoint_every", "max_failures"}
     return {
@@ -241,45 +243,3 @@ def _settings(corpora: Corpora, config: Config, images: int, points: int, held: 
         "pretrain": config.pretrain.model_dump(exclude=unused), "images": images, "points": points,
         "held": held,
     }  # fmt: skip
-
-
-def _begun(out: Folder, settings: dict[str, Any]) -> dict[str, Any]:
-    if not out.exists(CURVE):
-        return {"settings": settings, "points": []}
-    report: dict[str, Any] = out.read_json(CURVE)
-    if other := differences(report["settings"], settings):
-        raise UserError(f"The folder holds another training ({'; '.join(other)}): give a new folder.")
-    return report
-
-
-def _save(out: Folder, report: dict[str, Any], trainer: Trainer, step: int) -> None:
-    """Weights and moments in one file, which is replaced whole; the points before it."""
-    out.write_json(CURVE, report)
-    state = {f"model.{key}": t for key, t in trainer.model.state_dict().items()}
-    for i, p in enumerate(trainer.optimizer.param_groups[0]["params"]):
-        for key, t in trainer.optimizer.state[p].items():
-            state[f"moment.{i}.{key}"] = t
-    state["step"] = torch.tensor(step)
-    out.write_tensors(STATE, state)
-
-
-def _resume(out: Folder, report: dict[str, Any], trainer: Trainer) -> int:
-    """Read the state of the last point. Returns the steps done; later points are left out."""
-    done = 0
-    if out.exists(STATE):
-        state = out.read_tensors(STATE)
-        trainer.model.load_state_dict(
-            {k.removeprefix("model."): t for k, t in state.items() if k.startswith("model.")}
-        )
-        for i, p in enumerate(trainer.optimizer.param_groups[0]["params"]):
-            prefix = f"moment.{i}."
-            # A moment needs the layout of its weights, which the file does not keep.
-            trainer.optimizer.state[p] = {
-                k.removeprefix(prefix): torch.empty_like(p).copy_(t) if t.shape == p.shape else t
-                for k, t in state.items()
-                if k.startswith(prefix)
-            }
-        done = int(state["step"])
-    batch = trainer.config.pretrain.batch_size
-    report["points"] = [p for p in report["points"] if p["images"] <= done * batch]
-    return done

@@ -19,14 +19,15 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from poisoncam_ray.errors import UserError
-from poisoncam_ray.fingerprint import differences
 from poisoncam_ray.folder import Folder
 from poisoncam_ray.method.encoder import build_encoder
 from poisoncam_ray.method.small_maps import use_products
+from poisoncam_ray.research.claim import claim
 from poisoncam_ray.research.regime.pictures import batches, hold
 from poisoncam_ray.stages.precision import choose, dtype_of
+from poisoncam_ray.stages.pretrain import restore, save
 
-WEIGHTS, REPORT, STATE, PROGRESS = "encoder.safetensors", "warm_start.json", "state.safetensors", "state.json"
+WEIGHTS, REPORT, SETTINGS = "encoder.safetensors", "warm_start.json", "settings.json"
 MOMENTUM, WEIGHT_DECAY, WARM_UP = 0.9, 5e-4, 0.1
 """Of SGD, the usual ones for small residual networks, and the share of the steps in which the rate rises."""
 HELD = 2
@@ -80,7 +81,7 @@ def warm_start(
         "lr": lr, "crop_min": crop_min, "seed": seed,
     }  # fmt: skip
     out = Folder(output_uri)
-    history = _history(out, settings)
+    claim(out, SETTINGS, settings, "another training")
     if out.exists(REPORT):
         return out.read_json(REPORT)
     train = hold(input_uri, label_column, HELD * image_size)
@@ -100,7 +101,7 @@ def warm_start(
     )
     a_epoch = max(1, len(train) // batch)
     total = max(1, images // batch)
-    done = _resume(out, history, model, optimizer, batch)
+    done, history = restore(out, model, optimizer)
     dtype, began = dtype_of(choose("auto", gpu=False)), time.monotonic()
     losses: list[float] = []
     for step, i_B in batches(len(train), batch, seed, done):
@@ -130,8 +131,8 @@ def warm_start(
                 f"{(step + 1) * batch:,} images, loss {history[-1]['loss']:.3f}{told}, "
                 f"{time.monotonic() - began:.0f} s"
             )
-            _save(out, settings, history, step + 1, model, optimizer)
-    out.write_tensors(WEIGHTS, {key: t.contiguous() for key, t in encoder.state_dict().items()})
+            save(out, step + 1, model, optimizer, history)
+    out.write_tensors(WEIGHTS, encoder.state_dict())
     report = {"settings": settings, "classes": len(classes), "pictures": len(train), "history": history}
     out.write_json(REPORT, report)
     return report
@@ -160,52 +161,3 @@ def _accuracy(model: nn.Module, x_NCHW: Tensor, y_N: Tensor) -> float:
         for x_BCHW, y_B in zip(x_NCHW.split(512), y_N.split(512), strict=True)
     ]
     return float(torch.stack(right).sum()) / len(y_N)
-
-
-def _history(out: Folder, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """The epochs that were done before.
-
-    Raises:
-        UserError: they were done with other settings.
-    """
-    name = REPORT if out.exists(REPORT) else PROGRESS
-    if not out.exists(name):
-        return []
-    stored = out.read_json(name)
-    if other := differences(stored["settings"], settings):
-        raise UserError(f"The folder holds another training ({'; '.join(other)}): give a new folder.")
-    return list(stored["history"])
-
-
-def _save(
-    out: Folder,
-    settings: dict[str, Any],
-    history: list[dict[str, Any]],
-    step: int,
-    model: nn.Module,
-    optimizer: torch.optim.SGD,
-) -> None:
-    """Weights and momentum in one file, which is replaced whole; then how far they are."""
-    state = {f"model.{key}": t.contiguous() for key, t in model.state_dict().items()}
-    for i, p in enumerate(model.parameters()):
-        state[f"momentum.{i}"] = optimizer.state[p]["momentum_buffer"].contiguous()
-    state["step"] = torch.tensor(step)
-    # The settings first: weights without them could be continued with others.
-    out.write_json(PROGRESS, {"settings": settings, "history": history})
-    out.write_tensors(STATE, state)
-
-
-def _resume(
-    out: Folder, history: list[dict[str, Any]], model: nn.Module, optimizer: torch.optim.SGD, batch: int
-) -> int:
-    """Read the last epoch's state. Returns the steps done; later epochs are left out of the history."""
-    if not out.exists(STATE):
-        history.clear()
-        return 0
-    state = out.read_tensors(STATE)
-    model.load_state_dict({k.removeprefix("model."): t for k, t in state.items() if k.startswith("model.")})
-    for i, p in enumerate(model.parameters()):
-        optimizer.state[p]["momentum_buffer"] = state[f"momentum.{i}"]
-    step = int(state["step"])
-    history[:] = [at for at in history if at["images"] <= step * batch]
-    return step

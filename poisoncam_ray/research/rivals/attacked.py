@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from poisoncam_ray.errors import UserError
-from poisoncam_ray.fingerprint import differences
 from poisoncam_ray.folder import Folder
 from poisoncam_ray.research.attacks import poison_corpus
 from poisoncam_ray.research.attacks.kinds import kind_named
+from poisoncam_ray.research.claim import claim
 from poisoncam_ray.research.evaluate.corpora import take_classes
 
 CLEAN, LOGO = "clean", "logo"
@@ -95,12 +95,7 @@ def take(source: Source, out: Folder) -> list[str]:
         UserError: there are too few labels, or the folder holds attacks on something else.
     """
     now = asdict(source) | {"labels": list(source.labels)}
-    if not out.exists(SOURCE):
-        out.write_json(SOURCE, now)
-    elif found := differences(out.read_json(SOURCE), now):
-        raise UserError(
-            f"{out.uri} holds attacks on something else ({'; '.join(found)}): give a new --output."
-        )
+    claim(out, SOURCE, now, "attacks on something else")
     if len(source.labels) < source.n_classes:
         raise UserError(f"{source.n_classes} classes cannot be drawn from {len(source.labels)} labels.")
     classes = np.random.default_rng(source.seed).choice(source.labels, source.n_classes, replace=False)

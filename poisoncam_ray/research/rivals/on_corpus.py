@@ -20,10 +20,10 @@ from poisoncam_ray.artifact import SIDES
 from poisoncam_ray.corpus import Corpus, open_corpus
 from poisoncam_ray.decode import DecodeError
 from poisoncam_ray.errors import UserError
-from poisoncam_ray.fingerprint import differences
 from poisoncam_ray.folder import Folder, absolute
 from poisoncam_ray.research.attacks.choice import chance
 from poisoncam_ray.research.attacks.encoded import pixels
+from poisoncam_ray.research.claim import claim
 from poisoncam_ray.research.evaluate.joined import Truth, read_truth
 from poisoncam_ray.research.rivals.measure import figures, on_trigger, poisoned_of
 from poisoncam_ray.research.rivals.recurring import (
@@ -205,12 +205,7 @@ def _claim(corpus_uri: str, pictures: CorpusPictures, out: Folder, look: Look) -
     now = {"input": absolute(corpus_uri), "n_images": len(pictures.image_ids), "version": VERSION}
     # More sides may be asked for later, and another share needs no other scores.
     now |= {name: value for name, value in asdict(look).items() if name in ("sample", "seed")}
-    if not out.exists(SETTINGS):
-        out.write_json(SETTINGS, now)
-    elif found := differences(out.read_json(SETTINGS), now):
-        raise UserError(
-            f"{out.uri} holds the scores of something else ({'; '.join(found)}): give a new --output."
-        )
+    claim(out, SETTINGS, now, "the scores of something else")
 
 
 def _write(out: Folder, side: int, image_ids: list[str], made: Recurring, cost: dict[str, float]) -> None:
