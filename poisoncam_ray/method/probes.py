@@ -1,14 +1,16 @@
 """What an encoder has learned, measured by classifiers on its frozen features.
 
 `knn_predict` is the weighted k-nearest-neighbour probe of Instance Discrimination (arXiv 1805.01978 §3.4);
-`linear_predict` is multinomial logistic regression on a few labelled features. `accuracy`, `attack_success`
-and `false_positives` count their predictions.
+`linear_predict` is multinomial logistic regression on a few labelled features, whose penalty `choose_penalty`
+can choose. `accuracy`, `attack_success` and `false_positives` count their predictions.
 
 N labelled images (n of one class)   M queries   B queries at once   k neighbours   C classes
 D feature dimensions   f, bank, q features   y, labels classes, int64 in 0 … C−1
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -19,6 +21,9 @@ TEMPERATURE = 0.07
 # Half the squared weights against the summed loss: the default of scikit-learn's LogisticRegression (C = 1).
 # Without it the weights grow without bound where a few images are separable.
 PENALTY = 1.0
+# What `choose_penalty` tries. A victim tunes it, and attack success depends on it more than accuracy does.
+PENALTIES = (1.0, 10.0, 100.0, 1000.0)
+FOLDS = 5
 ITERATIONS = 200
 # Dimensions that hardly vary carry noise only, which a division by their standard deviation would amplify.
 MIN_DEVIATION = 1e-4
@@ -139,6 +144,39 @@ def linear_predict(
     with torch.enable_grad():
         optimizer.step(loss)
     return (q_MD @ w_DC + b_C).detach().argmax(dim=1)
+
+
+def choose_penalty(
+    f_ND: Tensor, y_N: Tensor, n_classes: int, penalties: Sequence[float] = PENALTIES, folds: int = FOLDS
+) -> float:
+    """Choose the penalty of `linear_predict` by cross-validation on the labelled features.
+
+    Args:
+        f_ND: labelled features, of any length.
+        y_N: their classes. The images of each class are dealt to the folds in turn, in their order.
+        n_classes: C.
+        penalties: those to try, for as many images as a fold leaves.
+        folds: at least 2; of fewer images than folds, some are empty.
+
+    Returns:
+        The penalty with which most held-out images are predicted right; of equals the first.
+
+    Raises:
+        ValueError: there are fewer than 2 labelled features, or the labels do not match.
+    """
+    if len(f_ND) < 2 or len(f_ND) != len(y_N) or folds < 2:
+        raise ValueError(f"There are {len(f_ND)} labelled features and {len(y_N)} labels for {folds} folds.")
+    fold_N = torch.empty_like(y_N)
+    fold_N[y_N.argsort(stable=True)] = torch.arange(len(y_N), device=y_N.device) % folds
+    right = dict.fromkeys(penalties, 0)
+    for fold in range(folds):
+        held_N = fold_N == fold
+        if not bool(held_N.any()):
+            continue
+        for penalty in penalties:
+            found_m = linear_predict(f_ND[~held_N], y_N[~held_N], f_ND[held_N], n_classes, penalty)
+            right[penalty] += int((found_m == y_N[held_N]).sum())
+    return max(penalties, key=lambda penalty: right[penalty])
 
 
 def accuracy(predicted_M: Tensor, y_M: Tensor) -> float:

@@ -12,6 +12,7 @@ from poisoncam_ray.method.probes import (
     accuracy,
     attack_success,
     choose_labelled,
+    choose_penalty,
     false_positives,
     knn_predict,
     linear_predict,
@@ -144,6 +145,20 @@ def test_the_linear_probe_ignores_lengths_and_order_and_is_deterministic():
     assert (once == linear_predict(f_ND.flip(0), y_N.flip(0), q_MD, 3)).float().mean() > 0.98
 
 
+def test_the_penalty_is_chosen_by_held_out_images():
+    g = torch.Generator().manual_seed(6)
+    sure_ND, y_N = clouds(60, 7)
+    held_y_N = torch.arange(600) % 3
+    noise_ND = torch.randn(60, 40, generator=g) + 0.6 * torch.eye(40)[y_N]
+    noise_MD = torch.randn(600, 40, generator=g) + 0.6 * torch.eye(40)[held_y_N]
+    tuned, fixed = (
+        float((linear_predict(noise_ND, y_N, noise_MD, 3, penalty) == held_y_N).float().mean())
+        for penalty in (choose_penalty(noise_ND, y_N, 3), 1e-3)
+    )
+    assert tuned > fixed
+    assert choose_penalty(sure_ND, y_N, 3, (1.0, 1e6)) == 1.0
+
+
 def test_the_linear_probe_takes_one_image_per_class_and_empty_classes():
     f_ND = torch.eye(3)
     got = linear_predict(f_ND, torch.tensor([0, 3, 1]), f_ND, 5)
@@ -154,6 +169,8 @@ def test_a_linear_probe_without_features_and_a_wrong_share_are_refused():
     empty = torch.zeros(0, dtype=torch.int64)
     with pytest.raises(ValueError):
         linear_predict(torch.zeros(0, 3), empty, torch.zeros(1, 3), 2)
+    with pytest.raises(ValueError):
+        choose_penalty(torch.zeros(1, 3), torch.zeros(1, dtype=torch.int64), 2)
     with pytest.raises(ValueError):
         choose_labelled(torch.zeros(2), torch.zeros(3, dtype=torch.int64), 0.5)
     with pytest.raises(ValueError):

@@ -25,7 +25,14 @@ from poisoncam_ray.config import Config
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.folder import Folder
 from poisoncam_ray.method.encoder import Encoder
-from poisoncam_ray.method.probes import accuracy, attack_success, choose_labelled, knn_predict, linear_predict
+from poisoncam_ray.method.probes import (
+    accuracy,
+    attack_success,
+    choose_labelled,
+    choose_penalty,
+    knn_predict,
+    linear_predict,
+)
 from poisoncam_ray.research.claim import claim
 from poisoncam_ray.research.evaluate.joined import read_truth
 from poisoncam_ray.research.regime.pictures import Pictures, batches, hold
@@ -86,9 +93,10 @@ class Judge:
         """Probe an encoder.
 
         Returns:
-            Shares 0 … 1. asr_linear, asr_knn: of patched images of other classes, those predicted as the
-            target. unpatched_linear, unpatched_knn: the same of these images without trigger. acc_linear,
-            acc_knn: clean accuracy. near_poison: of patched images of other classes, those whose most
+            Shares 0 … 1. asr_linear, asr_tuned, asr_knn: of patched images of other classes, those predicted
+            as the target. unpatched_linear …: the same of these images without trigger. acc_linear …: clean
+            accuracy. linear has the penalty of all other tables, tuned the one that a victim would choose.
+            near_poison: of patched images of other classes, those whose most
             similar training image is poisoned; near_poison_unpatched: without trigger.
         """
         f_ND, q_MD, t_MD = (
@@ -97,8 +105,11 @@ class Judge:
         n_classes = int(self.y_N.max()) + 1
         both_MD = torch.cat([q_MD, t_MD])
         found: dict[str, float] = {}
+        few_nD, y_n = f_ND[self.few_n], self.y_N[self.few_n]
+        tuned = choose_penalty(few_nD, y_n, n_classes)
         for name, both_M in (
-            ("linear", linear_predict(f_ND[self.few_n], self.y_N[self.few_n], both_MD, n_classes)),
+            ("linear", linear_predict(few_nD, y_n, both_MD, n_classes)),
+            ("tuned", linear_predict(few_nD, y_n, both_MD, n_classes, tuned)),
             ("knn", knn_predict(f_ND, self.y_N, both_MD, n_classes=n_classes)),
         ):
             clean_M, patched_M = both_M.chunk(2)
@@ -189,13 +200,14 @@ def train(
 
 def words(figures: dict[str, float]) -> str:
     """The figures of a point, or of the end, for the console."""
-    linear, knn = (
+    linear, tuned, knn = (
         f"{figures[f'asr_{name}']:.3f} ({figures[f'unpatched_{name}']:.3f} unpatched)"
-        for name in ("linear", "knn")
+        for name in ("linear", "tuned", "knn")
     )
     return (
-        f"attack success {linear} linear, {knn} k-NN, clean accuracy {figures['acc_linear']:.3f}, "
-        f"{figures['acc_knn']:.3f}, near poison {figures['near_poison']:.3f}"
+        f"attack success {linear} linear, {tuned} with its penalty tuned, {knn} k-NN, clean accuracy "
+        f"{figures['acc_linear']:.3f}, {figures['acc_tuned']:.3f}, {figures['acc_knn']:.3f}, near poison "
+        f"{figures['near_poison']:.3f}"
     )
 
 
