@@ -180,7 +180,9 @@ def trained_parts(width: int, height: int) -> list[tuple[int, int, int, int]]:
     return _cover(width, height, TRAINED_WHOLE, TRAINED_WHOLE, MOST_TRAINED)
 
 
-def _cover(width: int, height: int, whole: float, aspect: float, most: int) -> list[tuple[int, int, int, int]]:
+def _cover(
+    width: int, height: int, whole: float, aspect: float, most: int
+) -> list[tuple[int, int, int, int]]:
     longer, shorter = max(width, height), min(width, height)
     if longer <= whole * shorter or most < 2:
         return []
