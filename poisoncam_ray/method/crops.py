@@ -26,8 +26,8 @@ trained on crops that are not squeezed. They hardly know a trigger that is half 
 PART_ASPECT = 1.25
 """Longer over shorter side of the parts of other images."""
 TRAINED_WHOLE = 2.0
-"""Both of these in training, where the two crops of a pair come from one part. In a victim's training they come
-from anywhere in the image, and some attacks need crops that lie far apart."""
+"""Both of these in training, where the two crops of a pair come from one part. In a victim's training they
+come from anywhere in the image, and some attacks need crops that lie far apart."""
 OVERLAP = 0.5
 """What neighbouring parts share, in shorter sides: a smaller trigger is whole in one of them."""
 MOST_PARTS, MOST_TRAINED = 16, 8
