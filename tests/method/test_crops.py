@@ -135,7 +135,7 @@ def test_the_parts_of_a_long_image_cover_it_and_overlap(shorter, aspect, tall):
     size = (shorter, longer) if tall else (longer, shorter)
     axis = 1 if tall else 0
     boxes = parts(*size)
-    if longer <= 1.5 * shorter:
+    if longer <= 1.52 * shorter:
         assert boxes == []
         return
     assert 2 <= len(boxes) <= MOST_PARTS
@@ -154,7 +154,7 @@ def test_the_parts_of_a_long_image_cover_it_and_overlap(shorter, aspect, tall):
 def test_parts_of_two_to_one_and_four_to_one():
     assert parts(128, 64) == [(0, 0, 80, 64), (48, 0, 128, 64)]
     assert parts(64, 256) == [(0, y, 64, y + 80) for y in (0, 44, 88, 132, 176)]
-    assert parts(96, 64) == parts(64, 64) == []
+    assert parts(500, 332) == parts(96, 64) == parts(64, 64) == []
 
 
 def test_training_draws_from_larger_parts():
