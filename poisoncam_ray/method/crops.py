@@ -21,9 +21,9 @@ TRIES = 10
 FLIP_P = 0.5
 
 MOST_SQUEEZED = 1.52
-"""Longer over shorter side up to which Embed, Search and Judge look at an image as a whole only: 3:2, and a little
-more, since sides are whole pixels (500 × 332 is common). Encoders are trained on crops that are not squeezed.
-They hardly know a trigger that is half as wide as it is high."""
+"""Longer over shorter side up to which Embed, Search and Judge look at an image as a whole only: 3:2, and a
+little more, since sides are whole pixels (500 × 332 is common). Encoders are trained on crops that are not
+squeezed. They hardly know a trigger that is half as wide as it is high."""
 PART_ASPECT = 1.25
 """Longer over shorter side of the parts of other images."""
 TRAINED_WHOLE = 2.0
