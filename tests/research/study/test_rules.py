@@ -96,7 +96,7 @@ def test_the_table_has_a_line_for_each_row(made):
 
 
 def test_runs_are_named_by_what_tells_them_apart(made, tmp_path):
-    row = module.Row("s3://here/a/1/run", "", None, artifact.POISON, 1, 2.0, 3, 4, False)
+    row = module.Row("s3://here/a/1/run", "", None, artifact.POISON, 1, 2.0, 3, 2, 0.5, 4, False)
     out = Folder(str(tmp_path))
     module.write_rules([row, replace(row, run="s3://here/b/run/")], out)
     assert [row["run"] for row in out.read_json(JSON)] == ["a/1/run", "b/run"]
