@@ -34,7 +34,7 @@ from poisoncam_ray.research.evaluate.stored import (
 from poisoncam_ray.research.study.strata import CLEAN, NATURAL, OWN, strata
 from poisoncam_ray.stages.ranking import read_ranking
 from poisoncam_ray.stages.verdict import read_candidates
-from tests.fake_run import CONFIG, FakeRun, make_fake_run
+from tests.fake_run import CONFIG, HEIGHT, SIDE, WIDTH, FakeRun, make_fake_run
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +131,30 @@ def test_strata_are_those_of_metrics_json(fake: FakeRun):
     unknown = candidates_of(Folder(fake.run), None, "one")
     assert strata("one", unknown, poisoned_C, poisoned_C) == []
     assert unknown.table["poisoned"].null_count == unknown.table["poison_share"].null_count == 18
+
+
+def test_of_several_true_boxes_the_one_that_fits_best_is_stored(fake: FakeRun, tmp_path: Path):
+    plain = candidates_of(Folder(fake.run), read_truth(fake.truth), "one").table.to_pylist()
+    missed = next(row for row in plain if row["hit"] is False)
+    window = [missed[side] for side in SIDES]
+    under = [round(at * scale) for at, scale in zip(window, (WIDTH / SIDE, HEIGHT / SIDE) * 2, strict=True)]
+    truth = pq.read_table(fake.truth).to_pylist()
+    for row in truth:
+        own = [row[side] for side in SIDES]
+        row["boxes"] = [own, *([under] if row["image_id"] == missed["image_id"] else [])]
+        row["boxes"] = row["boxes"] if row["poisoned"] and row["image_id"] != plain[0]["image_id"] else []
+        if row["image_id"] == plain[0]["image_id"]:
+            row |= dict.fromkeys(SIDES, -1)
+    pq.write_table(pa.Table.from_pylist(truth), tmp_path / "truth.parquet")
+    more = candidates_of(
+        Folder(fake.run), read_truth(str(tmp_path / "truth.parquet")), "one"
+    ).table.to_pylist()
+    changed = [row["image_id"] for row, before in zip(more, plain, strict=True) if row != before]
+    assert sorted(changed) == sorted([missed["image_id"], plain[0]["image_id"]])
+    found = next(row for row in more if row["image_id"] == missed["image_id"])
+    assert found["hit"] and [found[f"true_{side}"] for side in SIDES] == window
+    # A trigger without a box counts in no trigger detection.
+    assert more[0]["poisoned"] and more[0]["hit"] is None and more[0]["true_x0"] is None
 
 
 def test_a_corpus_without_poison_has_no_poisoned_candidate(tmp_path: Path):
