@@ -189,7 +189,7 @@ def store_run(run_uri: str, truth_uri: str, file: str) -> int:
     """
     parent, _, name = absolute(file).rpartition("/")
     stored = candidates_of(Folder(run_uri), read_truth(truth_uri), name.removesuffix(SUFFIX))
-    return stored.write(Folder(parent), name)
+    return stored.write(Folder(parent or "/"), name)
 
 
 def completed(table: pa.Table) -> pa.Table:

@@ -146,7 +146,7 @@ def decide_stored(file: str, changes: Changes | None = None) -> tuple[list[Row],
         UserError: the file cannot be read (`read_stored`).
     """
     parent, _, name = file.rpartition("/")
-    stored = read_stored(Folder(parent), name)
+    stored = read_stored(Folder(parent or "/"), name)
     with tempfile.TemporaryDirectory() as here:
         search = Folder(here)
         stored.unpack(search)
