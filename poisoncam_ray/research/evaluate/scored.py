@@ -107,7 +107,7 @@ def scored_poisoned(run: Folder, truth: Truth, cluster_P: np.ndarray, pure_P: np
 def true_boxes(run: Folder, poisoned: pa.Table) -> tuple[Tensor, Tensor]:
     """(true_ST4, patched_S), as in `Scored`, of S rows of the truth.
 
-    An image that is not in the index counts as one without a box, and so does an image longer than 2:1 whose
+    An image that is not in the index counts as one without a box, and so does an image longer than 3:2 whose
     `own_part` holds no box whole.
     """
     size_S2 = torch.zeros(len(poisoned), 2, dtype=torch.int64)
