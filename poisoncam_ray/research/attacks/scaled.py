@@ -1,8 +1,8 @@
 """Scaled: the trigger appears only when a loader shrinks the picture (Xiao et al., USENIX Security 2019).
 
 A loader that shrinks without antialiasing reads few of the pixels. These are changed so that the shrunk
-picture shows the trigger; at full size they are a grid of dots. Images are stored as PNG, which keeps the dots
-exactly. At a ratio of 7 they also survive a JPEG of quality 95 (jobs/results/scaling.md).
+picture shows the trigger; at full size they are a grid of dots. Images are stored as PNG, which keeps the
+dots exactly. At a ratio of 7 they also survive a JPEG of quality 95 (jobs/results/scaling.md).
 
 W, H stored sides   w, h shrunk sides   C channels
 """

@@ -11,12 +11,14 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from poisoncam_ray.config import Classify
 from poisoncam_ray.decode import views
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.method.crops import in_sample, own_part, parts
 from poisoncam_ray.research.attacks import KINDS, poison_corpus
 from poisoncam_ray.research.attacks.filters import FILTERS, what_filters_see
 from poisoncam_ray.research.attacks.kind import How
+from poisoncam_ray.research.attacks.perfect_search import judge_with_perfect_windows
 from poisoncam_ray.research.attacks.scaled import BILINEAR, NEAREST, disguise, shrunk
 
 MAX_PIXELS = 2**20
@@ -230,3 +232,19 @@ def test_names_chosen_for_a_known_seed_stay_out_of_the_sample_and_of_no_other_se
     blind = [name for name in names if own_part(0, name, *size) == boxes[0]][:2000]
     seen = sum(own_part(836_214_075, name, *size) == boxes[0] for name in blind)
     assert len(boxes) > 1 and abs(seen / len(blind) - 1 / len(boxes)) < 0.05
+
+
+def test_true_windows_find_poison_and_the_framed_bearers_alike(corpus, tmp_path) -> None:
+    bearers_of("framed", corpus, tmp_path, bearers=0.1)
+    settings = Classify(models=1, steps=40, batch_size=8)
+    found = judge_with_perfect_windows(str(tmp_path / "framed"), 32, 0, settings)
+    assert (
+        found["recall_of_poison"] > 0.9 and found["decoys_flagged"] > 0.9 and found["others_flagged"] < 0.05
+    )
+    assert 15 <= found["n_decoys"] <= 50 and found["erased"] == (found["unsure_share"] <= 0.03)
+
+
+def test_without_boxes_there_are_no_true_windows(corpus, tmp_path) -> None:
+    poison_corpus(str(corpus(60)), str(tmp_path / "out"), ["1"], kind="frequency")
+    with pytest.raises(UserError, match="0 poisoned images with a box"):
+        judge_with_perfect_windows(str(tmp_path / "out"), 32, 0, Classify(models=1))
