@@ -17,7 +17,9 @@ in clean corpora on which rules were tested."""
 def photographs(
     train: Annotated[str, typer.Option(help="labelled Parquet corpus (column label, integers)")],
     validation: Annotated[str, typer.Option(help="labelled Parquet validation corpus")],
-    output: Annotated[str, typer.Option(help="folder for the runs, results.csv and results.md")],
+    output: Annotated[
+        str, typer.Option(help="folder for the runs, their candidates, results.csv and results.md")
+    ],
     trigger: Annotated[
         list[str] | None,
         typer.Option(help="trigger image or generated:SEED; repeat; none: --clean only"),

@@ -216,7 +216,7 @@ def _seen(run: Folder, record: ImageRecord, data: bytes, config: Config, models:
     if looks > 1:
         where = "the whole" if part == boxes[0] else f"the part from {part[:2]} to {part[2:]}"
         said.append(
-            f"The image is longer than 2:1: {looks - 1} overlapping parts were judged beside the whole, so "
+            f"The image is longer than 3:2: {looks - 1} overlapping parts were judged beside the whole, so "
             f"the threshold is higher. Shown here is {where}, which scores highest."
         )
     return Seen(x_CHW, part, scores[best], said)

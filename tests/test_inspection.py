@@ -233,9 +233,9 @@ def with_long_image(judged: FakeRun, folder: Path, x: int, times: int = 1) -> st
     shutil.copytree(judged.corpus, folder / "corpus")
     shard = folder / "corpus" / POISONED.partition("#")[0]
     rows = pq.read_table(shard).to_pylist()
-    # In a part, which is squeezed to half its width, the trigger is as large as in the others' squares.
+    # In a part, which is squeezed to 0.8 of its width, the trigger is as large as in the others' squares.
     image = png(12, 6 * SIDE, SIDE)
-    rows[12]["image"] = enlarged(with_trigger(image, TRIGGER, (x, 10, x + 20, 20)), times)
+    rows[12]["image"] = enlarged(with_trigger(image, TRIGGER, (x, 10, x + 12, 20)), times)
     pq.write_table(pa.Table.from_pylist(rows), shard, row_group_size=40)
     run, corpus = Folder(str(folder / "run")), open_corpus(str(folder / "corpus"), rows_per_slice=40)
     shrink_to = 2 * SIDE if times > 1 else None
@@ -260,9 +260,9 @@ def test_a_long_image_is_shown_by_the_part_that_judge_has_flagged(judged, tmp_pa
     story = inspect_image(with_long_image(judged, tmp_path, x), POISONED)
     assert (story.record.width, story.record.height) == (6 * SIDE, SIDE)
     assert story.record.p_poison > 0.5 and story.scores[0].p == pytest.approx(story.record.p_poison, abs=1e-3)
-    assert "4 overlapping parts were judged beside the whole" in story.why[1]
-    assert story.part[0] <= x and x + 20 <= story.part[2] and story.part[2] - story.part[0] == 2 * SIDE
-    shown = ((x - story.part[0]) / 2, 10, (x + 20 - story.part[0]) / 2, 20)
+    assert "8 overlapping parts were judged beside the whole" in story.why[1]
+    assert story.part[0] <= x and x + 12 <= story.part[2] and story.part[2] - story.part[0] == 1.25 * SIDE
+    shown = ((x - story.part[0]) * 0.8, 10, (x + 12 - story.part[0]) * 0.8, 20)
     assert story.box == pytest.approx(shown, abs=2)
 
 
@@ -271,9 +271,9 @@ def test_an_image_that_was_judged_by_its_copy_is_shown_as_it_was_judged(judged, 
     story = inspect_image(run, POISONED)
     assert (story.record.width, story.record.height) == (18 * SIDE, 3 * SIDE)
     assert story.record.p_poison > 0.5 and story.scores[0].p == pytest.approx(story.record.p_poison, abs=1e-3)
-    assert story.part[0] <= 450 and story.part[2] >= 510 and story.part[2] - story.part[0] == 6 * SIDE
+    assert story.part[0] <= 450 and story.part[2] >= 486 and story.part[2] - story.part[0] == 3.75 * SIDE
     x0, y0, x1, y1 = story.record.box
-    assert ((x0 + x1) / 2, y0, y1) == pytest.approx((480, 30, 60), abs=6), "in pixels of the stored image"
+    assert ((x0 + x1) / 2, y0, y1) == pytest.approx((468, 30, 60), abs=6), "in pixels of the stored image"
     shutil.rmtree(Path(run) / artifact.INDEX / artifact.SHRUNK)
     story = inspect_image(run, POISONED)
     assert story.record.p_poison > 0.5 and not story.scores

@@ -16,6 +16,7 @@ from poisoncam_ray.signals import end_on_signals
 @examples(
     "poisoncam evaluate --run defended/ --truth poisoned/truth.parquet",
     "poisoncam evaluate --run defended/ --truth poisoned/truth.parquet --strategy full_coverage:hard",
+    "poisoncam evaluate --run defended/ --truth poisoned/truth.parquet --candidates one.parquet",
 )
 def evaluate(
     run: Annotated[str, typer.Option(help="the --output of a finished defence")],
@@ -47,6 +48,14 @@ def evaluate(
         str | None,
         typer.Option(help="a run on the never-poisoned corpus with the same settings, to use its encoder"),
     ] = None,
+    candidates: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="also store the run's candidates, with the truth beside them, in this .parquet file: "
+            "jobs/rules.py decides on them again",
+        ),
+    ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -63,6 +72,8 @@ def evaluate(
         raise UserError("--retrain needs --never-poisoned, the corpus before the attack.")
     if never_poisoned_run and not retrain:
         raise UserError("--never-poisoned-run is for --retrain: give that, too.")
+    if candidates and not candidates.endswith(".parquet"):
+        raise UserError(f"--candidates {candidates} is no name of a Parquet file: let it end with .parquet.")
     from poisoncam_ray.research.evaluate import OtherModels, Validation, evaluate_run
 
     queries = Validation(validation or "", patched or "", target or "", label_column) if validation else None
@@ -79,4 +90,9 @@ def evaluate(
         # Ray has put a handler of its own in the place of ours.
         end_on_signals()
     metrics = evaluate_run(run, truth, strategy or (), queries, beside, output.progress)
+    if candidates:
+        from poisoncam_ray.research.evaluate.stored import store_run
+
+        size = store_run(run, truth, candidates)
+        output.note(f"candidates  {candidates}, {size / 1e6:.2f} MB")
     output.result(metrics, json.dumps(metrics, indent=2).split("\n"))

@@ -20,13 +20,19 @@ RATIO = (3 / 4, 4 / 3)
 TRIES = 10
 FLIP_P = 0.5
 
-
-MOST_SQUEEZED = 2.0
-"""Longer over shorter side up to which an image is looked at as a whole only, and of the parts of others."""
+MOST_SQUEEZED = 1.52
+"""Longer over shorter side up to which Embed, Search and Judge look at an image as a whole only: 3:2, and a
+little more, since sides are whole pixels (500 × 332 is common). Encoders are trained on crops that are not
+squeezed. They hardly know a trigger that is half as wide as it is high."""
+PART_ASPECT = 1.25
+"""Longer over shorter side of the parts of other images."""
+TRAINED_WHOLE = 2.0
+"""Both of these in training, where the two crops of a pair come from one part. In a victim's training they
+come from anywhere in the image, and some attacks need crops that lie far apart."""
 OVERLAP = 0.5
 """What neighbouring parts share, in shorter sides: a smaller trigger is whole in one of them."""
-MOST_PARTS = 8
-"""Of one image. Those of a still longer image are longer, too."""
+MOST_PARTS, MOST_TRAINED = 16, 8
+"""Parts of one image, when it is looked at and in training. Those of a still longer image are longer, too."""
 
 CropShape = Literal["square", "own"]
 
@@ -56,7 +62,7 @@ def draw_pair(
         rng: the random generator.
         shape: as in `draw_crop`.
     """
-    boxes = parts(width, height) or [(0, 0, width, height)]
+    boxes = trained_parts(width, height) or [(0, 0, width, height)]
     x0, y0, x1, y1 = boxes[rng.integers(len(boxes))] if len(boxes) > 1 else boxes[0]
     pair = [draw_crop(x1 - x0, y1 - y0, least, rng, shape) for _ in range(2)]
     return [replace(crop, box=tuple(np.add(crop.box, (x0, y0, x0, y0)).tolist())) for crop in pair]
@@ -103,14 +109,14 @@ def shrunk_size(width: int, height: int, side: int) -> tuple[int, int]:
     Args:
         width: of the stored image, in pixels.
         height: of the stored image, in pixels.
-        side: the long side of the copy, at most; of an image that is looked at by its parts, the long side of
-            each of these. So the short side of what is looked at is at least half of it for images up to
-            13:1; still longer ones are seen more coarsely.
+        side: the long side of the copy, at most; of an image longer than 2:1, the long side of each of its
+            parts of 2:1. So the short side of what is looked at is at least half of it for images up to 13:1;
+            still longer ones are seen more coarsely.
 
     Returns:
         The size, of the same aspect; that of the image where this is no larger.
     """
-    _, _, *longer = (parts(width, height) or [(0, 0, width, height)])[0]
+    _, _, *longer = (trained_parts(width, height) or [(0, 0, width, height)])[0]
     scale = side / max(longer)
     if scale >= 1:
         return width, height
@@ -118,7 +124,7 @@ def shrunk_size(width: int, height: int, side: int) -> tuple[int, int]:
 
 
 def own_part(seed: int, image_id: str, width: int, height: int) -> tuple[int, int, int, int]:
-    """The part by which Embed, Search and Classify know an image: all of it up to 2:1; of a longer image one
+    """The part by which Embed, Search and Classify know an image: all of it up to 3:2; of a longer image one
     of its parts, drawn by the seed and the image's id. So they see long images at the resolution of others,
     and of many long images that carry a trigger, some show it.
 
@@ -165,16 +171,26 @@ def parts(width: int, height: int, most: int = MOST_PARTS) -> list[tuple[int, in
 
     Returns:
         Boxes [x0, y0, x1, y1) in pixels of the stored image, which cover it from end to end and overlap; none
-        up to 2:1.
+        up to 3:2.
     """
+    return _cover(width, height, MOST_SQUEEZED, PART_ASPECT, most)
+
+
+def trained_parts(width: int, height: int) -> list[tuple[int, int, int, int]]:
+    """As `parts`, those from which training draws the crops of an image longer than 2:1; none up to there."""
+    return _cover(width, height, TRAINED_WHOLE, TRAINED_WHOLE, MOST_TRAINED)
+
+
+def _cover(
+    width: int, height: int, whole: float, aspect: float, most: int
+) -> list[tuple[int, int, int, int]]:
     longer, shorter = max(width, height), min(width, height)
-    if longer <= MOST_SQUEEZED * shorter or most < 2:
+    if longer <= whole * shorter or most < 2:
         return []
-    wanted = math.ceil((longer / shorter - OVERLAP) / (MOST_SQUEEZED - OVERLAP))
-    n = min(wanted, most)
-    # With as many parts as are wanted, the length is MOST_SQUEEZED, and the overlap at least OVERLAP.
-    relative = OVERLAP / MOST_SQUEEZED
-    length = round(max(MOST_SQUEEZED * shorter, longer / (1 + (n - 1) * (1 - relative))))
+    n = min(math.ceil((longer / shorter - OVERLAP) / (aspect - OVERLAP)), most)
+    # With as many parts as are wanted they have this aspect, and overlap by at least OVERLAP.
+    relative = OVERLAP / aspect
+    length = min(round(max(aspect * shorter, longer / (1 + (n - 1) * (1 - relative)))), longer)
     starts = [round(i * (longer - length) / (n - 1)) for i in range(n)]
     if width >= height:
         return [(start, 0, start + length, height) for start in starts]

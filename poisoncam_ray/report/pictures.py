@@ -36,7 +36,7 @@ def fetch_pictures(
         settings: run.json.
         image_ids: the images wanted.
         side: the side of the encoder's images, in pixels.
-        searched: of an image longer than 2:1 what the search saw, not all of it.
+        searched: of an image longer than 3:2 what the search saw, not all of it.
 
     Returns:
         data: URIs by image id, without the images that could not be read.

@@ -23,7 +23,7 @@ from poisoncam_ray.corpus import Corpus
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.folder import Folder
 from poisoncam_ray.method.classifier import choose_threshold, held_out_pastes, poison_logit, train_classifier
-from poisoncam_ray.method.crops import MOST_SQUEEZED
+from poisoncam_ray.method.crops import MOST_SQUEEZED, PART_ASPECT
 from poisoncam_ray.method.geometry import same_size
 from poisoncam_ray.method.localise import whole_triggers
 from poisoncam_ray.stage import Outcome, Run, Stage
@@ -49,7 +49,7 @@ WINDOWS_PER_PICTURE = 50
 class Classify(Stage):
     name = artifact.CLASSIFIER
     title = "Classify"
-    version = 9
+    version = 10
     inputs = (artifact.INDEX, artifact.CLUSTERS, artifact.VERDICT)
     sections = ("encoder", "classify")
 
@@ -161,8 +161,10 @@ def aspects_of(index: Folder) -> float:
     sizes = pa.concat_tables([index.read_table(name, ["width", "height"]) for name in some])
     if not len(sizes):
         return 1.0
-    # Longer images are seen by their parts, which are as long as this.
-    aspect_N = (sizes["width"].to_numpy() / sizes["height"].to_numpy()).clip(1 / MOST_SQUEEZED, MOST_SQUEEZED)
+    log_N = np.log(sizes["width"].to_numpy() / sizes["height"].to_numpy())
+    # Longer images are seen by their parts.
+    long_N = np.abs(log_N) > np.log(MOST_SQUEEZED)
+    aspect_N = np.exp(np.where(long_N, np.sign(log_N) * np.log(PART_ASPECT), log_N))
     least, greatest = np.quantile(aspect_N, (0.01, 0.99))
     return float(greatest / least)
 

@@ -26,7 +26,7 @@ from poisoncam_ray.stages.precision import dtype_of
 class Embed(Stage):
     name = artifact.FEATURES
     title = "Embed"
-    version = 5
+    version = 6
     inputs = (artifact.INDEX, artifact.ENCODER)
     sections = ("encoder", "embed")
 

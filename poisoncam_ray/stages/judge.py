@@ -32,7 +32,7 @@ from poisoncam_ray.store import in_parallel
 class Judge(Stage):
     name = artifact.SCORES
     title = "Judge"
-    version = 9
+    version = 10
     inputs = (artifact.INDEX, artifact.CLASSIFIER)
     sections = ("encoder",)
 

@@ -41,7 +41,7 @@ CALLS_AT_ONCE = 2
 class Search(Stage):
     name = artifact.SEARCH
     title = "Search"
-    version = 20
+    version = 21
     inputs = (artifact.INDEX, artifact.ENCODER, artifact.CLUSTERS)
     sections = ("encoder", "search")
 

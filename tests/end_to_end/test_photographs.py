@@ -9,7 +9,9 @@ import pytest
 
 from poisoncam_ray.folder import Folder
 from poisoncam_ray.progress import Progress
-from poisoncam_ray.research.evaluate.table import Setting, make_table
+from poisoncam_ray.research.evaluate.table import CANDIDATES, Setting, make_table
+from poisoncam_ray.research.study.rules import decide_stored, stored_files
+from poisoncam_ray.research.study.strata import NATURAL, OWN
 from poisoncam_ray.settings import load_config
 
 pytestmark = pytest.mark.e2e
@@ -39,3 +41,11 @@ def test_a_backdoor_in_photographs_is_found_and_removed(photographs, triggers, r
     assert row["recall"] >= 0.98
     assert row["false_positive_rate"] <= 0.01
     assert row["recorded accuracy"] >= 10 * row["gradcam accuracy"]
+    # The table's file of its candidates gives the same verdict and figures.
+    (file,) = stored_files([str(tmp_path / CANDIDATES)])
+    (again,), strata = decide_stored(file, changes=[])
+    assert (again.verdict, again.best_to_threshold) == (row["verdict"], row["best_group_in_thresholds"])
+    assert again.precision is not None and again.precision >= 0.9
+    detected = {one.stratum: one.accuracy for one in strata}
+    assert detected[OWN] == row["trigger_detection_accuracy_poison_clusters"]
+    assert detected.get(NATURAL) == row["trigger_detection_accuracy_natural_clusters"]

@@ -12,12 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from poisoncam_ray import artifact, facts
+from poisoncam_ray import artifact
 from poisoncam_ray.config import Config
 from poisoncam_ray.config import Verdict as Settings
 from poisoncam_ray.corpus import open_corpus
-from poisoncam_ray.folder import Folder, Manifest
+from poisoncam_ray.folder import Folder
 from poisoncam_ray.progress import Progress
+from poisoncam_ray.research.evaluate.stored import Stored, completed
 from poisoncam_ray.stage import Run
 from poisoncam_ray.stages.verdict import Verdict
 from tests.golden import compare
@@ -32,21 +33,15 @@ FIRST = Config().search.race.first
 
 def searched(stored: Path, expected: dict[str, Any], run: Folder, images: slice = slice(None)) -> None:
     """The artifact of the search, as the stored run left it, on these flip-test images."""
-    search, table = run / artifact.SEARCH, pq.read_table(stored / "candidates.parquet")
-    rounds = pc.max(table["round"]).as_py() + 1
-    for number in range(rounds):
-        part = table.filter(pc.equal(table["round"], number)).drop_columns(["round"])
-        part = part.add_column(2, "own", part["cluster"])
-        landed = pa.array([row[images] for row in part["landed"].to_pylist()])
-        part = part.set_column(part.column_names.index("landed"), "landed", landed)
-        (search / artifact.round_name(number)).write_table(
-            artifact.CANDIDATES, part.cast(artifact.CANDIDATE_SCHEMA)
-        )
-    search.write_json(artifact.SUPERCLUSTERS, expected["superclusters"])
-    flip_test = pa.table(expected["flip_test"], schema=artifact.FLIP_TEST_SCHEMA)[images]
-    search.write_table(artifact.FLIP_TEST, flip_test)
-    said = facts.Searched(len(table), rounds, "", 0.0)
-    Manifest({}, {}, "", facts=said.as_json()).write(search)
+    table = pq.read_table(stored / "candidates.parquet")
+    landed = pa.array([row[images] for row in table["landed"].to_pylist()])
+    table = table.set_column(table.column_names.index("landed"), "landed", landed)
+    about = {
+        "rounds": pc.max(table["round"]).as_py() + 1,
+        "superclusters": expected["superclusters"],
+        "flip_test": {name: column[images] for name, column in expected["flip_test"].items()},
+    }
+    Stored(completed(table), about).unpack(run / artifact.SEARCH)
 
 
 def test_several_runs_are_stored():

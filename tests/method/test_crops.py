@@ -11,7 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poisoncam_ray.method.crops import MOST_PARTS, Crop, CropShape, draw_crop, draw_pair, own_part, parts
+from poisoncam_ray.method.crops import (
+    MOST_PARTS,
+    Crop,
+    CropShape,
+    draw_crop,
+    draw_pair,
+    own_part,
+    parts,
+    trained_parts,
+)
 from tests.examples import examples
 
 
@@ -126,7 +135,7 @@ def test_the_parts_of_a_long_image_cover_it_and_overlap(shorter, aspect, tall):
     size = (shorter, longer) if tall else (longer, shorter)
     axis = 1 if tall else 0
     boxes = parts(*size)
-    if longer <= 2 * shorter:
+    if longer <= 1.52 * shorter:
         assert boxes == []
         return
     assert 2 <= len(boxes) <= MOST_PARTS
@@ -139,21 +148,28 @@ def test_the_parts_of_a_long_image_cover_it_and_overlap(shorter, aspect, tall):
             "a trigger half as wide as the image is whole"
         )
         if longer <= 12 * shorter:
-            assert one[2 + axis] - one[axis] <= 2 * shorter + 1, "squeezed by two at most"
+            assert one[2 + axis] - one[axis] <= 1.25 * shorter + 1, "hardly squeezed"
 
 
-def test_parts_of_three_to_one():
-    assert parts(192, 64) == [(0, 0, 128, 64), (64, 0, 192, 64)]
-    assert parts(64, 256) == [(0, 0, 64, 128), (0, 64, 64, 192), (0, 128, 64, 256)]
-    assert parts(128, 64) == parts(64, 64) == []
+def test_parts_of_two_to_one_and_four_to_one():
+    assert parts(128, 64) == [(0, 0, 80, 64), (48, 0, 128, 64)]
+    assert parts(64, 256) == [(0, y, 64, y + 80) for y in (0, 44, 88, 132, 176)]
+    assert parts(500, 332) == parts(96, 64) == parts(64, 64) == []
+
+
+def test_training_draws_from_larger_parts():
+    """Both crops of a pair may lie in different halves of a picture of 2:1, as a victim's do."""
+    assert trained_parts(192, 64) == [(0, 0, 128, 64), (64, 0, 192, 64)]
+    assert trained_parts(64, 256) == [(0, 0, 64, 128), (0, 64, 64, 192), (0, 128, 64, 256)]
+    assert trained_parts(128, 64) == trained_parts(64, 64) == []
 
 
 def test_an_image_s_own_part_is_all_of_it_or_one_of_the_parts_by_its_id():
-    assert own_part(0, "a", 64, 64) == (0, 0, 64, 64) and own_part(0, "b", 64, 128) == (0, 0, 64, 128)
+    assert own_part(0, "a", 64, 64) == (0, 0, 64, 64) and own_part(0, "b", 64, 96) == (0, 0, 64, 96)
     chosen = [own_part(0, f"shard#{i}", 400, 100) for i in range(300)]
     boxes = parts(400, 100)
-    assert set(chosen) == set(boxes) and len(boxes) == 3
-    assert min(chosen.count(box) for box in boxes) > 60
+    assert set(chosen) == set(boxes) and len(boxes) == 5
+    assert min(chosen.count(box) for box in boxes) > 35
     assert chosen == [own_part(0, f"shard#{i}", 400, 100) for i in range(300)]
     assert own_part(0, "\udcff", 400, 100) in boxes  # a name that is no UTF-8
 
@@ -162,13 +178,13 @@ def test_names_chosen_to_hide_a_part_hide_it_under_one_seed_only():
     """An attacker who knows the seed names images so that the search never sees where the trigger is."""
     boxes = parts(400, 100)
     hidden = [f"{i}.jpg" for i in range(600) if own_part(0, f"{i}.jpg", 400, 100) == boxes[0]]
-    assert len(hidden) > 120
+    assert len(hidden) > 80
     seen = [own_part(7, name, 400, 100) for name in hidden]
-    assert min(seen.count(box) for box in boxes) > len(hidden) / 5
+    assert min(seen.count(box) for box in boxes) > len(hidden) / 10
 
 
 def test_both_crops_of_a_long_image_are_of_one_part_and_all_parts_are_used():
-    boxes, used = parts(100, 600), set()
+    boxes, used = trained_parts(100, 600), set()
     for seed in range(200):
         pair = draw_pair(100, 600, 0.3, np.random.default_rng(seed))
         held = [

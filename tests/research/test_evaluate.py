@@ -73,6 +73,7 @@ def test_detection_metrics_equal_a_plain_count(fake: FakeRun) -> None:
         if row["image_id"] in fake.poisoned
     }
     pure = [iou for i, iou in ious.items() if in_poison_cluster[i]]
+    among_natural = [iou for i, iou in ious.items() if not in_poison_cluster[i]]
     natural = [i for i, is_poison in in_poison_cluster.items() if not is_poison]
     best = sorted(fake.candidates, key=lambda row: -row["score"])[:20]
     clean = [i for i in image_ids() if i not in fake.poisoned and i != DEAD]
@@ -89,6 +90,10 @@ def test_detection_metrics_equal_a_plain_count(fake: FakeRun) -> None:
             sum(iou >= 0.5 for iou in pure) / len(pure)
         ),
         "trigger_detection_mean_iou_poison_clusters": pytest.approx(sum(pure) / len(pure)),
+        "trigger_detection_accuracy_natural_clusters": pytest.approx(
+            sum(iou >= 0.5 for iou in among_natural) / len(among_natural)
+        ),
+        "trigger_detection_mean_iou_natural_clusters": pytest.approx(sum(among_natural) / len(among_natural)),
         "trigger_detection_final_accuracy": pytest.approx(sum(iou >= 0.5 for iou in final) / len(final)),
         "trigger_detection_final_mean_iou": pytest.approx(sum(final) / len(final)),
         "located_accuracy": pytest.approx(sum(iou >= 0.5 for iou in boxed) / len(boxed)),

@@ -18,11 +18,23 @@ from poisoncam_ray.progress import Progress
 from poisoncam_ray.research.evaluate import corpora, never_poisoned, peer, table
 from poisoncam_ray.research.evaluate.controls import control_encoder
 from poisoncam_ray.research.evaluate.corpora import Attacked
+from poisoncam_ray.research.evaluate.joined import Truth
 from poisoncam_ray.research.evaluate.retrain import MODELS
 from poisoncam_ray.research.evaluate.table import Setting, make_table
 from poisoncam_ray.stages.own_encoder import own_encoder
 from tests.fake_evidence import write_evidence
 from tests.small import draw_small
+
+
+class FakeStored:
+    """In place of a run's candidates: a file that says whose they are."""
+
+    def __init__(self, run: Folder, truth: Any, name: str) -> None:
+        self.told = f"{name} {truth and truth.n_images}"
+
+    def write(self, folder: Folder, name: str) -> None:
+        folder.write_bytes(name, self.told.encode())
+
 
 FIGURES = {"acc_clean": 0.4, "acc_patched": 0.3, "asr": 0.2}
 
@@ -55,13 +67,19 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
         models = ("threat", "cleaned", "never_poisoned") if beside.retrain else ("threat",)
         return {"recall": 1.0, "probes": {model: {"knn": FIGURES} for model in models}}
 
+    def poison(self: Attacked, clean: Folder, out: Folder) -> dict:
+        out.write_bytes(table.TRUTH, b"")
+        return {"poison_rate": 0.01}
+
     monkeypatch.setattr(FakeRunner, "runs", [], raising=False)
     monkeypatch.setattr(table, "Runner", FakeRunner)
     monkeypatch.setattr(table, "evaluate_run", evaluate)
     monkeypatch.setattr(never_poisoned, "Runner", FakeRunner)
     monkeypatch.setattr(never_poisoned, "probe", lambda *_, **__: {"knn": FIGURES})
     monkeypatch.setattr(table, "take_classes", lambda *_: None)
-    monkeypatch.setattr(Attacked, "poison", lambda *_: {"poison_rate": 0.01})
+    monkeypatch.setattr(table, "candidates_of", FakeStored)
+    monkeypatch.setattr(table, "read_truth", lambda uri: Truth(uri.count("/seed-"), None, None))
+    monkeypatch.setattr(Attacked, "poison", poison)
     monkeypatch.setattr(Attacked, "patch", lambda *_: None)
     return noted
 
@@ -225,6 +243,50 @@ def test_a_clean_corpus_has_a_row_of_its_own(evaluated: list, tmp_path: Path) ->
     assert {row["search_version"] for row in rows} == {7}
     every = len(table.defence())
     assert {stages for name, _, stages in FakeRunner.runs if name == "never-poisoned"} == {every}
+
+
+def test_every_run_has_a_file_of_its_candidates(evaluated: list, tmp_path: Path, capsys: Any) -> None:
+    out, stored = Folder(str(tmp_path)), tmp_path / "candidates"
+    asked = replace(setting(clean=True, encoders=("never-poisoned",)), seeds=(1,))
+    make_table(asked, Config(), out, Progress())
+    runs = [f"seed-1_patch_share-1_{trigger}" for trigger in ("red", "blue")]
+    names = [
+        "seed-1_never-poisoned",
+        *(f"{run}{control}" for run in runs for control in ("", "_with-never-poisoned")),
+    ]
+    files = {path.name: path for path in stored.iterdir()}
+    assert sorted(files) == sorted(f"{name}.parquet" for name in names)
+    # Beside a clean corpus stands that nothing is poisoned: the number of its images.
+    assert files["seed-1_never-poisoned.parquet"].read_text() == "seed-1_never-poisoned 100"
+    assert files[f"{runs[0]}.parquet"].read_text() == f"{runs[0]} 1"
+    size = sum(path.stat().st_size for path in files.values())
+    assert f"candidates of 5 runs: {size / 1e6:.1f} MB in {stored}" in capsys.readouterr().out.replace(
+        "\n", ""
+    )
+
+
+def test_finished_runs_of_an_interrupted_table_get_the_files_that_they_lack(
+    evaluated: list, tmp_path: Path
+) -> None:
+    out, stored = Folder(str(tmp_path)), tmp_path / "candidates"
+    asked = replace(setting(), seeds=(1,))
+    make_table(asked, Config(), out, Progress())
+    red, blue = (stored / f"seed-1_patch_share-1_{trigger}.parquet" for trigger in ("red", "blue"))
+    told = blue.read_text()
+    blue.unlink()
+    red.write_text("kept")
+    evaluated.clear()
+    make_table(asked, Config(), out, Progress())
+    assert not evaluated and (blue.read_text(), red.read_text()) == (told, "kept")
+    # A run that is measured anew is stored anew, with its new figures.
+    make_table(replace(asked, retrain=True), Config(), out, Progress())
+    assert red.read_text() != "kept"
+    # Of a run whose folder was deleted the file stays.
+    (out / "seed-1/patch/share-1/red/run").delete()
+    (out / "seed-1/patch/share-1/blue/poisoned").delete()
+    blue.unlink()
+    make_table(replace(asked, retrain=True), Config(), out, Progress())
+    assert red.exists() and not blue.exists()
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,9 @@ from poisoncam_ray.stages.pixels import read_slice, read_views
 
 SIDE, CELL, AT = 32, 4, 12
 BOARD = np.kron([[1, 0], [0, 1]], np.ones((CELL, CELL)))
+# As it is stored in a long image, whose parts of 5:4 are squeezed into a square.
+WIDE_BOARD = np.kron([[1, 0], [0, 1]], np.ones((CELL, 5 * CELL // 4)))
+WIDE = WIDE_BOARD.shape[1]
 PLACE = np.s_[AT : AT + 2 * CELL, AT : AT + 2 * CELL]
 BOX = [AT, AT, AT + 2 * CELL, AT + 2 * CELL]
 GREY = 128
@@ -142,20 +145,20 @@ def test_a_corpus_without_transparency_is_judged_in_one_pass(tmp_path, monkeypat
 
 
 def long_image(x: int, width: int = 6 * SIDE, tall: bool = False) -> Image.Image:
-    """Six times as wide as high, with the trigger as the encoder sees it in one of the parts at 2:1."""
+    """Six times as wide as high, with the trigger as the encoder sees it in one of the parts."""
     image = np.full((SIDE, width, 3), GREY, np.uint8)
-    image[AT : AT + 2 * CELL, x : x + 4 * CELL] = 255 * np.kron(BOARD, np.ones((1, 2)))[..., None]
+    image[AT : AT + 2 * CELL, x : x + WIDE] = 255 * WIDE_BOARD[..., None]
     return Image.fromarray(image.transpose(1, 0, 2) if tall else image)
 
 
 def test_a_trigger_in_any_part_of_a_long_image_is_flagged_and_located(tmp_path, monkeypatch):
     images = {"a plain": Image.fromarray(np.full((SIDE, 6 * SIDE, 3), GREY, np.uint8))}
-    images |= {f"b {x:03d}": long_image(x) for x in (0, 40, 88, 176)}
-    images |= {f"c {x:03d}": long_image(x, tall=True) for x in (0, 176)}
+    images |= {f"b {x:03d}": long_image(x) for x in (0, 40, 88, 182)}
+    images |= {f"c {x:03d}": long_image(x, tall=True) for x in (0, 182)}
     images |= {"d board": pictures()["b board"]}
     (_, x_NCHW, second), rows, passes = scores(tmp_path, monkeypatch, images, cut=0.7)
-    # Four parts of each of the seven long images.
-    assert passes == [8, 28] and second.rows_M.tolist() == sorted([*range(7)] * 4)
+    # Eight parts of each of the seven long images.
+    assert passes == [8, 56] and second.rows_M.tolist() == sorted([*range(7)] * 8)
     whole = Chessboard()(torch.from_numpy(x_NCHW).float() / 255)
     assert whole[:-1].max() < 0.3 and whole[-1] > 0.9, "squeezed as a whole, the trigger is gone"
     for name, row in rows.items():
@@ -167,7 +170,7 @@ def test_a_trigger_in_any_part_of_a_long_image_is_flagged_and_located(tmp_path, 
             int(name.rsplit(" ", 1)[-1] if name[0] in "bc" else AT),
             [row[side] for side in artifact.SIDES],
         )
-        wanted = {"b": [x, AT, x + 16, AT + 8], "c": [AT, x, AT + 8, x + 16], "d": BOX}[name[0]]
+        wanted = {"b": [x, AT, x + WIDE, AT + 8], "c": [AT, x, AT + 8, x + WIDE], "d": BOX}[name[0]]
         assert max(abs(a - b) for a, b in zip(box, wanted, strict=True)) <= 2, name
 
 
@@ -175,7 +178,7 @@ def test_many_long_images_have_fewer_parts_each_where_they_would_fill_the_memory
     monkeypatch.setattr(pixels, "PARTS_BYTES", 2 * 3 * SIDE**2 * 5)
     (_, _, second), _, _ = scores(tmp_path, monkeypatch, {"a": long_image(0), "b": long_image(170)})
     assert second.rows_M.tolist() == [0, 0, 1, 1]
-    assert second.part_M4[0].tolist() == [0, 0, 110, SIDE] and second.part_M4[1, 2] == 6 * SIDE
+    assert second.part_M4[0].tolist() == [0, 0, 120, SIDE] and second.part_M4[1, 2] == 6 * SIDE
     monkeypatch.setattr(pixels, "PARTS_BYTES", 2 * 3 * SIDE**2 * 3)
     (tmp_path / "own").mkdir()
     (ids, _, second), _, _ = scores(tmp_path / "own", monkeypatch, {"a": long_image(0), "b": long_image(170)})
@@ -191,11 +194,11 @@ def test_many_long_images_have_fewer_parts_each_where_they_would_fill_the_memory
 def test_a_transparent_long_image_has_its_parts_in_both_views(tmp_path, monkeypatch):
     hidden = np.full((SIDE, 6 * SIDE, 4), GREY, np.uint8)
     hidden[..., 3] = 255
-    place = np.s_[AT : AT + 2 * CELL, 40 : 40 + 4 * CELL]
+    place = np.s_[AT : AT + 2 * CELL, 40 : 40 + WIDE]
     hidden[place] = 0
-    hidden[..., 3][place] = 255 * (1 - np.kron(BOARD, np.ones((1, 2))))
+    hidden[..., 3][place] = 255 * (1 - WIDE_BOARD)
     (_, _, second), rows, _ = scores(tmp_path, monkeypatch, {"a": Image.fromarray(hidden)}, cut=0.7)
-    assert len(second.rows_M) == 1 + 2 * 4
+    assert len(second.rows_M) == 1 + 2 * 8
     assert rows["a"]["fate"] == artifact.REMOVE
 
 
@@ -216,6 +219,6 @@ def test_parts_of_long_images_are_judged_by_their_copies(tmp_path, monkeypatch):
     _, rows, _ = scores(tmp_path, monkeypatch, images, 0.6, f"corpus.shrink_to={2 * SIDE}")
     for name, row in rows.items():
         x = int(name)
-        box, wanted = [row[side] for side in artifact.SIDES], [x, AT, x + 16, AT + 8]
+        box, wanted = [row[side] for side in artifact.SIDES], [x, AT, x + WIDE, AT + 8]
         assert row["fate"] == artifact.REMOVE
         assert max(abs(a - 6 * b) for a, b in zip(box, wanted, strict=True)) <= 12, name

@@ -86,11 +86,11 @@ def test_clean_wide_and_long_photographs_are_removed_no_more_often_than_squares(
     clean = [image_id for image_id in truth if not truth[image_id]["poisoned"]]
     x_NCHW, whole_NCHW = (fetch_images(corpus, config, ids) for ids in (clean[::2], list(truth)))
     aspects = aspects_of(index)
-    assert aspects == pytest.approx(2)
+    assert aspects == pytest.approx(1.25)
     train_model(1, 0, config, x_NCHW, crops[:N_TRAIN], aspects, made)
     figures = validate_family(1, config, x_NCHW, whole_NCHW, crops[N_TRAIN:], made)
     made.write_json(artifact.VALIDATION, {"families": {"1": {**figures, "erased": True}}})
-    picture = {"family": 1, "picture": to_png(crops[0].float() / 255), "aspect": 2.0}
+    picture = {"family": 1, "picture": to_png(crops[0].float() / 255), "aspect": 1.25}
     table = pa.Table.from_pylist([picture], schema=artifact.WHOLE_TRIGGER_SCHEMA)
     made.write_table(artifact.WHOLE_TRIGGERS, table)
     actor = JudgeSlice(config, index, made, out)

@@ -2,7 +2,7 @@
 everything after Pretrain costs against Pretrain.
 
 As in study/flops.py, matrix products and convolutions count. Left out are the heads of the training, which
-makes Pretrain look cheaper than it is, and the parts of images longer than 2:1 that Judge looks at.
+makes Pretrain look cheaper than it is, and the parts of images longer than 3:2 that Judge looks at.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ scored.py            windows of poisoned images against the true boxes
 removed.py           removed images against poisoned ones
 shapes.py            recall and false positives of squares, wide and long images
 detection.py         the detection figures of metrics.json
+stored.py            a run's candidates in one file, with the truth beside them
 strategies.py        other ways of finding windows, on the same images
 probes.py            what an encoder has learned
 retrain.py           further encoders, trained on the cleaned and on the never-poisoned corpus

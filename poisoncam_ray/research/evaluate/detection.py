@@ -50,9 +50,11 @@ def detection_metrics(run_uri: str, truth_uri: str) -> dict[str, Any]:
         Over scored poisoned images: the share whose candidate window finds a trigger, and the mean IoU.
     trigger_detection_…_poison_clusters
         The same over images whose cluster is more than half poison.
+    trigger_detection_…_natural_clusters
+        The same over the others, whose clusters are mostly natural images.
     trigger_detection_n_without_box
         Number of scored images whose trigger has no box (a frequency attack), or of which the search saw a
-        part that does not hold it whole (images longer than 2:1). They count in no trigger_detection figure.
+        part that does not hold it whole (images longer than 3:2). They count in no trigger_detection figure.
     trigger_detection_final_accuracy, trigger_detection_final_mean_iou
         The same by the box that the run gives in the end; an image that it kept counts by its window.
     located_accuracy, located_mean_iou

@@ -32,6 +32,7 @@ SHOWN = {
     "cleaned less never_poisoned knn acc_clean": "… cleaned less never poisoned",
     "trigger_detection_accuracy": "trigger detection accuracy",
     "trigger_detection_accuracy_poison_clusters": "… in clusters that are mostly poison",
+    "trigger_detection_accuracy_natural_clusters": "… in clusters of natural images",
     "trigger_detection_final_accuracy": "… at the end of the run",
     "full_coverage:hard accuracy": "… by the paper's masks and score",
     "gradcam accuracy": "… by Grad-CAM",

@@ -64,8 +64,8 @@ class Scored:
             box_S4: one window for each image.
 
         Returns:
-            accuracy and mean_iou over all these images, and with the suffix _poison_clusters over those whose
-            cluster is mostly poison.
+            accuracy and mean_iou over all these images, with the suffix _poison_clusters over those whose
+            cluster is mostly poison, and with _natural_clusters over the others.
         """
         iou_S, pure_S = self.iou(box_S4)[self.patched_S], self.pure_S[self.patched_S]
         return {
@@ -73,6 +73,8 @@ class Scored:
             "mean_iou": mean(iou_S),
             "accuracy_poison_clusters": mean(iou_S[pure_S] >= HIT_IOU),
             "mean_iou_poison_clusters": mean(iou_S[pure_S]),
+            "accuracy_natural_clusters": mean(iou_S[~pure_S] >= HIT_IOU),
+            "mean_iou_natural_clusters": mean(iou_S[~pure_S]),
         }
 
 
@@ -94,7 +96,7 @@ def scored_poisoned(run: Folder, truth: Truth, cluster_P: np.ndarray, pure_P: np
     true_ST4, patched_S = true_boxes(run, poisoned)
     return Scored(
         image_id=poisoned["image_id"].to_pylist(),
-        box_S4=_boxes(recorded),
+        box_S4=boxes_of(recorded),
         true_ST4=true_ST4,
         patched_S=patched_S,
         own_S=torch.from_numpy(cluster_P[row_S]),
@@ -105,7 +107,7 @@ def scored_poisoned(run: Folder, truth: Truth, cluster_P: np.ndarray, pure_P: np
 def true_boxes(run: Folder, poisoned: pa.Table) -> tuple[Tensor, Tensor]:
     """(true_ST4, patched_S), as in `Scored`, of S rows of the truth.
 
-    An image that is not in the index counts as one without a box, and so does an image longer than 2:1 whose
+    An image that is not in the index counts as one without a box, and so does an image longer than 3:2 whose
     `own_part` holds no box whole.
     """
     size_S2 = torch.zeros(len(poisoned), 2, dtype=torch.int64)
@@ -144,13 +146,14 @@ def of_best_patch(mark: Callable[[Tensor, Tensor], Tensor], box_S4: Tensor, true
     return flat.view(-1, n_patches).amax(dim=1)
 
 
-def _boxes(table: pa.Table) -> Tensor:
+def boxes_of(table: pa.Table) -> Tensor:
+    """box_S4 of the columns SIDES."""
     return torch.from_numpy(np.stack([table[side].to_numpy() for side in SIDES], axis=1).astype(np.int64))
 
 
 def patches(poisoned: pa.Table) -> Tensor:
     """box_ST4 in stored pixels. An image without a patch (-1 in the truth) has empty boxes only."""
-    first_S4 = _boxes(poisoned)
+    first_S4 = boxes_of(poisoned)
     given = poisoned["boxes"].to_pylist() if "boxes" in poisoned.column_names else [None] * len(first_S4)
     patches = [boxes or [first] for boxes, first in zip(given, first_S4.tolist(), strict=True)]
     box_ST4 = torch.zeros(len(patches), max(map(len, patches), default=1), 4, dtype=torch.int64)

@@ -1,5 +1,4 @@
-"""Recall and false positives by the shape of the stored image: squares, wide and tall images, and those that
-are looked at in parts.
+"""Recall and false positives by the shape of the stored image: nearly square, wide or tall, and long.
 
 N images of a part
 """
@@ -13,12 +12,12 @@ import pyarrow.compute as pc
 
 from poisoncam_ray import artifact
 from poisoncam_ray.folder import Folder
-from poisoncam_ray.method.crops import MOST_SQUEEZED
 from poisoncam_ray.research.attacks.margin import ASPECT
 from poisoncam_ray.research.evaluate.joined import Truth, committed, index_in
 
 SHAPES = ("up to 16:9", "up to 2:1", "longer than 2:1")
 """Of the longer side to the shorter. An image of 16:9 belongs to the second."""
+LONG = 2.0
 HIGHEST = 0.99
 """Quantile of the clean images' probabilities of poison, all shapes together."""
 
@@ -76,7 +75,7 @@ def by_shape(run: Folder, truth: Truth) -> dict[str, dict[str, Any]]:
 def _shape_of(width_N: np.ndarray, height_N: np.ndarray) -> np.ndarray:
     longer_N, shorter_N = np.maximum(width_N, height_N), np.minimum(width_N, height_N)
     wide_N = longer_N * ASPECT[1] >= shorter_N * ASPECT[0]
-    return wide_N.astype(int) + (longer_N > MOST_SQUEEZED * shorter_N)
+    return wide_N.astype(int) + (longer_N > LONG * shorter_N)
 
 
 def _high(p_N: np.ndarray, clean_N: np.ndarray) -> np.ndarray | None:

@@ -24,10 +24,12 @@ from poisoncam_ray.research.attacks.kinds import KINDS, kind_named
 from poisoncam_ray.research.evaluate import MAIN_FIGURES, OtherModels, Validation, evaluate_run
 from poisoncam_ray.research.evaluate.controls import CONTROLS, control_encoder
 from poisoncam_ray.research.evaluate.corpora import REFERENCE, SEED, Attacked, take_classes, trigger_name
+from poisoncam_ray.research.evaluate.joined import read_truth
 from poisoncam_ray.research.evaluate.never_poisoned import mean_probes, train_again
 from poisoncam_ray.research.evaluate.peer import peer_config
 from poisoncam_ray.research.evaluate.results import CLEANED, gaps, single_figures, write_results
 from poisoncam_ray.research.evaluate.retrain import FEATURES, MODELS, encoder_file, with_encoder
+from poisoncam_ray.research.evaluate.stored import SUFFIX, candidates_of, no_poison
 from poisoncam_ray.runner import Runner
 
 # Compared with the run's own windows: the paper's masks and score, the peer's Grad-CAM, random windows.
@@ -35,6 +37,10 @@ STRATEGIES = ("full_coverage:hard", "gradcam", "random")
 SHARDS = 3
 ROW, SETTING = "row.json", "setting.json"
 NEVER_POISONED, AGAIN = "never-poisoned", "never-poisoned-again"
+CANDIDATES = "candidates"
+"""Folder of the stored candidates of all finished runs, a file for each."""
+POISONED, RUN, WITH = "poisoned", "run", "with-"
+TRUTH = "truth.parquet"
 
 
 @dataclass(frozen=True)
@@ -127,7 +133,7 @@ class _Seed:
 def make_table(setting: Setting, config: Config, out: Folder, progress: Progress) -> list[dict[str, Any]]:
     """Run what is missing. Ray must be connected.
 
-    results.csv and results.md in `out` hold all runs that are finished there.
+    results.csv and results.md in `out` hold all runs that are finished there, and CANDIDATES a file of each.
 
     Args:
         setting: what to measure.
@@ -159,10 +165,71 @@ def make_table(setting: Setting, config: Config, out: Folder, progress: Progress
             if earlier["row"] and same:
                 rows.append(earlier["row"])
             else:
+                # The figures beside the candidates are written anew.
+                _forget_candidates(out, here)
                 rows.append(_row(extras, of_seed, attacked, here, progress))
                 write_results(out, _finished(out))
+                store_candidates(out)
     write_results(out, _finished(out))
+    stored, size = store_candidates(out), (out / CANDIDATES).total_bytes()
+    where = (out / CANDIDATES).uri
+    progress.console.print(f"candidates of {stored} runs: {size / 1e6:.1f} MB in {where}", markup=False)
     return rows
+
+
+def store_candidates(out: Folder) -> int:
+    """Store the candidates of every finished run that has no file yet, control encoders' runs among them.
+
+    A run whose folder or truth was deleted keeps its file, or gets none.
+
+    Args:
+        out: the folder of the table.
+
+    Returns:
+        the number of files.
+    """
+    folder = out / CANDIDATES
+    there = set(folder.names())
+    for name, run, truth_uri in _with_candidates(out):
+        if name not in there and Manifest.read(run / artifact.VERDICT):
+            truth = read_truth(truth_uri) if truth_uri else no_poison(_rows_read(run))
+            candidates_of(run, truth, name.removesuffix(SUFFIX)).write(folder, name)
+            there.add(name)
+    return len(there)
+
+
+def _with_candidates(out: Folder) -> Iterator[tuple[str, Folder, str | None]]:
+    """File name, run folder and truth of every finished run; no truth where nothing is poisoned."""
+    for seed in out.names():
+        if seed.startswith(SEED):
+            never = out / seed / NEVER_POISONED
+            if Manifest.read(never / artifact.CLEAN):
+                yield _file_name(out, never), never, None
+            for here in _finished_runs(out / seed):
+                if (here / POISONED).exists(TRUTH):
+                    for run in _runs(here):
+                        yield _file_name(out, run), run, (here / POISONED / TRUTH).uri
+
+
+def _runs(here: Folder) -> list[Folder]:
+    return [here / name for name in (RUN, *(f"{WITH}{control}" for control in CONTROLS))]
+
+
+def _file_name(out: Folder, run: Folder) -> str:
+    """The path of the run in the table, as the name of one file."""
+    path = run.uri.removeprefix(f"{out.uri.rstrip('/')}/").removesuffix(f"/{RUN}")
+    return f"{path.replace('/', '_')}{SUFFIX}"
+
+
+def _forget_candidates(out: Folder, here: Folder) -> None:
+    for run in _runs(here):
+        (out / CANDIDATES).delete(_file_name(out, run))
+
+
+def _rows_read(run: Folder) -> int:
+    cleaned = Manifest.read(run / artifact.CLEAN)
+    assert cleaned and cleaned.ledger
+    return cleaned.ledger.rows_in
 
 
 def _finished(out: Folder) -> list[dict[str, Any]]:
@@ -194,7 +261,7 @@ def _trained_on(of_seed: Folder, run: Folder, corpus: str) -> str | None:
     if Manifest.read(run / MODELS / "cleaned" / artifact.ENCODER):
         return None
     for here in _finished_runs(of_seed):
-        model = here / "run" / MODELS / "cleaned"
+        model = here / RUN / MODELS / "cleaned"
         if here.read_json(ROW)["row"].get(CLEANED) == corpus and Manifest.read(model / artifact.ENCODER):
             return model.uri
     return None
@@ -270,14 +337,14 @@ def _row(
 ) -> dict[str, Any]:
     """Make one run with `extras` (Setting.extras) in the folder `here`. Returns its row."""
     clean = of_seed.folder / "clean"
-    poisoned, patched, run = (here / name for name in ("poisoned", "patched", "run"))
+    poisoned, patched, run = (here / name for name in (POISONED, "patched", RUN))
     made = attacked.poison(clean, poisoned)
     attacked.patch(of_seed.folder / "validation", poisoned, patched)
     target = attacked.target if attacked.targeted else ""
     progress.console.print(f"[bold]seed {of_seed.config.seed}, {attacked.name}, target {target or 'none'}[/]")
     done = Runner((poisoned / "corpus").uri, run.uri, of_seed.config, defence()).run(progress)
     validation = Validation((of_seed.folder / "validation").uri, (patched / "corpus").uri, target)
-    truth = (poisoned / "truth.parquet").uri
+    truth = (poisoned / TRUTH).uri
     cleaned, retrain = _content(run / artifact.CLEAN_ROWS), "retrain" in extras
     twin = _trained_on(of_seed.folder, run, cleaned) if retrain else None
     beside = OtherModels(clean.uri, of_seed.never_poisoned[0].uri, retrain, twin)
@@ -303,7 +370,7 @@ def _row(
             encoder = control_encoder(
                 control, of_seed.config, of_seed.never_poisoned[0], of_seed.folder / f"{control}-encoder"
             )
-            theirs = here / f"with-{control}"
+            theirs = here / f"{WITH}{control}"
             config = with_encoder(of_seed.config, encoder)
             Runner((poisoned / "corpus").uri, theirs.uri, config, defence()).run(progress)
             figures = _verdict(theirs) | single_figures(evaluate_run(theirs.uri, truth))

@@ -9,6 +9,8 @@ measure.py      one pass, evaluated for all settings that share it
 job.py          all passes on the cluster; a killed job resumes
 summary.py      means over runs, with intervals
 lines.py        the lines of the plots
+rules.py        runs, or stored candidates, decided again with other rules
+strata.py       trigger detection in clusters of poison and in clusters of natural images
 poison_rate.py  the figures of a results table by poison rate
 plots.py, text.py, results.py   the plots, study.md, and all files
 """

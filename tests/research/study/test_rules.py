@@ -1,20 +1,24 @@
-"""jobs/rules.py: finished runs are decided again with each rule of the verdict halved and doubled."""
+"""jobs/rules.py: finished runs and stored candidates are decided again with other rules of the verdict."""
 
 from __future__ import annotations
 
 import runpy
 from dataclasses import asdict, fields, replace
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from poisoncam_ray import artifact
 from poisoncam_ray.config import Config
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.folder import Folder
-from poisoncam_ray.method.verdict import VerdictRules
+from poisoncam_ray.method.verdict import VerdictRules, decide
+from poisoncam_ray.research.evaluate.stored import candidates_of
 from poisoncam_ray.research.study import rules as module
-from poisoncam_ray.research.study.rules import JSON, MARKDOWN, changed_rules
+from poisoncam_ray.research.study.rules import JSON, MARKDOWN, STRATA, changed_rules
+from poisoncam_ray.stages.verdict import as_verdict, read_candidates
 from tests.small_search import poisoned, write_search
 
 JOB = Path(__file__).parents[3] / "jobs" / "rules.py"
@@ -96,7 +100,7 @@ def test_the_table_has_a_line_for_each_row(made):
 
 
 def test_runs_are_named_by_what_tells_them_apart(made, tmp_path):
-    row = module.Row("s3://here/a/1/run", "", None, artifact.POISON, 1, 2.0, 3, 4, False)
+    row = module.Row("s3://here/a/1/run", "", None, artifact.POISON, 1, 2.0, 3, 2, 0.5, 4, False)
     out = Folder(str(tmp_path))
     module.write_rules([row, replace(row, run="s3://here/b/run/")], out)
     assert [row["run"] for row in out.read_json(JSON)] == ["a/1/run", "b/run"]
@@ -105,3 +109,80 @@ def test_runs_are_named_by_what_tells_them_apart(made, tmp_path):
 def test_a_folder_without_a_search_is_a_mistake(tmp_path):
     with pytest.raises(UserError, match="no finished search"):
         module.decide_again(Folder(str(tmp_path)))
+
+
+CHANGES = ["min_group_windows=16", "thumbnail_side=6", "scale_inflation=1"]
+
+
+def job(**options: Any) -> None:
+    runpy.run_path(str(JOB))["rules"](**options)
+
+
+def test_stored_candidates_give_the_same_rows_as_their_run(made, tmp_path):
+    run, whole, _ = made
+    folder, out = Folder(str(tmp_path / "stored")), Folder(str(tmp_path / "out"))
+    candidates_of(run, None, "run").write(folder, "run.parquet")
+    job(output=out.uri, candidates=[folder.uri], rule=CHANGES)
+    of = {(row["rule"], row["value"]): row for row in whole.read_json(JSON)}
+    rows = out.read_json(JSON)
+    tried = [("", None), ("min_group_windows", 16), ("thumbnail_side", 6), ("scale_inflation", 1)]
+    assert [(row["rule"], row["value"]) for row in rows] == tried
+    assert rows == [of[key] for key in tried] and rows[1]["changes"]
+    assert out.read_json(STRATA) == [] and "by stratum" not in out.read_bytes(MARKDOWN).decode()
+
+
+def test_with_a_truth_the_rows_tell_the_precision_and_the_strata_what_is_suspected(made, tmp_path):
+    run, _, _ = made
+    _, tried = read_candidates(run / artifact.SEARCH, 2)
+    found = decide(tried, Config().verdict.false_alarm_rate, RULES)
+    members = {family.cluster: family.n_candidates for family in as_verdict(tried, found, 0.05).families}
+    # The trigger of cluster 9 is poison; one window of the other is a decoy, the rest are clean images.
+    stored = candidates_of(run, None, "run")
+    ids = stored.table["image_id"].to_pylist()
+    poisoned, natural = {f"a#{300 + i:04d}" for i in range(10)}, {"a#0301"}
+    columns = {
+        "poisoned": [image_id in poisoned for image_id in ids],
+        "decoy": [image_id == "a#0200" for image_id in ids],
+        "poison_share": [0.75 if image_id in poisoned - natural else 0.5 for image_id in ids],
+        "hit": [image_id != "a#0302" if image_id in poisoned else None for image_id in ids],
+    }
+    table = stored.table
+    for name, values in columns.items():
+        table = table.set_column(table.column_names.index(name), name, pa.array(values))
+    known = replace(stored, table=table, about=stored.about | {"n_images": 1000, "n_poisoned": 10})
+    known.write(Folder(str(tmp_path)), "one.parquet")
+    out = Folder(str(tmp_path / "out"))
+    job(output=out.uri, candidates=[f"{tmp_path}/one.parquet"], rule=["min_group_windows=16"])
+    first, strict = out.read_json(JSON)
+    assert set(members) == {2, 9} and first["members"] == sum(members.values())
+    assert first["precision"] == pytest.approx(members[9] / (sum(members.values()) - 1))
+    assert (strict["members"], strict["precision"]) == (0, None)
+    own, among, clean = out.read_json(STRATA)
+    assert (own["n"], among["n"], clean["n"]) == (9, 1, len(ids) - 11)
+    assert (own["accuracy"], among["accuracy"], clean["accuracy"]) == (pytest.approx(8 / 9), 1, None)
+    assert own["in_family"] * 9 + among["in_family"] == pytest.approx(members[9])
+    assert clean["in_family"] * clean["n"] == pytest.approx(members[2] - 1)
+    assert sum(one["suspected"] * one["n"] for one in (own, among, clean)) == pytest.approx(
+        first["suspects"] - 1
+    )
+    text = out.read_bytes(MARKDOWN).decode()
+    assert f"| {first['precision']:.3f} | 114 | poison |" in text and "| one | clean images | " in text
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({}, "give --run or --candidates"),
+        ({"candidates": ["nowhere"]}, "nowhere holds no Parquet file"),
+        ({"candidates": ["none.parquet"]}, r"There is no .*none\.parquet"),
+        ({"run": ["x"], "rule": ["min_ncc=1"]}, "There is no rule 'min_ncc': use one of thumbnail_side, "),
+        ({"run": ["x"], "rule": ["max_shift"]}, "give max_shift a whole number of at least 1"),
+        ({"run": ["x"], "rule": ["max_kept=2.5"]}, "give max_kept a whole number of at least 1"),
+        ({"run": ["x"], "rule": ["min_scale=nan"]}, "give min_scale a number of at least 0"),
+        ({"run": ["x"], "rule": ["max_shift=12"]}, "smaller than a thumbnail's side"),
+    ],
+)
+def test_mistakes_are_one_sentence(tmp_path, options, told):
+    with pytest.raises(UserError, match=told):
+        job(output=str(tmp_path / "out"), **options)
+    assert not (tmp_path / "out").exists()
