@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -22,6 +24,7 @@ from poisoncam_ray.research.attacks.perfect_search import judge_with_perfect_win
 from poisoncam_ray.research.attacks.scaled import BILINEAR, NEAREST, disguise, shrunk
 
 MAX_PIXELS = 2**20
+ROOT = Path(__file__).parents[3]
 
 
 def smooth(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -244,7 +247,18 @@ def test_true_windows_find_poison_and_the_framed_bearers_alike(corpus, tmp_path)
     assert 15 <= found["n_decoys"] <= 50 and found["erased"] == (found["unsure_share"] <= 0.03)
 
 
+def job(name: str):
+    return runpy.run_path(str(ROOT / "jobs" / f"{name}.py"))[name]
+
+
 def test_without_boxes_there_are_no_true_windows(corpus, tmp_path) -> None:
     poison_corpus(str(corpus(60)), str(tmp_path / "out"), ["1"], kind="frequency")
     with pytest.raises(UserError, match="0 poisoned images with a box"):
-        judge_with_perfect_windows(str(tmp_path / "out"), 32, 0, Classify(models=1))
+        job("perfect_search")(str(tmp_path / "out"), side=32, seed=0, models=1)
+
+
+def test_the_job_prints_a_row_for_each_filter_size_and_aim(corpus, capsys) -> None:
+    job("scaling")(str(corpus(16)), pictures=1)
+    rows = capsys.readouterr().out.splitlines()[2:]
+    assert len(rows) == 3 * 2 * len(FILTERS)
+    assert rows[0].startswith("| 224 → 32 | nearest | nearest | 0.0 |")
