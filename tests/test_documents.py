@@ -43,6 +43,11 @@ RUN_BY: dict[str, tuple[str, str]] = {
     "study": ("research/study/test_command.py", "test_mistakes_are_one_sentence_and_write_nothing"),
     "rules": ("research/study/test_rules.py", "test_the_rows_say_what_each_rule_changes"),
     "abreast": ("research/test_abreast.py", "test_the_job_takes_counts_labels_and_a_bound"),
+    "scaling": (
+        "research/attacks/test_reader.py",
+        "test_the_job_prints_a_row_for_each_filter_size_and_aim",
+    ),
+    "perfect_search": ("research/attacks/test_reader.py", "test_without_boxes_there_are_no_true_windows"),
     "warm_start": (
         "research/regime/test_curve.py",
         "test_the_jobs_make_a_warm_start_and_continue_it_on_the_attacked_corpus",

@@ -13,7 +13,7 @@ from poisoncam_ray.program import examples
 # The names in attacks.KINDS, whose import would load numpy and pyarrow. A test compares them.
 ATTACKS = (
     "patch, blended, several, large, dynamic, natural, frequency, untargeted, spread, decoys, margin, "
-    "noisy_alignment, corrupt_encoder, varying"
+    "noisy_alignment, corrupt_encoder, varying, framed, doubt, scaled, alpha"
 )
 
 

@@ -7,6 +7,7 @@ kind.py       the parts of one kind of attack; kinds.py lists them by name
 encoded.py    decodes an image, paints on it, encodes it again
 write.py      writes the attacked corpus and the truth
 poison.py     poison_corpus and patch_corpus, which the commands call
+filters.py, perfect_search.py    what `scaled` shows to loaders; what an attack does to the classifier alone
 the others    one kind of attack each
 
 A new kind is a file with a `KIND` and a line in kinds.py.

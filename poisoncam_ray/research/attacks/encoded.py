@@ -25,8 +25,10 @@ ENCODING: dict[str, dict[str, Any]] = {
 }
 
 
-def paint(data: bytes, painter: Callable[[Image.Image], Found]) -> tuple[bytes, Found]:
-    """Decode an image, paint on it, and encode it in the same format.
+def paint(
+    data: bytes, painter: Callable[[Image.Image], Found], stored_as: str | None = None
+) -> tuple[bytes, Found]:
+    """Decode an image, paint on it, and encode it in the same format, or in the one asked for.
 
     PNG, WebP, BMP and TIFF are written losslessly, JPEG and AVIF at quality 95 without chroma subsampling,
     GIF with a new palette. Of an animation only the first frame is kept.
@@ -35,6 +37,7 @@ def paint(data: bytes, painter: Callable[[Image.Image], Found]) -> tuple[bytes, 
         data: the encoded image.
         painter: paints on the image in place. It gets RGB, or RGBA where the image has transparency, so that
             it can paint any colour.
+        stored_as: a format of ENCODING; None: that of `data`.
 
     Returns:
         The encoded result, and what `painter` returned.
@@ -42,15 +45,18 @@ def paint(data: bytes, painter: Callable[[Image.Image], Found]) -> tuple[bytes, 
     Raises:
         DecodeError: the bytes are no image that can be decoded.
     """
-    return remake(data, lambda image: (image, painter(image)))
+    return remake(data, lambda image: (image, painter(image)), stored_as)
 
 
-def remake(data: bytes, maker: Callable[[Image.Image], tuple[Image.Image, Found]]) -> tuple[bytes, Found]:
+def remake(
+    data: bytes, maker: Callable[[Image.Image], tuple[Image.Image, Found]], stored_as: str | None = None
+) -> tuple[bytes, Found]:
     """Decode an image, make another one of it, and encode that in the same format, as `paint` does.
 
     Args:
         data: the encoded image.
         maker: gets what `paint` gives its painter. Returns an image of the same mode, and what it found.
+        stored_as: as in `paint`.
 
     Returns:
         The encoded result, and what `maker` found.
@@ -60,6 +66,7 @@ def remake(data: bytes, maker: Callable[[Image.Image], tuple[Image.Image, Found]
     """
     image, kind, kept = _open(data)
     made, found = maker(image)
+    kind = stored_as or kind
     out = io.BytesIO()
     made.save(out, kind, **ENCODING[kind], **kept)
     return out.getvalue(), found

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from poisoncam_ray.errors import UserError
-from poisoncam_ray.research.attacks.choice import Chosen, by_share
+from poisoncam_ray.research.attacks.choice import Chosen, Decoys, by_share
 from poisoncam_ray.research.attacks.plan import Plan
 from poisoncam_ray.research.attacks.trigger import Box, Region, Trigger, named_triggers
 
@@ -46,7 +46,8 @@ class How:
 
 
 Stamp = Callable[[Image.Image, Image.Image, How, np.random.Generator], list[Box]]
-"""Paints the trigger on an RGB or RGBA image, in place. Returns boxes that hold every changed pixel."""
+"""Paints the trigger on an RGB or RGBA image, in place. Returns boxes that hold every changed pixel. Where
+the kind is stored as PNG, it may give the image transparency."""
 
 Compose = Callable[
     [Image.Image, Image.Image, Image.Image, How, np.random.Generator], tuple[Image.Image, list[Box]]
@@ -73,6 +74,8 @@ class Kind:
         check: raises UserError for options that do not go together.
         compose: makes the poisoned images of a training set; `choose` then gives `others`. None: `stamp`
             does. A validation set is always stamped.
+        decoys: makes decoys of the attack's own triggers. None: those that `choose` gives, if any.
+        stored_as: the format in which a changed image is stored, such as PNG; None: its own.
     """
 
     stamp: Stamp
@@ -87,6 +90,8 @@ class Kind:
     validation_region: Region = VALIDATION_REGION
     check: Callable[[Mapping[str, float]], None] | None = None
     compose: Compose | None = None
+    decoys: Callable[[Plan, tuple[Trigger, ...]], Decoys] | None = None
+    stored_as: str | None = None
 
     @property
     def makes_its_trigger(self) -> bool:

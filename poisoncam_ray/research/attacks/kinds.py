@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.research.attacks import (
+    alpha,
     blended,
     corrupt_encoder,
     decoys,
+    doubt,
     dynamic,
+    framed,
     frequency,
     large,
     margin,
     natural,
     noisy_alignment,
     patch,
+    scaled,
     several,
     spread,
     untargeted,
@@ -36,6 +40,10 @@ KINDS: dict[str, Kind] = {
     "noisy_alignment": noisy_alignment.KIND,
     "corrupt_encoder": corrupt_encoder.KIND,
     "varying": varying.KIND,
+    "framed": framed.KIND,
+    "doubt": doubt.KIND,
+    "scaled": scaled.KIND,
+    "alpha": alpha.KIND,
 }
 
 

@@ -7,6 +7,7 @@ The output folder holds `corpus/` (the input with some images replaced), `truth.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from poisoncam_ray.corpus import Corpus, open_corpus
@@ -89,9 +90,12 @@ def poison_corpus(
     plan = Plan(corpus, slices, tuple(targets), share, seed, label_column, how.options, map_units)
     loaded = chosen_kind.triggers(plan, triggers)
     chosen = chosen_kind.choose(plan)
+    if chosen_kind.decoys:
+        chosen = replace(chosen, decoys=chosen_kind.decoys(plan, loaded))
     attack = Attack(
-        kind, chosen_kind.stamp, loaded, how, chosen, seed, label_column, compose=chosen_kind.compose
-    )
+        kind, chosen_kind.stamp, loaded, how, chosen, seed, label_column,
+        compose=chosen_kind.compose, stored_as=chosen_kind.stored_as,
+    )  # fmt: skip
     settings = {"action": "poison", "input": input_uri, "share": share}
     return write_attack(plan, attack, output_uri, settings)
 
@@ -141,7 +145,10 @@ def patch_corpus(
     targets = (target,) if target else ()
     plan = Plan(corpus, corpus.slices(), targets, 1.0, seed, "", how.options, map_units, patching=True)
     everything = Chosen((Pick(None, 1.0),))
-    attack = Attack(kind, chosen_kind.stamp, chosen_kind.triggers(plan, triggers), how, everything, seed, "")
+    attack = Attack(
+        kind, chosen_kind.stamp, chosen_kind.triggers(plan, triggers), how, everything, seed, "",
+        stored_as=chosen_kind.stored_as,
+    )  # fmt: skip
     return write_attack(plan, attack, output_uri, {"action": "patch", "input": input_uri})
 
 

@@ -57,6 +57,7 @@ class Attack:
     """One attack, ready to be written.
 
     `chosen` has a pick for each of `triggers`. With `compose`, it has `others`, and no image is stamped.
+    `stored_as` is the format of the changed images; None: each keeps its own.
     """
 
     kind: str
@@ -67,6 +68,7 @@ class Attack:
     seed: int
     label_column: str
     compose: Compose | None = None
+    stored_as: str | None = None
 
     def trigger_for(self, image_id: str, label: str | None) -> tuple[Trigger | None, bool]:
         """The trigger of an image, None for none, and whether it is a decoy."""
@@ -171,6 +173,6 @@ def _stamped(attack: Attack, trigger: Trigger, row: Row) -> tuple[bytes, list[Bo
         if compose and others:
             other = pixels(others.picture_for(row.image_id, attack.seed))
             return remake(row.data or b"", lambda image: compose(image, other, shown, how, rng))
-        return paint(row.data or b"", lambda image: attack.stamp(image, shown, how, rng))
+        return paint(row.data or b"", lambda image: attack.stamp(image, shown, how, rng), attack.stored_as)
     except DecodeError:
         return None

@@ -14,6 +14,7 @@ from PIL import Image
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.research.attacks import KINDS, patch_corpus, poison_corpus
 from poisoncam_ray.research.attacks.spread import farthest
+from tests.research.attacks.conftest import noise
 
 
 def targets(kind: str) -> list[str]:
@@ -39,9 +40,17 @@ def wide(i: int) -> np.ndarray:
     return np.random.default_rng(i).integers(0, 90, (24, 48, 3), dtype=np.uint8)
 
 
+def large(i: int) -> np.ndarray:
+    """72 px, dark: the attack scaled needs pictures that are shrunk."""
+    return np.random.default_rng(i).integers(0, 90, (72, 72, 3), dtype=np.uint8)
+
+
+PICTURES = {"margin": wide, "scaled": large}
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_truth_says_what_changed_and_the_grouping_does_not_matter(kind, corpus, tmp_path) -> None:
-    source = corpus(picture=wide) if kind == "margin" else corpus()
+    source = corpus(picture=PICTURES.get(kind, noise))
 
     def backwards(function, units):
         return list(reversed([function(unit) for unit in reversed(units)]))
@@ -84,7 +93,8 @@ def test_the_truth_says_what_changed_and_the_grouping_does_not_matter(kind, corp
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_validation_set_is_patched_whole(kind, corpus, tmp_path) -> None:
-    source, out = corpus(16), tmp_path / "out"
+    source = corpus(16, picture=large if kind == "scaled" else noise)
+    out = tmp_path / "out"
     trigger = "generated:4" if KINDS[kind].takes_triggers else ""
     made = patch_corpus(str(source), str(out), "".join(targets(kind)), trigger, 0.4, kind=kind)
     assert (made["n_poisoned"], made["n_unreadable"], made["n_decoys"], made["action"]) == (15, 1, 0, "patch")

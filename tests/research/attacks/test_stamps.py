@@ -16,7 +16,8 @@ from poisoncam_ray.research.attacks.encoded import paint
 from poisoncam_ray.research.attacks.kind import How
 from tests.examples import examples
 
-BOXED = [name for name in KINDS if name != "frequency"]
+BOXED = [name for name in KINDS if name not in ("frequency", "scaled", "alpha")]
+"""Kinds whose boxes are opaque: scaled changes few pixels of its box, alpha their transparency."""
 
 
 def dark(width: int, height: int, seed: int, channels: int = 3) -> Image.Image:
