@@ -1,5 +1,6 @@
 """What loaders see of a picture that shows its trigger only when shrunk, by resampling filter."""
 
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -8,24 +9,29 @@ from poisoncam_ray.program import run_program
 
 
 def scaling(
-    input: Annotated[str, typer.Option(help="corpus of pictures; they are resized to 224 and 448 px")],
+    input: Annotated[str, typer.Option(help="corpus of pictures; they are resized to 224, 256 and 448 px")],
     pictures: Annotated[int, typer.Option(min=1, help="so many of its first pictures that decode")] = 40,
 ) -> None:
     """Print a table: the trigger's visibility after shrinking, by filter and size."""
+    from PIL import Image
+
     from poisoncam_ray.corpus import open_corpus
     from poisoncam_ray.decode import DecodeError
+    from poisoncam_ray.errors import UserError
     from poisoncam_ray.research.attacks.encoded import pixels
     from poisoncam_ray.research.attacks.filters import SIZES, what_filters_see
 
     corpus = open_corpus(input)
-    found = []
-    for row in (row for slice_ in corpus.slices() for row in corpus.read(slice_)):
-        if len(found) == pictures:
-            break
-        try:
-            found.append(pixels(row.data or b""))
-        except DecodeError:
-            continue
+    found: list[Image.Image] = []
+    for slice_ in corpus.slices():
+        for row in corpus.read(slice_):
+            if len(found) == pictures:
+                break
+            with suppress(DecodeError):
+                found.append(pixels(row.data or b""))
+    if not found:
+        raise UserError(f"{input} holds no picture that decodes: give another corpus.")
+    typer.echo(f"{len(found)} picture(s)\n")
     typer.echo("| shrunk | made for | shrunk by | to the trigger | to the clean | trigger shown | change |")
     typer.echo("|---|---|---|---|---|---|---|")
     for seen in what_filters_see(found, SIZES):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -220,6 +221,11 @@ def changed(file: Path, about: dict[str, Any] | None = None, **columns: Any) -> 
         ({}, {"score": lambda values: [None, *values[1:]]}, "is damaged"),
         ({}, {"landed": lambda values: [[], *values[1:]]}, "is damaged"),
         ({}, {"race_rank": lambda values: [1, *values[1:]]}, "is damaged"),
+        ({}, {"landed": lambda values: [[None, *values[0][1:]], *values[1:]]}, "is damaged"),
+        ({}, {"score": lambda values: [math.nan, *values[1:]]}, "is damaged"),
+        ({}, {"poisoned": lambda values: [None, *values[1:]]}, "is damaged"),
+        ({}, {"poison_share": lambda values: [None, *values[1:]]}, "is damaged"),
+        ({"rounds": 10**13}, {}, "is damaged"),
     ],
 )
 def test_what_does_not_fit_is_one_sentence(

@@ -29,7 +29,12 @@ def faint_copies(plan: Plan, triggers: tuple[Trigger, ...]) -> Decoys:
     o = plan.options
     grades = np.linspace(o["faintest"], o["strongest"], GRADES)
     copies = tuple(
-        Trigger(f"{trigger.file.split('/')[-1].removesuffix('.png')}-faint-{i}", _faint(trigger, alpha), "")
+        # No dot: what follows one is not part of a trigger's name.
+        Trigger(
+            f"{trigger.file.split('/')[-1].removesuffix('.png').replace('.', '-')}-faint-{i}",
+            _faint(trigger, alpha),
+            "",
+        )
         for trigger in triggers
         for i, alpha in enumerate(grades)
     )

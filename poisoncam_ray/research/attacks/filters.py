@@ -20,7 +20,7 @@ from poisoncam_ray.research.attacks.trigger import generate_trigger
 TRIGGER_WIDTH = 0.3
 """Of the shrunk picture's side."""
 AIMS = {"nearest": NEAREST, "bilinear without antialias": BILINEAR}
-SIZES = ((224, 32), (224, 112), (448, 224))
+SIZES = ((224, 32), (256, 32), (224, 112), (448, 224))
 
 
 @dataclass(frozen=True)

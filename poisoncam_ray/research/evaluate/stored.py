@@ -26,6 +26,7 @@ from poisoncam_ray.research.evaluate.joined import Truth, committed, index_in, p
 from poisoncam_ray.research.evaluate.results import single_figures
 from poisoncam_ray.research.evaluate.scored import HIT_IOU, boxes_of, true_boxes
 from poisoncam_ray.stages.ranking import read_ranking
+from poisoncam_ray.stages.search import Search
 
 FORMAT = 1
 """Of the file. A file of another format is refused."""
@@ -135,11 +136,16 @@ def candidates_of(run: Folder, truth: Truth | None, name: str) -> Stored:
         name: what the run is called.
 
     Raises:
-        UserError: the run has no finished search, or lacks what the truth is joined with.
+        UserError: the run has no finished search, was searched by another version, or lacks what the truth is
+            joined with.
     """
     search = committed(run, artifact.SEARCH)
     manifest = Manifest.read(search)
     assert manifest
+    version = manifest.identity.get("version")
+    if truth and version not in (None, Search.version):
+        # What the search saw of a long image depends on its version, and with it the true box.
+        raise UserError(f"The run {run.uri} was searched by another version: defend its corpus again.")
     rounds = facts.of_manifest(facts.Searched, manifest).rounds
     if not rounds:
         raise UserError(f"The search of the run {run.uri} scored no image: there is nothing to store.")
@@ -161,7 +167,7 @@ def candidates_of(run: Folder, truth: Truth | None, name: str) -> Stored:
         "format": FORMAT,
         "name": name,
         "rounds": rounds,
-        "search_version": manifest.identity.get("version"),
+        "search_version": version,
         "settings": _settings(run.read_json(artifact.RUN)["config"]),
         "superclusters": search.read_json(artifact.SUPERCLUSTERS),
         "flip_test": search.read_table(artifact.FLIP_TEST).to_pydict(),
@@ -231,21 +237,30 @@ def read_stored(folder: Folder, name: str) -> Stored:
 def _is_whole(stored: Stored) -> bool:
     """Whether rows and header fit together, so that the verdict can index one by the other."""
     table, about = stored.table, stored.about
-    n_clusters, n_flip = len(about["superclusters"]), len(about["flip_test"]["cluster"])
+    flip, n_clusters = about["flip_test"], len(about["superclusters"])
+    n_flip, truth_known = len(flip["cluster"]), about["n_images"] is not None
     needed = [*(field.name for field in _FOUND), "round"]
+    if truth_known:
+        needed += ["poisoned", "decoy", "poison_share"]
+    landed = pc.list_flatten(table["landed"])
     if (
         not len(table)
         or any(table[name].null_count for name in needed)
+        or landed.null_count
         or not 0 < stored.false_alarm_rate <= 1
+        or len(flip["image_id"]) != n_flip
     ):
         return False
-    clusters = [table["cluster"], pc.list_flatten(table["landed"]), pa.array(about["flip_test"]["cluster"])]
+    rounds = pc.unique(table["round"]).sort().to_pylist()
+    clusters = [table["cluster"], landed, pa.array(flip["cluster"])]
     ranges = [pc.min_max(values) for values in clusters]
     return (
         pc.all(pc.equal(pc.list_value_length(table["landed"]), n_flip)).as_py()
         and all(both["min"].as_py() >= 0 and both["max"].as_py() < n_clusters for both in ranges)
-        and pc.unique(table["round"]).sort().to_pylist() == list(range(about["rounds"]))
-        and table["race_rank"].null_count in (0, len(table))
+        and len(rounds) == about["rounds"]
+        and rounds == list(range(len(rounds)))
+        and pc.all(pc.is_finite(table["score"])).as_py()
+        and {table[name].null_count for name, _ in _RACED} in ({0}, {len(table)})
         and all(isinstance(k, int) and 0 <= k < n_clusters for k in about["superclusters"])
     )
 

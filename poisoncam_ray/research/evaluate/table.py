@@ -152,7 +152,7 @@ def make_table(setting: Setting, config: Config, out: Folder, progress: Progress
     _claim(setting, config, out)
     rows = []
     for seed in setting.seeds:
-        of_seed = _prepare(setting, config.model_copy(update={"seed": seed}), out / f"{SEED}{seed}", progress)
+        of_seed = _prepare(setting, config.model_copy(update={"seed": seed}), out, progress)
         if setting.clean:
             rows.append(_clean_row(of_seed.config.seed, of_seed.never_poisoned[0]))
         for attacked in _attacks(setting, of_seed):
@@ -302,14 +302,18 @@ def _claim(setting: Setting, config: Config, out: Folder) -> None:
         )
 
 
-def _prepare(setting: Setting, config: Config, folder: Folder, progress: Progress) -> _Seed:
+def _prepare(setting: Setting, config: Config, out: Folder, progress: Progress) -> _Seed:
+    folder = out / f"{SEED}{config.seed}"
     classes = np.random.default_rng(config.seed).choice(setting.labels, setting.n_classes, replace=False)
     take_classes(setting.train_uri, folder / "clean", classes, setting.per_class, SHARDS)
     take_classes(setting.validation_uri, folder / "validation", classes, setting.per_class, 1)
     never = folder / NEVER_POISONED
     stages = defence() if setting.clean else defence()[:FEATURES]
     progress.console.print(f"[bold]seed {config.seed}, never poisoned[/]")
-    Runner((folder / "clean").uri, never.uri, config, stages).run(progress)
+    done = Runner((folder / "clean").uri, never.uri, config, stages).run(progress)
+    if not all(stage.reused for stage in done):
+        # The stored candidates are of an earlier run.
+        (out / CANDIDATES).delete(_file_name(out, never))
     again = train_again((folder / "clean").uri, folder / AGAIN, config, setting.trainings, progress)
     return _Seed(config, str(classes[0]), folder, [never, *again])
 

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
+from PIL import UnidentifiedImageError
 
 from poisoncam_ray import artifact, facts
 from poisoncam_ray.errors import UserError
@@ -150,7 +151,10 @@ def decide_stored(file: str, changes: Changes | None = None) -> tuple[list[Row],
     with tempfile.TemporaryDirectory() as here:
         search = Folder(here)
         stored.unpack(search)
-        return _decided(file, search, stored.false_alarm_rate, stored, changes)
+        try:
+            return _decided(file, search, stored.false_alarm_rate, stored, changes)
+        except UnidentifiedImageError as error:
+            raise UserError(f"{file} is damaged: store the candidates of that run again.") from error
 
 
 def stored_files(uris: Iterable[str]) -> list[str]:
@@ -239,7 +243,10 @@ def write_rules(rows: Sequence[Row], out: Folder, found: Sequence[Stratum] = ())
         len(set(level)) == 1 for level in zip(*(folders[:-1] for folders in split.values()), strict=False)
     ]
     shared = same.index(False) if False in same else len(same)
-    short = {run: "/".join(folders[shared:]).removesuffix(SUFFIX) for run, folders in split.items()}
+    full = {run: "/".join(folders[shared:]) for run, folders in split.items()}
+    bare = {run: name.removesuffix(SUFFIX) for run, name in full.items()}
+    # A run and its stored file may differ by the suffix alone.
+    short = bare if len(set(bare.values())) == len(bare) else full
     rows = [replace(row, run=short[row.run]) for row in rows]
     found = [replace(stratum, run=short[stratum.run]) for stratum in found]
     out.write_json(JSON, [asdict(row) for row in rows])

@@ -18,7 +18,7 @@ from poisoncam_ray.decode import views
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.method.crops import in_sample, own_part, parts
 from poisoncam_ray.research.attacks import KINDS, poison_corpus
-from poisoncam_ray.research.attacks.filters import FILTERS, what_filters_see
+from poisoncam_ray.research.attacks.filters import FILTERS, SIZES, what_filters_see
 from poisoncam_ray.research.attacks.kind import How
 from poisoncam_ray.research.attacks.perfect_search import judge_with_perfect_windows
 from poisoncam_ray.research.attacks.scaled import BILINEAR, NEAREST, disguise, shrunk
@@ -70,18 +70,19 @@ def test_a_disguised_picture_shrinks_to_the_other_one(ratio, filter_) -> None:
 @pytest.mark.parametrize("filter_", [NEAREST, BILINEAR])
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
 def test_the_scaled_trigger_is_seen_by_the_victim_alone(filter_, mode) -> None:
-    image, trigger = smooth(224, 224).convert(mode), Image.new("RGB", (8, 8), (255, 0, 255))
+    # At an odd ratio bilinear reads the same single pixels as nearest.
+    image, trigger = smooth(256, 256).convert(mode), Image.new("RGB", (8, 8), (255, 0, 255))
     made, box = stamped("scaled", image, trigger, side=32, filter=filter_)
     changed = np.abs(array(made) - array(image)).max(axis=2) > 0
     assert changed.sum() <= 0.05 * changed.size and made.mode == mode
     x0, y0, x1, y1 = box
     assert changed[y0:y1, x0:x1].sum() == changed.sum() > 0
-    at = np.s_[round(y0 / 7) : round(y1 / 7), round(x0 / 7) : round(x1 / 7)]
+    at = np.s_[round(y0 / 8) : round(y1 / 8), round(x0 / 8) : round(x1 / 8)]
     victim = shrunk(array(made), 32, filter_)[at]
     ours = array(made.resize((32, 32), Image.Resampling.BILINEAR))[at]
     clean = array(image.resize((32, 32), Image.Resampling.BILINEAR))[at]
     assert np.abs(victim - (255, 0, 255)).max() < 1
-    assert np.abs(ours - clean).mean() < 6
+    assert np.abs(ours - clean).mean() < 15
 
 
 def test_an_image_that_is_not_shrunk_is_refused_by_scaled() -> None:
@@ -94,6 +95,7 @@ def test_filters_with_antialias_do_not_see_what_the_others_see() -> None:
     assert {name for _, name in seen} == set(FILTERS)
     for aim in ("nearest", "bilinear without antialias"):
         assert seen[aim, aim].shown > 0.98 and seen[aim, aim].to_trigger < 2
+        assert seen[aim, "JPEG 95, then bilinear without antialias"].shown > 0.9
         for name in ("area", "bilinear with antialias (Pillow)", "this package's decode"):
             assert seen[aim, name].shown < 0.1 and seen[aim, name].to_clean < 6
 
@@ -259,6 +261,6 @@ def test_without_boxes_there_are_no_true_windows(corpus, tmp_path) -> None:
 
 def test_the_job_prints_a_row_for_each_filter_size_and_aim(corpus, capsys) -> None:
     job("scaling")(str(corpus(16)), pictures=1)
-    rows = capsys.readouterr().out.splitlines()[2:]
-    assert len(rows) == 3 * 2 * len(FILTERS)
+    pictures, _, _, _, *rows = capsys.readouterr().out.splitlines()
+    assert pictures == "1 picture(s)" and len(rows) == len(SIZES) * 2 * len(FILTERS)
     assert rows[0].startswith("| 224 → 32 | nearest | nearest | 0.0 |")
