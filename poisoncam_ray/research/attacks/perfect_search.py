@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from poisoncam_ray.config import Classify
+from poisoncam_ray.config import Classify, Search
 from poisoncam_ray.corpus import open_corpus
 from poisoncam_ray.decode import DecodeError, decode
 from poisoncam_ray.errors import UserError
@@ -94,11 +94,11 @@ def judge_with_perfect_windows(attacked_uri: str, side: int, seed: int, settings
 
 
 def _window(x_CHW: Tensor, row: dict) -> Tensor:
-    """t_Cww: the first box of an image, cut out of its square at the size of a third of the side."""
+    """t_Cww: the first box of an image, cut out of its square and resized to a window of the search."""
     side = x_CHW.shape[-1]
     x0, y0 = row["x0"] * side / row["width"], row["y0"] * side / row["height"]
     x1, y1 = row["x1"] * side / row["width"], row["y1"] * side / row["height"]
-    window = max(2, round(0.35 * side))
+    window = max(2, round(Search().window * side))
     picture = Image.fromarray(x_CHW.permute(1, 2, 0).numpy())
     square = picture.resize((window, window), Image.Resampling.BILINEAR, box=(x0, y0, x1, y1))
     return torch.from_numpy(np.asarray(square).copy()).permute(2, 0, 1)

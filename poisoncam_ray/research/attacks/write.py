@@ -172,7 +172,9 @@ def _stamped(attack: Attack, trigger: Trigger, row: Row) -> tuple[bytes, list[Bo
     try:
         if compose and others:
             other = pixels(others.picture_for(row.image_id, attack.seed))
-            return remake(row.data or b"", lambda image: compose(image, other, shown, how, rng))
+            return remake(
+                row.data or b"", lambda image: compose(image, other, shown, how, rng), attack.stored_as
+            )
         return paint(row.data or b"", lambda image: attack.stamp(image, shown, how, rng), attack.stored_as)
     except DecodeError:
         return None
