@@ -21,14 +21,15 @@ TRIES = 10
 FLIP_P = 0.5
 
 MOST_SQUEEZED = 1.52
-"""Longer over shorter side up to which Embed, Search and Judge look at an image as a whole only: 3:2, and a
-little more, since sides are whole pixels (500 × 332 is common). Encoders are trained on crops that are not
-squeezed. They hardly know a trigger that is half as wide as it is high."""
+"""Longer over shorter side up to which Embed, Search, Classify and Judge look at an image as a whole only: 3:2,
+and a little more, since sides are whole pixels (500 × 332 is common). Encoders are trained on crops that are
+hardly squeezed. They hardly know a trigger that is half as wide as it is high."""
 PART_ASPECT = 1.25
 """Longer over shorter side of the parts of other images."""
 TRAINED_WHOLE = 2.0
-"""Both of these in training, where the two crops of a pair come from one part. In a victim's training they
-come from anywhere in the image, and some attacks need crops that lie far apart."""
+"""In training, crops are drawn from images up to this aspect as a whole, and from parts of this aspect of longer
+ones. Both crops of a pair come from one part. In a victim's training they come from anywhere in the image, and
+some attacks need crops that lie far apart."""
 OVERLAP = 0.5
 """What neighbouring parts share, in shorter sides: a smaller trigger is whole in one of them."""
 MOST_PARTS, MOST_TRAINED = 16, 8
@@ -80,7 +81,7 @@ def draw_crop(
         rng: the random generator.
         shape: square: aspects of 3/4 … 4/3 in stored pixels, as in the training of most victims
             (torchvision's RandomResizedCrop). own: of 3/4 … 4/3 times the image's own aspect, which is how
-            Embed, Search and Judge see the image. Of a square image both are the same.
+            Embed, Search and Judge see an image up to 3:2. Of a square image both are the same.
 
     Returns:
         The crop: the first of ten tries that fits into the image, else the largest box of that shape.
@@ -110,7 +111,7 @@ def shrunk_size(width: int, height: int, side: int) -> tuple[int, int]:
         width: of the stored image, in pixels.
         height: of the stored image, in pixels.
         side: the long side of the copy, at most; of an image longer than 2:1, the long side of each of its
-            parts of 2:1. So the short side of what is looked at is at least half of it for images up to 13:1;
+            parts of 2:1. So the short side of what is looked at is at least half of it for images up to 12.5:1;
             still longer ones are seen more coarsely.
 
     Returns:
@@ -190,7 +191,7 @@ def _cover(
     n = min(math.ceil((longer / shorter - OVERLAP) / (aspect - OVERLAP)), most)
     # With as many parts as are wanted they have this aspect, and overlap by at least OVERLAP.
     relative = OVERLAP / aspect
-    length = min(round(max(aspect * shorter, longer / (1 + (n - 1) * (1 - relative)))), longer)
+    length = round(max(aspect * shorter, longer / (1 + (n - 1) * (1 - relative))))
     starts = [round(i * (longer - length) / (n - 1)) for i in range(n)]
     if width >= height:
         return [(start, 0, start + length, height) for start in starts]

@@ -155,7 +155,7 @@ def choose_penalty(
         f_ND: labelled features, of any length.
         y_N: their classes. The images of each class are dealt to the folds in turn, in their order.
         n_classes: C.
-        penalties: those to try, for as many images as a fold leaves.
+        penalties: those to try. Each is tried on the images outside a fold, a fifth fewer than it is used on.
         folds: at least 2; of fewer images than folds, some are empty.
 
     Returns:

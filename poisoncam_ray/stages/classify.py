@@ -162,7 +162,7 @@ def aspects_of(index: Folder) -> float:
     if not len(sizes):
         return 1.0
     log_N = np.log(sizes["width"].to_numpy() / sizes["height"].to_numpy())
-    # Longer images are seen by their parts.
+    # Longer images are seen by their parts. Those above 12.5:1 have longer parts, and are too rare to count.
     long_N = np.abs(log_N) > np.log(MOST_SQUEEZED)
     aspect_N = np.exp(np.where(long_N, np.sign(log_N) * np.log(PART_ASPECT), log_N))
     least, greatest = np.quantile(aspect_N, (0.01, 0.99))
