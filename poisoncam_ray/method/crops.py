@@ -21,15 +21,15 @@ TRIES = 10
 FLIP_P = 0.5
 
 MOST_SQUEEZED = 1.52
-"""Longer over shorter side up to which Embed, Search, Classify and Judge look at an image as a whole only: 3:2,
-and a little more, since sides are whole pixels (500 × 332 is common). Encoders are trained on crops that are
-hardly squeezed. They hardly know a trigger that is half as wide as it is high."""
+"""Longer over shorter side up to which Embed, Search, Classify and Judge look at an image as a whole only:
+3:2, and a little more, since sides are whole pixels (500 × 332 is common). Encoders are trained on crops that
+are hardly squeezed. They hardly know a trigger that is half as wide as it is high."""
 PART_ASPECT = 1.25
 """Longer over shorter side of the parts of other images."""
 TRAINED_WHOLE = 2.0
-"""In training, crops are drawn from images up to this aspect as a whole, and from parts of this aspect of longer
-ones. Both crops of a pair come from one part. In a victim's training they come from anywhere in the image, and
-some attacks need crops that lie far apart."""
+"""In training, crops are drawn from images up to this aspect as a whole, and from parts of this aspect of
+longer ones. Both crops of a pair come from one part. In a victim's training they come from anywhere in the
+image, and some attacks need crops that lie far apart."""
 OVERLAP = 0.5
 """What neighbouring parts share, in shorter sides: a smaller trigger is whole in one of them."""
 MOST_PARTS, MOST_TRAINED = 16, 8
@@ -111,8 +111,8 @@ def shrunk_size(width: int, height: int, side: int) -> tuple[int, int]:
         width: of the stored image, in pixels.
         height: of the stored image, in pixels.
         side: the long side of the copy, at most; of an image longer than 2:1, the long side of each of its
-            parts of 2:1. So the short side of what is looked at is at least half of it for images up to 12.5:1;
-            still longer ones are seen more coarsely.
+            parts of 2:1. So the short side of what is looked at is at least half of it for images up to
+            12.5:1; still longer ones are seen more coarsely.
 
     Returns:
         The size, of the same aspect; that of the image where this is no larger.
