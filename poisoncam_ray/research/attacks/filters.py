@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from poisoncam_ray.decode import decode
-from poisoncam_ray.research.attacks.encoded import ENCODING, MAX_PIXELS
+from poisoncam_ray.research.attacks.encoded import ENCODING, MAX_PIXELS, pixels
 from poisoncam_ray.research.attacks.scaled import BILINEAR, NEAREST, Array, disguise, shrunk
 from poisoncam_ray.research.attacks.trigger import generate_trigger
 
@@ -63,7 +63,7 @@ def _jpeg_ours(image: Image.Image, side: int) -> Array:
 
 
 def _jpeg_without_antialias(image: Image.Image, side: int) -> Array:
-    return _without_antialias(Image.open(io.BytesIO(_encoded(image, "JPEG"))), side)
+    return _without_antialias(pixels(_encoded(image, "JPEG")), side)
 
 
 FILTERS: dict[str, Callable[[Image.Image, int], Array]] = {

@@ -6,8 +6,6 @@ H = W image side   M windows   w a window's side
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 import pyarrow.parquet as pq
 import torch
@@ -16,7 +14,7 @@ from torch import Tensor
 
 from poisoncam_ray.config import Classify, Search
 from poisoncam_ray.corpus import open_corpus
-from poisoncam_ray.decode import DecodeError, decode
+from poisoncam_ray.decode import DecodeError, decode, header
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.method.classifier import (
     choose_threshold,
@@ -58,7 +56,7 @@ def judge_with_perfect_windows(attacked_uri: str, side: int, seed: int, settings
             images.append(torch.from_numpy(decode(stored.data or b"", side, MAX_PIXELS)))
         except DecodeError:
             continue
-        width, height = Image.open(io.BytesIO(stored.data or b"")).size
+        width, height, _ = header(stored.data or b"", MAX_PIXELS)
         kept.append(rows[stored.image_id] | {"width": width, "height": height})
     x_NCHW = torch.stack(images)
     poisoned_N, decoy_N = (np.array([row[name] for row in kept]) for name in ("poisoned", "decoy"))
