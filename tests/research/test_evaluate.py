@@ -25,11 +25,6 @@ from poisoncam_ray.stages.embed import embed_images, feature_table, load_encoder
 from tests.fake_run import BOXED, DEAD, HEIGHT, SIDE, WIDTH, FakeRun, image_ids, make_fake_run
 
 
-@pytest.fixture(scope="module")
-def fake(tmp_path_factory: pytest.TempPathFactory) -> FakeRun:
-    return make_fake_run(tmp_path_factory.mktemp("fake"))
-
-
 @pytest.fixture
 def broken(fake: FakeRun, tmp_path: Path) -> Folder:
     """A copy of the run to damage."""

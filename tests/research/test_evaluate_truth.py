@@ -22,14 +22,9 @@ from poisoncam_ray.research.evaluate import detection_metrics
 from poisoncam_ray.research.evaluate.joined import poison_clusters, read_truth
 from poisoncam_ray.research.evaluate.scored import Scored, scored_poisoned, true_boxes
 from tests.examples import examples
-from tests.fake_run import HEIGHT, SIDE, WIDTH, FakeRun, image_ids, make_fake_run
+from tests.fake_run import HEIGHT, SIDE, WIDTH, FakeRun, image_ids
 
 NONE = [-1, -1, -1, -1]
-
-
-@pytest.fixture(scope="module")
-def fake(tmp_path_factory: pytest.TempPathFactory) -> FakeRun:
-    return make_fake_run(tmp_path_factory.mktemp("fake"))
 
 
 def truth_with(fake: FakeRun, path: Path, **changes: dict) -> str:

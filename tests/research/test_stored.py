@@ -38,11 +38,6 @@ from poisoncam_ray.stages.verdict import read_candidates
 from tests.fake_run import CONFIG, HEIGHT, SIDE, WIDTH, FakeRun, make_fake_run
 
 
-@pytest.fixture(scope="module")
-def fake(tmp_path_factory: pytest.TempPathFactory) -> FakeRun:
-    return make_fake_run(tmp_path_factory.mktemp("fake"))
-
-
 @pytest.fixture
 def run(fake: FakeRun, tmp_path: Path) -> Folder:
     """A copy of the run to change."""

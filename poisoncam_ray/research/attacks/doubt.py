@@ -7,17 +7,14 @@ the defence shall name the family and remove nothing. In the truth an image with
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 from PIL import Image
 
-from poisoncam_ray.errors import UserError
 from poisoncam_ray.research.attacks import patch
 from poisoncam_ray.research.attacks.choice import Decoys
-from poisoncam_ray.research.attacks.kind import How, Kind, Option
+from poisoncam_ray.research.attacks.kind import How, Kind, Option, in_order
 from poisoncam_ray.research.attacks.plan import Plan
-from poisoncam_ray.research.attacks.trigger import Box, Trigger, place_trigger, trigger_size
+from poisoncam_ray.research.attacks.trigger import Box, Trigger, place_trigger, sized, trigger_size
 
 GRADES = 16
 """Different opacities."""
@@ -54,22 +51,14 @@ def stamp(image: Image.Image, trigger: Image.Image, how: How, rng: np.random.Gen
     if trigger.mode != "RGBA":
         return patch.stamp(image, trigger, how, rng)
     box = place_trigger(*image.size, *trigger_size(image, trigger, how.width), how.region, rng)
-    over = trigger.resize((box[2] - box[0], box[3] - box[1]), Image.Resampling.BILINEAR)
+    over = sized(trigger, box)
     image.paste(over.convert("RGB"), box[:2], over.getchannel("A"))
     return [box]
-
-
-def _check(options: Mapping[str, float]) -> None:
-    if options["faintest"] > options["strongest"]:
-        raise UserError(
-            f"The option faintest of the attack doubt is {options['faintest']:g}: "
-            f"use no more than the option strongest, {options['strongest']:g}."
-        )
 
 
 KIND = Kind(
     stamp,
     {"faint": Option(0.3, 0.001, 1), "faintest": Option(0.05, 0.01, 1), "strongest": Option(0.6, 0.01, 1)},
     decoys=faint_copies,
-    check=_check,
+    check=in_order("doubt", "faintest", "strongest"),
 )

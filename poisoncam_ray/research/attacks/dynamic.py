@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 from PIL import Image
 
-from poisoncam_ray.errors import UserError
-from poisoncam_ray.research.attacks.kind import How, Kind, Option
+from poisoncam_ray.research.attacks.kind import How, Kind, Option, in_order
 from poisoncam_ray.research.attacks.trigger import Box, place_trigger
 
 FAINT = 32
@@ -40,19 +37,6 @@ def stamp(image: Image.Image, trigger: Image.Image, how: How, rng: np.random.Gen
     return [box]
 
 
-def rising(options: Mapping[str, float]) -> None:
-    """Check that the smallest size is not above the largest.
-
-    Raises:
-        UserError: it is.
-    """
-    if options["smallest"] > options["largest"]:
-        raise UserError(
-            f"The option smallest of the attack dynamic is {options['smallest']:g}: use no more than the "
-            f"option largest, {options['largest']:g}."
-        )
-
-
 KIND = Kind(
     stamp,
     {
@@ -61,5 +45,5 @@ KIND = Kind(
         "rotation": Option(180, 0, 180),
         "tint": Option(0.4, 0, 0.9),
     },
-    check=rising,
+    check=in_order("dynamic", "smallest", "largest"),
 )

@@ -54,12 +54,10 @@ def _without_antialias(image: Image.Image, side: int) -> Array:
     return shrunk(np.asarray(image, np.float64), side, BILINEAR)
 
 
-def _ours(image: Image.Image, side: int) -> Array:
-    return decode(_encoded(image, "PNG"), side, MAX_PIXELS).transpose(1, 2, 0).astype(np.float64)
-
-
-def _jpeg_ours(image: Image.Image, side: int) -> Array:
-    return decode(_encoded(image, "JPEG"), side, MAX_PIXELS).transpose(1, 2, 0).astype(np.float64)
+def _with_decode(kind: str) -> Callable[[Image.Image, int], Array]:
+    return lambda image, side: (
+        decode(_encoded(image, kind), side, MAX_PIXELS).transpose(1, 2, 0).astype(np.float64)
+    )
 
 
 def _jpeg_without_antialias(image: Image.Image, side: int) -> Array:
@@ -71,8 +69,8 @@ FILTERS: dict[str, Callable[[Image.Image, int], Array]] = {
     "bilinear without antialias": _without_antialias,
     "area": _with_pillow(Image.Resampling.BOX),
     "bilinear with antialias (Pillow)": _with_pillow(Image.Resampling.BILINEAR),
-    "this package's decode": _ours,
-    "JPEG 95, then this package's decode (libjpeg's draft)": _jpeg_ours,
+    "this package's decode": _with_decode("PNG"),
+    "JPEG 95, then this package's decode (libjpeg's draft)": _with_decode("JPEG"),
     "JPEG 95, then bilinear without antialias": _jpeg_without_antialias,
 }
 

@@ -56,6 +56,19 @@ Compose = Callable[
 Returns it, in the mode of the first, and the boxes of the trigger in it."""
 
 
+def in_order(name: str, low: str, high: str) -> Callable[[Mapping[str, float]], None]:
+    """The check of the kind `name` that its option `low` is at most its option `high`."""
+
+    def check(options: Mapping[str, float]) -> None:
+        if options[low] > options[high]:
+            raise UserError(
+                f"The option {low} of the attack {name} is {options[low]:g}: "
+                f"use no more than the option {high}, {options[high]:g}."
+            )
+
+    return check
+
+
 @dataclass(frozen=True)
 class Kind:
     """One kind of attack.

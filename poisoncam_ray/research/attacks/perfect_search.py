@@ -51,13 +51,14 @@ def judge_with_perfect_windows(attacked_uri: str, side: int, seed: int, settings
     rows = {row["image_id"]: row for row in truth.to_pylist()}
     corpus = open_corpus(f"{attacked_uri}/corpus")
     images, kept = [], []
-    for stored in (stored for slice_ in corpus.slices() for stored in corpus.read(slice_)):
-        try:
-            images.append(torch.from_numpy(decode(stored.data or b"", side, MAX_PIXELS)))
-        except DecodeError:
-            continue
-        width, height, _ = header(stored.data or b"", MAX_PIXELS)
-        kept.append(rows[stored.image_id] | {"width": width, "height": height})
+    for slice_ in corpus.slices():
+        for stored in corpus.read(slice_):
+            try:
+                images.append(torch.from_numpy(decode(stored.data or b"", side, MAX_PIXELS)))
+            except DecodeError:
+                continue
+            width, height, _ = header(stored.data or b"", MAX_PIXELS)
+            kept.append(rows[stored.image_id] | {"width": width, "height": height})
     x_NCHW = torch.stack(images)
     poisoned_N, decoy_N = (np.array([row[name] for row in kept]) for name in ("poisoned", "decoy"))
     generator = np.random.default_rng(seed)

@@ -122,9 +122,18 @@ def candidates(run: Folder) -> pa.Table:
 
 def poison_clusters(run: Folder, truth: Truth) -> tuple[np.ndarray, np.ndarray]:
     """`clusters_of_poison` for the clusters of the run."""
-    tables = parts(run, artifact.CLUSTERS, ["image_id", "cluster"])
-    assigned = ((table["image_id"], table["cluster"].to_numpy()) for table in tables)
-    return clusters_of_poison(truth, assigned, len(read_centroids(committed(run, artifact.CLUSTERS))))
+    return clusters_of_poison(truth, _assigned(run), len(read_centroids(committed(run, artifact.CLUSTERS))))
+
+
+def poison_shares(run: Folder, truth: Truth, k: int) -> np.ndarray:
+    """share_K: of poisoned images in each of the run's k clusters; 0 for an empty cluster."""
+    cluster_P, size_K = _counted(truth, _assigned(run), k)
+    return np.bincount(cluster_P[cluster_P >= 0], minlength=k) / np.maximum(size_K, 1)
+
+
+def _assigned(run: Folder) -> Iterator[tuple[pa.ChunkedArray, np.ndarray]]:
+    for table in parts(run, artifact.CLUSTERS, ["image_id", "cluster"]):
+        yield table["image_id"], table["cluster"].to_numpy()
 
 
 def clusters_of_poison(
@@ -140,12 +149,20 @@ def clusters_of_poison(
     Returns:
         cluster_P, -1 for an image that has no cluster; pure_P, whether more than half of it is poison.
     """
+    cluster_P, size_K = _counted(truth, assigned, k)
+    return cluster_P, mostly_poison(cluster_P, size_K)
+
+
+def _counted(
+    truth: Truth, assigned: Iterable[tuple[pa.ChunkedArray, np.ndarray]], k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """cluster_P, and the number of images in each cluster, size_K."""
     cluster_P, size_K = np.full(len(truth.poisoned), -1), np.zeros(k, np.int64)
     for image_id, cluster_N in assigned:
         size_K += np.bincount(cluster_N, minlength=k)
         row_N = truth.row(image_id)
         cluster_P[row_N[row_N >= 0]] = cluster_N[row_N >= 0]
-    return cluster_P, mostly_poison(cluster_P, size_K)
+    return cluster_P, size_K
 
 
 def mostly_poison(cluster_P: np.ndarray, size_K: np.ndarray) -> np.ndarray:

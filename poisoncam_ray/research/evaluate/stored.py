@@ -22,7 +22,7 @@ from poisoncam_ray.artifact import SIDES
 from poisoncam_ray.errors import UserError
 from poisoncam_ray.folder import Folder, Manifest, absolute
 from poisoncam_ray.method.geometry import iou
-from poisoncam_ray.research.evaluate.joined import Truth, committed, index_in, parts, read_truth
+from poisoncam_ray.research.evaluate.joined import Truth, committed, poison_shares, read_truth
 from poisoncam_ray.research.evaluate.results import single_figures
 from poisoncam_ray.research.evaluate.scored import HIT_IOU, boxes_of, true_boxes
 from poisoncam_ray.stages.ranking import read_ranking
@@ -299,7 +299,8 @@ def _joined(run: Folder, table: pa.Table, truth: Truth) -> dict[str, pa.Array]:
         return pa.array(value_C, kind, mask=~boxed_C)
 
     sides = {side: where_boxed(true_S4[:, i], pa.int32()) for i, side in enumerate(_TRUE_SIDES)}
-    share_K = _poison_shares(run, truth)
+    k = len((run / artifact.SEARCH).read_json(artifact.SUPERCLUSTERS))
+    share_K = poison_shares(run, truth, k)
     return {
         "poisoned": pa.array(poisoned_C),
         "decoy": pa.array(truth.is_decoy(table["image_id"]) & ~poisoned_C),
@@ -307,15 +308,3 @@ def _joined(run: Folder, table: pa.Table, truth: Truth) -> dict[str, pa.Array]:
         "hit": where_boxed(iou_S >= HIT_IOU, pa.bool_()),
         "poison_share": pa.array(share_K[table["cluster"].to_numpy()]),
     }
-
-
-def _poison_shares(run: Folder, truth: Truth) -> np.ndarray:
-    """share_K: of poisoned images in each cluster; 0 for an empty cluster."""
-    k = len(committed(run, artifact.SEARCH).read_json(artifact.SUPERCLUSTERS))
-    size_K, poison_K = np.zeros(k, np.int64), np.zeros(k, np.int64)
-    for part in parts(run, artifact.CLUSTERS, ["image_id", "cluster"]):
-        cluster_N = part["cluster"].to_numpy()
-        poisoned_N = index_in(part["image_id"], truth.poisoned["image_id"]) >= 0
-        size_K += np.bincount(cluster_N, minlength=k)
-        poison_K += np.bincount(cluster_N[poisoned_N], minlength=k)
-    return poison_K / np.maximum(size_K, 1)

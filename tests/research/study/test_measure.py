@@ -24,15 +24,10 @@ from poisoncam_ray.research.study.runs import StudyRun
 from poisoncam_ray.runner import corpus_of
 from poisoncam_ray.stages.embed import load_encoder, read_features, write_encoder
 from poisoncam_ray.stages.pixels import fetch_images
-from tests.fake_run import CONFIG, SIDE, FakeRun, make_fake_run
+from tests.fake_run import CONFIG, SIDE, make_fake_run
 from tests.research.study.small_grid import small_grid
 
 GRID = small_grid(images=5)
-
-
-@pytest.fixture(scope="module")
-def fake(tmp_path_factory) -> FakeRun:
-    return make_fake_run(tmp_path_factory.mktemp("fake"))
 
 
 @pytest.fixture(scope="module")
